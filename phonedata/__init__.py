@@ -1,0 +1,1 @@
+"""Turns per-utterance feature files into context windows, at memory speed."""

@@ -1,0 +1,29 @@
+"""Everything that phonedata refuses, each error also the builtin that a caller would expect."""
+
+
+class PhonedataError(Exception):
+    """Base of all errors that phonedata raises on purpose; its message is one line that says what to do."""
+
+
+class CorpusNotFound(PhonedataError, FileNotFoundError):
+    """No raw folder or packed corpus where one was expected."""
+
+
+class CorpusExists(PhonedataError, FileExistsError):
+    """A packed corpus is already there and `--replace` was not given."""
+
+
+class FormatError(PhonedataError, ValueError):
+    """A packed corpus is of another format version, truncated, or differs from its digests."""
+
+
+class RawDataError(PhonedataError, ValueError):
+    """A foreign file is not what its layout promises."""
+
+
+class SpecError(PhonedataError, ValueError):
+    """Something impossible was asked for: more context than was packed, an unknown partition, a bad option."""
+
+
+class MissingReader(PhonedataError, ImportError):
+    """An optional reader is not installed; the message names the extra that brings it."""

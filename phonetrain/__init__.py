@@ -1,0 +1,1 @@
+"""Turns context windows into phonemes: trains, resumes, evaluates and explains frame classifiers."""

@@ -1,0 +1,1 @@
+"""Slow, obvious truth: what the fast paths are held against."""
