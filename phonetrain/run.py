@@ -1,0 +1,263 @@
+"""Run: the directory of one run. Its paths are made only here; its files are whole or absent, its logs only grow.
+
+    runs/NAME/
+      config.toml        what was asked for, resolved           built.json        what was really built
+      environment.json   versions, device, corpus digests       checkpoints/step-N/   best, last: one-line pointer files
+      metrics.jsonl      numbers, a line each                    evidence/         what the guard kept
+      events.jsonl       what happened, a line each              predictions/      report.html  wandb/
+
+A *segment* is what one process trained without a break. It starts at a step of an earlier segment (its parent), so the
+segments form a tree and the run's life is the path from the last segment back to the root: `Run.lineage`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from phonetrain.durable import (
+    append_line,
+    make_directory,
+    open_for_append,
+    plain,
+    read_lines,
+    try_lock,
+    unlock,
+    unwritable,
+    write_atomically,
+)
+from phonetrain.errors import CheckpointError, RunExists, RunNotFound, TrainingStopped
+
+RUNS = Path("runs")
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """The part of a run's life that one segment holds: steps `after <= step <= until` (None: up to its end)."""
+
+    segment: int
+    after: int
+    until: int | None
+
+    def holds(self, step: int) -> bool:
+        return step >= self.after and (self.until is None or step <= self.until)
+
+
+class Run:
+    """One run directory. `Run.create` makes one, `Run.open` finds one; both cost a few directory reads."""
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = Path(path)
+        self.config_path = self.path / "config.toml"
+        self.environment_path = self.path / "environment.json"
+        self.built_path = self.path / "built.json"
+        self.metrics_path = self.path / "metrics.jsonl"
+        self.events_path = self.path / "events.jsonl"
+        self.checkpoints = self.path / "checkpoints"
+        self.evidence = self.path / "evidence"
+        self.predictions = self.path / "predictions"
+        self.report_path = self.path / "report.html"
+        self.curves_path = self.path / "curves.png"
+        self.tracker_path = self.path / "tracker.json"
+        self.lock_path = self.path / ".lock"
+
+    @property
+    def name(self) -> str:
+        return self.path.resolve().name
+
+    @classmethod
+    def create(cls, path: str | os.PathLike[str] | None = None, recipe: str = "default", root: Path = RUNS) -> Run:
+        """Make the directory of a new run: `path`, or `root/<recipe>-<n>` with the first n above all that are there.
+
+        Raises RunExists where `path` already holds a run (an empty directory, or one with other files, is taken).
+        """
+        if path is not None:
+            run = cls(path)
+            if run.holds_run:
+                raise RunExists(
+                    f"{run.path} already holds a run; `phonetrain resume {run.path}` continues it, "
+                    "another `--run` starts a new one"
+                )
+            make_directory(run.path)
+            return run
+        stem = re.sub(r"[^\w.-]+", "-", Path(recipe).stem) or "run"
+        make_directory(root)
+        taken = [re.fullmatch(re.escape(stem) + r"-(\d+)", entry.name) for entry in root.iterdir()]
+        number = 1 + max((int(match[1]) for match in taken if match), default=0)
+        while True:
+            try:
+                (root / f"{stem}-{number}").mkdir()
+            except FileExistsError:  # another process took the name since the listing
+                number += 1
+            except OSError as error:
+                raise TrainingStopped(unwritable(root / f"{stem}-{number}", error)) from error
+            else:
+                return cls(root / f"{stem}-{number}")
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str] | None = None, root: Path = RUNS) -> Run:
+        """The run at `path` (a directory, or the bare name of one under `root`); None takes the newest under `root`.
+
+        Newest is by the time of the last event, so that copying directories or evaluating an old run changes nothing.
+        Raises RunNotFound.
+        """
+        if path is None:
+            runs = [run for run in (cls(entry) for entry in _directories(root)) if run.holds_run]
+            if not runs:
+                raise RunNotFound(
+                    f"no run under {root}{os.sep}; `phonetrain fit` starts one, or give the run's directory"
+                )
+            return max(runs, key=cls._last_sign_of_life)
+        for run in (cls(path), cls(root / path)):
+            if run.holds_run:
+                return run
+        if Path(path).is_dir():
+            raise RunNotFound(f"{path} holds no run (no config.toml in it); give the directory that `fit` printed")
+        names = [entry.name for entry in _directories(root) if cls(entry).holds_run]
+        near = get_close_matches(Path(path).name, names, n=1)
+        hint = f"did you mean {root / near[0]}?" if near else f"there are: {', '.join(sorted(names)) or 'none'}"
+        raise RunNotFound(f"no run at {path}; {hint}")
+
+    @property
+    def holds_run(self) -> bool:
+        return self.config_path.is_file() or self.events_path.is_file()
+
+    def _last_sign_of_life(self) -> tuple[str, float]:
+        times = [str(event["time"]) for event in self.events() if "time" in event]
+        return max(times, default=""), self.path.stat().st_mtime
+
+    # Logs
+
+    def append_metric(self, line: dict[str, Any]) -> None:
+        """Add one line to metrics.jsonl: at least kind, segment, epoch, step. Numbers that are not finite become the
+        strings "NaN", "Infinity", "-Infinity" (JSON has no such numbers) and are numbers again when read here."""
+        append_line(self.metrics_path, line)
+
+    def append_event(self, event: str, **fields: Any) -> dict[str, Any]:
+        """Add one line to events.jsonl, `{"event": event, "time": UTC, **fields}`, safely on disk; returns it.
+
+        `segment_started` needs segment, step (the last step that its checkpoint holds; 0 from scratch) and, unless it
+        continues the segment before it, parent (the segment that wrote the checkpoint): they make the lineage.
+        """
+        line = {"event": event, "time": datetime.now(UTC).isoformat(timespec="milliseconds"), **fields}
+        append_line(self.events_path, line, sync=True)
+        return line
+
+    def events(self, event: str | None = None) -> list[dict[str, Any]]:
+        """All events, or those of one name, in the order in which they happened, abandoned segments included."""
+        return [line for line in read_lines(self.events_path) if event is None or line.get("event") == event]
+
+    def lineage(self) -> list[Stretch]:
+        """The path from the first step to the last segment: which steps of which segments are this run's life."""
+        started: dict[int, tuple[int, int | None]] = {}
+        for event in self.events("segment_started"):
+            segment = int(event["segment"])
+            parent = event.get("parent", max(started, default=None))
+            started[segment] = int(event.get("step", 0)), parent
+        path, segment, until = [], max(started, default=None), None
+        while segment is not None and segment in started:
+            step, parent = started.pop(segment)
+            path.append(Stretch(segment, step, until))
+            segment, until = (parent, step) if until is None else (parent, min(step, until))
+        return path[::-1]
+
+    def metrics(self, kind: str | None = None) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl that belong to the run's life, in step order.
+
+        Kept are the lines of the lineage; for the same kind, epoch, step and partition the last one written wins.
+        """
+        stretches = {stretch.segment: stretch for stretch in self.lineage()}
+        kept: dict[tuple, dict[str, Any]] = {}
+        for line in self.all_metrics(kind):
+            step = line.get("step", 0)
+            if stretches and (line.get("segment") not in stretches or not stretches[line["segment"]].holds(step)):
+                continue
+            kept[line.get("kind"), line.get("epoch"), step, line.get("partition")] = line
+        return sorted(kept.values(), key=lambda line: (line.get("step", 0), line.get("epoch", 0)))
+
+    def all_metrics(self, kind: str | None = None) -> list[dict[str, Any]]:
+        """Every readable line of metrics.jsonl in file order, also of abandoned segments."""
+        return [line for line in read_lines(self.metrics_path) if kind is None or line.get("kind") == kind]
+
+    def best(self) -> dict[str, Any] | None:
+        """The epoch line with the best score so far, or None before the first."""
+        return next((line for line in reversed(self.metrics("epoch")) if line.get("best")), None)
+
+    # Checkpoints and small files
+
+    def checkpoint_dir(self, step: int) -> Path:
+        return self.checkpoints / f"step-{step}"
+
+    def write_pointer(self, name: str, step: int) -> None:
+        """Let checkpoints/<name> ("best", "last") name step-<step>: a one-line file, since symlinks fail on Drive."""
+        write_atomically(self.checkpoints / name, f"step-{step}\n".encode())
+
+    def read_pointer(self, name: str) -> int | None:
+        """The step that checkpoints/<name> names; None where there is no such file. Raises CheckpointError."""
+        try:
+            text = (self.checkpoints / name).read_text(encoding="utf-8", errors="replace").strip()
+        except FileNotFoundError:
+            return None
+        match = re.fullmatch(r"step-(\d+)", text)
+        if not match:
+            raise CheckpointError(f"{self.checkpoints / name}: got {text[:40]!r}, wanted one line like step-1200")
+        return int(match[1])
+
+    def read_json(self, path: Path) -> dict[str, Any]:
+        """environment.json or built.json as a dict; {} where there is none yet."""
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, json.JSONDecodeError):
+            return {}
+
+    def write_json(self, path: Path, content: dict[str, Any]) -> None:
+        write_atomically(path, (json.dumps(plain(content), indent=2, allow_nan=False) + "\n").encode())
+
+    # One process per run directory
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run directory for this process. Raises TrainingStopped, naming the other process, if it is held.
+
+        The operating system owns the lock, so it ends with its process, kill -9 included. A file system that knows no
+        locks (some network and Drive mounts) is used without.
+        """
+        with open_for_append(self.lock_path) as file:
+            if not try_lock(file):
+                file.seek(0)
+                holder = file.read(40).decode(errors="replace").strip() or "unknown"
+                who = "this very process" if holder == str(os.getpid()) else f"process {holder}"
+                raise TrainingStopped(
+                    f"{self.path} is being trained by {who}; wait for it or stop it, "
+                    f"then `phonetrain resume {self.path}`"
+                )
+            file.truncate(0)
+            file.write(f"{os.getpid()}\n".encode())
+            for leftover in (*self.path.glob(".*.tmp"), *self.checkpoints.glob(".*.tmp")):  # of a process that was killed
+                leftover.unlink(missing_ok=True)
+            try:
+                yield
+            finally:
+                unlock(file)
+
+    def __repr__(self) -> str:
+        epochs, best = self.metrics("epoch"), self.best()
+        told = f", {len(epochs)} epoch{'s' * (len(epochs) != 1)}" if epochs else ""
+        if best and isinstance(best.get("dev_accuracy"), float):
+            told += f", best dev frame accuracy {100 * best['dev_accuracy']:.2f} % after epoch {best['epoch'] + 1}"
+        return f"Run({str(self.path)!r}{told})"
+
+
+def _directories(root: Path) -> list[Path]:
+    try:
+        return [entry for entry in root.iterdir() if entry.is_dir()]
+    except OSError:
+        return []
