@@ -1,0 +1,228 @@
+"""TrainState on disk: everything that moves, whole or absent; find the newest whole one, keep a few, restore."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+from safetensors.torch import load as tensors_from_bytes
+from safetensors.torch import save as tensors_to_bytes
+from torch import Tensor, nn
+
+from .averaging import AveragedWeights
+from .durable import sync_directory, unwritable
+from .errors import CheckpointError, TrainingStopped
+from .metrics import FrameMetrics
+from .run import Run
+from .scaling import LossScale
+from .schedule import Schedule
+
+FORMAT = 1
+MODEL, AVERAGED, TRAINING, STATE = "model.safetensors", "averaged.safetensors", "training.pt", "state.json"
+
+
+@dataclass
+class Progress:
+    """Where a run stands: the part of its state that is plain numbers.
+
+    epoch, batch: the next batch to train on. step: updates made (position of the next one). segment: which process of
+    the run. logged: [loss sum, correct, frames] of the epoch when the last line was logged.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    segment: int = 0
+    frames: int = 0
+    seconds: float = 0.0
+    epoch_seconds: float = 0.0
+    logged: list[float] = field(default_factory=lambda: [0.0, 0, 0])
+    best_score: float | None = None
+    best_epoch: int | None = None
+    best_step: int | None = None
+    epochs_since_best: int = 0
+    skipped_batches: list[int] = field(default_factory=list)
+    rollbacks: int = 0
+    finished: bool = False
+
+
+@dataclass
+class TrainState:
+    """Everything that moves during training, and exactly what a checkpoint holds.
+
+    No random state: order, augmentation and dropout are functions of (seed, epoch, frame) and (seed, step).
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    metrics: FrameMetrics
+    averaged: AveragedWeights | None
+    loss_scale: LossScale | None
+    progress: Progress
+
+    def training_parts(self) -> dict[str, Any]:
+        """The moving parts that are not weights, by name; absent parts are left out."""
+        parts = {"optimizer": self.optimizer, "schedule": self.schedule, "metrics": self.metrics,
+                 "loss_scale": self.loss_scale}
+        return {name: part for name, part in parts.items() if part is not None}
+
+
+def save(run: Run, state: TrainState, identity: dict[str, Any], keep: int) -> tuple[Path, int]:
+    """Write checkpoints/step-N, let `last` point to it, drop all but the newest `keep` and the best.
+
+    identity: what must not change between segments (corpus digest, window, phonemes) and what equality depends on.
+    Returns the directory and its size in bytes. The directory appears under its name only when every byte of it is on
+    disk. Raises TrainingStopped, leaving older checkpoints as they were, where the disk refuses.
+    """
+    target = run.checkpoint_dir(state.progress.step)
+    files = {MODEL: tensors_to_bytes(_contiguous(state.model.state_dict()))}
+    if state.averaged is not None:
+        files[AVERAGED] = tensors_to_bytes(_contiguous(state.averaged.state_dict()))
+    partial = target.with_name(f".{target.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        torch.save({name: part.state_dict() for name, part in state.training_parts().items()}, partial / TRAINING)
+        digests = {TRAINING: _digest((partial / TRAINING).read_bytes())}
+        for name, content in files.items():
+            (partial / name).write_bytes(content)
+            digests[name] = _digest(content)
+        summary = {"format": FORMAT, "progress": dataclasses.asdict(state.progress), "identity": identity,
+                   "digests": digests}
+        (partial / STATE).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        size = 0
+        for path in partial.iterdir():
+            size += path.stat().st_size
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+        sync_directory(partial)
+        _put_in_place(partial, target)
+    except (OSError, RuntimeError) as error:
+        # torch.save reports a full disk as a RuntimeError of its zip writer.
+        shutil.rmtree(partial, ignore_errors=True)
+        reason = error if isinstance(error, OSError) else OSError(str(error).splitlines()[0])
+        raise TrainingStopped(unwritable(target, reason)) from error
+    run.write_pointer("last", state.progress.step)
+    prune(run, keep)
+    return target, size
+
+
+def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _digest(content: bytes) -> str:
+    return xxhash.xxh3_128_hexdigest(content)
+
+
+def _put_in_place(partial: Path, target: Path) -> None:
+    """Rename; an older checkpoint of the same step moves out of the way first and is deleted after."""
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(target, old)
+    os.rename(partial, target)
+    sync_directory(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def saved_steps(run: Run) -> list[int]:
+    """Steps that have a checkpoint directory, ascending; whether it is whole is known only when it is read."""
+    names = [path.name.removeprefix("step-") for path in run.checkpoints.glob("step-*") if path.is_dir()]
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def prune(run: Run, keep: int) -> None:
+    """Delete all checkpoints but the newest `keep`, the best and the last, and what a killed process left half-made."""
+    pointed = {run.read_pointer("best"), run.read_pointer("last")}
+    steps = [step for step in saved_steps(run) if step not in pointed]
+    for step in steps[: max(0, len(steps) - max(0, keep - 1))]:
+        shutil.rmtree(run.checkpoint_dir(step), ignore_errors=True)
+    for leftover in (*run.checkpoints.glob(".step-*.partial"), *run.checkpoints.glob(".step-*.old")):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint as read back, every byte checked."""
+
+    path: Path
+    model: dict[str, Tensor]
+    averaged: dict[str, Tensor] | None
+    training: dict[str, Any]
+    progress: Progress
+    identity: dict[str, Any]
+
+    @property
+    def scored_weights(self) -> dict[str, Tensor]:
+        """The weights that are evaluated: averaged ones where the run averages."""
+        return self.model if self.averaged is None else self.averaged
+
+
+def read(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
+    """Read and check one checkpoint directory. Raises CheckpointError with what is wrong. Never unpickles code."""
+    try:
+        summary = json.loads((path / STATE).read_text(encoding="utf-8"))
+        if summary["format"] != FORMAT:
+            raise CheckpointError(f"{path}: checkpoint format {summary['format']}, this phonetrain reads {FORMAT}; "
+                                  "use the version that wrote it")
+        contents = {name: (path / name).read_bytes() for name in summary["digests"]}
+        for name, content in contents.items():
+            found, wanted = _digest(content), summary["digests"][name]
+            if found != wanted:
+                raise CheckpointError(f"{path / name}: digest {found}, wanted {wanted}: the file is damaged")
+        averaged = tensors_from_bytes(contents[AVERAGED]) if AVERAGED in contents else None
+        return Checkpoint(
+            path=path,
+            model=tensors_from_bytes(contents[MODEL]),
+            averaged=averaged,
+            training=torch.load(path / TRAINING, map_location=device, weights_only=True),
+            progress=Progress(**summary["progress"]),
+            identity=summary["identity"],
+        )
+    except CheckpointError:
+        raise
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: {Path(error.filename or '').name} is missing: the checkpoint is "
+                              "not whole") from error
+    except Exception as error:  # json, safetensors and torch each have their own errors for damaged bytes
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{path}: cannot be read ({first_line}): the checkpoint is damaged or is none") from error
+
+
+def read_newest(run: Run, device: torch.device | str = "cpu") -> tuple[Checkpoint, list[str]]:
+    """The newest whole checkpoint and, for each newer one passed over, a sentence that says why.
+
+    Newest is the one that `last` names, then by step. Raises CheckpointError where there is none at all.
+    """
+    last = run.read_pointer("last")
+    steps = saved_steps(run)[::-1]
+    if last in steps:
+        steps = [last] + [step for step in steps if step < last] + [step for step in steps[::-1] if step > last]
+    problems = []
+    for step in steps:
+        try:
+            return read(run.checkpoint_dir(step), device), problems
+        except CheckpointError as error:
+            problems.append(f"{error}; an older checkpoint is used")
+    said = "; ".join(problems) or "it stopped before the first one was saved"
+    raise CheckpointError(f"{run.path}: no whole checkpoint to resume from: {said}; start again with `phonetrain fit`")
+
+
+def restore(state: TrainState, checkpoint: Checkpoint) -> None:
+    """Copy a checkpoint into live parts built from the same configuration."""
+    state.model.load_state_dict(checkpoint.model)
+    if state.averaged is not None:
+        state.averaged.load_state_dict(checkpoint.averaged or checkpoint.model)
+    for name, part in state.training_parts().items():
+        part.load_state_dict(checkpoint.training[name])
+    state.progress = dataclasses.replace(checkpoint.progress)

@@ -1,0 +1,107 @@
+"""Which device, which precision, how many threads: decided once, said in one line, recorded as built."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+from dataclasses import dataclass
+
+import torch
+
+from .errors import ConfigError
+
+AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where and in which precision a run computes."""
+
+    device: torch.device
+    precision: str  # "fp32", "bf16" or "fp16"
+    reason: str  # one line for people: why this device and this precision
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        """The autocast region of a forward pass; nothing at all for fp32."""
+        if self.precision == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, AUTOCAST_DTYPES[self.precision])
+
+    @property
+    def window_dtype(self) -> torch.dtype:
+        """The dtype in which windows enter the model: the autocast dtype, so that no float32 copy is made."""
+        return AUTOCAST_DTYPES.get(self.precision, torch.float32)
+
+    @property
+    def scales_loss(self) -> bool:
+        """float16 gradients underflow below 6e-8 without a loss scale; bf16 has the range of float32."""
+        return self.precision == "fp16"
+
+
+def choose_compute(device: str = "auto", precision: str = "auto") -> Compute:
+    """The device and precision for `device` (auto, cpu, cuda, cuda:1, ...) and `precision` (auto, fp32, bf16, fp16).
+
+    Raises ConfigError for a device that is not there and for bf16 on a GPU that only emulates it.
+    """
+    try:
+        chosen = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    except RuntimeError as error:
+        raise ConfigError(f"device: got {device!r}, wanted auto, cpu, cuda or cuda:N") from error
+    if chosen.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device: got {device!r}, wanted auto, cpu, cuda or cuda:N")
+    if chosen.type == "cuda":
+        count = torch.cuda.device_count()
+        if (chosen.index or 0) >= count:
+            raise ConfigError(f"device: got {device!r}, but torch {torch.__version__} sees {count} CUDA devices; "
+                              "use device=cpu, or run `phonetrain doctor` to see why")
+        return _cuda_compute(chosen, precision)
+    if precision == "auto":
+        if cpu_has_bf16():
+            return Compute(chosen, "bf16", "cpu with bf16 instructions")
+        return Compute(chosen, "fp32", "cpu without bf16 instructions")
+    return Compute(chosen, precision, f"cpu, {precision} as asked")
+
+
+def _cuda_compute(device: torch.device, precision: str) -> Compute:
+    capability = torch.cuda.get_device_capability(device)
+    name = f"{torch.cuda.get_device_name(device)}, compute capability {capability[0]}.{capability[1]}"
+    # torch.cuda.is_bf16_supported() also counts emulation, which a T4 (7.5) offers at a fraction of fp16's speed.
+    native_bf16 = capability[0] >= 8
+    if precision == "bf16" and not native_bf16:
+        raise ConfigError(f"precision: got bf16, but {name} only emulates it; use precision=fp16")
+    if precision == "auto":
+        precision = "bf16" if native_bf16 else "fp16"
+    return Compute(device, precision, name)
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this CPU multiplies bf16 natively (AVX-512 BF16 or AMX); elsewhere bf16 is slower than fp32."""
+    probes = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return any(probe() for probe in probes if probe is not None)
+
+
+def set_threads(threads: int | None) -> int:
+    """Set torch's intra-op threads (None: all cores this process may use) and return the number in force.
+
+    Sums in a different number of pieces round differently, so the number is part of what a run records.
+    """
+    if threads is None:
+        threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(threads)
+    return threads
+
+
+def describe_machine(compute: Compute) -> dict[str, str | int | None]:
+    """What equality of two runs depends on, besides the configuration: machine type, versions, threads. No host name."""
+    gpu = torch.cuda.get_device_name(compute.device) if compute.device.type == "cuda" else None
+    return {
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "gpu": gpu,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda if gpu else None,
+        "threads": torch.get_num_threads(),
+    }

@@ -1,0 +1,52 @@
+"""LossScale: fp16's gradient scale as device tensors, so that a step needs no look from the host."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class LossScale:
+    """Dynamic loss scaling (Micikevicius et al. 2018), the arithmetic of `torch.amp.GradScaler`.
+
+    GradScaler owns the call to `optimizer.step`; here the same decision also depends on the non-finite flag of the
+    step, and clipping needs the unscaled gradients, so the two torch primitives under GradScaler are used directly.
+
+    Parameters
+    ----------
+    device: where the scale lives.
+    initial: first scale. growth: factor after `interval` good updates in a row. backoff: factor after an overflow.
+    """
+
+    def __init__(self, device: torch.device | str, initial: float = 65536.0, growth: float = 2.0,
+                 backoff: float = 0.5, interval: int = 2000) -> None:
+        self.scale = torch.full((), initial, dtype=torch.float32, device=device)
+        self.good_updates = torch.zeros((), dtype=torch.int32, device=device)
+        self.growth, self.backoff, self.interval = growth, backoff, interval
+
+    @torch.no_grad()
+    def unscale_(self, gradients: list[Tensor]) -> Tensor:
+        """Divide the gradients by the scale in place; returns () float32, 1 where any of them is not finite."""
+        overflow = torch.zeros_like(self.scale)
+        torch._amp_foreach_non_finite_check_and_unscale_(gradients, overflow, self.scale.double().reciprocal().float())
+        return overflow
+
+    @torch.no_grad()
+    def update_(self, overflow: Tensor, frozen: Tensor) -> None:
+        """Shrink after an overflow, grow after `interval` updates without one; nothing at all where `frozen` is set.
+
+        overflow, frozen: () float32, 0 or 1.
+        """
+        scale, good = self.scale.clone(), self.good_updates.clone()
+        torch._amp_update_scale_(self.scale, self.good_updates, overflow, self.growth, self.backoff, self.interval)
+        self.scale.copy_(torch.where(frozen > 0, scale, self.scale))
+        self.good_updates.copy_(torch.where(frozen > 0, good, self.good_updates))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The scale and the number of good updates since it last changed."""
+        return {"scale": self.scale, "good_updates": self.good_updates}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Copy in place."""
+        self.scale.copy_(state["scale"])
+        self.good_updates.copy_(state["good_updates"])

@@ -1,0 +1,39 @@
+"""One pass over a labelled partition without learning: the scores that decide which weights are best."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .device import Compute
+from .metrics import FrameMetrics
+
+
+class Batches(Protocol):
+    """What scoring needs of a phonedata loader."""
+
+    def epoch(self, epoch: int, start_batch: int = 0): ...
+
+
+@torch.no_grad()
+def score(model: nn.Module, loader: Batches, compute: Compute, num_classes: int, *,
+          confusion: bool = False) -> FrameMetrics:
+    """Sums over every frame of `loader` once; cross entropy is plain (no label smoothing), dropout off.
+
+    The model's training flag is put back afterwards.
+    """
+    metrics = FrameMetrics(num_classes, compute.device, confusion)
+    was_training = model.training
+    model.eval()
+    try:
+        for batch in loader.epoch(0):
+            with compute.autocast():
+                logits = model(batch.windows.to(compute.window_dtype))
+            logits = logits.float()
+            metrics.update(F.cross_entropy(logits, batch.labels, reduction="sum"), logits, batch.labels)
+    finally:
+        model.train(was_training)
+    return metrics

@@ -1,0 +1,151 @@
+"""TrainStep: one update, from a batch of windows to new weights, with no look from the host."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .averaging import AveragedWeights
+from .device import Compute
+from .metrics import FrameMetrics
+from .scaling import LossScale
+
+
+class TrainStep:
+    """Augment, autocast forward, loss, backward, guard, update.
+
+    A step is a pure function of (weights, optimizer state, batch, seed, step number): the generators that dropout
+    draws from are seeded from (seed, step) before every step, so a step can be replayed, a run resumed and a batch
+    left out without any random state to carry.
+
+    A loss that is not finite sets `halted` on the device. From then on a step changes nothing: weights, optimizer
+    state, norm buffers, averaged weights, loss scale and metrics stay as they were before the bad batch, until the
+    host looks at `halted_at` and decides. A gradient that overflows in fp16 is the loss scale's ordinary business:
+    that update is left out and counted in `overflows`; in bf16 and fp32 it halts like a loss.
+
+    Parameters
+    ----------
+    model: (B, W, D) windows -> (B, C) logits.
+    optimizer: its groups carry `lr_ratio`, their share of the scheduled rate.
+    metrics: sums of the current epoch. compute: device and precision. seed: of the run.
+    augment: (windows, frames, epoch) -> windows, or None. averaged: averaged weights, or None.
+    clip_norm: largest global gradient norm, or None. accumulation: number of equal parts a batch is computed in.
+    label_smoothing: as in `torch.nn.functional.cross_entropy`. loss_scale: for fp16, else None.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, metrics: FrameMetrics, compute: Compute, *,
+                 seed: int, augment: Callable[[Tensor, Tensor, int], Tensor] | None = None,
+                 averaged: AveragedWeights | None = None, clip_norm: float | None = None, accumulation: int = 1,
+                 label_smoothing: float = 0.0, loss_scale: LossScale | None = None) -> None:
+        self.model, self.optimizer, self.metrics, self.compute = model, optimizer, metrics, compute
+        self.seed, self.augment, self.averaged = seed, augment, averaged
+        self.clip_norm, self.accumulation, self.label_smoothing = clip_norm, accumulation, label_smoothing
+        self.loss_scale = loss_scale
+        device = compute.device
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.buffers = list(model.buffers())
+        self.buffers_before = [buffer.clone() for buffer in self.buffers]
+        self.halted = torch.zeros((), dtype=torch.float32, device=device)
+        self.halted_at = torch.full((), -1, dtype=torch.int64, device=device)
+        self.overflows = torch.zeros((), dtype=torch.int64, device=device)
+        self.gradient_norm = torch.zeros((), dtype=torch.float32, device=device)
+        # Fused kernels read `found_inf` on the device and leave weights and state alone where it is 1. The others
+        # have to be held back by the host, which costs a synchronisation a step on CUDA.
+        self.skips_on_device = all(group.get("fused") for group in optimizer.param_groups)
+
+    def __call__(self, windows: Tensor, labels: Tensor, frames: Tensor, *, epoch: int, step: int, rate: float,
+                 momentum: float | None = None) -> None:
+        """Make one update.
+
+        windows: (B, W, D) float. labels: (B,) int64. frames: (B,) int64, for the augmentation's randomness.
+        epoch, step: counted from 0 over the whole run. rate: learning rate of this step; momentum: or None.
+        """
+        self.set_rates(rate, momentum)
+        self.seed_generators(step)
+        torch._foreach_copy_(self.buffers_before, self.buffers)
+        losses, parts = torch.zeros_like(self.metrics.loss_sum), []
+        for part in torch.arange(labels.shape[0], device="cpu").chunk(self.accumulation):
+            rows = slice(int(part[0]), int(part[-1]) + 1)
+            loss_sum, logits = self.forward(windows[rows], labels[rows], frames[rows], epoch)
+            loss = loss_sum / labels.shape[0]
+            (loss if self.loss_scale is None else loss * self.loss_scale.scale).backward()
+            losses += loss_sum.detach()
+            parts.append((loss_sum.detach(), logits.detach(), labels[rows]))
+        self.update(losses, step)
+        keep = self.halted == 0
+        for loss_sum, logits, part_labels in parts:
+            self.metrics.update(loss_sum, logits, part_labels, keep)
+
+    def forward(self, windows: Tensor, labels: Tensor, frames: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
+        """Sum of the frames' losses, () float32, and logits, (B, C) float32."""
+        windows = windows.to(self.compute.window_dtype)
+        if self.augment is not None:
+            windows = self.augment(windows, frames, epoch)
+        with self.compute.autocast():
+            logits = self.model(windows)
+        logits = logits.float()
+        loss = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=self.label_smoothing)
+        return loss, logits
+
+    @torch.no_grad()
+    def update(self, losses: Tensor, step: int) -> None:
+        """From accumulated gradients to new weights, or to no change at all. losses: () sum over the batch."""
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        overflow = torch.zeros_like(self.halted)
+        if self.loss_scale is not None:
+            overflow = self.loss_scale.unscale_(gradients)
+        norm = nn.utils.get_total_norm(gradients)
+        finite = torch.isfinite(losses)
+        if self.loss_scale is None:
+            finite &= torch.isfinite(norm)
+        self.halted_at.copy_(torch.where((self.halted == 0) & ~finite, step, self.halted_at))
+        self.halted.copy_(torch.maximum(self.halted, (~finite).float()))
+        if self.clip_norm is not None:
+            torch._foreach_mul_(gradients, torch.clamp(self.clip_norm / (norm + 1e-6), max=1.0))
+        skip = torch.maximum(self.halted, overflow)
+        self.step_optimizer(skip)
+        for buffer, before in zip(self.buffers, self.buffers_before, strict=True):
+            buffer.copy_(torch.where(self.halted > 0, before, buffer))
+        if self.averaged is not None:
+            self.averaged.update(skip)
+        if self.loss_scale is not None:
+            self.overflows += (overflow * (1 - self.halted)).long()
+            self.loss_scale.update_(overflow, frozen=self.halted)
+        self.gradient_norm.copy_(norm)
+        self.optimizer.zero_grad()
+
+    def step_optimizer(self, skip: Tensor) -> None:
+        """Run the optimizer, or leave everything as it is where skip, () float32, is 1."""
+        if self.skips_on_device:
+            self.optimizer.found_inf = skip
+            self.optimizer.step()
+        elif not skip.item():
+            self.optimizer.step()
+
+    def set_rates(self, rate: float, momentum: float | None) -> None:
+        """Write this step's learning rate, and momentum where the schedule cycles it, into the optimizer's groups."""
+        for group in self.optimizer.param_groups:
+            value = rate * group.get("lr_ratio", 1.0)
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(value)
+            else:
+                group["lr"] = value
+            if momentum is None:
+                continue
+            if "betas" in group:
+                group["betas"] = (momentum, *group["betas"][1:])
+            elif "momentum" in group:
+                group["momentum"] = momentum
+
+    def seed_generators(self, step: int) -> None:
+        """Seed torch's generators for this step from (seed, step), never from their sum."""
+        torch.manual_seed(int(np.random.SeedSequence([self.seed, step]).generate_state(1, np.uint64)[0]))
+
+    def resume_updates(self) -> None:
+        """Clear the flag: the host has looked and decided."""
+        self.halted.zero_()
+        self.halted_at.fill_(-1)
