@@ -1,1 +1,47 @@
 """Turns per-utterance feature files into context windows, at memory speed."""
+
+import importlib
+
+__version__ = "0.1.0"
+
+# Public name -> the room it lives in. Rooms are imported when first asked for, so that `import phonedata` costs
+# nothing and packing needs no torch.
+_ROOMS = {
+    "PhonedataError": "errors",
+    "CorpusNotFound": "errors",
+    "CorpusExists": "errors",
+    "FormatError": "errors",
+    "RawDataError": "errors",
+    "SpecError": "errors",
+    "MissingReader": "errors",
+    "PhonemeSet": "phonemes",
+    "ARPABET": "phonemes",
+    "EpochOrder": "order",
+    "SlabOrder": "order",
+    "SequentialOrder": "order",
+    "WindowSpec": "windows",
+    "WindowBatch": "windows",
+    "PackedCorpus": "corpus",
+    "Partition": "corpus",
+    "Selection": "selection",
+    "pack": "pack",
+    "PackReport": "pack",
+    "merge": "merge",
+    "inspect": "inspect",
+    "open_loader": "loader",
+}
+
+__all__ = sorted(_ROOMS)
+
+
+def __getattr__(name: str):
+    room = _ROOMS.get(name)
+    if room is None:
+        raise AttributeError(f"module 'phonedata' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"phonedata.{room}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_ROOMS})

@@ -1,0 +1,134 @@
+"""Foreign layouts: what every one of them offers, and which one a folder holds."""
+
+import importlib
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from phonedata.errors import CorpusNotFound, RawDataError, SpecError
+from phonedata.phonemes import PhonemeSet
+
+# One module per layout, in the order in which they are looked for. Each has
+#   LOOKS_FOR: str                       what the folder must hold, for the sentence when nothing fits
+#   detect(root: Path) -> bool           cheap: looks at names only
+#   open_layout(root: Path) -> RawCorpus  lists utterances, pairs partners; reads no features
+LAYOUTS = ("hw1p2", "libriphone", "kaldi", "audio")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """An utterance that cannot be packed, found while listing; `message` is one line that names the file."""
+
+    utterance_id: str
+    message: str
+
+
+class RawPartition(Protocol):
+    """One partition of a raw corpus. Picklable; every worker reads through its own copy.
+
+    Attributes:
+        name: partition name, usable as a folder name.
+        labelled: whether every utterance has frame labels.
+        utterance_ids: ids in the order of the packed corpus: sorted, unless the layout gives a test order.
+        speakers: one per utterance; the utterance id itself where nothing is known.
+        lengths_hint: guessed frame count per utterance (from file sizes), or None. Packing is right whatever it
+            says, but a wrong guess costs a second pass.
+        problems: utterances that were found and left out of `utterance_ids` (no partner, duplicate id, ...).
+        order: "sorted", or the name of the file that gave the order.
+        stamp: text that changes when a file of the partition changes (sizes and times); an interrupted pack
+            continues only if it is the same.
+    """
+
+    name: str
+    labelled: bool
+    utterance_ids: list[str]
+    speakers: list[str]
+    lengths_hint: Sequence[int] | None
+    problems: list[Problem]
+    order: str
+    stamp: str
+
+    def read(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """Features (T, D) native C-order float32 or float64 and labels (T,) of the corpus's label dtype, or None.
+
+        Valid until the next `read` of this object. Raises RawDataError, one line that starts with the file's path.
+        """
+
+    def where(self, index: int) -> str:
+        """Path of the utterance's feature file, for messages."""
+
+
+@dataclass(frozen=True)
+class RawCorpus:
+    """A raw corpus of a known layout: partitions sorted by name, phonemes, and how the features were made."""
+
+    path: Path
+    layout: str
+    partitions: tuple[RawPartition, ...]
+    phonemes: PhonemeSet
+    frontend: dict | None = None
+    frame_shift_ms: float = 10.0
+    notes: tuple[str, ...] = field(default=())
+
+
+def open_raw(path, layout: str | None = None) -> RawCorpus:
+    """Open a raw folder, with its layout found by itself or forced by name.
+
+    Raises CorpusNotFound when there is no folder or no known layout in it (the message says what was looked for),
+    SpecError for an unknown layout name, RawDataError when the layout's own lists are damaged.
+    """
+    root = Path(path)
+    if layout is not None and layout not in LAYOUTS:
+        raise SpecError(f"layout {layout!r} is unknown; layouts are {', '.join(LAYOUTS)}")
+    if not root.is_dir():
+        found = "is a file" if root.exists() else "does not exist"
+        raise CorpusNotFound(f"{root}: {found}, but a raw corpus is a folder; give the folder that holds the partitions")
+    wanted = []
+    for name in LAYOUTS if layout is None else (layout,):
+        module = importlib.import_module(f"phonedata.raw.{name}")
+        if module.detect(root):
+            return module.open_layout(root)
+        wanted.append(f"{name}: {module.LOOKS_FOR}")
+    # A parent or child folder is the usual slip, and cheap to name.
+    near = [p for p in sorted(root.iterdir()) if p.is_dir()] + [root.parent]
+    for candidate in near[:50]:
+        if any(importlib.import_module(f"phonedata.raw.{name}").detect(candidate) for name in LAYOUTS[:1]):
+            wanted.append(f"did you mean {candidate}?")
+            break
+    raise CorpusNotFound(f"{root}: no known layout found; looked for " + "; ".join(wanted))
+
+
+def read_frontend(root: Path) -> dict | None:
+    """The optional `frontend.toml` of a raw folder: how its features were made; None where there is none."""
+    file = root / "frontend.toml"
+    if not file.is_file():
+        return None
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RawDataError(f"{file}: not TOML ({error}); mend or remove it") from None
+
+
+def read_phonemes(root: Path, default: PhonemeSet | None) -> PhonemeSet | None:
+    """The optional `phonemes.txt` of a raw folder: one symbol a line, class index = line; else `default`."""
+    file = root / "phonemes.txt"
+    if not file.is_file():
+        return default
+    try:
+        symbols = file.read_text(encoding="utf-8").split()
+        return PhonemeSet(tuple(symbols))
+    except (SpecError, UnicodeDecodeError) as error:
+        raise RawDataError(f"{file}: {error}; wanted one symbol a line") from None
+
+
+def check_name(name: str, kind: str, where) -> None:
+    """Refuse an id or partition name that cannot stand in one line of text or one folder name.
+
+    Ids come from foreign lists: `../x`, an absolute path or a control character must not travel further.
+    """
+    if not name or name in (".", "..") or "/" in name or "\\" in name or not name.isprintable() or len(name) > 255:
+        raise RawDataError(f"{where}: {kind} {name!r} cannot be used: no slashes, no control characters, 1 to 255 long")

@@ -1,0 +1,178 @@
+"""PackedCorpus: the packed format, opened and described; docs/FORMAT.md has it byte by byte."""
+
+import json
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from phonedata.errors import CorpusNotFound, FormatError, SpecError
+from phonedata.exchange import recover
+from phonedata.phonemes import PhonemeSet
+
+FORMAT_VERSION = 1
+
+
+def read_group(file: Path) -> dict:
+    """The `phonedata` attributes of a group's zarr.json; raises FormatError when they cannot be read."""
+    try:
+        attributes = json.loads(file.read_bytes())["attributes"]["phonedata"]
+    except FileNotFoundError:
+        raise FormatError(f"{file}: missing, but every group of a packed corpus has one; pack again") from None
+    except (ValueError, KeyError, TypeError):
+        raise FormatError(f"{file}: not the metadata of a packed corpus; pack again") from None
+    if not isinstance(attributes, dict):
+        raise FormatError(f"{file}: attributes.phonedata is not a table; pack again")
+    return attributes
+
+
+class PackedCorpus:
+    """A packed corpus, opened by reading its metadata only.
+
+    Attributes: `path`, `attributes` (the root's), `phonemes`, `feature_dim` D, `context` (rows of zeros between
+    utterances), `frame_shift_ms`, `cmvn` (dict, with its "kind"), `dtype` (of the stored features), `digest` (hex, of
+    everything in it), `partitions` (name -> Partition, sorted by name).
+
+    Raises CorpusNotFound when nothing is there, FormatError for another format version or damaged metadata.
+    `verify()` reads every byte.
+    """
+
+    def __init__(self, path):
+        self.path = Path(path)
+        recover(self.path)
+        root = self.path / "zarr.json"
+        if not root.is_file():
+            found = "no packed corpus (no zarr.json in it)" if self.path.exists() else "does not exist"
+            raise CorpusNotFound(f"{self.path}: {found}; make one with: phonedata pack RAW {self.path}")
+        self.attributes = read_group(root)
+        version = self.attributes.get("format")
+        if version != FORMAT_VERSION:
+            raise FormatError(
+                f"{self.path}: format version {version!r}, but this phonedata reads version {FORMAT_VERSION}; "
+                f"pack again with: phonedata pack RAW {self.path} --replace"
+            )
+        try:
+            self.phonemes = PhonemeSet(tuple(self.attributes["phonemes"]["symbols"]))
+            self.feature_dim = int(self.attributes["feature_dim"])
+            self.context = int(self.attributes["context"])
+            self.frame_shift_ms = float(self.attributes["frame_shift_ms"])
+            self.cmvn = dict(self.attributes["cmvn"])
+            self.dtype = np.dtype(self.attributes["dtype"])
+            self.digest = str(self.attributes["digest"])
+            names = sorted(self.attributes["partitions"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise FormatError(f"{root}: damaged metadata ({error!r}); run: phonedata verify {self.path}") from None
+        self.partitions = {name: Partition(self, name) for name in names}
+
+    def __getitem__(self, name: str) -> "Partition":
+        try:
+            return self.partitions[name]
+        except KeyError:
+            raise SpecError(f"{self.path}: no partition {name!r}; it has {', '.join(self.partitions)}") from None
+
+    def __repr__(self) -> str:
+        return f"PackedCorpus({str(self.path)!r}: {', '.join(f'{p.name} {p.num_frames}' for p in self.partitions.values())})"
+
+    def __reduce__(self):
+        # A pickled memory map would carry its data along.
+        return PackedCorpus, (self.path,)
+
+    def verify(self, progress=None) -> int:
+        """Read every byte against the digests; returns the bytes read, raises FormatError naming the first bad file."""
+        from phonedata.verify import verify
+
+        return verify(self.path, progress)
+
+
+class Partition:
+    """One partition: memory maps of its rows, and where its utterances lie. Opened by PackedCorpus.
+
+    Frame f (0..N-1, cumulative over utterances) of utterance u is row `f + context * (u + 1)`.
+    """
+
+    def __init__(self, corpus: PackedCorpus, name: str):
+        self.corpus, self.name, self.path = corpus, name, corpus.path / name
+        self.attributes = read_group(self.path / "zarr.json")
+        try:
+            self.num_utterances = int(self.attributes["utterances"])
+            self.num_frames = int(self.attributes["frames"])
+            self.num_rows = int(self.attributes["rows"])
+            self.labelled = bool(self.attributes["labelled"])
+            self.mean = np.array(self.attributes["mean"], np.float64)
+            self.std = np.array(self.attributes["std"], np.float64)
+            self.lengths = dict(self.attributes["lengths"])
+            histogram = self.attributes["label_histogram"]
+            self.digest = str(corpus.attributes["partitions"][name]["digest"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise FormatError(
+                f"{self.path}/zarr.json: damaged metadata ({error!r}); run: phonedata verify {corpus.path}"
+            ) from None
+        self.label_histogram = None if histogram is None else np.array(histogram, np.int64)
+        if self.num_rows != self.num_frames + corpus.context * (self.num_utterances + 1):
+            raise FormatError(
+                f"{self.path}/zarr.json: {self.num_rows} rows, but {self.num_frames} frames of {self.num_utterances} "
+                f"utterances with context {corpus.context} need another count; run: phonedata verify {corpus.path}"
+            )
+
+    def _map(self, file: str, dtype, shape) -> np.ndarray:
+        path = self.path / file
+        wanted = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        found = path.stat().st_size if path.is_file() else -1
+        if found < wanted:
+            raise FormatError(
+                f"{path}: {'missing' if found < 0 else f'{found} bytes'}, wanted at least {wanted}; "
+                f"copy the corpus again or pack again"
+            )
+        return np.memmap(path, dtype=dtype, mode="r", shape=shape)
+
+    @cached_property
+    def features(self) -> np.memmap:
+        """(R, D) `corpus.dtype`, little-endian, padding rows zero; read-only memory map."""
+        return self._map("features/c/0/0", self.corpus.dtype.newbyteorder("<"), (self.num_rows, self.corpus.feature_dim))
+
+    @cached_property
+    def labels(self) -> np.memmap | None:
+        """(R,) class indices, padding rows the dtype's maximum; None where there are no transcripts."""
+        if not self.labelled:
+            return None
+        return self._map("labels/c/0", self.corpus.phonemes.label_dtype.newbyteorder("<"), (self.num_rows,))
+
+    @cached_property
+    def utterance_end(self) -> np.ndarray:
+        """(U,) int64 cumulative frame counts: utterance u is frames `[end[u-1], end[u])`, with end[-1] = 0."""
+        ends = np.array(self._map("utterance_end/c/0", "<i8", (self.num_utterances,)), np.int64)
+        if ends[0] < 1 or np.any(np.diff(ends) < 1) or ends[-1] != self.num_frames:
+            raise FormatError(f"{self.path}/utterance_end: not the cumulative counts of {self.num_frames} frames")
+        return ends
+
+    @cached_property
+    def utterance_start_row(self) -> np.ndarray:
+        """(U,) int64: row of each utterance's first frame."""
+        starts = np.concatenate(([0], self.utterance_end[:-1]))
+        return starts + self.corpus.context * np.arange(1, self.num_utterances + 1)
+
+    def _strings(self, name: str) -> list[str]:
+        ends = np.array(self._map(f"{name}_end/c/0", "<i8", (self.num_utterances,)))
+        if ends[0] < 1 or np.any(np.diff(ends) < 1):
+            raise FormatError(f"{self.path}/{name}_end: not increasing; run: phonedata verify {self.corpus.path}")
+        text = self._map(f"{name}_bytes/c/0", "u1", (int(ends[-1]),)).tobytes()
+        starts = [0, *ends[:-1].tolist()]
+        try:
+            return [text[a:b].decode() for a, b in zip(starts, ends.tolist())]
+        except UnicodeDecodeError:
+            raise FormatError(f"{self.path}/{name}_bytes: not UTF-8; run: phonedata verify {self.corpus.path}") from None
+
+    @cached_property
+    def utterance_ids(self) -> list[str]:
+        """U ids, in row order."""
+        return self._strings("utterance_id")
+
+    @cached_property
+    def speakers(self) -> list[str]:
+        """U speakers, in row order; the utterance id itself where the raw corpus names none."""
+        return self._strings("speaker")
+
+    @property
+    def hours(self) -> float:
+        """Speech without padding, in hours."""
+        return self.num_frames * self.corpus.frame_shift_ms / 3.6e6

@@ -1,0 +1,83 @@
+"""Whole or absent: puts a finished folder in its place in one step, and mends an interrupted replacement."""
+
+import ctypes
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from phonedata.errors import PhonedataError
+
+
+def staging_path(target: Path) -> Path:
+    """The folder beside `target` in which its successor is built: on the same file system, so that rename works."""
+    return target.with_name(target.name + ".packing")
+
+
+def replaced_path(target: Path) -> Path:
+    """Where the old folder waits between two renames, on systems that cannot exchange two names at once."""
+    return target.with_name(target.name + ".replaced")
+
+
+def recover(target: Path) -> None:
+    """Bring back the old folder if a replacement was cut between its two renames; otherwise nothing happens."""
+    old = replaced_path(target)
+    if not target.exists() and old.is_dir():
+        try:
+            os.rename(old, target)
+        except FileNotFoundError:
+            pass  # another process did it first
+
+
+def sync_folder(path: Path) -> None:
+    """Make the names in a folder durable; systems that cannot open folders (Windows) order renames themselves."""
+    if os.name == "nt":
+        return
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """renameat2(RENAME_EXCHANGE): both names change places in one step; False where the system has no such call."""
+    if not sys.platform.startswith("linux"):
+        return False
+    libc = ctypes.CDLL(None, use_errno=True)
+    call = getattr(libc, "renameat2", None)
+    if call is None:
+        return False
+    at_cwd, exchange = -100, 2
+    return call(at_cwd, os.fsencode(a), at_cwd, os.fsencode(b), exchange) == 0
+
+
+def put_in_place(finished: Path, target: Path) -> None:
+    """Give the folder `finished` the name `target`; an old folder there is replaced, then removed.
+
+    At every moment `target` is the old folder or the new one, or (without renameat2) absent with the old one beside
+    it, which `recover` brings back.
+    """
+    sync_folder(finished)
+    if not target.exists():
+        try:
+            os.rename(finished, target)
+        except OSError as error:
+            raise PhonedataError(f"{target}: cannot be created ({error.strerror}); the finished corpus is {finished}") from None
+        sync_folder(target.parent)
+        return
+    if _exchange(finished, target):
+        sync_folder(target.parent)
+        shutil.rmtree(finished)
+        return
+    old = replaced_path(target)
+    if old.exists():
+        shutil.rmtree(old)
+    os.rename(target, old)
+    try:
+        os.rename(finished, target)
+    except OSError:
+        os.rename(old, target)
+        raise
+    sync_folder(target.parent)
+    shutil.rmtree(old)
