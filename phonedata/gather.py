@@ -1,0 +1,220 @@
+"""WHERE frames lie and WHAT is copied: numba kernels that turn frames into windows and labels in buffers they are given.
+
+Everything moves by address, so one kernel serves any number of memory-mapped partitions, any dtype and pinned memory.
+numba has no float16 on CPUs: values move as bytes or as LLVM vectors of `half`, 64 bytes of output at a time.
+"""
+
+from __future__ import annotations
+
+import platform
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+LINE = 64
+"""Bytes of a cache line: window slots start on one and are whole ones, and a vector store writes one."""
+IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
+
+COPY, STREAM, WIDEN, NARROW = 0, 1, 2, 3
+"""What the kernel does with values: copy bytes (memcpy); copy bytes past the cache; float16 to float32; float32 to
+float16. The last three write whole cache lines with non-temporal stores on x86, plain ones elsewhere."""
+
+_HALF, _FLOAT, _BYTE = ir.HalfType(), ir.FloatType(), ir.IntType(8)
+_void = types.void
+
+
+def _load(builder, address, element, count):
+    vector = ir.VectorType(element, count)
+    return builder.load(builder.inttoptr(address, vector.as_pointer()), align=1)
+
+
+def _store_line(builder, address, value):
+    store = builder.store(value, builder.inttoptr(address, value.type.as_pointer()), align=LINE)
+    if IS_X86:
+        store.set_metadata("nontemporal", builder.module.add_metadata([ir.IntType(32)(1)]))
+
+
+@intrinsic
+def _copy_line(typingctx, target, source):
+    """Copy 64 bytes from any address to an aligned one, past the cache."""
+
+    def codegen(context, builder, signature, args):
+        _store_line(builder, args[0], _load(builder, args[1], _BYTE, LINE))
+        return context.get_dummy_value()
+
+    return _void(types.int64, types.int64), codegen
+
+
+@intrinsic
+def _widen_line(typingctx, target, source):
+    """16 float16 at `source` to 16 float32 at `target` (64 bytes, aligned)."""
+
+    def codegen(context, builder, signature, args):
+        _store_line(builder, args[0], builder.fpext(_load(builder, args[1], _HALF, 16), ir.VectorType(_FLOAT, 16)))
+        return context.get_dummy_value()
+
+    return _void(types.int64, types.int64), codegen
+
+
+@intrinsic
+def _narrow_line(typingctx, target, source):
+    """32 float32 at `source` to 32 float16 at `target` (64 bytes, aligned), rounded to nearest even."""
+
+    def codegen(context, builder, signature, args):
+        _store_line(builder, args[0], builder.fptrunc(_load(builder, args[1], _FLOAT, 32), ir.VectorType(_HALF, 32)))
+        return context.get_dummy_value()
+
+    return _void(types.int64, types.int64), codegen
+
+
+@intrinsic
+def _copy_bytes(typingctx, target, source, count):
+    """memcpy."""
+
+    def codegen(context, builder, signature, args):
+        pointer = _BYTE.as_pointer()
+        target, source = (builder.inttoptr(address, pointer) for address in args[:2])
+        cgutils.raw_memcpy(builder, target, source, args[2], 1)
+        return context.get_dummy_value()
+
+    return _void(types.int64, types.int64, types.int64), codegen
+
+
+@intrinsic
+def _prefetch(typingctx, address):
+    """Ask for the cache line at `address`; never faults."""
+
+    def codegen(context, builder, signature, args):
+        pointer, word = _BYTE.as_pointer(), ir.IntType(32)
+        function = builder.module.declare_intrinsic(
+            "llvm.prefetch", [pointer], ir.FunctionType(ir.VoidType(), [pointer, word, word, word])
+        )
+        builder.call(function, [builder.inttoptr(args[0], pointer), word(0), word(3), word(1)])
+        return context.get_dummy_value()
+
+    return _void(types.int64), codegen
+
+
+@intrinsic
+def _fence(typingctx):
+    """Make non-temporal stores visible before anything that follows (sfence); nothing off x86."""
+
+    def codegen(context, builder, signature, args):
+        if IS_X86:
+            function = builder.module.declare_intrinsic("llvm.x86.sse.sfence", [], ir.FunctionType(ir.VoidType(), []))
+            builder.call(function, [])
+        return context.get_dummy_value()
+
+    return _void(), codegen
+
+
+@intrinsic
+def _read_label(typingctx, address, size):
+    """The unsigned integer of `size` 1 or 2 bytes at `address`, as int64."""
+
+    def codegen(context, builder, signature, args):
+        word = ir.IntType(64)
+        with builder.if_else(builder.icmp_unsigned("==", args[1], word(1))) as (one, two):
+            with one:
+                short = builder.zext(builder.load(builder.inttoptr(args[0], _BYTE.as_pointer())), word)
+                one_block = builder.block
+            with two:
+                kind = ir.IntType(16)
+                long = builder.zext(builder.load(builder.inttoptr(args[0], kind.as_pointer()), align=1), word)
+                two_block = builder.block
+        label = builder.phi(word)
+        label.add_incoming(short, one_block)
+        label.add_incoming(long, two_block)
+        return label
+
+    return types.int64(types.int64, types.int64), codegen
+
+
+@njit
+def utterance_of(frame, table, buckets, shift):
+    """The utterance of `frame`: its bucket bounds it to a few, a binary search finds it among them."""
+    bucket = frame >> shift
+    low, high = np.int64(buckets[bucket]), np.int64(buckets[bucket + 1])
+    while low < high:
+        middle = (low + high) >> 1
+        if table[middle, 0] <= frame:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@njit
+def _write_window(target, source, limit, source_bytes, target_bytes, mode, scratch):
+    """One window of `source_bytes` at `source` to `target`, in whole lines; reads nothing at or past `limit`."""
+    step = LINE
+    if mode == WIDEN:
+        step = LINE // 2
+    elif mode == NARROW:
+        step = 2 * LINE
+    lines = (target_bytes + LINE - 1) // LINE
+    whole = lines
+    if source + lines * step > limit:
+        whole = target_bytes // LINE
+    if mode == STREAM:
+        for line in range(whole):
+            _copy_line(target + line * LINE, source + line * LINE)
+    elif mode == WIDEN:
+        for line in range(whole):
+            _widen_line(target + line * LINE, source + line * (LINE // 2))
+    else:
+        for line in range(whole):
+            _narrow_line(target + line * LINE, source + line * (2 * LINE))
+    if whole < lines:
+        # The last line's vector would read past the end of the file: it goes through a copy that ends in zeros.
+        _copy_bytes(scratch, source + whole * step, source_bytes - whole * step)
+        if mode == STREAM:
+            _copy_line(target + whole * LINE, scratch)
+        elif mode == WIDEN:
+            _widen_line(target + whole * LINE, scratch)
+        else:
+            _narrow_line(target + whole * LINE, scratch)
+
+
+@njit(
+    "void(int64[::1], int64[:, ::1], int32[::1], int64, int64, int64, int64, int64, int64, int64, int64, int64, int64[::1])",
+    nogil=True,
+    cache=True,
+    error_model="numpy",
+)
+def gather_windows(
+    frames, table, buckets, shift, row_bytes, left, source_bytes, label_bytes, windows, pitch, target_bytes, mode, labels
+):
+    """Windows and labels of `frames` (B,), looked up in a `FrameTable`.
+
+    `windows` is the address of B slots of `pitch` bytes (both multiples of 64); slot i receives the `source_bytes` of
+    window i as `target_bytes`, by `mode`. `labels` (B,) is filled where the table has labels (`label_bytes` > 0).
+    """
+    count = frames.shape[0]
+    sources = np.empty(count, np.int64)
+    limits = np.empty(count, np.int64)
+    scratch = np.zeros(2 * LINE, np.uint8)
+    ahead = 8
+    for i in range(count):
+        frame = frames[i]
+        utterance = utterance_of(frame, table, buckets, shift)
+        sources[i] = table[utterance, 1] + (frame - left) * row_bytes
+        limits[i] = table[utterance, 3]
+        if label_bytes:
+            labels[i] = table[utterance, 2] + frame * label_bytes
+            _prefetch(labels[i])
+    for i in range(count):
+        following = min(i + 1, count - 1)
+        for line in range(0, source_bytes, LINE):
+            _prefetch(sources[following] + line)
+        target = windows + i * pitch
+        if mode == COPY:
+            _copy_bytes(target, sources[i], source_bytes)
+        else:
+            _write_window(target, sources[i], limits[i], source_bytes, target_bytes, mode, scratch.ctypes.data)
+        if label_bytes:
+            labels[i] = _read_label(labels[i], label_bytes)
+    _fence()
