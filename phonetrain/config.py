@@ -1,0 +1,162 @@
+"""RunConfig: all settings of a run, frozen; from TOML, overrides or Python, and back to TOML exactly."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from os import PathLike
+from typing import Annotated, Literal
+
+from . import overrides, recipe, stages
+from .errors import ConfigError
+from .sections import (
+    AugmentConfig,
+    AveragingConfig,
+    CheckpointConfig,
+    DataConfig,
+    GuardConfig,
+    LoaderConfig,
+    LossConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    StopConfig,
+    TrackingConfig,
+    WindowConfig,
+    device_name,
+)
+from .settings import Range, Section, Text, parse
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class RunConfig(Section):
+    version: int = VERSION
+    "Version of this list of settings; a recipe of a newer one is refused."
+    epochs: Annotated[int, Range(1, 1_000_000)] = 15
+    "Passes over the training frames; under stages the sum of theirs."
+    batch_size: Annotated[int, Range(2, 2**20)] = 2048
+    "Windows in one update, over all devices together."
+    seed: Annotated[int, Range(0, 2**63 - 1)] = 0
+    "Seed of weights, order, dropout, masks and subset."
+    subset: Annotated[float, Range(0, 1, above=True)] = 1.0
+    "Share of the training utterances used; a larger subset holds the smaller ones; dev and test are never cut."
+    device: Annotated[str, Text("auto, cpu, cuda, cuda:1, mps, ...", device_name)] = "auto"
+    "auto, cpu, cuda, cuda:1, ...; auto takes cuda where there is one."
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    "auto: bf16 where the device has it, else fp16 with loss scaling on CUDA and fp32 on CPUs."
+    compile: bool | Literal["auto"] = False
+    "Compile the model with torch.compile; without a C compiler the run says so and goes on without."
+    data: DataConfig = field(default_factory=DataConfig)
+    window: WindowConfig = field(default_factory=WindowConfig)
+    loader: LoaderConfig = field(default_factory=LoaderConfig)
+    model: ModelConfig = field(default_factory=lambda: ModelConfig(archetype="cylinder", depth=5, hidden=640))
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    averaging: AveragingConfig = field(default_factory=AveragingConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    stop: StopConfig = field(default_factory=StopConfig)
+    stage: tuple[stages.Stage, ...] = ()
+    "Settings that change during the run: [[stage]] tables, see stages.py."
+
+    def check(self) -> None:
+        if self.version != VERSION:
+            raise newer(self.version)
+        pieces = self.optimizer.accumulation
+        if self.batch_size % pieces:
+            raise ConfigError(
+                f"optimizer.accumulation = {pieces}: does not divide batch_size = {self.batch_size}; wanted a divisor"
+            )
+        if self.batch_size // pieces < 2:
+            raise ConfigError(
+                f"optimizer.accumulation = {pieces}: cuts batch_size = {self.batch_size} into single windows; "
+                "wanted at least 2 in a piece, batch norm needs them"
+            )
+        width = self.window.left + 1 + self.window.right
+        if self.augment.time_mask > width:
+            raise ConfigError(f"augment.time_mask = {self.augment.time_mask}: the window has {width} frames")
+        if self.stage:
+            total = sum(stage.epochs for stage in self.stage)
+            if total != self.epochs:
+                raise ConfigError(f"epochs = {self.epochs}: the stages take {total} epochs; wanted the same")
+            stages.plan_stages(self)
+        else:
+            self.check_chain()
+
+    def check_chain(self) -> None:
+        chain = self.schedule.chain
+        taken = sum(phase.epochs or 0 for phase in chain)
+        short = chain and (taken >= self.epochs if chain[-1].epochs is None else taken != self.epochs)
+        if short:
+            raise ConfigError(
+                f"schedule.chain: its phases take {taken} of epochs = {self.epochs}; wanted "
+                + ("some left for the last phase" if chain[-1].epochs is None else "exactly as many")
+                + ", as schedule.chain.0.epochs=1"
+            )
+
+    def stages(self) -> list[stages.StagePlan]:
+        """The run as a list of stages, each with its resolved config and its epochs; one stage if none are said."""
+        return stages.plan_stages(self)
+
+    @classmethod
+    def from_dict(cls, table: Mapping[str, object]) -> "RunConfig":
+        """Nested tables as TOML has them. Raises ConfigError for anything that is not exactly a setting."""
+        version = table.get("version", VERSION)
+        if version != VERSION:
+            raise newer(version)
+        config_table = dict(table)
+        plans = table.get("stage")
+        if plans and "epochs" not in table and isinstance(plans, (list, tuple)):
+            taken = [stages.Stage.from_table(plan, f"stage.{place}").epochs for place, plan in enumerate(plans)]
+            config_table["epochs"] = sum(taken)
+        return parse(cls, config_table)
+
+    @classmethod
+    def from_toml(cls, path: str | PathLike) -> "RunConfig":
+        """A recipe or a run's config.toml. Raises ConfigError, the file named first."""
+        table = recipe.read_toml(path)
+        try:
+            return cls.from_dict(table)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from None
+
+    def to_toml(self) -> str:
+        """The whole config as TOML that `from_toml` reads back equal; none and settings that nothing reads left out."""
+        return recipe.toml_text(self.to_dict())
+
+    def override(self, texts: Iterable[str]) -> "RunConfig":
+        """This config with `["optimizer.lr=1e-4", "schedule.name=cosine", ...]` set; see overrides.py."""
+        return self.replaced(overrides.parsed(texts))
+
+    def replaced(self, changes: Mapping[str, object]) -> "RunConfig":
+        """This config with dotted keys set: `{"optimizer.lr": 1e-4}`. Raises ConfigError."""
+        table = overrides.applied(self.to_dict(), changes, type(self))
+        return type(self).from_dict(table)
+
+    def flat(self) -> dict[str, object]:
+        """Dotted key -> value, as `to_dict` has them."""
+        return dict(stages.flattened(self.to_dict()))
+
+
+def newer(version: object) -> ConfigError:
+    return ConfigError(f"version = {version}: this phonetrain reads recipes of version {VERSION}; upgrade phonetrain")
+
+
+def diff(old: RunConfig, new: RunConfig) -> list[tuple[str, object, object]]:
+    """(dotted key, old value, new value) of every setting that differs; None where a config leaves it out."""
+    before, after = old.flat(), new.flat()
+    keys = list(dict.fromkeys([*before, *after]))
+    return [(key, before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)]
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return recipe.names()
+
+
+def load_recipe(name_or_path: str | PathLike) -> RunConfig:
+    """A recipe by name (`diamond`) or a TOML file by path. Raises ConfigError with the nearest name."""
+    return RunConfig.from_toml(recipe.locate(name_or_path))

@@ -1,0 +1,384 @@
+"""The sections of a RunConfig: every setting of a run in one list, frozen, each with its sentence.
+
+The annotations are the rules (settings.py applies them to recipes, overrides and Python alike); `check` holds the
+rules between fields. A setting that admits none has the default None, so leaving a key out always says none. Keys
+that nothing would read (`gamma` under a cosine) are refused, not ignored: what stands in a config is what runs.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+from . import times
+from .errors import ConfigError
+from .settings import Range, Section, Text
+
+
+def not_empty(text: str) -> None:
+    if not text.strip():
+        raise ValueError("empty")
+
+
+def device_name(text: str) -> None:
+    if not re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:\d+)?", text):
+        raise ValueError(text)
+
+
+def unread_by_name(section: Section, chosen: str) -> dict[str, str]:
+    """The fields that the section's `name` does not read (its READ_BY), with the reason."""
+    reasons = {}
+    for name, readers in section.READ_BY.items():
+        if section.name not in readers:
+            reasons[name] = f"{chosen} does not read it; {' and '.join(readers)} {'do' if readers[1:] else 'does'}"
+    return reasons
+
+
+Count = Annotated[int, Range(1)]
+Natural = Annotated[int, Range(0)]
+Positive = Annotated[float, Range(0, above=True)]
+NotNegative = Annotated[float, Range(0)]
+Share = Annotated[float, Range(0, 1)]
+BelowOne = Annotated[float, Range(0, 1, below=True)]
+Inside = Annotated[float, Range(0, 1, above=True, below=True)]
+Partitions = Annotated[str, Text('"auto", or partition names joined by +', not_empty)]
+Watched = Literal["train_loss", "train_accuracy", "dev_loss", "dev_accuracy"]
+Phase = Literal["constant", "step", "exponential", "plateau", "cosine", "cosine_restarts", "onecycle"]
+
+
+@dataclass(frozen=True)
+class DataConfig(Section):
+    section: ClassVar[str] = "data"
+
+    corpus: str | None = None
+    "Path of the packed corpus; none: found beside where the command runs (packed/)."
+    train: Partitions = "auto"
+    "Partitions to train on, as train-clean-100 or a + b; auto: found by name."
+    dev: Partitions = "auto"
+    "Partitions that score every epoch; never cut by subset."
+    test: Partitions = "auto"
+    "Partition that predict labels."
+
+
+@dataclass(frozen=True)
+class WindowConfig(Section):
+    section: ClassVar[str] = "window"
+
+    left: Natural = 30
+    "Frames of context before the frame to classify."
+    right: Natural = 30
+    "Frames of context after it."
+
+
+@dataclass(frozen=True)
+class LoaderConfig(Section):
+    section: ClassVar[str] = "loader"
+
+    kind: Literal["auto", "host", "resident", "slab"] = "auto"
+    "Where frames live while windows are gathered; auto goes by the free memory and says why."
+    order: Literal["global", "slab"] = "global"
+    "global: any frame of the corpus may come next; slab: frames are shuffled inside a moving pool of slabs."
+    threads: Count | None = None
+    "Threads that gather windows; none: chosen from the machine."
+
+
+@dataclass(frozen=True)
+class ModelConfig(Section):
+    section: ClassVar[str] = "model"
+
+    archetype: Literal["cylinder", "diamond", "hourglass", "pyramid", "inverse-pyramid"] | None = None
+    "How wide each hidden layer is beside the widest one; layout.py draws the shapes."
+    depth: Annotated[int, Range(1, 40)] | None = None
+    "Number of hidden layers."
+    hidden: Annotated[int, Range(1, 65536)] | None = None
+    "Width of the widest hidden layer; or give max_parameters."
+    max_parameters: Count | None = None
+    "Cap on the parameter count: without hidden or widths the layers are made as wide as the cap allows."
+    widths: tuple[Annotated[int, Range(1, 65536)], ...] | None = None
+    "Width of every hidden layer, in place of archetype, depth and hidden."
+    activation: Literal["relu", "leaky_relu", "gelu", "silu", "mish", "softplus", "tanh", "sigmoid"] = "silu"
+    "The non-linearity of every hidden layer."
+    norm: Literal["batch", "layer", "rms", "none"] = "batch"
+    "Normalisation in every hidden layer."
+    norm_position: Literal["before", "after"] = "before"
+    "Normalise before or after the activation."
+    dropout: BelowOne = 0.0
+    "Share of hidden units dropped in training."
+    dropout_shape: Literal["constant", "growing"] = "constant"
+    "constant: the same in every layer; growing: layer i of n drops dropout * i / n."
+    residual: bool = False
+    "Add each hidden layer's input to its output; where the widths differ, through a learnt projection without bias."
+    init: Literal[
+        "torch", "xavier_normal", "xavier_uniform", "kaiming_normal", "kaiming_uniform", "orthogonal", "uniform"
+    ] = "torch"
+    "Start of the weight matrices; biases start at 0 except under torch's own. uniform is torch's, from 0 to 1."
+    factory: str | None = None
+    "A model of your own in place of all the above: file.py:build or package.module:build."
+
+    def unread(self) -> dict[str, str]:
+        if self.factory is not None:
+            names = set(self.__dataclass_fields__) - {"section", "factory", "max_parameters"}
+            return dict.fromkeys(names, "model.factory builds the model; leave this to it")
+        if self.widths is not None:
+            return dict.fromkeys(("archetype", "depth", "hidden"), "model.widths says it all; give one or the other")
+        return {}
+
+    def check(self) -> None:
+        if self.factory is not None or self.widths is not None:
+            if self.widths == ():
+                raise ConfigError("model.widths = []: wanted at least one hidden layer, as [512, 512]")
+            return
+        if self.archetype is None or self.depth is None:
+            name = "archetype" if self.archetype is None else "depth"
+            raise ConfigError(f"model.{name} is missing: give archetype and depth, or widths = [512, 512, ...]")
+        if (self.hidden is None) == (self.max_parameters is None):
+            got = "both are" if self.hidden is not None else "neither is"
+            raise ConfigError(f"model.hidden and model.max_parameters: {got} given, wanted one; none takes one away")
+
+
+@dataclass(frozen=True)
+class OptimizerConfig(Section):
+    section: ClassVar[str] = "optimizer"
+
+    name: Literal["sgd", "nesterov", "rmsprop", "adam", "adamw", "muon"] = "adamw"
+    "muon: torch's Muon for the weight matrices between layers, AdamW for everything else."
+    lr: Positive = 1e-3
+    "Base learning rate: what the schedule starts from, and the peak of warm-up, cosine and onecycle."
+    weight_decay: NotNegative = 0.0
+    "Decay of the weight matrices: decoupled in adamw and muon, added to the gradient (L2) in the others."
+    decay_all: bool = False
+    "Decay norms and biases too, as a bare torch.optim call does."
+    momentum: BelowOne = 0.9
+    "Momentum of sgd, nesterov, rmsprop and of muon's matrices."
+    betas: tuple[BelowOne, BelowOne] = (0.9, 0.999)
+    "Running-average factors of adam, adamw and of muon's AdamW part."
+    eps: Positive = 1e-8
+    "Added to the denominator of rmsprop, adam, adamw and of muon's AdamW part."
+    alpha: BelowOne = 0.99
+    "Running-average factor of rmsprop."
+    rest_ratio: Positive = 1.0
+    "Under muon, the rate of the AdamW part as a multiple of the scheduled rate."
+    clip_norm: Positive | None = None
+    "Largest norm of the whole gradient; longer ones are scaled down to it."
+    accumulation: Count = 1
+    "Pieces a batch is cut into, their gradients summed before one update: the same batch in less memory."
+
+    READ_BY: ClassVar[dict[str, tuple[str, ...]]] = {
+        "momentum": ("sgd", "nesterov", "rmsprop", "muon"),
+        "betas": ("adam", "adamw", "muon"),
+        "eps": ("rmsprop", "adam", "adamw", "muon"),
+        "alpha": ("rmsprop",),
+        "rest_ratio": ("muon",),
+    }
+
+    def unread(self) -> dict[str, str]:
+        return unread_by_name(self, f"optimizer.name = {self.name}")
+
+    def check(self) -> None:
+        if self.name == "nesterov" and self.momentum == 0:
+            raise ConfigError("optimizer.momentum = 0.0: nesterov needs momentum above 0; use sgd without")
+
+
+@dataclass(frozen=True)
+class LossConfig(Section):
+    section: ClassVar[str] = "loss"
+
+    label_smoothing: BelowOne = 0.0
+    "Share of the target taken from the label and spread over all phonemes, in training only."
+
+
+@dataclass(frozen=True)
+class AveragingConfig(Section):
+    section: ClassVar[str] = "averaging"
+
+    decay: Inside | None = None
+    "Keep an exponential average of the weights, updated every step with this factor, and score it in their place."
+
+
+@dataclass(frozen=True)
+class ShapeConfig(Section):
+    """The shape of a learning rate over time; names, formulas and defaults are those of torch.optim.lr_scheduler."""
+
+    section: ClassVar[str] = "schedule"
+
+    name: Phase = "constant"
+    "Which schedule."
+    every: Literal["step", "epoch"] = "epoch"
+    "Whether exponential and the cosines move at every step or at every epoch (exponential: gamma is per epoch)."
+    step_size: Count | None = None
+    "Epochs between the cuts of step."
+    gamma: Annotated[float, Range(0, 1, above=True)] | None = None
+    "What the rate is multiplied by, at every cut of step and every epoch of exponential."
+    factor: Inside = 0.1
+    "What plateau multiplies the rate by when the score stops improving."
+    patience: Natural = 10
+    "Epochs without improvement that plateau lets pass."
+    threshold: NotNegative = 1e-4
+    "How much better counts as improvement to plateau."
+    threshold_mode: Literal["rel", "abs"] = "rel"
+    "Whether threshold is a share of the best score or a difference."
+    cooldown: Natural = 0
+    "Epochs after a cut in which plateau does not count."
+    eps: NotNegative = 1e-8
+    "Plateau leaves a rate alone that it would change by less."
+    watch: Watched = "dev_loss"
+    "The score that plateau looks at; losses go down, accuracies up."
+    min_lr: NotNegative = 0.0
+    "Lowest rate of plateau and of the cosines."
+    restart_epochs: Count | None = None
+    "Length in epochs of the first cosine of cosine_restarts."
+    restart_multiply: Count = 1
+    "How many times longer each further cosine is."
+    pct_start: Share = 0.3
+    "Share of onecycle in which the rate rises."
+    div_factor: Positive = 25.0
+    "onecycle starts at lr / div_factor."
+    final_div_factor: Positive = 1e4
+    "onecycle ends at its start / final_div_factor."
+    anneal: Literal["cos", "linear"] = "cos"
+    "How onecycle goes from one rate to the next."
+    three_phase: bool = False
+    "onecycle falls back to its start symmetrically before it goes to its end."
+    cycle_momentum: bool = True
+    "onecycle moves momentum (beta1 of the Adams) against the rate."
+    base_momentum: BelowOne = 0.85
+    "Momentum of onecycle at the peak of the rate."
+    max_momentum: BelowOne = 0.95
+    "Momentum of onecycle at its ends."
+
+    READ_BY: ClassVar[dict[str, tuple[str, ...]]] = {
+        "every": ("exponential", "cosine", "cosine_restarts"),
+        "step_size": ("step",),
+        "gamma": ("step", "exponential"),
+        **dict.fromkeys(("factor", "patience", "threshold", "threshold_mode"), ("plateau",)),
+        **dict.fromkeys(("cooldown", "eps", "watch"), ("plateau",)),
+        "min_lr": ("plateau", "cosine", "cosine_restarts"),
+        **dict.fromkeys(("restart_epochs", "restart_multiply"), ("cosine_restarts",)),
+        **dict.fromkeys(("pct_start", "div_factor", "final_div_factor", "anneal", "three_phase"), ("onecycle",)),
+        **dict.fromkeys(("cycle_momentum", "base_momentum", "max_momentum"), ("onecycle",)),
+    }
+    NEEDED: ClassVar[dict[str, tuple[str, ...]]] = {
+        "step": ("step_size", "gamma"),
+        "exponential": ("gamma",),
+        "cosine_restarts": ("restart_epochs",),
+    }
+
+    def unread(self) -> dict[str, str]:
+        return unread_by_name(self, f"schedule.name = {self.name}")
+
+    def check(self) -> None:
+        for name in self.NEEDED.get(self.name, ()):
+            if getattr(self, name) is None:
+                raise ConfigError(f"{self.section}.{name} is missing: schedule.name = {self.name} needs it")
+        if self.base_momentum > self.max_momentum:
+            got = f"{self.base_momentum} > {self.max_momentum}"
+            raise ConfigError(f"{self.section}.base_momentum and max_momentum: {got}, wanted base at most max")
+
+
+@dataclass(frozen=True)
+class PhaseConfig(ShapeConfig):
+    section: ClassVar[str] = "schedule.chain"
+
+    epochs: Count | None = None
+    "Epochs this phase of the chain takes; the last phase may leave it out and takes the rest."
+    lr: Positive | Literal["previous"] | None = None
+    "Base rate of this phase; none: optimizer.lr; previous: the rate at which the phase before it ended."
+
+
+@dataclass(frozen=True)
+class ScheduleConfig(ShapeConfig):
+    name: Literal[Phase, "chain"] = "constant"
+    "Which schedule; chain is the phases of schedule.chain one after the other."
+    chain: tuple[PhaseConfig, ...] = ()
+    "The phases: [{name = \"onecycle\", epochs = 15}, {name = \"plateau\"}]."
+    warmup_steps: Count | None = None
+    "Steps of linear warm-up before the schedule starts."
+    warmup_epochs: Count | None = None
+    "The same in epochs."
+    warmup_start: Annotated[float, Range(0, 1, above=True)] = 0.01
+    "Share of the rate at which warm-up starts."
+    on_extend: Literal["stretch", "hold"] | None = None
+    "On resume with other epochs: stretch lays the schedule out anew over them, hold keeps it and then its last rate."
+
+    def unread(self) -> dict[str, str]:
+        unread = super().unread()
+        if self.name != "chain":
+            unread["chain"] = f"schedule.name = {self.name}; phases need schedule.name = chain"
+        if self.warmup_steps is None and self.warmup_epochs is None:
+            unread["warmup_start"] = "there is no warm-up; set schedule.warmup_steps too"
+        return unread
+
+    def check(self) -> None:
+        super().check()
+        if self.warmup_steps is not None and self.warmup_epochs is not None:
+            raise ConfigError("schedule.warmup_steps and schedule.warmup_epochs: both are given, wanted one")
+        if self.name == "chain" and len(self.chain) < 2:
+            raise ConfigError(f"schedule.chain: it has {len(self.chain)} phases, wanted at least 2")
+        for place, phase in enumerate(self.chain[:-1]):
+            if phase.epochs is None:
+                raise ConfigError(f"schedule.chain.{place}.epochs is missing: only the last phase takes the rest")
+        if self.chain and self.chain[0].lr == "previous":
+            raise ConfigError("schedule.chain.0.lr = \"previous\": the first phase has none before it")
+
+
+@dataclass(frozen=True)
+class AugmentConfig(Section):
+    section: ClassVar[str] = "augment"
+
+    time_mask: Natural = 0
+    "Longest time mask: 0 to this many neighbouring frames of a window are set to the mean."
+    freq_mask: Natural = 0
+    "Widest frequency mask: 0 to this many neighbouring coefficients are set to the mean."
+    noise: NotNegative = 0.0
+    "Deviation of Gaussian noise added to every value, in deviations of the coefficient."
+    mask_mode: Literal["window", "batch"] = "window"
+    "window: masks of its own for every window; batch: one pair of masks for the whole batch, as the course does."
+    probability: Share = 1.0
+    "How often a window (or batch) is masked at all."
+
+
+@dataclass(frozen=True)
+class GuardConfig(Section):
+    section: ClassVar[str] = "guard"
+
+    policy: Literal["stop", "skip", "rollback"] = "stop"
+    "What to do after a non-finite loss: end the run, leave the batch out, or go back to the last good checkpoint."
+    max_rollbacks: Count = 3
+    "Rollbacks after which the run stops after all."
+    rollback_factor: Inside = 0.5
+    "What every rollback multiplies the learning rate by."
+    divergence: Annotated[float, Range(1, above=True)] = 2.0
+    "Warn when the loss of a log interval is this many times its running level."
+
+
+@dataclass(frozen=True)
+class CheckpointConfig(Section):
+    section: ClassVar[str] = "checkpoint"
+
+    every_minutes: Positive = 10.0
+    "Minutes between checkpoints inside an epoch; every epoch's end saves one in any case."
+    keep: Count = 2
+    "How many checkpoints to keep besides the best."
+
+
+@dataclass(frozen=True)
+class TrackingConfig(Section):
+    section: ClassVar[str] = "tracking"
+
+    wandb: Literal["offline", "online", "off"] = "offline"
+    "Where wandb writes; WANDB_MODE in the environment goes first."
+    project: str = "phonetrain"
+    "Project name in wandb."
+    log_every: Count = 100
+    "Steps between lines of metrics; also how often the device is asked for numbers."
+
+
+@dataclass(frozen=True)
+class StopConfig(Section):
+    section: ClassVar[str] = "stop"
+
+    patience: Count | None = None
+    "End after this many epochs without a better dev accuracy."
+    max_time: Annotated[str, Text("a duration such as 2h, 90m or 1h30m", times.duration)] | None = None
+    "End, saved and scored, before this much time has passed."
+    stop_at: Annotated[str, Text("a time of day such as 23:30", times.clock_time)] | None = None
+    "End, saved and scored, before this time of day (local clock)."
