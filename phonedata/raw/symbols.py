@@ -1,0 +1,135 @@
+"""SymbolTable: text labels to class indices by a verified perfect hash."""
+
+import numpy as np
+from numba import njit
+
+from phonedata.errors import RawDataError
+from phonedata.phonemes import END_MARKS, START_MARKS, PhonemeSet
+
+
+@njit("uint64(uint32[:], uint64)", cache=True, nogil=True)
+def _hash(points, seed):
+    """64-bit hash of one row of code points up to its first zero."""
+    h = seed
+    for j in range(points.size):
+        if points[j] == 0:
+            break
+        h = (h ^ np.uint64(points[j])) * np.uint64(0x9E3779B97F4A7C15)
+        h ^= h >> np.uint64(29)
+    return h
+
+
+@njit("int64(uint32[:, ::1], int32[::1], uint32[:, ::1], uint64, uint16[::1])", cache=True, nogil=True)
+def _encode(text, slots, spellings, seed, classes):
+    """Class of every row of `text` (T, W) into `classes` (T,); returns the first unknown row, or -1.
+
+    The hash only proposes a spelling; every code point is compared, so that no foreign symbol slips through.
+    """
+    frames, width = text.shape
+    known_width = spellings.shape[1] - 1
+    mask = np.uint64(slots.size - 1)
+    for t in range(frames):
+        same = t > 0
+        if same:
+            # Labels repeat for several frames: comparing with the row before is cheaper than hashing.
+            for j in range(width):
+                same &= text[t, j] == text[t - 1, j]
+        if same:
+            classes[t] = classes[t - 1]
+            continue
+        entry = slots[np.int64(_hash(text[t], seed) & mask)]
+        if entry < 0:
+            return t
+        for j in range(max(width, known_width)):
+            a = text[t, j] if j < width else np.uint32(0)
+            b = spellings[entry, j] if j < known_width else np.uint32(0)
+            if a != b:
+                return t
+        classes[t] = np.uint16(spellings[entry, known_width])
+    return -1
+
+
+class SymbolTable:
+    """Looks up the classes of whole transcripts. Accepts every spelling that `phonemes` accepts."""
+
+    def __init__(self, phonemes: PhonemeSet):
+        self.phonemes = phonemes
+        names = list(phonemes.classes)
+        width = max(len(n) for n in names)
+        # The class rides in one more column, out of reach of the comparison.
+        self._spellings = np.zeros((len(names), width + 1), np.uint32)
+        for row, name in zip(self._spellings, names):
+            row[: len(name)] = [ord(c) for c in name]
+            row[width] = phonemes.classes[name]
+        self._slots, self._seed = self._perfect_hash(self._spellings[:, :width])
+        self._out = np.empty(0, np.uint16)
+
+    @staticmethod
+    def _perfect_hash(points: np.ndarray) -> tuple[np.ndarray, np.uint64]:
+        """A table and a seed with which no two spellings share a slot."""
+        size = 1 << (len(points) * 4 - 1).bit_length()
+        while True:
+            for seed in range(1, 200):
+                slots = np.full(size, -1, np.int32)
+                for entry, row in enumerate(points):
+                    slot = int(_hash(row, seed)) & (size - 1)
+                    if slots[slot] >= 0:
+                        break
+                    slots[slot] = entry
+                else:
+                    return slots, np.uint64(seed)
+            size *= 2
+
+    def encode(self, labels: np.ndarray, where: str) -> np.ndarray:
+        """(T,) or (T + 2,) text or integer labels -> (T,) classes of `label_dtype`, start and end marks stripped.
+
+        Integer labels are class indices; their marks are the two numbers after the last class. Valid until the next
+        call. Raises RawDataError naming `where`.
+        """
+        if labels.ndim != 1:
+            raise RawDataError(f"{where}: transcript of shape {labels.shape}, wanted (T,): one symbol a frame; make it again")
+        if labels.dtype.kind in "iu":
+            return self._integers(labels, where)
+        if labels.dtype.kind not in "US":
+            raise RawDataError(f"{where}: transcript of type {labels.dtype.str}, wanted text or integers; make it again")
+        if labels.dtype.kind == "S":
+            try:
+                labels = labels.astype(str)
+            except UnicodeDecodeError:
+                raise RawDataError(f"{where}: transcript is not ASCII; save it as text (<U5)") from None
+        if not labels.dtype.itemsize:
+            raise RawDataError(f"{where}: transcript of empty symbols; make it again")
+        text = np.ascontiguousarray(labels, labels.dtype.newbyteorder("=")).view(np.uint32).reshape(len(labels), -1)
+        # A code point beyond Unicode cannot be turned into a str, so it may not reach a message.
+        if len(text) and text.max() > 0x10FFFF:
+            raise RawDataError(f"{where}: transcript holds code points that are no text; copy or make it again")
+        if len(text) >= 2:
+            opened, closed = str(labels[0]) in START_MARKS, str(labels[-1]) in END_MARKS
+            if opened != closed:
+                raise RawDataError(
+                    f"{where}: begins with {str(labels[0])!r} and ends with {str(labels[-1])!r}; "
+                    f"wanted both marks, [SOS] and [EOS], or neither"
+                )
+            if opened:
+                text = text[1:-1]
+        if len(self._out) < len(text):
+            self._out = np.empty(len(text) * 2, np.uint16)
+        unknown = _encode(text, self._slots, self._spellings, self._seed, self._out[: len(text)])
+        if unknown >= 0:
+            symbol = "".join(map(chr, text[unknown])).rstrip("\0")
+            raise RawDataError(
+                f"{where}: unknown symbol {symbol!r} at frame {unknown}, wanted one of the {len(self.phonemes)} phonemes "
+                f"({' '.join(self.phonemes.symbols[:3])} ...); correct it or list the symbols in phonemes.txt"
+            )
+        return self._out[: len(text)].astype(self.phonemes.label_dtype)
+
+    def _integers(self, labels: np.ndarray, where: str) -> np.ndarray:
+        count = len(self.phonemes)
+        if len(labels) >= 2 and labels[0] == count and labels[-1] == count + 1:
+            labels = labels[1:-1]
+        if len(labels) and (labels.min() < 0 or labels.max() >= count):
+            at = int(np.argmax((labels < 0) | (labels >= count)))
+            raise RawDataError(
+                f"{where}: class {int(labels[at])} at frame {at}, wanted 0..{count - 1}; correct it or list the symbols in phonemes.txt"
+            )
+        return labels.astype(self.phonemes.label_dtype)
