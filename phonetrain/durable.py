@@ -13,7 +13,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from phonetrain.errors import TrainingStopped
+from .errors import TrainingStopped
 
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 

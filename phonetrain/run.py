@@ -23,7 +23,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from phonetrain.durable import (
+from .durable import (
     append_line,
     make_directory,
     open_for_append,
@@ -34,7 +34,7 @@ from phonetrain.durable import (
     unwritable,
     write_atomically,
 )
-from phonetrain.errors import CheckpointError, RunExists, RunNotFound, TrainingStopped
+from .errors import CheckpointError, RunExists, RunNotFound, TrainingStopped
 
 RUNS = Path("runs")
 
