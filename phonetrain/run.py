@@ -4,7 +4,7 @@
       config.toml        what was asked for, resolved           built.json        what was really built
       environment.json   versions, device, corpus digests       checkpoints/step-N/   best, last: one-line pointer files
       metrics.jsonl      numbers, a line each                    evidence/         what the guard kept
-      events.jsonl       what happened, a line each              predictions/      report.html  wandb/
+      events.jsonl       what happened, a line each              predictions/  evaluations/  report.html  wandb/
 
 A *segment* is what one process trained without a break. It starts at a step of an earlier segment (its parent), so the
 segments form a tree and the run's life is the path from the last segment back to the root: `Run.lineage`.
@@ -64,6 +64,7 @@ class Run:
         self.checkpoints = self.path / "checkpoints"
         self.evidence = self.path / "evidence"
         self.predictions = self.path / "predictions"
+        self.evaluations = self.path / "evaluations"
         self.report_path = self.path / "report.html"
         self.curves_path = self.path / "curves.png"
         self.tracker_path = self.path / "tracker.json"
@@ -187,6 +188,17 @@ class Run:
         """Every readable line of metrics.jsonl in file order, also of abandoned segments."""
         return [line for line in read_lines(self.metrics_path) if kind is None or line.get("kind") == kind]
 
+    @property
+    def status(self) -> str:
+        """How the last segment ended: finished, early_stopped, deadline, a signal's or an error's name; "running" where
+        no end is recorded, which is also what kill -9 leaves."""
+        for event in reversed(self.events()):
+            if event["event"] in ("run_finished", "segment_ended"):
+                return str(event.get("reason", "finished"))
+            if event["event"] == "segment_started":
+                break
+        return "running"
+
     def best(self) -> dict[str, Any] | None:
         """The epoch line with the best score so far, or None before the first."""
         return next((line for line in reversed(self.metrics("epoch")) if line.get("best")), None)
@@ -219,7 +231,10 @@ class Run:
             return {}
 
     def write_json(self, path: Path, content: dict[str, Any]) -> None:
-        write_atomically(path, (json.dumps(plain(content), indent=2, allow_nan=False) + "\n").encode())
+        self.write_text(path, json.dumps(plain(content), indent=2, allow_nan=False) + "\n")
+
+    def write_text(self, path: Path, text: str) -> None:
+        write_atomically(path, text.encode())
 
     # One process per run directory
 
@@ -241,7 +256,8 @@ class Run:
                 )
             file.truncate(0)
             file.write(f"{os.getpid()}\n".encode())
-            for leftover in (*self.path.glob(".*.tmp"), *self.checkpoints.glob(".*.tmp")):  # of a process that was killed
+            # What a process that was killed left half-written.
+            for leftover in (*self.path.glob(".*.tmp"), *self.checkpoints.glob(".*.tmp")):
                 leftover.unlink(missing_ok=True)
             try:
                 yield

@@ -1,0 +1,291 @@
+"""A checkpoint and a partition give scores, or a CSV with one label per frame, in frame order; always in fp32."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from phonedata import PackedCorpus, WindowSpec, open_loader
+
+from . import checkpoint as checkpoints
+from .config import RunConfig
+from .device import Compute, choose_compute
+from .durable import write_atomically
+from .errors import CheckpointError, ConfigError, PhonetrainError
+from .model import build_model
+from .partitions import check_window, choose_roles, open_corpus
+from .run import Run
+from .scoring import score
+
+BATCH = 4096
+CONFUSED_PAIRS = 12
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained model and what it was trained as."""
+
+    run: Run
+    config: RunConfig
+    corpus: PackedCorpus
+    compute: Compute
+    model: nn.Module
+    saved: checkpoints.Checkpoint
+
+    @property
+    def conditions(self) -> dict[str, Any]:
+        """What a number that comes from this model depends on."""
+        return {
+            "run": str(self.run.path),
+            "checkpoint": self.saved.path.name,
+            "step": self.saved.progress.step,
+            "epochs_done": self.saved.progress.epoch,
+            "weights": "averaged" if self.saved.averaged is not None else "trained",
+            "precision": "fp32",
+            "device": str(self.compute.device),
+            "corpus": str(self.corpus.path),
+            "corpus_digest": self.corpus.digest,
+            "corpus_is_the_trained_one": self.corpus.digest == self.saved.identity.get("corpus"),
+        }
+
+
+def open_trained(
+    run: Run | str | os.PathLike[str] | None = None,
+    checkpoint: str | int = "best",
+    corpus: str | os.PathLike[str] | None = None,
+    device: str = "auto",
+) -> Trained:
+    """The scored weights of a checkpoint ("best", "last", or a step as 1200 or "step-1200"), in fp32, in eval mode.
+
+    corpus: a packed corpus in place of the one trained on; it must have the same phonemes and coefficients.
+    Raises RunNotFound, CheckpointError, ConfigError.
+    """
+    run = run if isinstance(run, Run) else Run.open(run)
+    config = RunConfig.from_toml(run.config_path)
+    packed = open_corpus(config, corpus)
+    saved = _read(run, checkpoint)
+    _check_same_world(packed, saved, run)
+    check_window(packed, config)
+    compute = choose_compute(device, "fp32")
+    model = build_model(config, feature_dim=packed.feature_dim, num_classes=len(packed.phonemes))
+    model.load_state_dict(saved.scored_weights)
+    return Trained(run, config, packed, compute, model.to(compute.device).eval(), saved)
+
+
+def evaluate(
+    run: Run | str | os.PathLike[str] | None = None,
+    partition: str | None = None,
+    checkpoint: str | int = "best",
+    corpus: str | os.PathLike[str] | None = None,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Score a labelled partition (default: the run's dev) in fp32, every frame once, and return the numbers.
+
+    loss is the mean cross entropy in nats a frame, accuracy and error_rate are shares of frames; majority is what
+    answering the commonest phoneme everywhere would score. phonemes has frames, recall and precision of each class,
+    confused the pairs that cost most frames, confusion the (C, C) counts, true class by predicted class. The result is
+    also kept in the run's evaluations/. Raises ConfigError where the partition has no labels.
+    """
+    trained = open_trained(run, checkpoint, corpus, device)
+    name = partition or choose_roles(trained.corpus, trained.config.data).dev
+    partitions = [trained.corpus[part.strip()] for part in name.split("+")]
+    bare = [part.name for part in partitions if not part.labelled]
+    if bare:
+        raise ConfigError(
+            f"{', '.join(bare)} of {trained.corpus.path} has no labels to score against; "
+            f"`phonetrain predict --partition {bare[0]}` labels it"
+        )
+    with _open(trained, name) as loader:
+        metrics = score(trained.model, _Watched(loader, f"scoring {name}"), trained.compute,
+                        len(trained.corpus.phonemes), confusion=True)  # fmt: skip
+        frames = loader.num_frames
+    result = metrics.result()
+    if result["frames"] != frames:
+        raise PhonetrainError(f"{name}: {result['frames']} frames were scored, wanted {frames}; please report this")
+    confusion = metrics.confusion.cpu().numpy()
+    told = trained.conditions | {"partition": name, "utterances": sum(part.num_utterances for part in partitions)}
+    told |= result | describe_confusion(confusion, trained.corpus.phonemes.symbols) | {"confusion": confusion.tolist()}
+    _keep(trained.run, told)
+    return told
+
+
+def predict(
+    run: Run | str | os.PathLike[str] | None = None,
+    partition: str | None = None,
+    out: str | os.PathLike[str] | None = None,
+    checkpoint: str | int = "best",
+    corpus: str | os.PathLike[str] | None = None,
+    device: str = "auto",
+    labels: Literal["phoneme", "index"] = "phoneme",
+    header: str = "id,label",
+) -> Path:
+    """Label every frame of a partition (default: the run's test) and write a CSV of exactly N rows.
+
+    Row i holds id i (0..N-1, over the frames in the packed order of utterances) and the phoneme, or its class index.
+    The file (default: the run's predictions/<partition>.csv) appears whole or not at all and is read back and compared
+    before its path is returned.
+    """
+    names = header.split(",")
+    if len(names) != 2 or not all(name.strip() for name in names):
+        raise ConfigError(f"header: got {header!r}, wanted two column names with a comma between, as id,label")
+    trained = open_trained(run, checkpoint, corpus, device)
+    name = partition or choose_roles(trained.corpus, trained.config.data).test
+    if name is None:
+        raise ConfigError(
+            f"{trained.corpus.path} has no partition named like test (it has "
+            f"{', '.join(trained.corpus.partitions)}); say which one: --partition NAME"
+        )
+    classes = label_frames(trained, name)
+    symbols = trained.corpus.phonemes.symbols if labels == "phoneme" else range(len(trained.corpus.phonemes))
+    path = Path(out) if out is not None else trained.run.predictions / f"{name.replace(' ', '')}.csv"
+    write_atomically(path, _as_csv(names, classes, symbols))
+    _check_written(path, names, classes, symbols)
+    return path
+
+
+@torch.no_grad()
+def label_frames(trained: Trained, partition: str) -> np.ndarray:
+    """(N,) int64 most probable class of every frame of `partition`, placed by frame id."""
+    with _open(trained, partition) as loader:
+        classes = np.full(loader.num_frames, -1, np.int64)
+        for batch in _Watched(loader, f"labelling {partition}").epoch(0):
+            logits = trained.model(batch.windows.float())
+            classes[batch.frames.cpu().numpy()] = logits.argmax(1).cpu().numpy()
+    missing = int((classes < 0).sum())
+    if missing:
+        raise PhonetrainError(f"{partition}: {missing} of {len(classes)} frames got no label; please report this")
+    return classes
+
+
+def describe_confusion(confusion: np.ndarray, symbols: tuple[str, ...]) -> dict[str, Any]:
+    """What a (C, C) matrix of counts, true class by predicted class, says: majority, phonemes, confused."""
+    true, predicted, right = confusion.sum(1), confusion.sum(0), confusion.diagonal()
+    total = int(true.sum())
+    phonemes = [
+        {
+            "phoneme": symbol,
+            "frames": int(true[index]),
+            "recall": int(right[index]) / int(true[index]) if true[index] else None,
+            "precision": int(right[index]) / int(predicted[index]) if predicted[index] else None,
+        }
+        for index, symbol in enumerate(symbols)
+    ]
+    wrong = confusion - np.diag(right)
+    order = np.argsort(-wrong, axis=None, kind="stable")[:CONFUSED_PAIRS]
+    pairs = [divmod(int(place), len(symbols)) for place in order if wrong.flat[place]]
+    confused = [
+        {
+            "phoneme": symbols[row],
+            "heard_as": symbols[column],
+            "frames": int(wrong[row, column]),
+            "share_of_phoneme": int(wrong[row, column]) / int(true[row]),
+            "share_of_errors": int(wrong[row, column]) / int(wrong.sum()),
+        }
+        for row, column in pairs
+    ]
+    most = int(true.argmax())
+    majority = {"phoneme": symbols[most], "share": int(true[most]) / total if total else None}
+    return {"majority": majority, "phonemes": phonemes, "confused": confused}
+
+
+def _read(run: Run, checkpoint: str | int) -> checkpoints.Checkpoint:
+    wanted = str(checkpoint)
+    if wanted in ("best", "last"):
+        step = run.read_pointer(wanted)
+        if step is None:  # stopped before the first epoch was scored: what there is, is the newest
+            saved, problems = checkpoints.read_newest(run)
+            for problem in [f"{run.path}: no {wanted} checkpoint yet, {saved.path.name} is used", *problems]:
+                print(f"warning: {problem}", file=sys.stderr)
+            return saved
+    else:
+        text = wanted.removeprefix("step-")
+        if not text.isdecimal():
+            raise CheckpointError(f"checkpoint: got {wanted!r}, wanted best, last or a step as step-1200")
+        step = int(text)
+    path = run.checkpoint_dir(step)
+    if not path.is_dir():
+        there = ", ".join(f"step-{each}" for each in checkpoints.saved_steps(run)) or "none"
+        raise CheckpointError(f"{run.path}: no checkpoint step-{step}; there are: {there}")
+    return checkpoints.read(path)
+
+
+def _check_same_world(corpus: PackedCorpus, saved: checkpoints.Checkpoint, run: Run) -> None:
+    wanted, found = saved.identity.get("phonemes"), corpus.phonemes.fingerprint
+    if wanted is not None and wanted != found:
+        raise CheckpointError(
+            f"{corpus.path} has other phonemes (fingerprint {found}) than {run.path} was trained on ({wanted}); "
+            "give the corpus it was trained on with --corpus"
+        )
+
+
+def _open(trained: Trained, partition: str):
+    window = trained.config.window
+    return open_loader(
+        trained.corpus,
+        partition,
+        window=WindowSpec(window.left, window.right),
+        batch_size=BATCH,
+        order="sequential",
+        drop_last=False,
+        device=str(trained.compute.device),
+        dtype="float32",
+    )
+
+
+class _Watched:
+    """A loader whose pass over the frames is shown on a terminal."""
+
+    def __init__(self, loader: Any, what: str):
+        self.loader, self.what = loader, what
+
+    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Any]:
+        from rich.console import Console
+        from rich.progress import Progress
+
+        console = Console(stderr=True)
+        with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+            task = bar.add_task(self.what, total=self.loader.num_frames)
+            for batch in self.loader.epoch(epoch, start_batch):
+                yield batch
+                bar.advance(task, batch.frames.shape[0])
+
+
+def _keep(run: Run, told: dict[str, Any]) -> None:
+    """Keep an evaluation for the report; a run that this user cannot write to is scored all the same."""
+    try:
+        run.write_json(run.evaluations / f"{told['partition'].replace(' ', '')}-{told['checkpoint']}.json", told)
+    except PhonetrainError as error:
+        print(f"warning: the scores are not kept: {error}", file=sys.stderr)
+
+
+def _as_csv(names: list[str], classes: np.ndarray, symbols: Any) -> bytes:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(names)
+    writer.writerows((frame, symbols[index]) for frame, index in enumerate(classes.tolist()))
+    return text.getvalue().encode()
+
+
+def _check_written(path: Path, names: list[str], classes: np.ndarray, symbols: Any) -> None:
+    with open(path, encoding="utf-8", newline="") as file:
+        rows = csv.reader(file)
+        same = next(rows, None) == names
+        count = 0
+        for frame, row in enumerate(rows):
+            count += 1
+            same = same and frame < len(classes) and row == [str(frame), str(symbols[classes[frame]])]
+    if not same or count != len(classes):
+        raise PhonetrainError(
+            f"{path}: read back {count} rows that are not the {len(classes)} written; the disk or a second writer "
+            "changed them: predict again"
+        )
