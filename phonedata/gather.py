@@ -1,4 +1,4 @@
-"""WHERE frames lie and WHAT is copied: numba kernels that turn frames into windows and labels in buffers they are given.
+"""WHERE frames lie and WHAT is copied: a numba kernel that turns frames into windows and labels, in given buffers.
 
 Everything moves by address, so one kernel serves any number of memory-mapped partitions, any dtype and pinned memory.
 numba has no float16 on CPUs: values move as bytes or as LLVM vectors of `half`, 64 bytes of output at a time.
@@ -7,12 +7,16 @@ numba has no float16 on CPUs: values move as bytes or as LLVM vectors of `half`,
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
+
+from phonedata.selection import Selection
+from phonedata.windows import WindowSpec
 
 LINE = 64
 """Bytes of a cache line: window slots start on one and are whole ones, and a vector store writes one."""
@@ -180,24 +184,24 @@ def _write_window(target, source, limit, source_bytes, target_bytes, mode, scrat
 
 
 @njit(
-    "void(int64[::1], int64[:, ::1], int32[::1], int64, int64, int64, int64, int64, int64, int64, int64, int64, int64[::1])",
+    "void(int64[::1], int64[::1], int64[:, ::1], int32[::1],"
+    " int64, int64, int64, int64, int64, int64, int64, int64, int64)",
     nogil=True,
     cache=True,
     error_model="numpy",
 )
 def gather_windows(
-    frames, table, buckets, shift, row_bytes, left, source_bytes, label_bytes, windows, pitch, target_bytes, mode, labels
+    frames, labels, table, buckets, shift, row_bytes, left, source_bytes, label_bytes, slots, pitch, target_bytes, mode
 ):
     """Windows and labels of `frames` (B,), looked up in a `FrameTable`.
 
-    `windows` is the address of B slots of `pitch` bytes (both multiples of 64); slot i receives the `source_bytes` of
+    `slots` is the address of B slots of `pitch` bytes (both multiples of 64); slot i receives the `source_bytes` of
     window i as `target_bytes`, by `mode`. `labels` (B,) is filled where the table has labels (`label_bytes` > 0).
     """
     count = frames.shape[0]
     sources = np.empty(count, np.int64)
     limits = np.empty(count, np.int64)
     scratch = np.zeros(2 * LINE, np.uint8)
-    ahead = 8
     for i in range(count):
         frame = frames[i]
         utterance = utterance_of(frame, table, buckets, shift)
@@ -210,7 +214,7 @@ def gather_windows(
         following = min(i + 1, count - 1)
         for line in range(0, source_bytes, LINE):
             _prefetch(sources[following] + line)
-        target = windows + i * pitch
+        target = slots + i * pitch
         if mode == COPY:
             _copy_bytes(target, sources[i], source_bytes)
         else:
@@ -218,3 +222,61 @@ def gather_windows(
         if label_bytes:
             labels[i] = _read_label(labels[i], label_bytes)
     _fence()
+
+
+class FrameTable:
+    """Where every frame's row and label lie in memory: U rows of 32 bytes and a few buckets, nothing per frame.
+
+    For frame `f` of utterance `u`: its features are at address `rows[u, 1] + f * row_bytes`, its label at
+    `rows[u, 2] + f * label_bytes`, its utterance ends before frame `rows[u, 0]`, and the features that its partition
+    holds before address `rows[u, 3]`. The arrays are kept alive by this object.
+    """
+
+    def __init__(self, selection: Selection, features: Sequence[np.ndarray], labels: Sequence[np.ndarray] | None):
+        """`features[p]` (R, D) and `labels[p]` (R,) are the arrays of partition p; labels None where there are none."""
+        self.keep = (tuple(features), None if labels is None else tuple(labels))
+        self.dtype = features[0].dtype
+        self.row_bytes = features[0].shape[1] * self.dtype.itemsize
+        self.label_bytes = 0 if labels is None else labels[0].dtype.itemsize
+        ends, source = selection.utterance_end, selection.utterance_source
+        row_minus_frame = selection.utterance_start_row - np.concatenate(([0], ends[:-1]))
+        self.rows = np.zeros((len(ends), 4), np.int64)
+        self.rows[:, 0] = ends
+        self.rows[:, 1] = np.array([a.ctypes.data for a in features])[source] + row_minus_frame * self.row_bytes
+        if labels is not None:
+            self.rows[:, 2] = np.array([a.ctypes.data for a in labels])[source] + row_minus_frame * self.label_bytes
+        self.rows[:, 3] = np.array([a.ctypes.data + a.nbytes for a in features])[source]
+        num_frames = int(ends[-1])
+        # About two buckets an utterance: most lookups then compare once.
+        self.shift = max(0, (num_frames // (2 * len(ends))).bit_length() - 1)
+        starts = np.arange((num_frames >> self.shift) + 2) << self.shift
+        self.buckets = np.minimum(np.searchsorted(ends, starts, side="right"), len(ends) - 1).astype(np.int32)
+
+    def mode(self, dtype: np.dtype, stream: bool) -> int:
+        """What the kernel must do to give windows of `dtype`; `stream` prefers stores past the cache."""
+        if self.dtype == dtype:
+            return STREAM if stream and IS_X86 else COPY
+        return WIDEN if dtype == np.float32 else NARROW
+
+    def gather(
+        self, frames: np.ndarray, window: WindowSpec, windows: int, pitch: int, dtype, labels: np.ndarray, stream: bool
+    ) -> None:
+        """Write the windows of `frames` (B,) int64 to address `windows`, `pitch` bytes apart, and labels (B,) int64.
+
+        `pitch` and the address are multiples of 64 and a slot has room for a window in whole lines. Releases the GIL.
+        """
+        gather_windows(
+            frames,
+            labels,
+            self.rows,
+            self.buckets,
+            self.shift,
+            self.row_bytes,
+            window.left,
+            window.width * self.row_bytes,
+            self.label_bytes,
+            windows,
+            pitch,
+            window.width * self.row_bytes // self.dtype.itemsize * np.dtype(dtype).itemsize,
+            self.mode(dtype, stream),
+        )

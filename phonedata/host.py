@@ -1,0 +1,216 @@
+"""HostLoader: the corpus in host memory; threads gather whole batches into a ring of slots, pinned and sent on CUDA.
+
+A slot is one block of memory: B windows at a pitch of whole 64 bytes, then B frames, then B labels. It crosses to a
+device in one transfer and is viewed there.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from functools import partial
+
+import numpy as np
+import torch
+
+from phonedata.batches import BatchPlan, Loader
+from phonedata.crew import Crew
+from phonedata.errors import SpecError
+from phonedata.gather import LINE, FrameTable
+from phonedata.pages import MappedFiles
+from phonedata.windows import WindowBatch
+
+MEMORIES = ("map", "ram")
+
+
+class HostLoader(Loader):
+    """Windows from memory maps (or from copies in RAM), gathered on the CPU, on any device.
+
+    `threads` producers make one whole batch each (None: one a core, at most 4); `memory` "map" reads the corpus where
+    it lies, "ram" copies its partitions first, for drives that are slow at random. While a CUDA graph is captured next
+    to a running epoch, capture with `capture_error_mode="thread_local"`: the producers use CUDA too.
+    """
+
+    kind = "host"
+
+    def __init__(
+        self, plan: BatchPlan, device="cpu", *, threads: int | None = None, memory: str = "map", reason: str = ""
+    ):
+        super().__init__(plan, device, reason)
+        if threads is not None and threads < 1:
+            raise SpecError(f"threads {threads}; wanted 1 or more, or None to choose from the cores")
+        if memory not in MEMORIES:
+            raise SpecError(f"loader memory {memory!r}; wanted one of {', '.join(MEMORIES)}")
+        self.threads = threads or min(available_cores(), 4)
+        partitions = self.selection.partitions
+        features = [p.features for p in partitions]
+        labels = [p.labels for p in partitions] if self.selection.labelled else None
+        self._files = MappedFiles([*features, *(labels or [])])
+        if memory == "ram":
+            features = [_read(a) for a in features]
+            labels = None if labels is None else [_read(a) for a in labels]
+        self._mapped = memory == "map"
+        self._table = FrameTable(self.selection, features, labels)
+
+    def _batches(self, order, start_batch: int) -> Iterator[WindowBatch]:
+        if start_batch >= self.batches_per_epoch:
+            return
+        if self._mapped:
+            self._files.check()
+            self._files.populate()
+        slots = self.threads + 2
+        ring = Ring(self.plan, self.device, slots)
+        crew = Crew(partial(self._produce, order, ring), start_batch, self.batches_per_epoch, slots, self.threads)
+        self._crews.add(crew)
+        try:
+            for index in range(start_batch, self.batches_per_epoch):
+                yield ring.batch(index % slots, crew.take())
+                ring.release(index % slots)
+                crew.release()
+        finally:
+            crew.close()
+            ring.close()
+
+    def _one_batch(self, order, index: int) -> WindowBatch:
+        ring = Ring(self.plan, self.device, 1)
+        batch = ring.batch(0, self._produce(order, ring, index, 0))
+        ring.close()
+        return batch
+
+    def _produce(self, order, ring: Ring, index: int, slot: int) -> int:
+        if self._mapped:
+            self._files.check()
+        start, stop = self.plan.bounds(index)
+        count = stop - start
+        frames, labels = ring.begin(slot)
+        order.into(start, frames[:count])
+        self._table.gather(
+            frames[:count], self.window, ring.address(slot), ring.pitch, ring.numpy_dtype, labels[:count], ring.stream
+        )
+        ring.send(slot)
+        return count
+
+    def close(self) -> None:
+        super().close()
+        self._files.close()
+
+
+class Ring:
+    """`slots` batches of memory, page-locked and mirrored on the device where that is CUDA."""
+
+    def __init__(self, plan: BatchPlan, device: torch.device, slots: int):
+        self._device, self._plan = device, plan
+        self._dtype = getattr(torch, plan.dtype)
+        self.numpy_dtype = np.dtype(plan.dtype)
+        self._dim = plan.selection.corpus.feature_dim
+        capacity = plan.slots
+        self.pitch = _lines(plan.window.width * self._dim * self.numpy_dtype.itemsize)
+        self._frames_at = capacity * self.pitch
+        self._labels_at = self._frames_at + _lines(8 * capacity)
+        size = self._labels_at + _lines(8 * capacity)
+        cuda = device.type == "cuda"
+        # Past the cache where a DMA engine reads the slot next; a CPU reads it itself, and sooner from the cache.
+        self.stream = cuda
+        memory = torch.empty(slots * size + LINE, dtype=torch.uint8, pin_memory=cuda)
+        start = -memory.data_ptr() % LINE
+        self._host = memory[start : start + slots * size].view(slots, size)
+        self._transfer = Transfer(device, slots, size) if cuda else None
+        self._numpy = [
+            (part[self._frames_at :].view(np.int64)[:capacity], part[self._labels_at :].view(np.int64)[:capacity])
+            for part in self._host.numpy()
+        ]
+        blocks = self._transfer.blocks if cuda else self._host
+        self._full = [self._view(block, capacity) for block in blocks]
+
+    def address(self, slot: int) -> int:
+        """Where the slot's first window lies in host memory."""
+        return self._host.data_ptr() + slot * self._host.stride(0)
+
+    def begin(self, slot: int) -> tuple[np.ndarray, np.ndarray]:
+        """The slot's frames (B,) and labels (B,) to be written, once its last transfer is over."""
+        if self._transfer is not None:
+            self._transfer.wait(slot)
+        return self._numpy[slot]
+
+    def send(self, slot: int) -> None:
+        """The slot is written: start its transfer."""
+        if self._transfer is not None:
+            self._transfer.send(slot, self._host[slot])
+
+    def batch(self, slot: int, count: int) -> WindowBatch:
+        """The first `count` windows of the slot, on the device."""
+        if self._transfer is not None:
+            self._transfer.receive(slot)
+        batch = self._full[slot]
+        if count < self._plan.slots:
+            batch = WindowBatch(*(None if part is None else part[:count] for part in batch))
+        if self._device.type not in ("cpu", "cuda"):
+            batch = WindowBatch(*(None if part is None else part.to(self._device) for part in batch))
+        return batch
+
+    def release(self, slot: int) -> None:
+        """The slot's batch is no longer read by anything that is enqueued after this."""
+        if self._transfer is not None:
+            self._transfer.release(slot)
+
+    def close(self) -> None:
+        """Wait for transfers under way, so that the memory can go."""
+        if self._transfer is not None:
+            self._transfer.stream.synchronize()
+
+    def _view(self, block: torch.Tensor, count: int) -> WindowBatch:
+        width, dim, pitch = self._plan.window.width, self._dim, self.pitch // self.numpy_dtype.itemsize
+        windows = block[: self._frames_at].view(self._dtype).as_strided((count, width, dim), (pitch, dim, 1))
+        frames = block[self._frames_at : self._frames_at + 8 * count].view(torch.int64)
+        labels = block[self._labels_at : self._labels_at + 8 * count].view(torch.int64)
+        return WindowBatch(windows, labels if self._plan.selection.labelled else None, frames)
+
+
+class Transfer:
+    """Copies of slots to a CUDA device on a stream of their own.
+
+    Two events guard a slot. `sent`: the host side is refilled only when its copy is over. `read`: the device side is
+    overwritten only when the work that the consumer had enqueued on it is over.
+    """
+
+    def __init__(self, device: torch.device, slots: int, size: int):
+        self._device = device
+        self.stream = torch.cuda.Stream(device)
+        self.blocks = torch.empty((slots, size), dtype=torch.uint8, device=device)
+        # The allocator may hand out memory that the current stream still reads.
+        self.stream.wait_stream(torch.cuda.current_stream(device))
+        self._sent = [torch.cuda.Event() for _ in range(slots)]
+        self._read = [torch.cuda.Event() for _ in range(slots)]
+
+    def wait(self, slot: int) -> None:
+        """Block until the slot's last copy is over (at once where there was none)."""
+        self._sent[slot].synchronize()
+
+    def send(self, slot: int, host: torch.Tensor) -> None:
+        """Copy the slot after the consumer's last use of it."""
+        with torch.cuda.stream(self.stream):
+            self.stream.wait_event(self._read[slot])
+            self.blocks[slot].copy_(host, non_blocking=True)
+            self._sent[slot].record(self.stream)
+
+    def receive(self, slot: int) -> None:
+        """Let the current stream wait for the copy; the host does not."""
+        torch.cuda.current_stream(self._device).wait_event(self._sent[slot])
+
+    def release(self, slot: int) -> None:
+        """What the current stream has enqueued so far is the slot's last use."""
+        self._read[slot].record(torch.cuda.current_stream(self._device))
+
+
+def available_cores() -> int:
+    """Cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _lines(size: int) -> int:
+    return -(-size // LINE) * LINE
+
+
+def _read(array: np.memmap) -> np.ndarray:
+    """A copy in RAM, read in order (a file's read, not its mapping: no SIGBUS)."""
+    return np.fromfile(array.filename, array.dtype, array.size, offset=array.offset).reshape(array.shape)

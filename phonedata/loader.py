@@ -1,0 +1,84 @@
+"""open_loader: opens a corpus, picks the host, the resident or the slab loader, and says why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from os import PathLike
+
+import torch
+
+from phonedata.batches import BatchPlan, Loader
+from phonedata.corpus import PackedCorpus
+from phonedata.errors import SpecError
+from phonedata.host import HostLoader
+from phonedata.resident import ResidentLoader
+from phonedata.selection import Selection
+from phonedata.windows import WindowSpec
+
+KINDS = ("auto", "host", "resident")
+RESERVE_BYTES = 3 << 30
+"""Device memory left to the model, its activations and the optimizer before a corpus may move in."""
+
+
+def open_loader(
+    corpus: str | PathLike | PackedCorpus | Selection,
+    partitions: str | Sequence[str] | None = None,
+    *,
+    window: WindowSpec,
+    batch_size: int,
+    seed: int = 0,
+    order: str = "global",
+    subset: float = 1.0,
+    kind: str = "auto",
+    device="cpu",
+    dtype: str = "float16",
+    rank: int = 0,
+    world_size: int = 1,
+    drop_last: bool = True,
+    threads: int | None = None,
+    memory: str = "map",
+) -> Loader:
+    """A loader of WindowBatches; `.kind` and `.reason` say which and why.
+
+    `corpus` is a packed corpus or its path, with the names of one or more `partitions`, or a Selection. `batch_size`
+    counts the frames over all ranks; a rank yields its fixed slice. `order` is "global" (every frame at random),
+    "slab" or "sequential"; `subset` keeps a share of the utterances; `dtype` is the windows', "float16" or "float32".
+    `threads` and `memory` ("map" or "ram") are for the host loader. Raises SpecError, CorpusNotFound, FormatError.
+    """
+    if kind not in KINDS:
+        raise SpecError(f"loader kind {kind!r}; wanted one of {', '.join(KINDS)}")
+    selection = _select(corpus, partitions, subset, seed)
+    plan = BatchPlan(selection, window, batch_size, order, seed, dtype, rank, world_size, drop_last)
+    device = torch.device(device)
+    reason = "asked for"
+    if kind == "auto":
+        kind, reason = choose(selection, device)
+    if kind == "resident":
+        return ResidentLoader(plan, device, reason=reason)
+    return HostLoader(plan, device, threads=threads, memory=memory, reason=reason)
+
+
+def _select(corpus, partitions, subset: float, seed: int) -> Selection:
+    if isinstance(corpus, Selection):
+        if partitions is not None or subset != 1.0:
+            raise SpecError("a Selection already names its partitions and subset; give it alone")
+        return corpus
+    if partitions is None:
+        raise SpecError("no partitions named; wanted one or more, for example 'train-clean-100'")
+    if not isinstance(corpus, PackedCorpus):
+        corpus = PackedCorpus(corpus)
+    return Selection.of(corpus, partitions, subset, seed)
+
+
+def choose(selection: Selection, device: torch.device) -> tuple[str, str]:
+    """The kind of loader for this selection on this device, and the reason in one line."""
+    if device.type != "cuda":
+        return "host", f"on {device.type} the corpus is read where it is mapped, without a copy"
+    corpus = selection.corpus
+    num_rows = selection.num_frames + corpus.context * (selection.num_utterances + 1)
+    needed = num_rows * (corpus.feature_dim * corpus.dtype.itemsize + corpus.phonemes.label_dtype.itemsize)
+    free = torch.cuda.mem_get_info(device)[0]
+    sizes = f"{needed / 2**30:.1f} GiB of rows and {RESERVE_BYTES / 2**30:.0f} GiB reserve"
+    if needed + RESERVE_BYTES <= free:
+        return "resident", f"{sizes} fit the device's free {free / 2**30:.1f} GiB"
+    return "host", f"{sizes} do not fit the device's free {free / 2**30:.1f} GiB"

@@ -1,0 +1,140 @@
+"""Pages of mapped files: long enough to be read at all, and read in order once before they are read at random."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import threading
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from phonedata.errors import FormatError
+
+MADV_POPULATE_READ = 22
+PIECE = 1 << 26
+"""Bytes populated between two looks at whether anybody still wants them."""
+
+
+class MappedFiles:
+    """The files behind some memory maps, held open so that a file that shrinks is noticed before it is read.
+
+    Reading a mapping past the end of its file ends the process (SIGBUS), so `check` comes before every batch. What
+    shrinks during a batch cannot be caught.
+    """
+
+    def __init__(self, maps: Sequence[np.memmap]):
+        self._maps = tuple(maps)
+        self._files = []
+        self._stopped = threading.Event()
+        self._pages: threading.Thread | None = None
+        self._failure: FormatError | None = None
+        self.close = weakref.finalize(self, _close, self._files, self._stopped)
+        for array in self._maps:
+            self._files.append((os.open(array.filename, os.O_RDONLY), str(array.filename), array.offset + array.nbytes))
+        self.check()
+
+    def check(self) -> None:
+        """Raise FormatError if one of the files is now shorter than its mapping."""
+        for file, path, wanted in self._files:
+            size = os.fstat(file).st_size
+            if size < wanted:
+                raise FormatError(
+                    f"{path}: {size} bytes, wanted at least {wanted}: cut short; copy the corpus again or pack again"
+                )
+
+    def populate(self) -> None:
+        """Read all pages in order, once, behind the caller; where they are not in memory yet, before returning.
+
+        The first touch of a page at random costs a disk seek; in order it is streaming. Does nothing where the pages do
+        not fit into free memory (the kernel would only throw them out again) or the platform does not say.
+        """
+        if self._pages is None:
+            free = available_memory()
+            if free is None or free < sum(array.nbytes for array in self._maps):
+                return
+            arguments = (self._maps, [file for file, _, _ in self._files], self._stopped)
+            self._pages = threading.Thread(target=_populate, args=arguments, name="phonedata-pages", daemon=True)
+            self._pages.start()
+        if self._pages.is_alive() and min(map(resident_share, self._maps), default=1.0) < 0.95:
+            self._pages.join()
+
+
+def _close(files, stopped) -> None:
+    stopped.set()
+    while files:
+        os.close(files.pop()[0])
+
+
+def _populate(maps, files, stopped) -> None:
+    libc = _libc()
+    for array, file in zip(maps, files):
+        base, end = _page_bounds(array)
+        for start in range(base, end, PIECE):
+            if stopped.is_set():
+                return
+            length = min(PIECE, end - start)
+            if libc is None or libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), MADV_POPULATE_READ) != 0:
+                # An older kernel, another system, or a file that shrank (EFAULT, where a plain read would be SIGBUS).
+                try:
+                    os.lseek(file, array.offset + start - base, os.SEEK_SET)
+                    while length > 0 and (data := os.read(file, min(length, 1 << 22))):
+                        length -= len(data)
+                except OSError:
+                    return
+
+
+def _libc():
+    if not sys.platform.startswith("linux"):
+        return None
+    try:
+        return ctypes.CDLL(None, use_errno=True)
+    except OSError:
+        return None
+
+
+def _page_bounds(array: np.ndarray) -> tuple[int, int]:
+    page = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
+    start = array.ctypes.data
+    return start // page * page, start + array.nbytes
+
+
+def resident_share(array: np.ndarray) -> float:
+    """The share of the array's pages that are in memory, from 64 samples; 1.0 where the platform does not say."""
+    libc = _libc()
+    if libc is None or array.nbytes == 0:
+        return 1.0
+    base, end = _page_bounds(array)
+    page = os.sysconf("SC_PAGE_SIZE")
+    answer = (ctypes.c_ubyte * 16)()
+    found = wanted = 0
+    for start in np.linspace(base, max(base, end - 16 * page), 64).astype(np.int64).tolist():
+        start = start // page * page
+        length = min(16 * page, end - start)
+        if libc.mincore(ctypes.c_void_p(start), ctypes.c_size_t(length), answer) != 0:
+            return 1.0
+        pages = -(-length // page)
+        wanted += pages
+        found += sum(byte & 1 for byte in answer[:pages])
+    return found / wanted
+
+
+def available_memory() -> int | None:
+    """Bytes that can be filled without pushing programs out, container limit included; None where nobody says."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError):
+        return None
+    try:
+        group = Path("/sys/fs/cgroup")
+        limit = int((group / "memory.max").read_text())
+        used = int((group / "memory.current").read_text())
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        free = min(free, limit - used + int(stat["inactive_file"]) + int(stat["active_file"]))
+    except (OSError, ValueError, KeyError):
+        pass
+    return free
