@@ -24,10 +24,10 @@ _ROOMS = {
     "PackedCorpus": "corpus",
     "Partition": "corpus",
     "Selection": "selection",
-    "pack": "pack",
-    "PackReport": "pack",
-    "merge": "merge",
-    "inspect": "inspect",
+    "pack": "packing",
+    "PackReport": "packreport",
+    "merge": "merging",
+    "inspect": "inspecting",
     "open_loader": "loader",
 }
 

@@ -1,10 +1,11 @@
 """WHICH frame comes when: orders of an epoch, pure functions of (seed, epoch, position) that need no memory.
 
 `EpochOrder` shuffles all frames. It is a keyed bijection of 0..N-1: a modular Feistel network on a rectangle of
-`rows x columns >= N` cells whose last row is cut short at N. Frame and position are cells (high, low) of it. One half-round moves a
-cell inside its column by an amount that only its column decides, the next inside its row by an amount that only its
-row decides; columns and rows that the cut shortens simply turn in a shorter circle. So every half-round is a bijection
-of exactly N cells, and there is no cycle walking: no loop of unknown length, on a CPU's vector units or in a CUDA graph.
+`rows x columns >= N` cells whose last row is cut short at N. Frame and position are cells (high, low) of it. One
+half-round moves a cell inside its column by an amount that only its column decides, the next inside its row by an
+amount that only its row decides; columns and rows that the cut shortens simply turn in a shorter circle. So every
+half-round is a bijection of exactly N cells and there is no cycle walking, which means no loop of unknown length on a
+CPU's vector units or in a CUDA graph.
 Six half-rounds; two fail the statistics in tests/test_order.py.
 (Feistel networks on a x b: Black & Rogaway 2002, "Ciphers with arbitrary finite domains".)
 """

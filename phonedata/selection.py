@@ -56,7 +56,7 @@ class Selection:
         index = np.concatenate([np.arange(p.num_utterances) for p in sources])
         if subset < 1.0:
             keep = max(1, round(subset * len(lengths)))
-            ranks = [xxhash.xxh3_64_intdigest(f"{seed}/{p.name}/{i}") for p in sources for i in p.utterance_ids]
+            ranks = [xxhash.xxh3_64_intdigest(f"{seed}/{p.name}/{i}".encode()) for p in sources for i in p.utterance_ids]
             chosen = np.sort(np.argsort(np.array(ranks, np.uint64), kind="stable")[:keep])
             lengths, source, start, index = lengths[chosen], source[chosen], start[chosen], index[chosen]
         return cls(corpus, sources, np.cumsum(lengths), source, start, index, subset, seed)

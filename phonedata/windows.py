@@ -39,8 +39,8 @@ class WindowSpec:
         reach = max(self.left, self.right)
         if reach > context:
             raise SpecError(
-                f"the window wants {self.left} frames to the left and {self.right} to the right, but the corpus was packed "
-                f"with context {context}; pack it again: phonedata pack RAW PACKED --context {reach} --replace"
+                f"the window wants {self.left} frames to the left and {self.right} to the right, but the corpus was "
+                f"packed with context {context}; pack it again: phonedata pack RAW PACKED --context {reach} --replace"
             )
 
 

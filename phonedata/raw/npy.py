@@ -67,11 +67,8 @@ class NpyReader:
     def __init__(self):
         self._grow(1 << 18)
 
-    def __getstate__(self):
-        return None  # a copy in another worker starts with its own buffer
-
-    def __setstate__(self, state):
-        self.__init__()
+    def __reduce__(self):
+        return NpyReader, ()  # a copy in another worker starts with its own buffer
 
     def _grow(self, size: int) -> None:
         raw = np.empty(size + 64, np.uint8)

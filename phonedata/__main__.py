@@ -1,0 +1,5 @@
+"""`python -m phonedata`."""
+
+from phonedata.cli import main
+
+main()

@@ -1,0 +1,107 @@
+"""The staging folder of a pack: its lock, and the journal from which an interrupted pack continues."""
+
+import json
+import os
+import shutil
+import zlib
+from pathlib import Path
+
+from phonedata.errors import PhonedataError
+from phonedata.exchange import staging_path
+from phonedata.shard import full_disk
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+    import msvcrt
+
+
+def _lock(fd: int) -> bool:
+    try:
+        if fcntl:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        else:
+            msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
+    except OSError:
+        return False
+    return True
+
+
+class Staging:
+    """The folder beside the target in which one process builds: `corpus/`, `journal`, `lock`.
+
+    The lock dies with its process, so a killed pack never blocks the next one. Raises PhonedataError when another
+    process packs to the same target, or the place cannot be written.
+    """
+
+    def __init__(self, target: Path, fingerprint: str):
+        self.path = staging_path(target)
+        self.corpus = self.path / "corpus"
+        try:
+            self._acquire(target)
+            self.records = self._read_journal(fingerprint)
+            self._journal = open(self.path / "journal", "ab")  # noqa: SIM115
+            if not self.records:
+                self._journal.truncate(0)
+                shutil.rmtree(self.corpus, ignore_errors=True)
+                self.record({"pack": fingerprint})
+            self.corpus.mkdir(exist_ok=True)
+        except OSError as error:
+            raise full_disk(self.path, error) or error from None
+
+    def _acquire(self, target: Path) -> None:
+        while True:
+            self.path.mkdir(parents=True, exist_ok=True)
+            name = self.path / "lock"
+            self._fd = os.open(name, os.O_RDWR | os.O_CREAT, 0o666)
+            if not _lock(self._fd):
+                os.close(self._fd)
+                raise PhonedataError(f"{target}: another process is packing to it; wait for it or choose another target")
+            try:
+                # The process that held it may have removed the folder meanwhile: a lock without a name protects nothing.
+                if os.path.samestat(os.stat(name), os.fstat(self._fd)):
+                    return
+            except FileNotFoundError:
+                pass
+            os.close(self._fd)
+
+    def _read_journal(self, fingerprint: str) -> list[dict]:
+        """The records of an earlier try of this very pack; none if it was another one. A torn last line is dropped."""
+        try:
+            lines = (self.path / "journal").read_bytes().split(b"\n")
+        except FileNotFoundError:
+            return []
+        records = []
+        for line in lines:
+            crc, _, text = line.partition(b" ")
+            if not text or crc != b"%08x" % zlib.crc32(text):
+                break
+            records.append(json.loads(text))
+        if not records or records[0].get("pack") != fingerprint:
+            return []
+        good = sum(len(line) + 1 for line in lines[: len(records)])
+        os.truncate(self.path / "journal", good)
+        return records
+
+    def record(self, entry: dict) -> None:
+        """Append one record; it survives the death of this process, and its chunk is checked when it is used again."""
+        text = json.dumps(entry).encode()
+        self._journal.write(b"%08x %s\n" % (zlib.crc32(text), text))
+        self._journal.flush()
+
+    def release(self) -> None:
+        """Close without removing: the next call continues here."""
+        self._journal.close()
+        os.close(self._fd)
+
+    def remove(self) -> None:
+        """Remove the folder; the lock goes last, so that nobody starts in a folder that is being removed."""
+        self._journal.close()
+        shutil.rmtree(self.corpus, ignore_errors=True)
+        (self.path / "journal").unlink(missing_ok=True)
+        if fcntl is None:
+            os.close(self._fd)
+        shutil.rmtree(self.path, ignore_errors=True)
+        if fcntl is not None:
+            os.close(self._fd)

@@ -1,0 +1,68 @@
+"""PackReport: what a pack has done, for people and for programs."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """An utterance that was left out, and why; the reason's path begins at the raw folder."""
+
+    partition: str
+    utterance: str
+    reason: str
+
+
+@dataclass
+class PackReport:
+    """Partitions (dicts with name, utterances, frames, rows, labelled, left_out, ...), sizes, time."""
+
+    path: Path
+    layout: str
+    partitions: list[dict]
+    left_out: list[LeftOut]
+    frame_shift_ms: float
+    bytes_written: int
+    digest: str
+    notes: tuple[str, ...] = ()
+    chunks_reused: int = 0
+    seconds: float = 0.0
+
+    @property
+    def num_frames(self) -> int:
+        return sum(p["frames"] for p in self.partitions)
+
+    def to_dict(self) -> dict:
+        """Plain values for JSON."""
+        wanted = ("name", "utterances", "frames", "labelled", "left_out")
+        return {
+            "path": str(self.path),
+            "layout": self.layout,
+            "digest": self.digest,
+            "partitions": [
+                {**{k: p[k] for k in wanted}, "hours": p["frames"] * self.frame_shift_ms / 3.6e6} for p in self.partitions
+            ],
+            "left_out": [asdict(one) for one in self.left_out],
+            "notes": list(self.notes),
+            "bytes": self.bytes_written,
+            "chunks_reused": self.chunks_reused,
+            "seconds": self.seconds,
+        }
+
+    def __str__(self) -> str:
+        lines = [f"{'partition':<20} {'utterances':>10} {'frames':>12} {'hours':>8} {'left out':>9}  labels"]
+        for p in [*self.to_dict()["partitions"]]:
+            lines.append(
+                f"{p['name']:<20} {p['utterances']:>10,} {p['frames']:>12,} {p['hours']:>8.2f} {p['left_out']:>9,}  "
+                f"{'yes' if p['labelled'] else 'no'}"
+            )
+        megabytes = self.bytes_written / 1e6
+        again = f", {self.chunks_reused} chunks kept from an interrupted call" if self.chunks_reused else ""
+        lines.append(
+            f"layout {self.layout}: {megabytes:,.1f} MB in {self.seconds:.2f} s "
+            f"({megabytes / max(self.seconds, 1e-9):,.0f} MB/s, {self.num_frames / max(self.seconds, 1e-9):,.0f} frames/s){again}"
+        )
+        lines += [f"note: {note}" for note in self.notes]
+        lines += [f"left out: {one.partition}/{one.utterance}: {one.reason}" for one in self.left_out]
+        lines.append(f"{self.path}  {self.digest}")
+        return "\n".join(lines)

@@ -1,0 +1,86 @@
+"""Plan: which rows every utterance gets, which inner chunks they fall in, and what must be done again."""
+
+import json
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+import xxhash
+
+from phonedata.shard import CHUNK_ROWS, num_chunks
+
+
+@dataclass(frozen=True)
+class PackOptions:
+    """What decides the bytes of a packed corpus, besides the raw files."""
+
+    cmvn: str = "utterance"
+    train_partition: str | None = None
+    dtype: str = "float16"
+    context: int = 50
+    skip_bad: bool = False
+    part: tuple[int, int] | None = None
+
+    def fingerprint(self, raw, feature_dim: int) -> str:
+        """Changes whenever an interrupted pack must not be continued: other options, other files, other format."""
+        seen = [(p.name, p.stamp, p.order, p.labelled, len(p.utterance_ids)) for p in raw.partitions]
+        text = json.dumps([1, asdict(self), raw.layout, raw.phonemes.symbols, feature_dim, raw.frontend, seen])
+        return xxhash.xxh3_128_hexdigest(text.encode())
+
+
+@dataclass(frozen=True)
+class ChunkTask:
+    """One inner chunk of one partition: `index`, `start_row`, `length` of every utterance that touches it, (n,) each."""
+
+    partition: str
+    chunk: int
+    index: np.ndarray
+    start_row: np.ndarray
+    length: np.ndarray
+    key: str
+
+
+@dataclass
+class PartitionPlan:
+    """The rows of one partition, from the lengths that are believed so far.
+
+    `index` (U,) names the utterances of the raw partition that are in; `lengths` (all of the raw partition) may be
+    corrected, and utterances taken out, until every one was read.
+    """
+
+    name: str
+    context: int
+    lengths: np.ndarray
+    index: np.ndarray
+    salt: str
+    bad: dict[int, str] = field(default_factory=dict)
+
+    def __post_init__(self):
+        self._lay_out()
+
+    def _lay_out(self) -> None:
+        lengths = self.lengths[self.index]
+        self.utterance_end = np.cumsum(lengths)
+        self.start_row = self.utterance_end - lengths + self.context * np.arange(1, len(lengths) + 1)
+        self.rows = int(lengths.sum()) + self.context * (len(lengths) + 1)
+        self.chunks = num_chunks(self.rows)
+
+    def correct(self, lengths: dict[int, int], bad: dict[int, str]) -> None:
+        """Take over what reading has shown: true lengths, and utterances that cannot be packed."""
+        for index, length in lengths.items():
+            self.lengths[index] = length
+        self.bad.update(bad)
+        if bad:
+            self.index = self.index[~np.isin(self.index, list(bad))]
+        self._lay_out()
+
+    def task(self, chunk: int) -> ChunkTask:
+        """The utterances of one chunk; its key is equal exactly when the chunk's bytes must be equal."""
+        first_row, end_row = chunk * CHUNK_ROWS, (chunk + 1) * CHUNK_ROWS
+        lengths = self.lengths[self.index]
+        first = int(np.searchsorted(self.start_row + lengths, first_row, side="right"))
+        end = int(np.searchsorted(self.start_row, end_row, side="left"))
+        index, start, length = self.index[first:end], self.start_row[first:end], lengths[first:end]
+        key = xxhash.xxh3_128(f"{self.salt} {self.name} {chunk} {min(self.rows, end_row)}".encode())
+        for values in (index, start, length):
+            key.update(np.ascontiguousarray(values, "<i8").tobytes())
+        return ChunkTask(self.name, chunk, index, start, length, key.hexdigest())
