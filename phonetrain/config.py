@@ -40,8 +40,8 @@ class RunConfig(Section):
     "Seed of weights, order, dropout, masks and subset."
     subset: Annotated[float, Range(0, 1, above=True)] = 1.0
     "Share of the training utterances used; a larger subset holds the smaller ones; dev and test are never cut."
-    device: Annotated[str, Text("auto, cpu, cuda, cuda:1, mps, ...", device_name)] = "auto"
-    "auto, cpu, cuda, cuda:1, ...; auto takes cuda where there is one."
+    device: Annotated[str, Text("auto, cpu, cuda or cuda:N", device_name)] = "auto"
+    "auto takes cuda where there is one, else cpu."
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     "auto: bf16 where the device has it, else fp16 with loss scaling on CUDA and fp32 on CPUs."
     compile: bool | Literal["auto"] = False

@@ -10,7 +10,7 @@ from .stages import Stage, resized
 # A setting said later takes the place of its rivals from the recipe; said together with them, both are refused by the
 # rules of their section.
 GIVE_WAY: dict[str, tuple[str, ...]] = {
-    "model.widths": ("model.archetype", "model.depth", "model.hidden", "model.factory"),
+    "model.widths": ("model.archetype", "model.depth", "model.hidden", "model.narrowest", "model.factory"),
     "model.archetype": ("model.widths", "model.factory"),
     "model.depth": ("model.widths", "model.factory"),
     "model.hidden": ("model.max_parameters", "model.widths", "model.factory"),
@@ -62,6 +62,8 @@ def give_way(table: dict, key: str, value: object, changes: Mapping[str, object]
     if not isinstance(present, dict):
         return
     rivals = GIVE_WAY.get(key, ())
+    if key == "model.archetype" and value == "cylinder":
+        rivals = (*rivals, "model.narrowest")
     if key == "model.factory":
         rivals = [f"model.{each}" for each in present if each not in ("factory", "max_parameters")]
     readers = getattr(hints(root)[section], "READ_BY", {}) if section in hints(root) else {}

@@ -20,7 +20,7 @@ def not_empty(text: str) -> None:
 
 
 def device_name(text: str) -> None:
-    if not re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:\d+)?", text):
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", text):
         raise ValueError(text)
 
 
@@ -106,7 +106,9 @@ class ModelConfig(Section):
     dropout_shape: Literal["constant", "growing"] = "constant"
     "constant: the same in every layer; growing: layer i of n drops dropout * i / n."
     residual: bool = False
-    "Add each hidden layer's input to its output; where the widths differ, through a learnt projection without bias."
+    "Add each hidden layer's input to its output, through a learnt matrix where the widths differ; not the first layer."
+    narrowest: Annotated[float, Range(0, 1, above=True)] = 0.25
+    "Narrowest hidden layer as a share of the widest, in the archetypes that taper."
     init: Literal[
         "torch", "xavier_normal", "xavier_uniform", "kaiming_normal", "kaiming_uniform", "orthogonal", "uniform"
     ] = "torch"
@@ -119,8 +121,9 @@ class ModelConfig(Section):
             names = set(self.__dataclass_fields__) - {"section", "factory", "max_parameters"}
             return dict.fromkeys(names, "model.factory builds the model; leave this to it")
         if self.widths is not None:
-            return dict.fromkeys(("archetype", "depth", "hidden"), "model.widths says it all; give one or the other")
-        return {}
+            names = ("archetype", "depth", "hidden", "narrowest")
+            return dict.fromkeys(names, "model.widths says it all; give one or the other")
+        return {"narrowest": "a cylinder does not taper"} if self.archetype == "cylinder" else {}
 
     def check(self) -> None:
         if self.factory is not None or self.widths is not None:
