@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from phonedata.errors import SpecError
-from phonedata.order import EpochOrder, SequentialOrder
+from phonedata.order import POOL_SLABS, SLAB_FRAMES, EpochOrder, SequentialOrder, SlabOrder
 from phonedata.selection import Selection
 from phonedata.windows import WindowBatch, WindowSpec
 
@@ -28,6 +28,7 @@ class BatchPlan:
         dtype: of the windows, "float16" or "float32".
         rank, world_size: this process's slice of every global batch.
         drop_last: leave out the last batch of an epoch where it is short.
+        slab_frames, pool_slabs: of order "slab".
     """
 
     selection: Selection
@@ -39,6 +40,8 @@ class BatchPlan:
     rank: int = 0
     world_size: int = 1
     drop_last: bool = True
+    slab_frames: int = SLAB_FRAMES
+    pool_slabs: int = POOL_SLABS
 
     def __post_init__(self) -> None:
         self.window.check_fits(self.selection.corpus.context)
@@ -78,12 +81,14 @@ class BatchPlan:
         """The most frames this rank receives in one batch."""
         return -(-self.batch_size // self.world_size)
 
-    def epoch_order(self, epoch: int) -> EpochOrder | SequentialOrder:
+    def epoch_order(self, epoch: int) -> EpochOrder | SlabOrder | SequentialOrder:
         """The order of one epoch."""
         if epoch < 0:
             raise SpecError(f"epoch {epoch}; epochs count from 0")
         if self.order == "sequential":
             return SequentialOrder(self.num_frames)
+        if self.order == "slab":
+            return SlabOrder(self.num_frames, self.seed, epoch, self.slab_frames, self.pool_slabs)
         return EpochOrder(self.num_frames, self.seed, epoch)
 
     def bounds(self, index: int) -> tuple[int, int]:

@@ -9,7 +9,8 @@ import torch
 
 from phonedata.batches import BatchPlan, Loader
 from phonedata.errors import SpecError
-from phonedata.order import HALF_ROUNDS, EpochOrder, device_frames, epoch_keys, rectangle
+from phonedata.feistel import KEYS, device_frames, epoch_keys, rectangle
+from phonedata.order import EpochOrder
 from phonedata.pages import MappedFiles
 from phonedata.selection import Selection
 from phonedata.windows import WindowBatch
@@ -40,17 +41,17 @@ class ResidentLoader(Loader):
         self._view = overlapping(self._rows, self.window.width)
 
     def epoch_keys(self, epoch: int) -> torch.Tensor:
-        """What `device_batch` needs to know of an epoch: (12,) int64 on the device."""
+        """What `device_batch` needs to know of an epoch: (KEYS,) int64 on the device."""
         return torch.from_numpy(epoch_keys(self.plan.seed, epoch).astype(np.int64)).to(self.device)
 
     def device_batch(self, keys: torch.Tensor, start: torch.Tensor) -> WindowBatch:
         """The full batch whose first position on this rank is `start`, with nothing read or decided by the host.
 
-        `keys` (2 * HALF_ROUNDS,) int64 from `epoch_keys` and `start` () or (1,) int64 lie on the device; a graph's
+        `keys` (KEYS,) int64 from `epoch_keys` and `start` () or (1,) int64 lie on the device; a graph's
         owner writes new values into them between replays: `start = plan.bounds(index)[0]`. Orders "global" and
         "sequential"; a short last batch is not one of these.
         """
-        if keys.shape != (2 * HALF_ROUNDS,):
+        if keys.shape != (KEYS,):
             raise SpecError(f"keys of shape {tuple(keys.shape)}; wanted what epoch_keys(epoch) returns")
         if self.plan.order == "slab":
             raise SpecError("device_batch gives order global or sequential, not slab; iterate over epoch() instead")
