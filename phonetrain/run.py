@@ -264,6 +264,17 @@ class Run:
             finally:
                 unlock(file)
 
+    def is_held(self) -> bool:
+        """Whether a process is training this run now."""
+        try:
+            with open(self.lock_path, "rb") as file:
+                held = not try_lock(file)
+                if not held:
+                    unlock(file)
+        except OSError:
+            return False
+        return held
+
     def __repr__(self) -> str:
         epochs, best = self.metrics("epoch"), self.best()
         told = f", {len(epochs)} epoch{'s' * (len(epochs) != 1)}" if epochs else ""

@@ -1,0 +1,87 @@
+"""The `phonetrain` command: cuts `key=value` overrides out of the line, runs a command, and turns our own errors into
+one line and an exit code. Anything that is not our error keeps its traceback."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+from collections.abc import Sequence
+
+OVERRIDE = re.compile(r"[A-Za-z_][\w.-]*=.*", re.DOTALL)
+FLAGS = frozenset({"--help", "-h", "--version", "--dry-run", "--json", "--quiet", "--find-lr"})
+
+
+def main(tokens: Sequence[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 1 refused or stopped, 2 said wrongly, 128 + n ended by signal n."""
+    code = exit_code(sys.argv[1:] if tokens is None else tokens)
+    # The work is done and told: a late Ctrl-C may no longer turn the interpreter's own clean-up into a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.exit(code)
+
+
+def exit_code(tokens: Sequence[str]) -> int:
+    """Run the command line and return its exit code."""
+    try:
+        return _checked(tokens)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        # The reader of our results (head, less) went away; the flush at exit must not say so again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _checked(tokens: Sequence[str]) -> int:
+    from cyclopts import CycloptsError, UnknownCommandError, UnknownOptionError
+
+    from phonedata import PhonedataError
+
+    from .commands import app
+    from .errors import ConfigError, PhonetrainError
+
+    rest, overrides = cut_overrides(tokens)
+    try:
+        command, bound, unparsed = app.parse_args(rest, exit_on_error=False, print_error=False)
+        if "overrides" in unparsed:
+            bound.arguments["overrides"] = overrides
+        elif overrides:
+            where = " ".join(rest[:1]) or "phonetrain"
+            raise ConfigError(f"{overrides[0]}: {where} takes no settings; `fit`, `resume` and `recipes show` do")
+        code = command(*bound.args, **bound.kwargs)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except CycloptsError as error:
+        hint = "settings are said as key=value; see" if isinstance(error, UnknownOptionError) else "see"
+        command = [] if isinstance(error, UnknownCommandError) else rest[:1]
+        return _refuse(f"{_one_line(error)} {hint} `{' '.join(['phonetrain', *command, '--help'])}`", 2)
+    except ConfigError as error:
+        return _refuse(_one_line(error), 2)
+    except (PhonetrainError, PhonedataError) as error:
+        return _refuse(_one_line(error), 1)
+
+
+def cut_overrides(tokens: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
+    """The tokens without `key=value` settings, and those settings.
+
+    cyclopts would take `optimizer.lr=1e-4` for a recipe's name. A token is a setting if what stands before its `=` is
+    a dotted name and it is not the value of the option before it.
+    """
+    rest: list[str] = []
+    overrides: list[str] = []
+    for place, token in enumerate(tokens):
+        before = tokens[place - 1] if place else ""
+        is_value = before.startswith("--") and "=" not in before and before not in FLAGS
+        (overrides if OVERRIDE.fullmatch(token) and not is_value else rest).append(token)
+    return rest, tuple(overrides)
+
+
+def _refuse(message: str, code: int) -> int:
+    print(f"phonetrain: {message}", file=sys.stderr)
+    return code
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())

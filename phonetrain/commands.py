@@ -1,0 +1,371 @@
+"""What each `phonetrain` command does: parse, call the function of the same name, print its result to stdout."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import App, Parameter
+
+from .durable import plain
+
+Overrides = Annotated[tuple[str, ...], Parameter(parse=False)]
+Flag = Annotated[bool, Parameter(negative=())]
+
+app = App(
+    name="phonetrain",
+    help="Turns context windows into phonemes: train, resume, evaluate, predict, report. "
+    "With nothing given, `fit` finds packed/ and trains the default recipe; the others take the newest run.",
+    help_format="markdown",
+    version=lambda: _version(),
+)
+recipes = App(name="recipes", help="Recipes: whole experiments as TOML files.")
+app.command(recipes)
+
+
+@app.command
+def fit(
+    recipe: str = "default",
+    /,
+    *,
+    corpus: Path | None = None,
+    run: Path | None = None,
+    max_time: str | None = None,
+    stop_at: str | None = None,
+    dry_run: Flag = False,
+    json: Flag = False,
+    quiet: Flag = False,
+    overrides: Overrides = (),
+) -> int:
+    """Train a recipe: `phonetrain fit [RECIPE] [key=value ...]`, as `phonetrain fit diamond epochs=5 model.depth=9`.
+
+    Ctrl-C finishes the step, saves, and says how to resume.
+
+    Parameters
+    ----------
+    recipe
+        A name from `phonetrain recipes list`, or a TOML file.
+    corpus
+        The packed corpus; default: the recipe's, else packed/.
+    run
+        The run's directory; default runs/RECIPE-N.
+    max_time
+        End, saved and scored, before this much time has passed: 2h, 90m, 1h30m.
+    stop_at
+        End, saved and scored, before this time of day: 23:30.
+    dry_run
+        Show the resolved config, layers, memory and loader, and train nothing.
+    json
+        Print the result as JSON.
+    quiet
+        No progress, warnings only.
+    """
+    settings = overrides + _limits(max_time, stop_at)
+    if dry_run:
+        from .plan import plan, plan_text
+
+        told = plan(recipe, *settings, corpus=corpus)
+        _show(told, plan_text(told), json)
+        return 0
+    from .console import open_console
+    from .fit import fit
+
+    done = fit(recipe, *settings, corpus=corpus, run=run, console=open_console("quiet" if quiet else "auto"))
+    return _ended(done, json)
+
+
+@app.command
+def resume(
+    run: Path | None = None,
+    /,
+    *,
+    corpus: Path | None = None,
+    from_: Annotated[str | None, Parameter(name="--from")] = None,
+    max_time: str | None = None,
+    stop_at: str | None = None,
+    json: Flag = False,
+    quiet: Flag = False,
+    overrides: Overrides = (),
+) -> int:
+    """Continue a run where it stopped, with the learning rate it had: `phonetrain resume [RUN] [key=value ...]`.
+
+    Parameters
+    ----------
+    run
+        The run's directory or name; default: the newest.
+    corpus
+        The packed corpus, where it has moved; it is recognised by its digest.
+    from_
+        Go on from this checkpoint, as step-1200; what came after it is left aside.
+    max_time
+        End, saved and scored, before this much time has passed: 2h, 90m, 1h30m.
+    stop_at
+        End, saved and scored, before this time of day: 23:30.
+    json
+        Print the result as JSON.
+    quiet
+        No progress, warnings only.
+    """
+    from .console import open_console
+    from .fit import resume
+
+    console = open_console("quiet" if quiet else "auto")
+    settings = overrides + _limits(max_time, stop_at)
+    return _ended(resume(run, *settings, corpus=corpus, from_checkpoint=from_, console=console), json)
+
+
+@app.command
+def evaluate(
+    run: Path | None = None,
+    /,
+    *,
+    partition: str | None = None,
+    checkpoint: str = "best",
+    corpus: Path | None = None,
+    device: str = "auto",
+    json: Flag = False,
+) -> None:
+    """Score a run's best checkpoint on its dev partition, in fp32, with recall per phoneme and confusions.
+
+    Parameters
+    ----------
+    run
+        The run's directory or name; default: the newest.
+    partition
+        A labelled partition; default: the run's dev.
+    checkpoint
+        best, last, or a step as step-1200.
+    corpus
+        Another packed corpus with the same phonemes.
+    device
+        auto, cpu, cuda, cuda:1.
+    json
+        Print everything as JSON, the confusion matrix included.
+    """
+    from .predict import evaluate
+    from .tables import evaluation_text
+
+    told = evaluate(run, partition, checkpoint, corpus, device)
+    _show(told, evaluation_text(told), json)
+
+
+@app.command
+def predict(
+    run: Path | None = None,
+    /,
+    *,
+    partition: str | None = None,
+    out: Path | None = None,
+    checkpoint: str = "best",
+    corpus: Path | None = None,
+    device: str = "auto",
+    labels: Literal["phoneme", "index"] = "phoneme",
+    header: str = "id,label",
+    json: Flag = False,
+) -> None:
+    """Label every frame of a partition and write the submission CSV; prints its path.
+
+    Parameters
+    ----------
+    run
+        The run's directory or name; default: the newest.
+    partition
+        Default: the run's test.
+    out
+        The CSV; default RUN/predictions/PARTITION.csv.
+    checkpoint
+        best, last, or a step as step-1200.
+    corpus
+        Another packed corpus with the same phonemes.
+    device
+        auto, cpu, cuda, cuda:1.
+    labels
+        phoneme strings, or the class index.
+    header
+        The two column names, as Id,Class.
+    json
+        Print the result as JSON.
+    """
+    from .predict import predict
+
+    path = predict(run, partition, out, checkpoint, corpus, device, labels, header)
+    _show({"predictions": str(path)}, str(path), json)
+
+
+@app.command
+def report(*runs: Path, out: Path | None = None, json: Flag = False) -> None:
+    """Write one self-contained HTML page about a run, or about several with an ablation table; prints its path.
+
+    Parameters
+    ----------
+    runs
+        Run directories or names; default: the newest.
+    out
+        The HTML file; default RUN/report.html, for several runs report.html.
+    json
+        Print the paths as JSON.
+    """
+    from .report import report
+
+    path = report(runs, out)
+    _show({"report": str(path)}, str(path), json)
+
+
+@app.command
+def explain(run: Path | None = None, /, *, json: Flag = False) -> None:
+    """Tell a run's life in plain sentences: segments, what changed, why it stopped, what to do next.
+
+    Parameters
+    ----------
+    run
+        The run's directory or name; default: the newest.
+    json
+        Print the sentences as JSON.
+    """
+    from .explain import explain
+
+    sentences = explain(run)
+    _show({"sentences": sentences}, "\n".join(sentences), json)
+
+
+@app.command
+def doctor(
+    recipe: str | None = None, /, *, corpus: Path | None = None, json: Flag = False, overrides: Overrides = ()
+) -> int:
+    """Say what this machine offers and what is wrong with it; for a recipe also memory, frames/s and time an epoch.
+
+    Parameters
+    ----------
+    recipe
+        Also measure this recipe on the packed corpus, for some seconds.
+    corpus
+        The packed corpus; default: the recipe's, else packed/.
+    json
+        Print the findings as JSON.
+    """
+    from .doctor import doctor, doctor_text
+
+    told = doctor(recipe, *overrides, corpus=corpus)
+    _show(told, doctor_text(told), json)
+    return int(bool(told["problems"]))
+
+
+@app.command
+def export(
+    run: Path | None = None, /, *, out: Path | None = None, checkpoint: str = "best", json: Flag = False
+) -> None:
+    """Write a run's model for use without phonetrain: a torch.export program, weights, and what they expect.
+
+    Parameters
+    ----------
+    run
+        The run's directory or name; default: the newest.
+    out
+        The directory; default RUN/export.
+    checkpoint
+        best, last, or a step as step-1200.
+    json
+        Print the path as JSON.
+    """
+    from .export import export
+
+    path = export(run, out, checkpoint)
+    _show({"export": str(path)}, str(path), json)
+
+
+@recipes.command(name="list")
+def list_recipes(*, json: Flag = False) -> None:
+    """The recipes that come with phonetrain, a line each.
+
+    Parameters
+    ----------
+    json
+        Print names and summaries as JSON.
+    """
+    from .recipe import names, summary
+
+    told = {name: summary(name) for name in names()}
+    width = max(map(len, told))
+    _show(told, "\n".join(f"{name:<{width}}  {text}" for name, text in told.items()), json)
+
+
+@recipes.command(name="show")
+def show_recipe(
+    name: str, /, *, corpus: Path | None = None, json: Flag = False, overrides: Overrides = ()
+) -> None:
+    """A recipe's settings and its layers, with parameters and FLOPs a frame; takes key=value settings too.
+
+    Parameters
+    ----------
+    name
+        A name from `phonetrain recipes list`, or a TOML file.
+    corpus
+        Take coefficients and phonemes from this packed corpus; default: packed/ if there, else 28 and 40.
+    json
+        Print it as JSON.
+    """
+    from .plan import show, show_text
+
+    told = show(name, *overrides, corpus=corpus)
+    _show(told, show_text(told), json)
+
+
+@recipes.command(name="copy")
+def copy_recipe(name: str, out: Path | None = None, /) -> None:
+    """Copy a recipe to a file of your own, to change and to train: `phonetrain fit NAME.toml`.
+
+    Parameters
+    ----------
+    name
+        A name from `phonetrain recipes list`.
+    out
+        The new file; default NAME.toml here.
+    """
+    from .errors import ConfigError
+    from .recipe import locate, read_text
+
+    path = out or Path(f"{Path(name).stem}.toml")
+    text = read_text(locate(name))
+    try:
+        with open(path, "x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise ConfigError(f"{path}: is there already; give another name: phonetrain recipes copy {name} FILE") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: could not be written ({error.strerror})") from None
+    print(path)
+
+
+def _limits(max_time: str | None, stop_at: str | None) -> tuple[str, ...]:
+    limits = {"stop.max_time": max_time, "stop.stop_at": stop_at}
+    return tuple(f'{key}="{value}"' for key, value in limits.items() if value is not None)
+
+
+def _ended(run: Any, as_json: bool) -> int:
+    """Print what a run came to; the exit code is that of the signal that ended it."""
+    status, best = run.status, run.best()
+    code = 128 + getattr(signal, status) if status.startswith("SIG") and hasattr(signal, status) else 0
+    if os.environ.get("RANK", "0") != "0":  # of several processes one tells
+        return code
+    told = {"run": str(run.path), "status": status, "best": best}
+    next_step = f"phonetrain evaluate {run.path}" if code == 0 else f"phonetrain resume {run.path}"
+    _show(told, f"{run.path}: {status}; next: {next_step}", as_json)
+    return code
+
+
+def _show(told: Any, text: str, as_json: bool) -> None:
+    print(json.dumps(plain(told), indent=2, allow_nan=False) if as_json else text)
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("phonedata")
+    except PackageNotFoundError:
+        from phonedata import __version__
+
+        return __version__

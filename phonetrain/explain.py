@@ -1,0 +1,185 @@
+"""A run's life in plain sentences, from events.jsonl and metrics.jsonl: segments, changes, ends, what to do next."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from datetime import datetime
+from typing import Any
+
+from .console import clock, short
+from .run import Run
+
+RISING = 0.001  # frame accuracy gained over the last epochs that still counts as learning
+OVERFIT = 0.10  # train above dev by this much
+SIGNALS = {
+    "SIGINT": "Ctrl-C was pressed",
+    "SIGTERM": "the system asked it to end (SIGTERM)",
+    "SIGHUP": "its terminal was closed",
+    "KeyboardInterrupt": "Ctrl-C was pressed twice",
+    "deadline": "its time was up (--max-time or --stop-at)",
+    "early_stopped": "the dev score had not improved for stop.patience epochs",
+    "finished": "all its epochs were done",
+    "TrainingStopped": "it stopped itself, for the reason told above or on its terminal",
+}
+LENGTH_BOUND = ("cosine", "onecycle")
+
+
+def explain(run: Run | str | os.PathLike[str] | None = None) -> list[str]:
+    """The sentences, in the order in which things happened; the last ones say where the run stands and what is next.
+
+    run: a Run, its directory or name; None takes the newest. Raises RunNotFound.
+    """
+    run = run if isinstance(run, Run) else Run.open(run)
+    events = run.events()
+    sentences = [_beginning(run, events)]
+    segments = _by_segment(events)
+    for place, told in enumerate(segments):
+        is_last = place == len(segments) - 1
+        sentences += _segment(told, run, None if is_last else segments[place + 1])
+    return sentences + _standing(run) + _next_steps(run)
+
+
+def _by_segment(events: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    segments: list[list[dict[str, Any]]] = []
+    for event in events:
+        if event["event"] == "segment_started":
+            segments.append([])
+        if segments:
+            segments[-1].append(event)
+    return segments
+
+
+def _beginning(run: Run, events: list[dict[str, Any]]) -> str:
+    started = next((event for event in events if event["event"] == "run_started"), {})
+    built, environment = run.read_json(run.built_path), run.read_json(run.environment_path)
+    told = f"{run.path} began {_day(started.get('time'))} with the recipe {started.get('recipe', '(not recorded)')}"
+    model, loader = built.get("model") or {}, built.get("loader") or {}
+    if model.get("parameters"):
+        told += f": {model['parameters']:,} parameters"
+    if loader.get("frames"):
+        told += f", {loader['frames']:,} training frames of {loader.get('partitions')}"
+    if environment.get("device"):
+        told += f", on {environment['device']} in {built.get('precision')}"
+    return told + "."
+
+
+def _segment(events: list[dict[str, Any]], run: Run, following: list[dict[str, Any]] | None) -> list[str]:
+    start, last = events[0], events[-1]
+    number = int(start["segment"]) + 1
+    steps = [int(event["step"]) for event in events if "step" in event]
+    steps += [int(line["step"]) for line in run.all_metrics() if line.get("segment") == start["segment"]]
+    sentences = []
+    if start.get("by") == "rollback":
+        sentences.append(f"Part {number} went back to step {start['step']:,}, to the last good checkpoint.")
+    elif start.get("step") or start.get("parent") is not None:
+        saved = start.get("checkpoint", f"step {start['step']:,}")
+        sentences.append(f"Part {number} was resumed {_day(start.get('time'))} from {saved}.")
+    sentences += [_happening(event) for event in events if event["event"] in HAPPENINGS]
+    saved = [event for event in events if event["event"] == "checkpoint_saved"]
+    told = f"Part {number} trained from step {start.get('step', 0):,} to step {max(steps, default=0):,}"
+    if (seconds := _seconds(start, last)) is not None:
+        told += f" in {clock(seconds)}"
+    if saved:
+        told += f", saved {len(saved)} checkpoint{'s' * (len(saved) != 1)} (the last has {short(saved[-1]['bytes'])}B)"
+    end = next((event for event in events if event["event"] in ("segment_ended", "run_finished")), None)
+    if end is not None:
+        reason = str(end.get("reason", "finished"))
+        told += f", and ended because {SIGNALS.get(reason, f'of an error ({reason})')}."
+    elif following is not None and following[0].get("by") == "rollback":
+        told += ", and was rolled back."
+    elif following is None and run.is_held():
+        told += ", and is running now."
+    else:
+        told += ", and was killed: no end is recorded (kill -9, out of memory, a crash, or power)."
+    sentences.append(told)
+    if following is not None and following[0].get("step", 0) < max(steps, default=0):
+        went = "again" if following[0].get("by") == "rollback" else "on"
+        sentences.append(
+            f"Its steps after {following[0]['step']:,} were left aside: training went {went} from step "
+            f"{following[0]['step']:,}. Their lines stay in the files; reports follow what was kept."
+        )
+    return sentences
+
+
+def _changed(event: dict[str, Any]) -> str:
+    by = "by the recipe's next stage" if event.get("by") == "stage" else "by hand"
+    return f"At step {event.get('step', 0):,} {event['key']} was changed from {event['old']} to {event['new']}, {by}."
+
+
+def _recovered(event: dict[str, Any]) -> str:
+    if event.get("by") == "rollback":
+        return (f"It was rolled back from step {event.get('from_step', 0):,} and learning rates were multiplied by "
+                f"{event.get('rate_scale')}.")  # fmt: skip
+    return f"The batch before step {event.get('step', 0):,} was left out."
+
+
+HAPPENINGS = {
+    "config_changed": _changed,
+    "warning": lambda event: f"At step {event.get('step', 0):,} it warned: {event['message']}.",
+    "nonfinite": lambda event: f"A number went bad: {event['message']} (evidence/{event.get('evidence')}).",
+    "recovered": _recovered,
+}
+
+
+def _happening(event: dict[str, Any]) -> str:
+    return HAPPENINGS[event["event"]](event)
+
+
+def _standing(run: Run) -> list[str]:
+    epochs, best = run.metrics("epoch"), run.best()
+    if not epochs:
+        return ["No epoch has been scored yet."]
+    told = f"{len(epochs)} epochs are scored"
+    if best is not None:
+        told += f"; the best is epoch {best['epoch'] + 1} with {100 * best['dev_accuracy']:.2f} % dev frame accuracy"
+    sentences = [told + "."]
+    newest = epochs[-1]
+    if newest["train_accuracy"] - newest["dev_accuracy"] > OVERFIT:
+        sentences.append(
+            f"Train accuracy ({100 * newest['train_accuracy']:.2f} %) is far above dev "
+            f"({100 * newest['dev_accuracy']:.2f} %): more dropout, masks, averaged weights or data help more than "
+            "more epochs."
+        )
+    return sentences
+
+
+def _next_steps(run: Run) -> list[str]:
+    status, epochs = run.status, run.metrics("epoch")
+    look = f"phonetrain evaluate {run.path}, phonetrain predict {run.path}, phonetrain report {run.path}"
+    if status == "running" and run.is_held():
+        return ["Next: let it train, or press Ctrl-C once: it saves and says how to go on."]
+    if status not in ("finished", "early_stopped"):
+        again = f"Next: phonetrain resume {run.path} goes on from the last checkpoint."
+        if any(event["event"] == "nonfinite" for event in run.events()) and status == "TrainingStopped":
+            again += (
+                " After numbers that went bad change something first: a lower optimizer.lr, optimizer.clip_norm=1.0, "
+                "precision=fp32, or guard.policy=rollback."
+            )
+        return [again]
+    told = [f"Next: {look}."]
+    if status == "finished" and len(epochs) >= 4:
+        gained = epochs[-1]["dev_accuracy"] - max(line["dev_accuracy"] for line in epochs[:-3])
+        if gained > RISING:
+            more = f"phonetrain resume {run.path} epochs={epochs[-1]['epoch'] + 1 + max(5, len(epochs) // 2)}"
+            with open(run.config_path, "rb") as file:
+                schedule = tomllib.load(file).get("schedule", {}).get("name", "")
+            more += " schedule.on_extend=stretch" * schedule.startswith(LENGTH_BOUND)
+            told.append(f"It was still gaining ({100 * gained:.2f} points in the last 3 epochs): {more} may gain more.")
+    return told
+
+
+def _day(time: str | None) -> str:
+    try:
+        return f"on {datetime.fromisoformat(str(time)):%Y-%m-%d at %H:%M} UTC"
+    except ValueError:
+        return "at an unknown time"
+
+
+def _seconds(start: dict[str, Any], last: dict[str, Any]) -> float | None:
+    """Between two events, None where the clock went backwards or a time is missing."""
+    try:
+        passed = (datetime.fromisoformat(last["time"]) - datetime.fromisoformat(start["time"])).total_seconds()
+    except (KeyError, ValueError, TypeError):
+        return None
+    return passed if passed >= 0 else None

@@ -1,0 +1,65 @@
+"""Results as text for a terminal: aligned columns, at most 80 wide."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+
+def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
+    """Lines of a table: the first `left` columns flush left, the others flush right."""
+    columns = [[str(cell) for cell in column] for column in zip(header, *rows, strict=True)]
+    widths = [max(map(len, column)) for column in columns]
+    return [
+        "  ".join(
+            cell.ljust(width) if place < left else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in zip(*columns, strict=True)
+    ]
+
+
+def percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.2f}"
+
+
+def evaluation_text(told: dict[str, Any]) -> str:
+    """What `evaluate` returned, for people."""
+    lines = [
+        f"{told['run']}, {told['checkpoint']} ({told['epochs_done']} epochs), {told['weights']} weights, fp32 on "
+        f"{told['device']}",
+        f"{told['partition']}: {told['utterances']:,} utterances, {told['frames']:,} frames",
+        "",
+        f"frame accuracy    {percent(told['accuracy'])} %     (answering {told['majority']['phoneme']} everywhere: "
+        f"{percent(told['majority']['share'])} %)",
+        f"frame error rate  {percent(told['error_rate'])} %",
+        f"loss              {told['loss']:.4f} nats a frame",
+        "",
+    ]
+    if not told["corpus_is_the_trained_one"]:
+        lines.insert(2, f"note: {told['corpus']} is not the corpus this run was trained on (its digest differs)")
+    half = -(-len(told["phonemes"]) // 2)
+    cells = [
+        (each["phoneme"], f"{each['frames']:,}", percent(each["recall"]), percent(each["precision"]))
+        for each in told["phonemes"]
+    ]
+    header = ("phoneme", "frames", "recall %", "precision %")
+    sides = [text_table(header, part) for part in (cells[:half], cells[half:]) if part]
+    width = max(map(len, sides[0])) + 4
+    for place, line in enumerate(sides[0]):
+        other = sides[1][place] if len(sides) > 1 and place < len(sides[1]) else ""
+        lines.append(f"{line:<{width}}{other}".rstrip())
+    if told["confused"]:
+        lines += ["", "most confused"]
+        rows = [
+            (f"{each['phoneme']} heard as {each['heard_as']}", f"{each['frames']:,} frames",
+             f"{percent(each['share_of_phoneme'])} % of {each['phoneme']}",
+             f"{percent(each['share_of_errors'])} % of all errors")
+            for each in told["confused"]
+        ]  # fmt: skip
+        lines += text_table(*_split(rows))
+    return "\n".join(lines)
+
+
+def _split(rows: list[tuple[str, ...]]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    return rows[0], rows[1:]
