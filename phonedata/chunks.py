@@ -1,38 +1,16 @@
 """Fills inner chunks: reads the utterances that touch one, checks and normalises them, digests and writes the rows."""
 
 import pickle
-from dataclasses import dataclass, field
 
 import numpy as np
 
 from phonedata.cmvn import moments, normalise_half, normalise_single, scale_of
 from phonedata.errors import RawDataError, SpecError
 from phonedata.plan import ChunkTask
+from phonedata.records import ChunkResult, Reading
 from phonedata.shard import CHUNK_ROWS, ShardFile, digest
 
 _LARGEST = {"float16": 65504.0, "float32": float(np.finfo(np.float32).max)}
-
-
-@dataclass
-class Reading:
-    """What reading some utterances has shown: moments of the good ones (n,), (n, D), (n, D), and what was wrong."""
-
-    index: np.ndarray
-    counts: np.ndarray
-    means: np.ndarray
-    squares: np.ndarray
-    lengths: dict[int, int] = field(default_factory=dict)
-    bad: dict[int, str] = field(default_factory=dict)
-
-
-@dataclass
-class ChunkResult:
-    """A written chunk: its digests and label counts, and the stored moments of the utterances that begin in it."""
-
-    features: str
-    labels: str | None
-    histogram: np.ndarray | None
-    reading: Reading
 
 
 class UtteranceReader:
@@ -81,15 +59,8 @@ class UtteranceReader:
             counts.append(len(features))
             means.append(mean.copy())
             squares.append(square.copy())
-        shape = (len(good), self.feature_dim)
-        return Reading(
-            np.array(good, np.int64),
-            np.array(counts, np.int64),
-            np.array(means).reshape(shape),
-            np.array(squares).reshape(shape),
-            dict(zip(good, counts)),
-            bad,
-        )
+        lengths = dict(zip(good, counts))
+        return Reading.of(good, counts, means, squares, self.feature_dim, lengths=lengths, bad=bad)
 
 
 class ChunkFiller:
@@ -112,19 +83,19 @@ class ChunkFiller:
         """Write the chunk and return its result; or, if the plan was wrong about it, only what reading has shown."""
         first_row = task.chunk * CHUNK_ROWS
         rows, row_labels, dim = self._rows, self._labels, self.reader.feature_dim
-        reading = Reading(np.empty(0, np.int64), *(np.empty((0, *s)) for s in ((), (dim,), (dim,))))
         owned, counts, means, squares = [], [], [], []
+        true_lengths, bad = {}, {}
         done = 0
         for index, start, length in zip(task.index.tolist(), task.start_row.tolist(), task.length.tolist()):
             try:
                 features, labels, mean, square = self.reader.read(task.partition, index)
             except RawDataError as error:
-                reading.bad[index] = str(error)
+                bad[index] = str(error)
                 continue
             if len(features) != length:
-                reading.lengths[index] = len(features)
+                true_lengths[index] = len(features)
                 continue
-            if reading.bad or reading.lengths:
+            if bad or true_lengths:
                 continue  # this layout is refuted: go on only to find every other fault
             given = self.statistics(task.partition, index)
             centre, scale = given if given is not None else (mean, scale_of(mean, np.sqrt(square / length)))
@@ -149,13 +120,11 @@ class ChunkFiller:
                 counts.append(length)
                 means.append((mean - centre) * scale)
                 squares.append(square * scale * scale)
-        if reading.bad or reading.lengths:
+        reading = Reading.of(owned, counts, means, squares, dim, lengths=true_lengths, bad=bad)
+        if bad or true_lengths:
             return reading
         rows[done:] = 0
         row_labels[done:] = self._padding
-        shape = (len(owned), dim)
-        reading.index, reading.counts = np.array(owned, np.int64), np.array(counts, np.int64)
-        reading.means, reading.squares = np.array(means).reshape(shape), np.array(squares).reshape(shape)
         features_file.write(task.chunk, rows)
         if labels_file is None:
             return ChunkResult(digest(rows), None, None, reading)

@@ -25,8 +25,8 @@ def recover(target: Path) -> None:
     if not target.exists() and old.is_dir():
         try:
             os.rename(old, target)
-        except FileNotFoundError:
-            pass  # another process did it first
+        except OSError:
+            pass  # another process did it first, or the disk is read-only: then the caller finds nothing
 
 
 def sync_folder(path: Path) -> None:
@@ -59,11 +59,14 @@ def put_in_place(finished: Path, target: Path) -> None:
     it, which `recover` brings back.
     """
     sync_folder(finished)
-    if not target.exists():
+    if not target.exists() or not any(target.iterdir()):
         try:
+            if target.exists():
+                target.rmdir()
             os.rename(finished, target)
         except OSError as error:
-            raise PhonedataError(f"{target}: cannot be created ({error.strerror}); the finished corpus is {finished}") from None
+            reason = error.strerror
+            raise PhonedataError(f"{target}: cannot be created ({reason}); choose another place") from None
         sync_folder(target.parent)
         return
     if _exchange(finished, target):
@@ -71,13 +74,19 @@ def put_in_place(finished: Path, target: Path) -> None:
         shutil.rmtree(finished)
         return
     old = replaced_path(target)
-    if old.exists():
-        shutil.rmtree(old)
-    os.rename(target, old)
-    try:
-        os.rename(finished, target)
-    except OSError:
-        os.rename(old, target)
-        raise
+    for _ in range(100):
+        if old.exists():
+            shutil.rmtree(old)
+        os.rename(target, old)
+        try:
+            os.rename(finished, target)
+            break
+        except OSError:
+            # Somebody who opened the target between the two renames has brought the old one back: once more.
+            if not target.exists():
+                os.rename(old, target)
+                raise
+    else:
+        raise PhonedataError(f"{target}: is opened again and again while it is replaced; the new corpus is {finished}")
     sync_folder(target.parent)
     shutil.rmtree(old)

@@ -51,9 +51,11 @@ class Staging:
             raise full_disk(self.path, error) or error from None
 
     def _acquire(self, target: Path) -> None:
+        name = self.path / "lock"
+        if self.path.exists() and not name.exists() and any(self.path.iterdir()):
+            raise PhonedataError(f"{self.path}: is in the way and was not made by phonedata; rename or remove it")
         while True:
             self.path.mkdir(parents=True, exist_ok=True)
-            name = self.path / "lock"
             self._fd = os.open(name, os.O_RDWR | os.O_CREAT, 0o666)
             if not _lock(self._fd):
                 os.close(self._fd)

@@ -4,13 +4,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class LeftOut:
     """An utterance that was left out, and why; the reason's path begins at the raw folder."""
 
     partition: str
     utterance: str
     reason: str
+
+    def to_dict(self) -> dict:
+        """Plain values for JSON."""
+        return asdict(self)
 
 
 @dataclass
@@ -42,7 +46,7 @@ class PackReport:
             "partitions": [
                 {**{k: p[k] for k in wanted}, "hours": p["frames"] * self.frame_shift_ms / 3.6e6} for p in self.partitions
             ],
-            "left_out": [asdict(one) for one in self.left_out],
+            "left_out": [one.to_dict() for one in self.left_out],
             "notes": list(self.notes),
             "bytes": self.bytes_written,
             "chunks_reused": self.chunks_reused,

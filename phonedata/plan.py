@@ -21,9 +21,13 @@ class PackOptions:
     part: tuple[int, int] | None = None
 
     def fingerprint(self, raw, feature_dim: int) -> str:
-        """Changes whenever an interrupted pack must not be continued: other options, other files, other format."""
+        """Changes whenever an interrupted pack must not be continued: other options, other files, other format.
+
+        It does not depend on `part`, so that parts can tell whether they belong together.
+        """
         seen = [(p.name, p.stamp, p.order, p.labelled, len(p.utterance_ids)) for p in raw.partitions]
-        text = json.dumps([1, asdict(self), raw.layout, raw.phonemes.symbols, feature_dim, raw.frontend, seen])
+        options = {k: v for k, v in asdict(self).items() if k != "part"}
+        text = json.dumps([1, options, raw.layout, raw.phonemes.symbols, feature_dim, raw.frontend, seen], default=str)
         return xxhash.xxh3_128_hexdigest(text.encode())
 
 
@@ -37,6 +41,13 @@ class ChunkTask:
     start_row: np.ndarray
     length: np.ndarray
     key: str
+
+    @property
+    def own_frames(self) -> int:
+        """Frames that lie in this chunk."""
+        first = self.chunk * CHUNK_ROWS
+        a, b = np.maximum(self.start_row, first), np.minimum(self.start_row + self.length, first + CHUNK_ROWS)
+        return int((b - a).sum())
 
 
 @dataclass

@@ -1,0 +1,353 @@
+"""Packing: one pack at work, its plan, its workers, and what is already done."""
+
+import os
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from phonedata.admission import check_space
+from phonedata.chunks import ChunkFiller, UtteranceReader
+from phonedata.cmvn import RELATIVE_FLOOR, Moments
+from phonedata.corpus import FORMAT_VERSION
+from phonedata.errors import RawDataError
+from phonedata.group import WrittenPartition, finish_partition, finish_root
+from phonedata.packreport import LeftOut, PackReport
+from phonedata.parts import part_range
+from phonedata.plan import PartitionPlan
+from phonedata.records import ChunkResult, Reading
+from phonedata.shard import CHUNK_ROWS, ShardFile
+
+_BATCH = 64  # utterances that one measuring task reads
+
+
+class Packing:
+    """From a listed raw corpus to a finished folder in `staging`.
+
+    The plan starts from guessed lengths. Reading refutes it where a length or an utterance is wrong; then the rows
+    behind move, and the chunks whose content changed (and only those) are made again. Every chunk is a function of
+    the raw files and the plan alone, so the workers and their number change nothing.
+    """
+
+    def __init__(self, corpus, options, feature_dim, dim_from, fingerprint, staging, workers, progress):
+        self.corpus, self.options, self.feature_dim = corpus, options, feature_dim
+        self.staging, self.workers, self.fingerprint = staging, max(1, workers), fingerprint
+        self.progress = progress or (lambda stage, done, total, unit="frames": None)
+        self.raw = {p.name: p for p in corpus.partitions}
+        self.done: dict[tuple[str, int], tuple[str, ChunkResult]] = {}
+        self.group_moments: dict = {}
+        self.reused = 0
+        self._idle: deque = deque()
+        self._new_filler = lambda: ChunkFiller(
+            UtteranceReader(corpus, feature_dim, dim_from),
+            options.dtype,
+            corpus.phonemes.label_dtype,
+            len(corpus.phonemes),
+            self._statistics,
+        )
+        self.plans = {}
+        for p in corpus.partitions:
+            count = len(p.utterance_ids)
+            hint = np.ones(count, np.int64) if p.lengths_hint is None else np.array(p.lengths_hint, np.int64)
+            index = np.array(part_range(count, options.part), np.int64)
+            if len(index):
+                self.plans[p.name] = PartitionPlan(p.name, options.context, hint, index, options.dtype)
+        self._earlier_chunks, self._earlier_readings = self._replay()
+
+    def run(self, statistics: dict[str, list[Reading]] | None) -> PackReport:
+        """Everything between the listing and the rename. `statistics` are those of all parts, if there are parts."""
+        if statistics is None and (self._measured_partitions() or self._hintless()):
+            statistics = self.measure()
+        if self.options.cmvn in ("speaker", "train"):
+            self._group(statistics)
+        self._write()
+        return self._finish()
+
+    # -- statistics first
+
+    def _measured_partitions(self) -> set[str]:
+        """Partitions whose statistics normalise something."""
+        if self.options.cmvn == "train":
+            return {self.options.train_partition} & self.plans.keys()
+        return set(self.plans) if self.options.cmvn == "speaker" else set()
+
+    def _hintless(self) -> set[str]:
+        return {name for name in self.plans if self.raw[name].lengths_hint is None}
+
+    def measure(self) -> dict[str, list[Reading]]:
+        """First pass: raw moments, and true lengths where nothing hints at them; by partition, in utterance order."""
+        tasks = []
+        for name in sorted(self._measured_partitions() | self._hintless()):
+            index = np.array(part_range(len(self.raw[name].utterance_ids), self.options.part))
+            tasks += [(name, index[i : i + _BATCH]) for i in range(0, len(index), _BATCH)]
+        total, done = sum(len(index) for _, index in tasks), 0
+        readings: dict[str, list[Reading]] = {}
+        for (name, index), reading in self._in_order(self._measure, tasks):
+            if (name, int(index[0])) not in self._earlier_readings:
+                self.staging.record({"partition": name, "first": int(index[0]), **reading.to_record()})
+            self._correct(name, reading)
+            readings.setdefault(name, []).append(reading)
+            done += len(index)
+            self.progress("measuring", done, total, "utterances")
+        return readings
+
+    def _measure(self, filler, task) -> Reading:
+        name, index = task
+        earlier = self._earlier_readings.get((name, int(index[0])))
+        return filler.reader.measure(name, index) if earlier is None else earlier
+
+    def _group(self, statistics: dict[str, list[Reading]]) -> None:
+        """Merge utterances into speakers of a partition, or into the one training group, in utterance order."""
+        for name, readings in statistics.items():
+            if self.options.cmvn == "train" and name != self.options.train_partition:
+                continue
+            speakers = self.raw[name].speakers
+            for r in readings:
+                for i, utterance in enumerate(r.index.tolist()):
+                    key = (name, speakers[utterance]) if self.options.cmvn == "speaker" else "train"
+                    group = self.group_moments.setdefault(key, Moments(self.feature_dim))
+                    group.merge(r.counts[i : i + 1], r.means[i : i + 1], r.squares[i : i + 1])
+
+    def _statistics(self, partition: str, index: int):
+        """Mean and scale (D,) that normalise an utterance; None: its own."""
+        kind = self.options.cmvn
+        if kind == "utterance":
+            return None
+        if kind == "none":
+            return np.zeros(self.feature_dim), np.ones(self.feature_dim)
+        group = self.group_moments[(partition, self.raw[partition].speakers[index]) if kind == "speaker" else "train"]
+        return group.mean, group.scale
+
+    # -- workers
+
+    def _in_order(self, function, tasks):
+        """(task, result) in the order of the tasks, made by the workers; few are in flight, so memory stays flat."""
+        if self.workers == 1 or len(tasks) <= 1:
+            for task in tasks:
+                yield task, self._with_filler(function, task)
+            return
+        with ThreadPoolExecutor(min(self.workers, len(tasks))) as pool:
+            waiting: deque = deque()
+            try:
+                for task in tasks:
+                    waiting.append((task, pool.submit(self._with_filler, function, task)))
+                    if len(waiting) > 2 * self.workers:
+                        first, future = waiting.popleft()
+                        yield first, future.result()
+                while waiting:
+                    first, future = waiting.popleft()
+                    yield first, future.result()
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+
+    def _with_filler(self, function, task):
+        """Run on an idle filler; there are never more of them than workers."""
+        try:
+            filler = self._idle.pop()
+        except IndexError:
+            filler = self._new_filler()
+        try:
+            return function(filler, task)
+        finally:
+            self._idle.append(filler)
+
+    # -- what reading has shown
+
+    def _correct(self, name: str, reading: Reading) -> bool:
+        """Take over true lengths and bad utterances; True if the plan changed."""
+        plan = self.plans[name]
+        if reading.bad and not self.options.skip_bad:
+            raise RawDataError(reading.bad[min(reading.bad)])
+        lengths = {i: t for i, t in reading.lengths.items() if plan.lengths[i] != t}
+        bad = {i: self._relative(m) for i, m in reading.bad.items() if i not in plan.bad}
+        if not lengths and not bad:
+            return False
+        plan.correct(lengths, bad)
+        self.staging.record({"partition": name, "lengths": list(lengths.items()), "bad": list(bad.items())})
+        if not len(plan.index) and self.options.part is None:
+            first = next(iter(plan.bad.values()))
+            raise RawDataError(f"{self.corpus.path}: partition {name} has no utterance left to pack; first: {first}")
+        return True
+
+    def _relative(self, message: str) -> str:
+        """A message without the place of the raw folder: it goes into the corpus, which is the same anywhere."""
+        return message.replace(f"{self.corpus.path}{os.sep}", "")
+
+    def _replay(self) -> tuple[dict, dict]:
+        """What an interrupted try of this very pack has shown: chunks by place, readings by first utterance."""
+        chunks, readings = {}, {}
+        for entry in self.staging.records[1:]:
+            name = entry["partition"]
+            if "chunk" in entry:
+                chunks[name, entry["chunk"]] = entry
+            elif "first" in entry:
+                readings[name, entry["first"]] = Reading.from_record(entry, self.feature_dim)
+            else:
+                self.plans[name].correct({int(i): t for i, t in entry["lengths"]}, {int(i): m for i, m in entry["bad"]})
+        return chunks, readings
+
+    # -- chunks
+
+    def _write(self) -> None:
+        """Write every chunk, again and again until no reading refutes the plan: twice at most, as each pass reads all."""
+        changed = True
+        while changed:
+            check_space(self.staging.path, sum(p.chunks for p in self.plans.values()) * CHUNK_ROWS * self._row_bytes())
+            self.files = {name: self._open_files(name) for name, plan in self.plans.items() if len(plan.index)}
+            try:
+                changed = self._write_pass()
+            except BaseException:
+                self._close_files()
+                raise
+            if changed:
+                self._close_files()
+
+    def _row_bytes(self) -> int:
+        return self.feature_dim * np.dtype(self.options.dtype).itemsize
+
+    def _open_files(self, name: str) -> tuple[ShardFile, ShardFile | None]:
+        """The shards of a partition's features and labels, as long as the plan says."""
+        plan, folder = self.plans[name], self.staging.corpus / name
+        features = ShardFile(folder / "features/c/0/0", plan.chunks, CHUNK_ROWS * self._row_bytes())
+        if not self.raw[name].labelled:
+            return features, None
+        label_bytes = CHUNK_ROWS * self.corpus.phonemes.label_dtype.itemsize
+        return features, ShardFile(folder / "labels/c/0", plan.chunks, label_bytes)
+
+    def _close_files(self) -> None:
+        for files in self.files.values():
+            for file in filter(None, files):
+                file.close()
+
+    def _write_pass(self) -> bool:
+        """Write the chunks that are not done; True if reading has refuted the plan."""
+        tasks = []
+        for name in self.files:
+            plan = self.plans[name]
+            tasks += [t for t in map(plan.task, range(plan.chunks)) if not self._is_done(t)]
+        total = sum(int(p.utterance_end[-1]) for p in self.plans.values() if len(p.index))
+        done = total - sum(t.own_frames for t in tasks)
+        self.progress("packing", done, total)
+        refuted: dict[str, Reading] = {}
+        for task, result in self._in_order(self._fill, tasks):
+            done += task.own_frames
+            self.progress("packing", done, total)
+            if isinstance(result, Reading):
+                if result.bad and not self.options.skip_bad:
+                    raise RawDataError(result.bad[min(result.bad)])
+                found = refuted.setdefault(task.partition, result)
+                found.bad.update(result.bad)
+                found.lengths.update(result.lengths)
+                continue
+            self.done[task.partition, task.chunk] = task.key, result
+            place = {"partition": task.partition, "chunk": task.chunk, "key": task.key}
+            self.staging.record({**place, **result.to_record()})
+        return any([self._correct(name, reading) for name, reading in refuted.items()])
+
+    def _fill(self, filler, task) -> ChunkResult | Reading:
+        return filler.fill(task, *self.files[task.partition])
+
+    def _is_done(self, task) -> bool:
+        """Whether this chunk was written, in this process or an earlier one, and its bytes still are what they were."""
+        place = task.partition, task.chunk
+        if place in self.done:
+            return self.done[place][0] == task.key
+        entry = self._earlier_chunks.pop(place, None)
+        if entry is None or entry["key"] != task.key:
+            return False
+        result = ChunkResult.from_record(entry, self.feature_dim)
+        features, labels = self.files[task.partition]
+        if features.read_digest(task.chunk) != result.features:
+            return False
+        if labels is not None and labels.read_digest(task.chunk) != result.labels:
+            return False
+        self.done[place] = task.key, result
+        self.reused += 1
+        return True
+
+    # -- the end
+
+    def _finish(self) -> PackReport:
+        entries, attributes = {}, {}
+        for name in self.files:
+            written = self._written(name)
+            attributes[name], entries[name] = finish_partition(
+                self.staging.corpus,
+                written,
+                np.dtype(self.options.dtype),
+                self.corpus.phonemes,
+                keep_moments=self.options.part is not None,
+            )
+        left_out = self._left_out()
+        digest = finish_root(self.staging.corpus, self._root_attributes(entries, left_out))
+        return self.report(attributes, left_out, digest)
+
+    def _written(self, name: str) -> WrittenPartition:
+        plan, raw = self.plans[name], self.raw[name]
+        results = [self.done[name, chunk][1] for chunk in range(plan.chunks)]
+        index = plan.index.tolist()
+        features, labels = self.files[name]
+        return WrittenPartition(
+            name=name,
+            labelled=raw.labelled,
+            order=raw.order,
+            utterance_ids=[raw.utterance_ids[i] for i in index],
+            speakers=[raw.speakers[i] for i in index],
+            lengths=plan.lengths[plan.index],
+            rows=plan.rows,
+            features=features,
+            feature_digests=[r.features for r in results],
+            labels=labels,
+            label_digests=[r.labels for r in results],
+            histogram=np.sum([r.histogram for r in results], axis=0) if raw.labelled else None,
+            means=np.concatenate([r.reading.means for r in results]),
+            squares=np.concatenate([r.reading.squares for r in results]),
+        )
+
+    def _left_out(self) -> list[LeftOut]:
+        left_out = []
+        for name, raw in self.raw.items():
+            left_out += [LeftOut(name, p.utterance_id, self._relative(p.message)) for p in raw.problems]
+            if name in self.plans:
+                left_out += [LeftOut(name, raw.utterance_ids[i], m) for i, m in self.plans[name].bad.items()]
+        return sorted(left_out)
+
+    def _root_attributes(self, entries: dict, left_out: list[LeftOut]) -> dict:
+        corpus, options = self.corpus, self.options
+        cmvn = {"kind": options.cmvn, "relative_floor": RELATIVE_FLOOR}
+        if options.cmvn == "train":
+            found = self.group_moments["train"]
+            cmvn |= {"partition": options.train_partition, "frames": found.count}
+            cmvn |= {"mean": found.mean.tolist(), "std": found.std.tolist()}
+        attributes = {
+            "format": FORMAT_VERSION,
+            "digest": "",
+            "layout": corpus.layout,
+            "phonemes": {"symbols": list(corpus.phonemes.symbols), "fingerprint": corpus.phonemes.fingerprint},
+            "feature_dim": self.feature_dim,
+            "frame_shift_ms": corpus.frame_shift_ms,
+            "dtype": options.dtype,
+            "context": options.context,
+            "cmvn": cmvn,
+            "frontend": corpus.frontend,
+            "partitions": entries,
+            "left_out": [o.to_dict() for o in left_out],
+        }
+        if options.part:
+            attributes["part"] = {"index": options.part[0], "of": options.part[1], "source": self.fingerprint}
+        return attributes
+
+    def report(self, attributes: dict[str, dict], left_out: list[LeftOut], digest: str) -> PackReport:
+        """What was done, for people and programs."""
+        missing = [o.partition for o in left_out]
+        return PackReport(
+            path=self.staging.corpus,
+            layout=self.corpus.layout,
+            partitions=[{**a, "name": name, "left_out": missing.count(name)} for name, a in attributes.items()],
+            left_out=left_out,
+            frame_shift_ms=self.corpus.frame_shift_ms,
+            bytes_written=sum(f.stat().st_size for f in self.staging.corpus.rglob("*") if f.is_file()),
+            digest=digest,
+            notes=self.corpus.notes,
+            chunks_reused=self.reused,
+        )
