@@ -34,7 +34,8 @@ class Progress:
     """Where a run stands: the part of its state that is plain numbers.
 
     epoch, batch: the next batch to train on. step: updates made (position of the next one). segment: which process of
-    the run. logged: [loss sum, correct, frames] of the epoch when the last line was logged.
+    the run. logged: [loss sum, correct, frames] of the epoch when the last line was logged. rate_scale: what rollbacks have
+    multiplied the scheduled rates by.
     """
 
     epoch: int = 0
@@ -49,8 +50,8 @@ class Progress:
     best_epoch: int | None = None
     best_step: int | None = None
     epochs_since_best: int = 0
-    skipped_batches: list[int] = field(default_factory=list)
     rollbacks: int = 0
+    rate_scale: float = 1.0
     finished: bool = False
 
 

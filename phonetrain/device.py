@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import platform
 from dataclasses import dataclass
 
@@ -79,17 +78,6 @@ def cpu_has_bf16() -> bool:
     """Whether this CPU multiplies bf16 natively (AVX-512 BF16 or AMX); elsewhere bf16 is slower than fp32."""
     probes = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
     return any(probe() for probe in probes if probe is not None)
-
-
-def set_threads(threads: int | None) -> int:
-    """Set torch's intra-op threads (None: all cores this process may use) and return the number in force.
-
-    Sums in a different number of pieces round differently, so the number is part of what a run records.
-    """
-    if threads is None:
-        threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(threads)
-    return threads
 
 
 def describe_machine(compute: Compute) -> dict[str, str | int | None]:

@@ -66,7 +66,8 @@ class TrainStep:
         """
         self.set_rates(rate, momentum)
         self.seed_generators(step)
-        torch._foreach_copy_(self.buffers_before, self.buffers)
+        if self.buffers:  # torch's foreach functions refuse an empty list
+            torch._foreach_copy_(self.buffers_before, self.buffers)
         losses, parts = torch.zeros_like(self.metrics.loss_sum), []
         for part in torch.arange(labels.shape[0], device="cpu").chunk(self.accumulation):
             rows = slice(int(part[0]), int(part[-1]) + 1)

@@ -1,1 +1,26 @@
 """Slow, obvious truth: what the fast paths are held against."""
+
+
+# Training
+
+
+def train_plainly(model, batches, *, lr, weight_decay, betas=(0.9, 0.999), eps=1e-8, label_smoothing=0.0, clip_norm=None):
+    """The loop of a textbook: AdamW in float32, one group for matrices with decay and one without. Losses (steps,)."""
+    import torch
+
+    matrices = [p for p in model.parameters() if p.ndim >= 2]
+    vectors = [p for p in model.parameters() if p.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps)
+    loss_of = torch.nn.CrossEntropyLoss(label_smoothing=label_smoothing)
+    losses = []
+    model.train()
+    for windows, labels in batches:
+        optimizer.zero_grad()
+        loss = loss_of(model(windows.float()), labels)
+        loss.backward()
+        if clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+        optimizer.step()
+        losses.append(loss.item())
+    return losses

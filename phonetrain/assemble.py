@@ -1,0 +1,178 @@
+"""From a configuration to live parts, and from live parts to what is recorded as built: the only place that wires."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from phonedata import PackedCorpus, Selection, WindowSpec, open_loader
+
+from .augment import Augment
+from .averaging import AveragedWeights
+from .checkpoint import Progress, TrainState
+from .config import RunConfig
+from .device import Compute, describe_machine
+from .errors import CheckpointError
+from .metrics import FrameMetrics
+from .model import build_model
+from .optim import build_optimizer, describe_optimizer
+from .partitions import Roles
+from .scaling import LossScale
+from .schedule import build_schedule
+from .stages import StagePlan
+from .step import TrainStep
+
+SCORING_BATCH = 4096
+
+
+@dataclass
+class Parts:
+    """The live parts of one stage of a run. `state` holds those that a checkpoint holds."""
+
+    run_config: RunConfig
+    plan: StagePlan
+    corpus: PackedCorpus
+    roles: Roles
+    compute: Compute
+    train: Any
+    dev: Any
+    state: TrainState
+    step: TrainStep
+
+    @property
+    def config(self) -> RunConfig:
+        """The stage's configuration."""
+        return self.plan.config
+
+    @property
+    def scored_model(self) -> torch.nn.Module:
+        """The weights that are scored: averaged ones where the run averages."""
+        return self.state.model if self.state.averaged is None else self.state.averaged.model
+
+    def close(self) -> None:
+        """Stop the loaders' threads."""
+        self.train.close()
+        self.dev.close()
+
+
+def training_selection(corpus: PackedCorpus, roles: Roles, config: RunConfig) -> Selection:
+    """The utterances that are trained on: `subset` of them, nested and seeded."""
+    return Selection.of(corpus, roles.train, subset=config.subset, seed=config.seed)
+
+
+def open_training_loader(selection: Selection, config: RunConfig, compute: Compute):
+    """The loader of training batches, in the run's order, last incomplete batch dropped."""
+    return open_loader(
+        selection, window=WindowSpec(config.window.left, config.window.right), batch_size=config.batch_size,
+        seed=config.seed, order=config.loader.order, kind=config.loader.kind, device=str(compute.device),
+        threads=config.loader.threads, drop_last=True,
+    )
+
+
+def open_scoring_loader(corpus: PackedCorpus, partitions: str, config: RunConfig, compute: Compute):
+    """The loader of every frame of `partitions`, in order, last batch kept."""
+    return open_loader(
+        corpus, partitions, window=WindowSpec(config.window.left, config.window.right), batch_size=SCORING_BATCH,
+        order="sequential", kind=config.loader.kind, device=str(compute.device), threads=config.loader.threads,
+        drop_last=False,
+    )
+
+
+def assemble(run_config: RunConfig, plan: StagePlan, corpus: PackedCorpus, roles: Roles, compute: Compute) -> Parts:
+    """Build every part of a stage from its configuration and nothing else.
+
+    Weights start from the run's seed, whatever the process did before.
+    """
+    config = plan.config
+    torch.manual_seed(config.seed)
+    num_classes = len(corpus.phonemes)
+    model = build_model(config, feature_dim=corpus.feature_dim, num_classes=num_classes).to(compute.device)
+    optimizer = build_optimizer(config.optimizer, model, compute.device)
+    averaged = None if config.averaging.decay is None else AveragedWeights(model, config.averaging.decay)
+    loss_scale = LossScale(compute.device) if compute.scales_loss else None
+    metrics = FrameMetrics(num_classes, compute.device)
+    window = WindowSpec(config.window.left, config.window.right)
+    augment = Augment(config.augment, window, corpus.feature_dim, seed=config.seed)
+    train = open_training_loader(training_selection(corpus, roles, config), config, compute)
+    schedule = build_schedule(config, train.batches_per_epoch, first_epoch=plan.schedule_start)
+    state = TrainState(model, optimizer, schedule, metrics, averaged, loss_scale, Progress())
+    step = TrainStep(
+        model, optimizer, metrics, compute, seed=config.seed, augment=augment if augment.active else None,
+        averaged=averaged, clip_norm=config.optimizer.clip_norm, accumulation=config.optimizer.accumulation,
+        label_smoothing=config.loss.label_smoothing, loss_scale=loss_scale,
+    )
+    dev = open_scoring_loader(corpus, roles.dev, config, compute)
+    return Parts(run_config, plan, corpus, roles, compute, train, dev, state, step)
+
+
+def transfer(old: Parts, new: Parts) -> None:
+    """Carry what has been learnt from the parts of one stage, or of one segment, into those of the next.
+
+    Weights, optimizer moments, averaged weights, loss scale and progress go over. The schedule goes over unless the
+    new stage starts one of its own. Rates and decays are the new configuration's.
+    """
+    new.state.model.load_state_dict(old.state.model.state_dict())
+    carry_optimizer(old.state.optimizer.state_dict(), new.state.optimizer)
+    if new.state.averaged is not None:
+        source = old.state.averaged.state_dict() if old.state.averaged is not None else old.state.model.state_dict()
+        new.state.averaged.load_state_dict(source)
+    if new.state.loss_scale is not None and old.state.loss_scale is not None:
+        new.state.loss_scale.load_state_dict(old.state.loss_scale.state_dict())
+    if not new.plan.starts_schedule:
+        new.state.schedule.load_state_dict(old.state.schedule.state_dict())
+    new.state.progress = old.state.progress
+
+
+def carry_optimizer(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
+    """Load moments into `optimizer`, keeping its own hyperparameters (rate, decay, betas)."""
+    current = optimizer.state_dict()
+    groups, wanted = state["param_groups"], current["param_groups"]
+    if [group["params"] for group in groups] != [group["params"] for group in wanted]:
+        raise CheckpointError("optimizer: its parameter groups are not those of the checkpoint; "
+                              "optimizer.name and decay_all belong to the whole run")
+    optimizer.load_state_dict({**state, "param_groups": wanted})
+
+
+def identity(corpus: PackedCorpus, config: RunConfig, roles: Roles) -> dict[str, Any]:
+    """What may not change between the segments of a run: another value makes another experiment."""
+    return {
+        "corpus": corpus.digest,
+        "phonemes": corpus.phonemes.fingerprint,
+        "window": [config.window.left, config.window.right],
+        "train": roles.train,
+        "dev": roles.dev,
+    }
+
+
+def describe(parts: Parts) -> dict[str, Any]:
+    """What was really built, read from the live objects and not from the configuration."""
+    model, state, config = parts.state.model, parts.state, parts.config
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return {
+        "model": {
+            "class": type(model).__name__,
+            "parameters": getattr(model, "num_parameters", trainable),
+            "layers": [row._asdict() if hasattr(row, "_asdict") else dataclasses.asdict(row)
+                       for row in model.layer_table()] if hasattr(model, "layer_table") else None,
+        },
+        "optimizer": describe_optimizer(state.optimizer),
+        "schedule": state.schedule.describe(),
+        "augment": parts.step.augment.describe() if parts.step.augment is not None else None,
+        "averaging": None if state.averaged is None else {"decay": state.averaged.decay},
+        "loss": {"label_smoothing": parts.step.label_smoothing},
+        "clip_norm": parts.step.clip_norm,
+        "accumulation": parts.step.accumulation,
+        "device": str(parts.compute.device),
+        "precision": parts.compute.precision,
+        "loss_scale": None if state.loss_scale is None else float(state.loss_scale.scale),
+        "machine": describe_machine(parts.compute),
+        "loader": {"kind": parts.train.kind, "reason": parts.train.reason, "order": config.loader.order,
+                   "partitions": parts.roles.train, "utterances": parts.train.selection.num_utterances,
+                   "frames": parts.train.num_frames, "frames_per_epoch": parts.train.frames_per_epoch,
+                   "batches_per_epoch": parts.train.batches_per_epoch, "batch_size": parts.train.batch_size,
+                   "window": [parts.train.window.left, parts.train.window.right]},
+        "scoring": {"partitions": parts.roles.dev, "frames": parts.dev.num_frames},
+    }

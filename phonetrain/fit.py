@@ -1,0 +1,254 @@
+"""fit and resume: check everything that can be checked, build the parts, train, say what comes next."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from phonedata import PackedCorpus
+
+from . import checkpoint
+from .assemble import Parts, assemble, describe, identity, training_selection
+from .config import RunConfig, diff, load_recipe
+from .console import Console, open_console
+from .device import Compute, choose_compute, describe_machine
+from .errors import CheckpointError, ConfigError
+from .interrupts import StopRequest, noticed_signals
+from .loop import Trainer
+from .partitions import Roles, check_window, choose_roles, open_corpus, warnings_before_training
+from .run import Run
+from .schedule import refuse_silent_extension
+from .stages import plan_stages
+from .tracking import open_tracker
+
+PACKAGES = ("torch", "numpy", "numba", "zarr", "wandb", "rich", "safetensors")
+# Changing these changes which frames come next, so they may change only where an epoch begins.
+ORDER_KEYS = ("subset", "batch_size", "optimizer.accumulation", "loader.order")
+# These make another experiment: a checkpoint cannot go on under another value.
+FIXED_KEYS = ("seed", "window.", "model.", "optimizer.name", "optimizer.decay_all", "data.train", "data.dev", "stage")
+
+
+def fit(recipe: str | os.PathLike[str] = "default", *overrides: str, config: RunConfig | None = None,
+        corpus: str | os.PathLike[str] | None = None, run: str | os.PathLike[str] | None = None,
+        console: Console | None = None) -> Run:
+    """Train a recipe on a packed corpus in a new run directory.
+
+    Parameters
+    ----------
+    recipe: name of a recipe (`phonetrain recipes list`) or path of a TOML file. overrides: "key=value" settings.
+    config: a finished RunConfig in place of both. corpus: packed corpus; default: the config's, else packed/.
+    run: run directory; default runs/<recipe>-<n>. console: where progress is shown; default: what fits the place.
+
+    Returns
+    -------
+    The run; `run.status` says how it ended: finished, early_stopped, deadline, or the name of a signal.
+
+    Raises ConfigError, RunExists and phonedata's errors before anything is written, TrainingStopped after.
+    """
+    config = (config or load_recipe(recipe)).override(list(overrides))
+    packed = open_corpus(config, corpus)
+    if corpus is not None:
+        config = config.replaced({"data.corpus": str(corpus)})
+    roles, compute, parts, warnings = prepare(config, packed)
+    where = Run.create(run, Path(recipe).stem)
+    with where.lock(), (console or open_console()) as shown:
+        where.write_text(where.config_path, config.to_toml())
+        where.write_json(where.environment_path, environment(packed, compute))
+        where.append_event("run_started", segment=0, epoch=0, step=0, recipe=str(recipe))
+        where.append_event("segment_started", segment=0, epoch=0, step=0)
+        train(where, parts, shown, warnings)
+    return where
+
+
+def prepare(config: RunConfig, corpus: PackedCorpus) -> tuple[Roles, Compute, Parts, list[str]]:
+    """Everything before a run is written: roles, compute, the parts of the first stage, warnings about the data."""
+    roles = choose_roles(corpus, config.data)
+    check_window(corpus, config)
+    compute = choose_compute(config.device, config.precision)
+    plan = plan_stages(config)[0]
+    warnings = warnings_before_training(corpus, roles, training_selection(corpus, roles, plan.config), plan.config)
+    return roles, compute, assemble(config, plan, corpus, roles, compute), warnings
+
+
+def resume(run: str | os.PathLike[str] | None = None, *overrides: str, corpus: str | os.PathLike[str] | None = None,
+           from_checkpoint: str | int | None = None, console: Console | None = None) -> Run:
+    """Continue a run from its newest whole checkpoint, exactly as if it had not stopped, or with changes that are said.
+
+    Parameters
+    ----------
+    run: run directory or name; default: the newest. overrides: "key=value" changes, recorded as events.
+    corpus: the packed corpus, where it has moved; it is recognised by its digest.
+    from_checkpoint: "step-1200" or 1200: go on from there, leaving what came after aside.
+
+    Raises RunNotFound, CheckpointError (damaged, or of another corpus or window), ConfigError, TrainingStopped.
+    """
+    where = Run.open(run)
+    with where.lock(), (console or open_console()) as shown:
+        old = RunConfig.from_toml(where.config_path)
+        saved, problems = find_checkpoint(where, from_checkpoint)
+        config = old.override(list(overrides))
+        if corpus is not None:
+            config = config.replaced({"data.corpus": str(corpus)})
+        changes = [change for change in diff(old, config) if change[0] != "data.corpus"]
+        check_changes(where, changes, old, config, saved.progress)
+        packed = open_corpus(config, corpus)
+        roles = choose_roles(packed, config.data)
+        check_identity(saved, identity(packed, config, roles), where)
+        compute = choose_compute(config.device, config.precision)
+        warnings = problems + restore_machine(saved.identity["machine"], compute)
+        plans = plan_stages(config)
+        if saved.progress.epoch >= plans[-1].stop:
+            raise ConfigError(f"{where.path}: all {plans[-1].stop} epochs are done; "
+                              f"`phonetrain resume {where.path} epochs={plans[-1].stop + 10}` trains longer")
+        plan = next(plan for plan in plans if plan.start <= saved.progress.epoch < plan.stop)
+        parts = assemble(config, plan, packed, roles, compute)
+        restore_parts(parts, saved, changes)
+        progress = parts.state.progress
+        progress.finished = False
+        parent, progress.segment = progress.segment, 1 + max(event["segment"] for event in where.events()
+                                                             if "segment" in event)
+        where.write_text(where.config_path, config.to_toml())
+        place = {"segment": progress.segment, "epoch": progress.epoch, "step": progress.step}
+        where.append_event("segment_started", parent=parent, checkpoint=saved.path.name, **place)
+        for key, before, after in changes:
+            where.append_event("config_changed", key=key, old=before, new=after, by="resume", **place)
+        shown.say(f"resuming {where.path} at epoch {progress.epoch + 1}, batch {progress.batch}, step {progress.step}")
+        for key, before, after in changes:
+            shown.say(f"changed: {key} {before} -> {after}")
+        train(where, parts, shown, warnings)
+    return where
+
+
+def find_checkpoint(run: Run, wanted: str | int | None) -> tuple[checkpoint.Checkpoint, list[str]]:
+    """The checkpoint to go on from, and sentences about newer ones that are damaged. Raises CheckpointError."""
+    if wanted is None:
+        return checkpoint.read_newest(run)
+    name = str(wanted).removeprefix("step-")
+    steps = checkpoint.saved_steps(run)
+    if not name.isdigit() or int(name) not in steps:
+        raise CheckpointError(f"{run.path}: no checkpoint {wanted!r}; there are "
+                              f"{', '.join(f'step-{step}' for step in steps) or 'none'}")
+    return checkpoint.read(run.checkpoint_dir(int(name))), []
+
+
+def check_changes(run: Run, changes: Sequence[tuple[str, Any, Any]], old: RunConfig, new: RunConfig,
+                  progress: checkpoint.Progress) -> None:
+    """Refuse a change that would make another experiment, or that cannot take effect in the middle of an epoch."""
+    for key, before, after in changes:
+        if key.startswith(tuple(name for name in FIXED_KEYS if name.endswith("."))) or key in FIXED_KEYS:
+            raise ConfigError(f"{key}: {before} -> {after} would be another experiment; start one: phonetrain fit")
+        if key in ORDER_KEYS and progress.batch:
+            ends = [event["step"] for event in run.events("checkpoint_saved") if run.checkpoint_dir(event["step"]).is_dir()
+                    and event.get("batch") == 0]
+            again = f"; or go back to the last epoch's end: --from step-{ends[-1]}" if ends else ""
+            raise ConfigError(f"{key}: {before} -> {after} changes which frames come next, and the run stands inside "
+                              f"epoch {progress.epoch + 1} (batch {progress.batch}); resume without it until the epoch "
+                              f"ends{again}")
+    refuse_silent_extension(old, new)
+
+
+def check_identity(saved: checkpoint.Checkpoint, now: dict[str, Any], run: Run) -> None:
+    """Refuse to go on with another corpus, window or phoneme set than the checkpoint was trained with."""
+    for name, value in now.items():
+        before = saved.identity.get(name)
+        if before != value:
+            raise CheckpointError(f"{run.path}: {name} is {value}, but the run was trained with {before}; give the same "
+                                  "corpus with `--corpus DIR`, or start a new run")
+
+
+def restore_machine(before: dict[str, Any], compute: Compute) -> list[str]:
+    """Set the recorded number of threads; returns a sentence for what differs so that equality cannot be promised."""
+    if before.get("threads"):
+        torch.set_num_threads(before["threads"])
+    now = describe_machine(compute)
+    differing = [f"{name} {before.get(name)} -> {value}" for name, value in now.items() if before.get(name) != value]
+    if not differing:
+        return []
+    return [f"this machine is not the one before ({', '.join(differing)}): training goes on, but bit for bit equality "
+            "with an uninterrupted run is not promised"]
+
+
+def restore_parts(parts: Parts, saved: checkpoint.Checkpoint, changes: Sequence[tuple[str, Any, Any]]) -> None:
+    """Load a checkpoint into fresh parts. A rate or schedule that was changed by hand starts from the configuration."""
+    fresh = parts.state.schedule.state_dict()
+    groups = parts.state.optimizer.state_dict()["param_groups"]
+    checkpoint.restore(parts.state, saved)
+    if any(key.startswith("optimizer.") for key, _, _ in changes):
+        state = parts.state.optimizer.state_dict()
+        parts.state.optimizer.load_state_dict({**state, "param_groups": groups})
+    if any(key.startswith(("schedule.", "optimizer.lr")) for key, _, _ in changes):
+        parts.state.schedule.load_state_dict(fresh)
+
+
+def train(run: Run, parts: Parts, console: Console, warnings: Sequence[str]) -> None:
+    """Run the loop under signal handlers, and record how it ended, whatever happens."""
+    config = parts.run_config
+    run.write_json(run.built_path, describe(parts))
+    tracker = open_tracker(config.tracking, run, {"config": config.to_dict(), "built": describe(parts)},
+                           console.say, console.warn)
+    console.start({
+        "run": str(run.path), "epochs": plan_stages(config)[-1].stop, "steps_per_epoch": parts.train.batches_per_epoch,
+        "model": f"{describe(parts)['model']['parameters']:,} parameters",
+        "data": f"{parts.train.num_frames:,} frames of {parts.roles.train}; scored on {parts.roles.dev}",
+        "device": f"{parts.compute.reason}, {parts.compute.precision}", "loader": parts.train.reason,
+    })
+    reason = "error"
+    with noticed_signals() as request:
+        trainer = Trainer(run, parts, console, tracker, request)
+        for message in warnings:
+            trainer.warn(message)
+        try:
+            reason = trainer.train()
+        except BaseException as error:
+            reason = type(error).__name__
+            raise
+        finally:
+            end(trainer, reason, request)
+
+
+def end(trainer: Trainer, reason: str, request: StopRequest) -> None:
+    """Record the end of the segment, close what is open, say what comes next."""
+    run, progress, console = trainer.run, trainer.progress, trainer.console
+    trainer.parts.close()
+    trainer.event("run_finished" if reason == "finished" else "segment_ended", reason=reason)
+    best = None if progress.best_score is None else float(progress.best_score)
+    trainer.tracker.summary({"best_dev_accuracy": best, "best_epoch": progress.best_epoch, "ended": reason})
+    trainer.tracker.finish(request.code)
+    if best is not None:
+        console.say(f"best dev frame accuracy {100 * best:.2f} % (epoch {progress.best_epoch + 1})")
+    if reason != "finished":
+        console.say(f"{reason}: saved at step {progress.step}; `phonetrain resume {run.path}` goes on")
+
+
+def environment(corpus: PackedCorpus, compute: Compute) -> dict[str, Any]:
+    """Versions, device, commit and corpus digests; no host and no user name."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = None
+    return {
+        "python": platform.python_version(), "packages": versions, "device": compute.reason,
+        "machine": describe_machine(compute), "commit": commit(),
+        "corpus": {"digest": corpus.digest, "phonemes": corpus.phonemes.fingerprint,
+                   "partitions": {name: part.digest for name, part in corpus.partitions.items()}},
+    }
+
+
+def commit() -> str | None:
+    """The git commit of this package's checkout, `-dirty` where files differ from it; None outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        told = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=40"], cwd=here, text=True,
+                              capture_output=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return told.stdout.strip() or None if told.returncode == 0 else None

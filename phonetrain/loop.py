@@ -1,0 +1,306 @@
+"""The training loop: steps, logs, checkpoints and scores, epoch by epoch, until there is a reason to stop."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Any
+
+from . import checkpoint, guard
+from .assemble import Parts, assemble, describe, identity, transfer
+from .config import diff
+from .console import Console
+from .device import describe_machine
+from .errors import TrainingStopped
+from .interrupts import Deadline, StopRequest
+from .metrics import FrameSums
+from .run import Run
+from .scoring import score
+from .stages import plan_stages
+from .times import duration
+from .tracking import Tracker
+
+AGAIN = "again"  # the guard moved the position: enter the epoch anew
+
+
+class Trainer:
+    """Trains the parts of a run and records what happens. `train` returns why it ended."""
+
+    def __init__(self, run: Run, parts: Parts, console: Console, tracker: Tracker, request: StopRequest) -> None:
+        self.run, self.parts, self.console, self.tracker, self.request = run, parts, console, tracker, request
+        self.plans = plan_stages(parts.run_config)
+        stop = parts.run_config.stop
+        self.deadline = Deadline(None if stop.max_time is None else duration(stop.max_time), stop.stop_at)
+        self.watch = guard.DivergenceWatch(parts.config.guard.divergence)
+        self.last_saved = self.last_logged = time.monotonic()
+        self.scoring_seconds: float | None = None
+        self.saving_seconds = 0.0
+        self.skips_in_a_row, self.skipped_to = 0, -1
+
+    @property
+    def progress(self) -> checkpoint.Progress:
+        return self.parts.state.progress
+
+    def event(self, name: str, **fields: Any) -> None:
+        """Record an event at the present position."""
+        progress = self.progress
+        self.run.append_event(name, segment=progress.segment, epoch=progress.epoch, step=progress.step, **fields)
+
+    def warn(self, message: str) -> None:
+        """Tell a person, and record that they were told."""
+        self.event("warning", message=message)
+        self.console.warn(message)
+
+    def train(self) -> str:
+        """Train until the last epoch, a deadline, a signal or early stopping; returns which.
+
+        Raises TrainingStopped where the guard, the disk or the lock ends the run; the state is saved before.
+        """
+        patience = self.parts.run_config.stop.patience
+        while not self.progress.finished:
+            self.enter_stage()
+            reason = self.train_epoch()
+            if reason is AGAIN:
+                continue
+            if reason is None:
+                self.end_epoch()
+                if patience is not None and self.progress.epochs_since_best >= patience:
+                    return "early_stopped"
+                reason = self.reason_to_stop()
+            if self.progress.finished:
+                break
+            if reason is not None:
+                self.save()
+                if reason == "deadline" and self.progress.batch:
+                    self.score_inside_epoch()
+                return reason
+        return "finished"
+
+    def enter_stage(self) -> None:
+        """Rebuild the parts where the next epoch belongs to another stage than the parts do."""
+        plan = next(plan for plan in self.plans if plan.start <= self.progress.epoch < plan.stop)
+        if plan == self.parts.plan:
+            return
+        old = self.parts
+        self.parts = assemble(old.run_config, plan, old.corpus, old.roles, old.compute)
+        transfer(old, self.parts)
+        old.close()
+        for key, before, after in diff(old.config, plan.config):
+            self.event("config_changed", key=key, old=before, new=after, by="stage")
+            self.console.say(f"stage: {key} {before} -> {after}")
+        self.run.write_json(self.run.built_path, describe(self.parts))
+
+    def train_epoch(self) -> str | None:
+        """Train from the present position to the end of the epoch; returns a reason to stop, AGAIN or None."""
+        parts, progress = self.parts, self.progress
+        batches = parts.train.batches_per_epoch
+        rates = parts.state.schedule.rates(progress.epoch, batches)
+        momenta = parts.state.schedule.momenta(progress.epoch, batches)
+        on_cpu = parts.compute.device.type == "cpu"
+        log_every = parts.config.tracking.log_every
+        start, clock = progress.epoch_seconds, time.monotonic()
+        stream = parts.train.epoch(progress.epoch, start_batch=progress.batch)
+        try:
+            for batch in stream:
+                parts.step(
+                    batch.windows, batch.labels, batch.frames, epoch=progress.epoch, step=progress.step,
+                    rate=float(rates[progress.batch]) * progress.rate_scale,
+                    momentum=None if momenta is None else float(momenta[progress.batch]),
+                )
+                progress.batch += 1
+                progress.step += 1
+                progress.frames += batch.labels.shape[0]
+                progress.epoch_seconds = start + time.monotonic() - clock
+                logs = progress.step % log_every == 0
+                # On a CPU the flag costs nothing to read; on CUDA reading it waits for the device.
+                if (on_cpu or logs or progress.batch == batches) and (bad := int(parts.step.halted_at)) >= 0:
+                    self.decide(bad, float(rates[progress.batch - 1 - (progress.step - 1 - bad)]))
+                    return AGAIN
+                if logs:
+                    self.log(float(rates[progress.batch - 1]) * progress.rate_scale, batches)
+                if progress.batch < batches:
+                    if (reason := self.reason_to_stop()) is not None:
+                        return reason
+                    if time.monotonic() - self.last_saved > 60 * parts.config.checkpoint.every_minutes:
+                        self.save()
+        finally:
+            stream.close()
+        return None
+
+    def reason_to_stop(self) -> str | None:
+        """The signal that was received, or "deadline" when only the time to save and score is left."""
+        if self.request.reason is not None:
+            return self.request.reason
+        if self.deadline.end is None:
+            return None
+        scoring = self.scoring_seconds
+        if scoring is None:  # not measured yet: scoring is about a third of training's work
+            pace = self.progress.epoch_seconds / max(1, self.progress.batch * self.parts.config.batch_size)
+            scoring = self.parts.dev.num_frames * pace / 2
+        return "deadline" if self.deadline.reached(2.0 + 1.5 * scoring + 2 * self.saving_seconds) else None
+
+    def log(self, rate: float, batches: int) -> None:
+        """Fetch the sums of the interval since the last line, write them, and look at where the loss is going."""
+        progress, step = self.progress, self.parts.step
+        sums = self.parts.state.metrics.sums()
+        interval = sums - FrameSums(*progress.logged)
+        progress.logged = sums.as_list()
+        now = time.monotonic()
+        seconds, self.last_logged = now - self.last_logged, now
+        told = interval.result()
+        line = {"loss": told["loss"], "accuracy": told["accuracy"], "lr": rate,
+                "frames_per_second": told["frames"] / max(seconds, 1e-9), "gradient_norm": float(step.gradient_norm)}
+        scale = {}
+        if step.loss_scale is not None:
+            scale = {"loss_scale": float(step.loss_scale.scale), "skipped": int(step.overflows) / progress.step}
+        self.write_metric("train", **line, **scale, seconds=progress.epoch_seconds)
+        shown = {name: line[name] for name in ("loss", "accuracy", "lr", "frames_per_second")}
+        self.console.progress(epoch=progress.epoch, step_in_epoch=progress.batch, steps_per_epoch=batches,
+                              **shown, **scale)
+        if (warning := self.watch.look(told["loss"], progress.step, rate)) is not None:
+            self.warn(warning)
+        if scale and step.loss_scale is not None and scale["loss_scale"] < 1.0:
+            self.warn(f"the loss scale fell to {scale['loss_scale']:g}: gradients overflow fp16 at every scale; "
+                      "lower optimizer.lr, set optimizer.clip_norm, or use precision=fp32")
+
+    def write_metric(self, kind: str, **numbers: Any) -> None:
+        """One line to metrics.jsonl, the same to the tracker."""
+        progress = self.progress
+        line = {"kind": kind, "segment": progress.segment, "epoch": progress.epoch, "step": progress.step, **numbers}
+        self.run.append_metric(line)
+        self.tracker.log(line, progress.step)
+
+    def end_epoch(self) -> None:
+        """Score, tell the schedule, record the epoch's line, keep the best, save."""
+        parts, progress = self.parts, self.progress
+        trained = parts.state.metrics.result()
+        dev = self.score()
+        rates = parts.state.schedule.rates(progress.epoch, parts.train.batches_per_epoch)
+        best = self.is_best(dev["accuracy"])
+        line = {
+            "train_loss": trained["loss"], "train_accuracy": trained["accuracy"], "dev_loss": dev["loss"],
+            "dev_accuracy": dev["accuracy"], "lr": float(rates[-1]) * progress.rate_scale,
+            "seconds": progress.epoch_seconds, "frames": trained["frames"], "scoring_seconds": self.scoring_seconds,
+            "best": best,
+        }
+        self.write_metric("epoch", **line)
+        self.console.epoch_row({"epoch": progress.epoch, **line})
+        self.check_first_epoch(dev)
+        parts.state.schedule.end_epoch({name: line[name] for name in
+                                        ("train_loss", "train_accuracy", "dev_loss", "dev_accuracy")})
+        progress.seconds += progress.epoch_seconds
+        progress.epoch, progress.batch, progress.epoch_seconds = progress.epoch + 1, 0, 0.0
+        progress.logged = [0.0, 0, 0]
+        progress.finished = progress.epoch >= self.plans[-1].stop
+        parts.state.metrics.reset()
+        self.save()
+        if best:
+            self.run.write_pointer("best", progress.step)
+
+    def score(self) -> dict[str, float | int]:
+        """Scores of the dev partition in the training precision."""
+        parts, began = self.parts, time.monotonic()
+        self.console.progress(epoch=self.progress.epoch, step_in_epoch=self.progress.batch, phase=parts.roles.dev)
+        result = score(parts.scored_model, parts.dev, parts.compute, len(parts.corpus.phonemes)).result()
+        self.scoring_seconds = time.monotonic() - began
+        self.last_logged += self.scoring_seconds
+        return result
+
+    def is_best(self, accuracy: float) -> bool:
+        """Note the score; True if none before was as good."""
+        progress = self.progress
+        if progress.best_score is not None and not accuracy > progress.best_score:
+            progress.epochs_since_best += 1
+            return False
+        progress.best_score, progress.best_epoch, progress.best_step = accuracy, progress.epoch, progress.step
+        progress.epochs_since_best = 0
+        return True
+
+    def score_inside_epoch(self) -> None:
+        """Before a deadline: score the weights as they are, keep them if they are the best so far."""
+        dev = self.score()
+        best = self.progress.best_score is None or dev["accuracy"] > self.progress.best_score
+        self.write_metric("evaluate", partition=self.parts.roles.dev, dev_loss=dev["loss"],
+                          dev_accuracy=dev["accuracy"], best=best)
+        if best:
+            self.progress.best_score, self.progress.best_epoch = dev["accuracy"], self.progress.epoch
+            self.progress.best_step = self.progress.step
+            self.save()
+            self.run.write_pointer("best", self.progress.step)
+
+    def check_first_epoch(self, dev: dict[str, float | int]) -> None:
+        """Say after the first epoch if the net is dead."""
+        if self.progress.epoch:
+            return
+        counts = sum(self.parts.corpus[name].label_histogram for name in self.parts.roles.dev.split(" + "))
+        message = guard.dead_net(dev["loss"], dev["accuracy"], counts.max() / counts.sum(), len(counts))
+        if message is not None:
+            self.warn(message)
+
+    def save(self) -> None:
+        """Write a checkpoint of the present position."""
+        began, parts = time.monotonic(), self.parts
+        about = identity(parts.corpus, parts.run_config, parts.roles) | {"machine": describe_machine(parts.compute)}
+        path, size = checkpoint.save(self.run, parts.state, about, parts.config.checkpoint.keep)
+        self.last_saved = time.monotonic()
+        self.saving_seconds = self.last_saved - began
+        self.last_logged += self.saving_seconds
+        self.event("checkpoint_saved", path=path.name, bytes=size)
+
+    def decide(self, bad: int, rate: float) -> None:
+        """A number was not finite at step `bad`: find out why, keep the evidence, then stop, skip or roll back."""
+        progress, parts = self.progress, self.parts
+        behind = progress.step - bad
+        progress.step, progress.batch = bad, progress.batch - behind
+        progress.frames -= behind * parts.config.batch_size
+        batch = parts.train.batch(progress.epoch, progress.batch)
+        finding = guard.replay(parts.step, batch, epoch=progress.epoch, number=bad)
+        finding.batch, finding.rate = progress.batch, rate * progress.rate_scale
+        _, _, utterances = parts.train.selection.locate(batch.frames.cpu().numpy())
+        ids = parts.train.selection.utterance_ids
+        finding.utterances = sorted({ids[utterance] for utterance in utterances})
+        directory = self.run.evidence / f"step-{bad}"
+        guard.save_evidence(directory, finding, batch, parts.state.model)
+        policy = parts.config.guard.policy
+        self.event("nonfinite", policy=policy, message=finding.sentence(), where=finding.where, lr=finding.rate,
+                   evidence=directory.name)
+        self.console.warn(finding.sentence())
+        parts.step.resume_updates()
+        if policy == "skip" and self.skips_in_a_row < guard.CONSECUTIVE_SKIPS:
+            self.skip()
+        elif policy == "rollback" and progress.rollbacks < parts.config.guard.max_rollbacks:
+            self.roll_back()
+        else:
+            self.save()
+            tried = {"stop": "", "skip": f" after {self.skips_in_a_row} batches in a row were left out",
+                     "rollback": f" after {progress.rollbacks} rollbacks"}[policy]
+            raise TrainingStopped(
+                f"stopped{tried}: {finding.sentence()}; evidence in {directory}; weights are as before that batch: "
+                f"`phonetrain resume {self.run.path} optimizer.lr={finding.rate / 10:.2g}` or guard.policy=skip goes on"
+            )
+
+    def skip(self) -> None:
+        """Leave the batch out; the next one has the next step's number and rate."""
+        self.skips_in_a_row = self.skips_in_a_row + 1 if self.progress.step == self.skipped_to else 1
+        self.progress.step += 1
+        self.progress.batch += 1
+        self.skipped_to = self.progress.step
+        self.event("recovered", by="skip")
+
+    def roll_back(self) -> None:
+        """Go back to the last good checkpoint with a lower rate; what was trained since stays in the files."""
+        before = self.progress
+        saved, problems = checkpoint.read_newest(self.run, self.parts.compute.device)
+        for problem in problems:
+            self.warn(problem)
+        checkpoint.restore(self.parts.state, saved)
+        factor = self.parts.config.guard.rollback_factor
+        restored = self.progress
+        self.parts.state.progress = replace(
+            restored, segment=before.segment + 1, rollbacks=before.rollbacks + 1,
+            rate_scale=restored.rate_scale * factor ** (before.rollbacks + 1 - restored.rollbacks),
+        )
+        self.event("segment_started", parent=restored.segment, by="rollback")
+        self.event("recovered", by="rollback", rate_scale=self.progress.rate_scale, from_step=before.step)
+        self.console.warn(f"rolled back from step {before.step} to step {restored.step}; learning rates are multiplied "
+                          f"by {self.progress.rate_scale:g} from here on")

@@ -1,0 +1,111 @@
+"""Which partitions of a corpus a run trains on, is scored on and predicts; and what is wrong with them beforehand."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from phonedata import PackedCorpus, Selection
+
+from .config import DataConfig, RunConfig
+from .errors import ConfigError
+
+DEFAULT_CORPUS = "packed"
+# How the field names its splits; `+` joins several, so all train-* partitions together are the default.
+PREFIXES = {"train": ("train", "tr-", "tr_"), "dev": ("dev", "valid", "val", "cv"), "test": ("test", "eval", "tt")}
+
+
+class Roles(NamedTuple):
+    """Partition names by role, several joined by ` + `; None where the corpus has none for it."""
+
+    train: str
+    dev: str
+    test: str | None
+
+
+def open_corpus(config: RunConfig, given: str | os.PathLike[str] | None = None) -> PackedCorpus:
+    """The packed corpus: `given` on the command line, else the config's, else packed/ here. Raises phonedata's errors.
+
+    Without any of them ConfigError names the pack command.
+    """
+    path = Path(given or config.data.corpus or DEFAULT_CORPUS)
+    if not path.exists():
+        where = "" if given or config.data.corpus else " here"
+        raise ConfigError(f"no packed corpus at {path}{os.sep}{where}; `phonedata pack raw/ {path}{os.sep}` makes one, "
+                          "`--corpus DIR` names another")
+    return PackedCorpus(path)
+
+
+def choose_roles(corpus: PackedCorpus, data: DataConfig) -> Roles:
+    """Partition names for training, scoring and prediction; "auto" finds them by name.
+
+    Raises ConfigError where a role needs labels and has none, or where no name fits.
+    """
+    chosen = {}
+    for role, prefixes in PREFIXES.items():
+        setting = getattr(data, role)
+        if setting != "auto":
+            names = [name.strip() for name in setting.split("+")]
+            for name in names:
+                if name not in corpus.partitions:
+                    raise ConfigError(f"data.{role}: got {name!r}, {corpus.path} has "
+                                      f"{', '.join(corpus.partitions)}")
+        else:
+            names = [name for name in corpus.partitions if name.lower().startswith(prefixes)]
+            if role != "test":
+                names = [name for name in names if corpus[name].labelled]
+            if role != "train":  # dev-clean before dev-other: one score decides, and clean speech is the course's
+                names = names[:1]
+        if role != "test":
+            bare = [name for name in names if not corpus[name].labelled]
+            if bare:
+                raise ConfigError(f"data.{role}: {', '.join(bare)} has no labels; it can only be predicted")
+            if not names:
+                raise ConfigError(f"data.{role}: none of {', '.join(corpus.partitions)} is labelled and named like "
+                                  f"{role}; say which one: data.{role}=NAME")
+        chosen[role] = " + ".join(names) or None
+    if set(chosen["train"].split(" + ")) & set(chosen["dev"].split(" + ")):
+        raise ConfigError(f"data.dev: {chosen['dev']} is also trained on; a score on it would say nothing")
+    return Roles(**chosen)
+
+
+def check_window(corpus: PackedCorpus, config: RunConfig) -> None:
+    """Refuse more context than was packed, with the command that repacks."""
+    wanted = max(config.window.left, config.window.right)
+    if wanted > corpus.context:
+        raise ConfigError(f"window: {config.window.left} frames left and {config.window.right} right, but "
+                          f"{corpus.path} was packed with context {corpus.context}; pack it again: "
+                          f"phonedata pack RAW {corpus.path} --context {wanted} --replace")
+
+
+def warnings_before_training(corpus: PackedCorpus, roles: Roles, train: Selection, config: RunConfig) -> list[str]:
+    """Sentences about data that will train badly; raises ConfigError for data that cannot train at all."""
+    said = []
+    batches = train.num_frames // config.batch_size
+    if batches == 0:
+        raise ConfigError(f"{train.num_frames:,} training frames ({roles.train}, subset {config.subset:g}) do not fill "
+                          f"one batch of {config.batch_size:,}; use a larger subset or a smaller batch_size")
+    if batches < 20:
+        said.append(f"an epoch is only {batches} updates ({train.num_frames:,} frames, batch_size "
+                    f"{config.batch_size:,}); a smaller batch_size learns more from so little")
+    symbols = corpus.phonemes.symbols
+    trained = sum(corpus[name].label_histogram for name in roles.train.split(" + "))
+    scored = sum(corpus[name].label_histogram for name in roles.dev.split(" + "))
+    never = np.flatnonzero((trained == 0) & (scored > 0))
+    if never.size:
+        share = 100.0 * scored[never].sum() / scored.sum()
+        said.append(f"{roles.dev} has {_names(symbols, never)}, which {roles.train} never shows: {share:.2f} % of its "
+                    "frames cannot be right")
+    absent = np.flatnonzero((trained == 0) & (scored == 0))
+    if absent.size:
+        said.append(f"no frame is labelled {_names(symbols, absent)}: {absent.size} of {len(symbols)} outputs "
+                    "learn nothing")
+    return said
+
+
+def _names(symbols: tuple[str, ...], indices: np.ndarray) -> str:
+    shown = ", ".join(symbols[index] for index in indices[:8])
+    return shown if indices.size <= 8 else f"{shown} and {indices.size - 8} more"
