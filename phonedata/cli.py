@@ -1,15 +1,19 @@
 """The command line: phonedata pack | extract | merge | inspect | verify."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from phonedata.errors import PhonedataError
+from phonedata.errors import PhonedataError, SpecError
 
 app = App(name="phonedata", help="Pack per-utterance speech features into a corpus that trains at memory speed.")
+
+Flag = Annotated[bool, Parameter(negative="")]
+Json = Annotated[bool, Parameter("--json", negative="")]
 
 
 @app.command
@@ -22,10 +26,12 @@ def pack(
     train_partition: str | None = None,
     dtype: str = "float16",
     context: int = 50,
-    skip_bad: Annotated[bool, Parameter(negative="")] = False,
-    replace: Annotated[bool, Parameter(negative="")] = False,
+    skip_bad: Flag = False,
+    replace: Flag = False,
     workers: int | None = None,
-    json_output: Annotated[bool, Parameter("--json", negative="")] = False,
+    part: str | None = None,
+    stats_only: Flag = False,
+    json_output: Json = False,
 ):
     """Pack the raw folder RAW into the corpus PACKED, whole or not at all.
 
@@ -53,6 +59,10 @@ def pack(
         Replace a packed corpus that is already there.
     workers
         Threads; by default one per processor.
+    part
+        I/N: pack only the I-th of N parts, into PACKED.parts, for `phonedata merge PACKED`.
+    stats_only
+        With --part and --cmvn speaker or train: only the statistics, which every part then needs.
     json_output
         Print the report as JSON.
     """
@@ -72,8 +82,96 @@ def pack(
             replace=replace,
             workers=workers,
             progress=line,
+            part=_parse_part(part),
+            stats_only=stats_only,
         )
     print(json.dumps(report.to_dict(), indent=2) if json_output else report)
+
+
+def _parse_part(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    index, _, of = text.partition("/")
+    if not (index.isdecimal() and of.isdecimal()):
+        raise SpecError(f"part {text!r}, wanted I/N, e.g. 1/8")
+    return int(index), int(of)
+
+
+@app.command
+def merge(packed: Path, *, replace: Flag = False, remove_parts: Flag = False, json_output: Json = False):
+    """Merge the parts in PACKED.parts into the corpus PACKED; a second call changes nothing.
+
+    Parameters
+    ----------
+    packed
+        The corpus that the parts were packed for.
+    replace
+        Replace a packed corpus that is already there.
+    remove_parts
+        Remove the parts when they are merged.
+    json_output
+        Print the report as JSON.
+    """
+    from phonedata.merging import merge as run
+    from phonedata.terminal import ProgressLine
+
+    with ProgressLine() as line:
+        report = run(packed, replace=replace, remove_parts=remove_parts, progress=line)
+    print(json.dumps(report.to_dict(), indent=2) if json_output else report)
+
+
+@app.command
+def inspect(
+    packed: Path,
+    *,
+    plot: Path | None = None,
+    partition: str | None = None,
+    utterance: str | None = None,
+    json_output: Json = False,
+):
+    """Show what the corpus PACKED holds: partitions, hours, labels, lengths, coefficients.
+
+    Parameters
+    ----------
+    packed
+        A packed corpus.
+    plot
+        Draw one utterance with its phonemes along the axis into this file (.svg, .png, .pdf).
+    partition
+        The partition to draw from.
+    utterance
+        The id of the utterance to draw.
+    json_output
+        Print everything as JSON.
+    """
+    from phonedata.inspecting import inspect as run
+    from phonedata.inspecting import plot_utterance
+
+    found = run(packed)
+    print(json.dumps(found.to_dict(), indent=2, ensure_ascii=False) if json_output else found)
+    if plot is not None:
+        print(f"drawn: {plot_utterance(found.corpus, plot, partition, utterance)}", file=sys.stderr)
+
+
+@app.command
+def verify(packed: Path, *, json_output: Json = False):
+    """Read every byte of the corpus PACKED against its digests.
+
+    Parameters
+    ----------
+    packed
+        A packed corpus.
+    json_output
+        Print the result as JSON.
+    """
+    from phonedata.corpus import PackedCorpus
+    from phonedata.terminal import ProgressLine
+
+    corpus = PackedCorpus(packed)
+    with ProgressLine() as line:
+        size = corpus.verify(line)
+    result = {"path": str(packed), "digest": corpus.digest, "bytes": size, "intact": True}
+    print(json.dumps(result) if json_output else f"{packed}: intact, {size:,} bytes, {corpus.digest}")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -82,6 +180,10 @@ def main(arguments: list[str] | None = None) -> None:
         app(arguments)
     except PhonedataError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except BrokenPipeError:
+        # The reader of our output (`| head`) has gone; what is still buffered goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted; the same command continues where it stopped", file=sys.stderr)

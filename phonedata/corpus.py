@@ -71,7 +71,8 @@ class PackedCorpus:
             raise SpecError(f"{self.path}: no partition {name!r}; it has {', '.join(self.partitions)}") from None
 
     def __repr__(self) -> str:
-        return f"PackedCorpus({str(self.path)!r}: {', '.join(f'{p.name} {p.num_frames}' for p in self.partitions.values())})"
+        frames = ", ".join(f"{p.name} {p.num_frames}" for p in self.partitions.values())
+        return f"PackedCorpus({str(self.path)!r}: {frames} frames)"
 
     def __reduce__(self):
         # A pickled memory map would carry its data along.
@@ -125,10 +126,15 @@ class Partition:
             )
         return np.memmap(path, dtype=dtype, mode="r", shape=shape)
 
+    def array(self, name: str, dtype, count: int) -> np.ndarray:
+        """A small 1-d array of the partition, (count,), as a memory map."""
+        return self._map(f"{name}/c/0", dtype, (count,))
+
     @cached_property
     def features(self) -> np.memmap:
         """(R, D) `corpus.dtype`, little-endian, padding rows zero; read-only memory map."""
-        return self._map("features/c/0/0", self.corpus.dtype.newbyteorder("<"), (self.num_rows, self.corpus.feature_dim))
+        shape = self.num_rows, self.corpus.feature_dim
+        return self._map("features/c/0/0", self.corpus.dtype.newbyteorder("<"), shape)
 
     @cached_property
     def labels(self) -> np.memmap | None:
@@ -140,7 +146,7 @@ class Partition:
     @cached_property
     def utterance_end(self) -> np.ndarray:
         """(U,) int64 cumulative frame counts: utterance u is frames `[end[u-1], end[u])`, with end[-1] = 0."""
-        ends = np.array(self._map("utterance_end/c/0", "<i8", (self.num_utterances,)), np.int64)
+        ends = np.array(self.array("utterance_end", "<i8", self.num_utterances), np.int64)
         if ends[0] < 1 or np.any(np.diff(ends) < 1) or ends[-1] != self.num_frames:
             raise FormatError(f"{self.path}/utterance_end: not the cumulative counts of {self.num_frames} frames")
         return ends
@@ -152,15 +158,16 @@ class Partition:
         return starts + self.corpus.context * np.arange(1, self.num_utterances + 1)
 
     def _strings(self, name: str) -> list[str]:
-        ends = np.array(self._map(f"{name}_end/c/0", "<i8", (self.num_utterances,)))
+        ends = np.array(self.array(f"{name}_end", "<i8", self.num_utterances))
         if ends[0] < 1 or np.any(np.diff(ends) < 1):
             raise FormatError(f"{self.path}/{name}_end: not increasing; run: phonedata verify {self.corpus.path}")
-        text = self._map(f"{name}_bytes/c/0", "u1", (int(ends[-1]),)).tobytes()
+        text = self.array(f"{name}_bytes", "u1", int(ends[-1])).tobytes()
         starts = [0, *ends[:-1].tolist()]
         try:
             return [text[a:b].decode() for a, b in zip(starts, ends.tolist())]
         except UnicodeDecodeError:
-            raise FormatError(f"{self.path}/{name}_bytes: not UTF-8; run: phonedata verify {self.corpus.path}") from None
+            where = f"{self.path}/{name}_bytes"
+            raise FormatError(f"{where}: not UTF-8; run: phonedata verify {self.corpus.path}") from None
 
     @cached_property
     def utterance_ids(self) -> list[str]:

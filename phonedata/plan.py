@@ -31,9 +31,14 @@ class PackOptions:
         return xxhash.xxh3_128_hexdigest(text.encode())
 
 
+def rows_of(lengths: np.ndarray, context: int) -> int:
+    """Rows of utterances of `lengths` (U,): their frames, and `context` rows before, between and after them."""
+    return int(lengths.sum()) + context * (len(lengths) + 1)
+
+
 @dataclass(frozen=True)
 class ChunkTask:
-    """One inner chunk of one partition: `index`, `start_row`, `length` of every utterance that touches it, (n,) each."""
+    """One inner chunk: `index`, `start_row`, `length` of every utterance that touches it, (n,) each."""
 
     partition: str
     chunk: int
@@ -72,7 +77,7 @@ class PartitionPlan:
         lengths = self.lengths[self.index]
         self.utterance_end = np.cumsum(lengths)
         self.start_row = self.utterance_end - lengths + self.context * np.arange(1, len(lengths) + 1)
-        self.rows = int(lengths.sum()) + self.context * (len(lengths) + 1)
+        self.rows = rows_of(lengths, self.context)
         self.chunks = num_chunks(self.rows)
 
     def correct(self, lengths: dict[int, int], bad: dict[int, str]) -> None:

@@ -1,0 +1,196 @@
+"""merge: the parts of a large pack become one corpus, byte for byte that of an undivided pack."""
+
+import json
+import os
+import re
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+
+from phonedata.admission import check_space, check_target
+from phonedata.corpus import PackedCorpus
+from phonedata.errors import CorpusNotFound, FormatError, PhonedataError, SpecError
+from phonedata.exchange import put_in_place, recover
+from phonedata.group import WrittenPartition, finish_partition, finish_root
+from phonedata.journal import Staging
+from phonedata.packreport import LeftOut, PackReport
+from phonedata.parts import part_path, parts_folder
+from phonedata.plan import rows_of
+from phonedata.shard import CHUNK_ROWS, ShardFile, digest, full_disk, num_chunks, write_file
+from phonedata.verify import verify
+
+_MUST_AGREE = ("layout", "phonemes", "feature_dim", "frame_shift_ms", "dtype", "context", "cmvn", "frontend")
+
+
+def merge(packed, *, replace: bool = False, remove_parts: bool = False, progress=None) -> PackReport:
+    """Merge `packed`.parts/*-of-n into `packed`, whole or not at all; `remove_parts` removes them afterwards.
+
+    Every byte of every part is checked first. A second call finds the work done and changes nothing. Raises
+    CorpusNotFound without parts, SpecError when some are missing, FormatError when one is damaged or does not belong
+    to the others, CorpusExists when another corpus is there and `replace` was not given.
+    """
+    started = time.perf_counter()
+    target = Path(os.path.realpath(packed))
+    recover(target)
+    parts = _open_parts(target)
+    sources = [p.digest for p in parts]
+    note = parts_folder(target) / "merged.json"
+    report = _merged_already(target, note, sources)
+    try:
+        if report is None:
+            check_target(target, replace)
+            report = _merge(parts, target, replace, progress)
+            write_file(note, json.dumps({"parts": sources, "digest": report.digest}).encode())
+        if remove_parts:
+            shutil.rmtree(parts_folder(target))
+    except OSError as error:
+        if isinstance(error, PhonedataError):
+            raise
+        raise full_disk(target, error) or error from None
+    report.path, report.seconds = Path(packed), time.perf_counter() - started
+    return report
+
+
+def _open_parts(target: Path) -> list[PackedCorpus]:
+    folder = parts_folder(target)
+    names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
+    counts = {int(m[2]) for m in (re.fullmatch(r"(\d+)-of-(\d+)", n) for n in names) if m}
+    if not counts:
+        raise CorpusNotFound(f"{folder}: no parts; make them with: phonedata pack RAW {target} --part I/N")
+    if len(counts) > 1:
+        raise SpecError(f"{folder}: parts of {sorted(counts)} are mixed; remove those that do not belong here")
+    of = counts.pop()
+    missing = [i for i in range(1, of + 1) if not (part_path(target, (i, of)) / "zarr.json").is_file()]
+    if missing:
+        raise SpecError(
+            f"{folder}: {len(missing)} of {of} parts are missing (first: {missing[0]}/{of}); "
+            f"run: phonedata pack RAW {target} --part {missing[0]}/{of}"
+        )
+    parts = [PackedCorpus(part_path(target, (i, of))) for i in range(1, of + 1)]
+    for i, part in enumerate(parts, 1):
+        own = part.attributes.get("part")
+        if not own or (own.get("index"), own.get("of")) != (i, of):
+            raise FormatError(f"{part.path}: is not part {i} of {of} but {own}; pack it again")
+        keys = [k for k in _MUST_AGREE if part.attributes.get(k) != parts[0].attributes.get(k)]
+        if keys or own["source"] != parts[0].attributes["part"]["source"]:
+            what = f"{keys[0]} {part.attributes.get(keys[0])!r:.80}" if keys else "other raw files or options"
+            raise FormatError(f"{part.path}: made from {what}, unlike {parts[0].path}; pack it again with --replace")
+    return parts
+
+
+def _merged_already(target: Path, note: Path, sources: list[str]) -> PackReport | None:
+    try:
+        done = json.loads(note.read_bytes())
+        corpus = PackedCorpus(target)
+    except (OSError, ValueError):
+        return None
+    if done != {"parts": sources, "digest": corpus.digest}:
+        return None
+    attributes = {name: p.attributes for name, p in corpus.partitions.items()}
+    left_out = [LeftOut(**o) for o in corpus.attributes["left_out"]]
+    return _report(corpus.path, corpus, attributes, left_out, corpus.digest, ("these parts were merged before",))
+
+
+def _report(path, corpus, attributes, left_out, corpus_digest, notes=()) -> PackReport:
+    missing = [o.partition for o in left_out]
+    return PackReport(
+        path=path,
+        layout=corpus.attributes["layout"],
+        partitions=[{**a, "name": name, "left_out": missing.count(name)} for name, a in attributes.items()],
+        left_out=left_out,
+        frame_shift_ms=corpus.frame_shift_ms,
+        bytes_written=sum(f.stat().st_size for f in path.rglob("*") if f.is_file()),
+        digest=corpus_digest,
+        notes=notes,
+    )
+
+
+def _merge(parts: list[PackedCorpus], target: Path, replace: bool, progress) -> PackReport:
+    for part in parts:
+        verify(part.path, progress)
+    staging = Staging(target, f"merge {[p.digest for p in parts]}")
+    try:
+        size = sum(p.num_rows for part in parts for p in part.partitions.values())
+        check_space(staging.path, size * parts[0].feature_dim * parts[0].dtype.itemsize)
+        attributes, entries = {}, {}
+        for name in sorted({name for part in parts for name in part.partitions}):
+            written = _concatenate(name, parts, staging.corpus, progress)
+            attributes[name], entries[name] = finish_partition(
+                staging.corpus, written, parts[0].dtype, parts[0].phonemes, keep_moments=False
+            )
+        left_out = sorted({LeftOut(**o) for part in parts for o in part.attributes["left_out"]})
+        root = {**parts[0].attributes, "digest": "", "partitions": entries, "left_out": [o.to_dict() for o in left_out]}
+        del root["part"]
+        corpus_digest = finish_root(staging.corpus, root)
+        check_target(target, replace)
+        put_in_place(staging.corpus, target)
+    except BaseException:
+        staging.remove()
+        raise
+    staging.remove()
+    return _report(target, parts[0], attributes, left_out, corpus_digest)
+
+
+def _concatenate(name: str, parts: list[PackedCorpus], root: Path, progress) -> WrittenPartition:
+    """Copy the rows of a partition from all its parts: one gap of padding stands between two of them."""
+    sources = [part.partitions[name] for part in parts if name in part.partitions]
+    corpus, first = parts[0], sources[0]
+    lengths = np.concatenate([np.diff(s.utterance_end, prepend=0) for s in sources])
+    rows = rows_of(lengths, corpus.context)
+    row_bytes = corpus.feature_dim * corpus.dtype.itemsize
+    features = ShardFile(root / name / "features/c/0/0", num_chunks(rows), CHUNK_ROWS * row_bytes)
+    pieces = [s.features[corpus.context if s is not first else 0 :] for s in sources]
+    feature_digests = _copy(pieces, features, np.zeros((CHUNK_ROWS, corpus.feature_dim), corpus.dtype), 0, progress)
+    labels, label_digests = None, []
+    if first.labelled:
+        dtype = corpus.phonemes.label_dtype
+        labels = ShardFile(root / name / "labels/c/0", num_chunks(rows), CHUNK_ROWS * dtype.itemsize)
+        pieces = [s.labels[corpus.context if s is not first else 0 :] for s in sources]
+        label_digests = _copy(pieces, labels, np.empty(CHUNK_ROWS, dtype), corpus.phonemes.padding_label, None)
+    moments = [
+        np.concatenate([s.array(f"part_{what}", "<f8", s.num_utterances * corpus.feature_dim) for s in sources])
+        for what in ("means", "squares")
+    ]
+    return WrittenPartition(
+        name=name,
+        labelled=first.labelled,
+        order=first.attributes["order"],
+        utterance_ids=[i for s in sources for i in s.utterance_ids],
+        speakers=[i for s in sources for i in s.speakers],
+        lengths=lengths,
+        rows=rows,
+        features=features,
+        feature_digests=feature_digests,
+        labels=labels,
+        label_digests=label_digests,
+        histogram=np.sum([s.label_histogram for s in sources], axis=0) if first.labelled else None,
+        means=moments[0].reshape(-1, corpus.feature_dim),
+        squares=moments[1].reshape(-1, corpus.feature_dim),
+    )
+
+
+def _copy(pieces: list[np.ndarray], file: ShardFile, buffer: np.ndarray, padding: int, progress) -> list[str]:
+    """Lay the pieces' rows end to end into the chunks of `file`; returns the chunks' digests."""
+    digests, filled = [], 0
+
+    def flush():
+        file.write(len(digests), buffer)
+        digests.append(digest(buffer))
+        if progress:
+            progress("merging", len(digests), file.chunks, "chunks")
+
+    for piece in pieces:
+        done = 0
+        while done < len(piece):
+            count = min(CHUNK_ROWS - filled, len(piece) - done)
+            buffer[filled : filled + count] = piece[done : done + count]
+            filled, done = filled + count, done + count
+            if filled == CHUNK_ROWS:
+                flush()
+                filled = 0
+    if filled:
+        buffer[filled:] = padding
+        flush()
+    return digests
