@@ -29,13 +29,18 @@ class UtteranceReader:
         frames, dim = features.shape
         if dim != self.feature_dim:
             raise RawDataError(
-                f"{partition.where(index)}: {dim} coefficients a frame, wanted {self.feature_dim} as in {self.dim_from}; "
+                f"{partition.where(index)}: {dim} coefficients a frame, wanted {self.feature_dim} as in "
+                f"{self.dim_from}; "
                 f"all partitions must come from one front end"
             )
         if frames == 0:
-            raise RawDataError(f"{partition.where(index)}: no frames (T = 0), wanted at least one; remove it or use --skip-bad")
+            raise RawDataError(
+                f"{partition.where(index)}: no frames (T = 0), wanted at least one; remove it or use --skip-bad"
+            )
         if labels is not None and len(labels) != frames:
-            raise RawDataError(f"{partition.where(index)}: {frames} feature frames but {len(labels)} labels; make one again")
+            raise RawDataError(
+                f"{partition.where(index)}: {frames} feature frames but {len(labels)} labels; make one again"
+            )
         if not moments(features, self._mean, self._square):
             finite = np.isfinite(features)
             if finite.all():
@@ -43,7 +48,9 @@ class UtteranceReader:
             else:
                 t, d = np.argwhere(~finite)[0]
                 what = f"{features[t, d]} at frame {t}, coefficient {d}"
-            raise RawDataError(f"{partition.where(index)}: {what}, wanted finite numbers; make it again or use --skip-bad")
+            raise RawDataError(
+                f"{partition.where(index)}: {what}, wanted finite numbers; make it again or use --skip-bad"
+            )
         return features, labels, self._mean, self._square
 
     def measure(self, name: str, indices) -> Reading:
@@ -100,7 +107,7 @@ class ChunkFiller:
             given = self.statistics(task.partition, index)
             centre, scale = given if given is not None else (mean, scale_of(mean, np.sqrt(square / length)))
             a, b = start - first_row, start - first_row + length
-            inside = 0 <= a and b <= CHUNK_ROWS
+            inside = a >= 0 and b <= CHUNK_ROWS
             a, b = max(a, 0), min(b, CHUNK_ROWS)
             target = rows[a:b] if inside else np.empty((length, dim), rows.dtype)
             largest = self._normalise(features, centre, scale, target)
@@ -130,11 +137,16 @@ class ChunkFiller:
             return ChunkResult(digest(rows), None, None, reading)
         histogram = np.bincount(row_labels, minlength=self.num_classes)
         if histogram[self.num_classes : self._padding].any():
-            raise RawDataError(f"{task.partition}: a label beyond the last class {self.num_classes - 1} in chunk {task.chunk}")
+            raise RawDataError(
+                f"{task.partition}: a label beyond the last class {self.num_classes - 1} in chunk {task.chunk}"
+            )
         labels_file.write(task.chunk, row_labels)
         return ChunkResult(digest(rows), digest(row_labels), histogram[: self.num_classes], reading)
 
     def _refuse(self, partition: str, index: int, largest: float) -> None:
         where = self.reader.partitions[partition].where(index)
         way_out = "pack with --dtype float32, or with CMVN" if self.dtype == "float16" else "scale the features down"
-        raise SpecError(f"{where}: a value of {largest:.6g} does not fit {self.dtype} (at most {_LARGEST[self.dtype]:.6g}); {way_out}")
+        raise SpecError(
+            f"{where}: a value of {largest:.6g} does not fit {self.dtype} (at most {_LARGEST[self.dtype]:.6g}); "
+            f"{way_out}"
+        )

@@ -48,7 +48,8 @@ class Inspection:
         d = self.to_dict()
         lines = [
             f"{d['path']}  format {d['format']}  {d['digest']}",
-            f"layout {d['layout']}, {d['feature_dim']} coefficients {d['dtype']}, frame shift {d['frame_shift_ms']:g} ms, "
+            f"layout {d['layout']}, {d['feature_dim']} coefficients {d['dtype']}, frame shift "
+            f"{d['frame_shift_ms']:g} ms, "
             f"cmvn {d['cmvn']['kind']}, context {d['context']}, {len(d['phonemes'])} phonemes",
         ]
         if d["frontend"]:

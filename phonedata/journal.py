@@ -59,9 +59,11 @@ class Staging:
             self._fd = os.open(name, os.O_RDWR | os.O_CREAT, 0o666)
             if not _lock(self._fd):
                 os.close(self._fd)
-                raise PhonedataError(f"{target}: another process is packing to it; wait for it or choose another target")
+                raise PhonedataError(
+                    f"{target}: another process is packing to it; wait for it or choose another target"
+                )
             try:
-                # The process that held it may have removed the folder meanwhile: a lock without a name protects nothing.
+                # Its holder may have removed the folder meanwhile: a lock without a name protects nothing.
                 if os.path.samestat(os.stat(name), os.fstat(self._fd)):
                     return
             except FileNotFoundError:

@@ -44,7 +44,8 @@ class PackReport:
             "layout": self.layout,
             "digest": self.digest,
             "partitions": [
-                {**{k: p[k] for k in wanted}, "hours": p["frames"] * self.frame_shift_ms / 3.6e6} for p in self.partitions
+                {**{k: p[k] for k in wanted}, "hours": p["frames"] * self.frame_shift_ms / 3.6e6}
+                for p in self.partitions
             ],
             "left_out": [one.to_dict() for one in self.left_out],
             "notes": list(self.notes),
@@ -64,7 +65,8 @@ class PackReport:
         again = f", {self.chunks_reused} chunks kept from an interrupted call" if self.chunks_reused else ""
         lines.append(
             f"layout {self.layout}: {megabytes:,.1f} MB in {self.seconds:.2f} s "
-            f"({megabytes / max(self.seconds, 1e-9):,.0f} MB/s, {self.num_frames / max(self.seconds, 1e-9):,.0f} frames/s){again}"
+            f"({megabytes / max(self.seconds, 1e-9):,.0f} MB/s, "
+            f"{self.num_frames / max(self.seconds, 1e-9):,.0f} frames/s){again}"
         )
         lines += [f"note: {note}" for note in self.notes]
         lines += [f"left out: {one.partition}/{one.utterance}: {one.reason}" for one in self.left_out]

@@ -48,7 +48,8 @@ def read_stats(target: Path, of: int, fingerprint: str, dim: int, command: str) 
     missing = [i for i in range(1, of + 1) if not _stats_path(target, (i, of)).is_file()]
     if missing:
         raise SpecError(
-            f"{target}: statistics of {len(missing)} of {of} parts are missing (first: {missing[0]}/{of}), but this CMVN "
+            f"{target}: statistics of {len(missing)} of {of} parts are missing (first: {missing[0]}/{of}), but "
+            "this CMVN "
             f"needs them before any part is written; run: {command} --part {missing[0]}/{of} --stats-only"
         )
     found: dict[str, list[Reading]] = {}

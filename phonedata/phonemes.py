@@ -79,8 +79,8 @@ class PhonemeSet:
 
 
 # The order of the CMU 11-785 course, which every published HW1P2 number uses.
-ARPABET = PhonemeSet(
-    tuple(
-        "[SIL] AA AE AH AO AW AY B CH D DH EH ER EY F G HH IH IY JH K L M N NG OW OY P R S SH T TH UH UW V W Y Z ZH".split()
-    )
-)
+_COURSE_ORDER = """
+    [SIL] AA AE AH AO AW AY B CH D DH EH ER EY F G HH IH IY JH
+    K L M N NG OW OY P R S SH T TH UH UW V W Y Z ZH
+"""
+ARPABET = PhonemeSet(tuple(_COURSE_ORDER.split()))

@@ -43,7 +43,9 @@ class Selection:
         """
         names = [n.strip() for n in partitions.split("+")] if isinstance(partitions, str) else list(partitions)
         if not names or len(set(names)) != len(names):
-            raise SpecError(f"partitions {partitions!r}: wanted one or more different names; it has {', '.join(corpus.partitions)}")
+            raise SpecError(
+                f"partitions {partitions!r}: wanted one or more different names; it has {', '.join(corpus.partitions)}"
+            )
         if not 0.0 < subset <= 1.0:
             raise SpecError(f"subset {subset}: wanted a share above 0 and up to 1")
         sources = tuple(corpus[name] for name in names)
@@ -56,7 +58,9 @@ class Selection:
         index = np.concatenate([np.arange(p.num_utterances) for p in sources])
         if subset < 1.0:
             keep = max(1, round(subset * len(lengths)))
-            ranks = [xxhash.xxh3_64_intdigest(f"{seed}/{p.name}/{i}".encode()) for p in sources for i in p.utterance_ids]
+            ranks = [
+                xxhash.xxh3_64_intdigest(f"{seed}/{p.name}/{i}".encode()) for p in sources for i in p.utterance_ids
+            ]
             chosen = np.sort(np.argsort(np.array(ranks, np.uint64), kind="stable")[:keep])
             lengths, source, start, index = lengths[chosen], source[chosen], start[chosen], index[chosen]
         return cls(corpus, sources, np.cumsum(lengths), source, start, index, subset, seed)

@@ -100,9 +100,13 @@ def shard_index(chunks: int, chunk_bytes: int) -> bytes:
 def full_disk(path, error: OSError) -> PhonedataError | None:
     """One line for a file that cannot be written; None for errors that are none of the disk's."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return PhonedataError(f"{path}: disk full or size limit reached ({error.strerror}); free some space and pack again")
+        return PhonedataError(
+            f"{path}: disk full or size limit reached ({error.strerror}); free some space and pack again"
+        )
     if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-        return PhonedataError(f"{path}: cannot be written ({error.strerror}); choose another place or mend its permissions")
+        return PhonedataError(
+            f"{path}: cannot be written ({error.strerror}); choose another place or mend its permissions"
+        )
     return None
 
 

@@ -189,7 +189,8 @@ class Packing:
     # -- chunks
 
     def _write(self) -> None:
-        """Write every chunk, again and again until no reading refutes the plan: twice at most, as each pass reads all."""
+        """Write every chunk, again and again until no reading refutes the plan: twice at most, as each pass "
+        "reads all."""
         changed = True
         while changed:
             check_space(self.staging.path, sum(p.chunks for p in self.plans.values()) * CHUNK_ROWS * self._row_bytes())
@@ -242,7 +243,8 @@ class Packing:
             self.done[task.partition, task.chunk] = task.key, result
             place = {"partition": task.partition, "chunk": task.chunk, "key": task.key}
             self.staging.record({**place, **result.to_record()})
-        return any([self._correct(name, reading) for name, reading in refuted.items()])
+        changed = [self._correct(name, reading) for name, reading in refuted.items()]
+        return any(changed)
 
     def _fill(self, filler, task) -> ChunkResult | Reading:
         return filler.fill(task, *self.files[task.partition])

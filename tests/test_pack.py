@@ -1,6 +1,7 @@
 """Laws of packing the HW1P2 layout: every frame and label lands where the format says."""
 
 import numpy as np
+
 from tests.conftest import TINY_DIM, TINY_LENGTHS, place_features, place_label
 
 

@@ -86,7 +86,9 @@ def open_raw(path, layout: str | None = None) -> RawCorpus:
         raise SpecError(f"layout {layout!r} is unknown; layouts are {', '.join(LAYOUTS)}")
     if not root.is_dir():
         found = "is a file" if root.exists() else "does not exist"
-        raise CorpusNotFound(f"{root}: {found}, but a raw corpus is a folder; give the folder that holds the partitions")
+        raise CorpusNotFound(
+            f"{root}: {found}, but a raw corpus is a folder; give the folder that holds the partitions"
+        )
     wanted = []
     for name in LAYOUTS if layout is None else (layout,):
         module = importlib.import_module(f"phonedata.raw.{name}")

@@ -41,7 +41,8 @@ def speaker_of(utterance_id: str) -> str:
 
 
 def _list_npy(folder: Path, problems: list[Problem]) -> dict[str, os.stat_result]:
-    """id -> (file name, stat) of every .npy file; hidden files (`._ID.npy` of a Mac) and other suffixes are not ours."""
+    """id -> (file name, stat) of every .npy file; hidden files (`._ID.npy` of a Mac) and other suffixes are "
+    "not ours."""
     files = {}
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
@@ -82,16 +83,26 @@ class Hw1p2Partition:
         labels = _list_npy(texts[0], self.problems) if texts else {}
         self._transcript = str(texts[0]) if texts else None
         if not features and not self.problems:
-            raise RawDataError(f"{folder / 'mfcc'}: no .npy files, wanted one per utterance; fill or remove the partition")
+            raise RawDataError(
+                f"{folder / 'mfcc'}: no .npy files, wanted one per utterance; fill or remove the partition"
+            )
         refused = {p.utterance_id for p in self.problems}
         if texts:
             for i in sorted(features.keys() - labels.keys() - refused):
                 self.problems.append(
-                    Problem(i, f"{self._mfcc}/{features[i][0]}: no transcript {self._transcript}/{i}.npy; add it or use --skip-bad")
+                    Problem(
+                        i,
+                        f"{self._mfcc}/{features[i][0]}: no transcript {self._transcript}/{i}.npy; add it or "
+                        "use --skip-bad",
+                    )
                 )
             for i in sorted(labels.keys() - features.keys() - refused):
                 self.problems.append(
-                    Problem(i, f"{self._transcript}/{labels[i][0]}: no features {self._mfcc}/{i}.npy; add them or use --skip-bad")
+                    Problem(
+                        i,
+                        f"{self._transcript}/{labels[i][0]}: no features {self._mfcc}/{i}.npy; add them or use "
+                        "--skip-bad",
+                    )
                 )
             refused = {p.utterance_id for p in self.problems}
         self.order = "sorted"
@@ -132,7 +143,9 @@ class Hw1p2Partition:
         if set(names) != known:
             other = min(set(names) ^ known)
             side = "lists" if other not in known else "does not list"
-            raise RawDataError(f"{file}: {side} {other!r} and mfcc/ holds the contrary; both must name the same utterances")
+            raise RawDataError(
+                f"{file}: {side} {other!r} and mfcc/ holds the contrary; both must name the same utterances"
+            )
         return names
 
     def _guess_lengths(self, sizes: list[int]) -> list[int] | None:

@@ -24,13 +24,17 @@ def parse_header(data: bytes, where: str) -> tuple[np.dtype, bool, tuple[int, ..
     Versions 1, 2 and 3 of numpy.lib.format. Raises RawDataError for anything else, and for Python objects.
     """
     if data[:6] != _MAGIC or len(data) < 10:
-        raise RawDataError(f"{where}: not an .npy file (begins with {bytes(data[:8])!r}); save it again with numpy.save")
+        raise RawDataError(
+            f"{where}: not an .npy file (begins with {bytes(data[:8])!r}); save it again with numpy.save"
+        )
     if data[6] == 1:
         start, length = 10, int.from_bytes(data[8:10], "little")
     elif data[6] in (2, 3):
         start, length = 12, int.from_bytes(data[8:12], "little")
     else:
-        raise RawDataError(f"{where}: .npy version {data[6]}.{data[7]}, wanted 1, 2 or 3; save it again with numpy.save")
+        raise RawDataError(
+            f"{where}: .npy version {data[6]}.{data[7]}, wanted 1, 2 or 3; save it again with numpy.save"
+        )
     header = data[start : start + length]
     if length > _LONGEST_HEADER or len(header) < length:
         raise RawDataError(f"{where}: .npy header of {length} bytes is cut or too long; save it again with numpy.save")
@@ -54,7 +58,9 @@ def parse_header(data: bytes, where: str) -> tuple[np.dtype, bool, tuple[int, ..
     if dtype is None or dtype.fields is not None or dtype.subdtype is not None:
         raise RawDataError(f"{where}: .npy of type {str(descr)[:60]!r}, wanted numbers or text; save it again")
     if dtype.hasobject:
-        raise RawDataError(f"{where}: holds pickled Python objects, which are never loaded; save it as plain numbers or text")
+        raise RawDataError(
+            f"{where}: holds pickled Python objects, which are never loaded; save it as plain numbers or text"
+        )
     return dtype, fortran, shape, start + length
 
 
@@ -106,7 +112,9 @@ class NpyReader:
         try:
             size = self._fill(path)
         except OSError as error:
-            raise RawDataError(f"{path}: cannot be read ({error.strerror}); check the file and its permissions") from None
+            raise RawDataError(
+                f"{path}: cannot be read ({error.strerror}); check the file and its permissions"
+            ) from None
         head = bytes(self._buffer[: min(size, 256)])
         if size > 256 and (head[6:7] != b"\x01" or int.from_bytes(head[8:10], "little") > 246):
             head = bytes(self._buffer[: min(size, _LONGEST_HEADER + 16)])

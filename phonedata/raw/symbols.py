@@ -87,11 +87,15 @@ class SymbolTable:
         call. Raises RawDataError naming `where`.
         """
         if labels.ndim != 1:
-            raise RawDataError(f"{where}: transcript of shape {labels.shape}, wanted (T,): one symbol a frame; make it again")
+            raise RawDataError(
+                f"{where}: transcript of shape {labels.shape}, wanted (T,): one symbol a frame; make it again"
+            )
         if labels.dtype.kind in "iu":
             return self._integers(labels, where)
         if labels.dtype.kind not in "US":
-            raise RawDataError(f"{where}: transcript of type {labels.dtype.str}, wanted text or integers; make it again")
+            raise RawDataError(
+                f"{where}: transcript of type {labels.dtype.str}, wanted text or integers; make it again"
+            )
         if labels.dtype.kind == "S":
             try:
                 labels = labels.astype(str)
@@ -118,7 +122,8 @@ class SymbolTable:
         if unknown >= 0:
             symbol = "".join(map(chr, text[unknown])).rstrip("\0")
             raise RawDataError(
-                f"{where}: unknown symbol {symbol!r} at frame {unknown}, wanted one of the {len(self.phonemes)} phonemes "
+                f"{where}: unknown symbol {symbol!r} at frame {unknown}, wanted one of the {len(self.phonemes)} "
+                "phonemes "
                 f"({' '.join(self.phonemes.symbols[:3])} ...); correct it or list the symbols in phonemes.txt"
             )
         return self._out[: len(text)].astype(self.phonemes.label_dtype)
@@ -130,6 +135,7 @@ class SymbolTable:
         if len(labels) and (labels.min() < 0 or labels.max() >= count):
             at = int(np.argmax((labels < 0) | (labels >= count)))
             raise RawDataError(
-                f"{where}: class {int(labels[at])} at frame {at}, wanted 0..{count - 1}; correct it or list the symbols in phonemes.txt"
+                f"{where}: class {int(labels[at])} at frame {at}, wanted 0..{count - 1}; correct it or list the "
+                "symbols in phonemes.txt"
             )
         return labels.astype(self.phonemes.label_dtype)
