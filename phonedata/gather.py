@@ -224,6 +224,33 @@ def gather_windows(
     _fence()
 
 
+def buckets_of(ends: np.ndarray) -> tuple[np.ndarray, int]:
+    """For `utterance_of`: frame f lies in one of the utterances buckets[f >> shift] .. buckets[(f >> shift) + 1]."""
+    # About two buckets an utterance: most lookups then compare once.
+    shift = max(0, (int(ends[-1]) // (2 * len(ends))).bit_length() - 1)
+    starts = np.arange((int(ends[-1]) >> shift) + 2) << shift
+    return np.minimum(np.searchsorted(ends, starts, side="right"), len(ends) - 1).astype(np.int32), shift
+
+
+@njit(
+    "void(int64[::1], int64[::1], int64[::1], int64[:, ::1], int32[::1], int64, int64, int64[::1], int64[::1],"
+    " int64, int64)",
+    nogil=True,
+    cache=True,
+    error_model="numpy",
+)
+def pool_rows(frames, loads, rows, ends, buckets, shift, context, sequence, first_row, slab_rows, slots):
+    """`rows[i]` = where frame `frames[i]`, brought by load `loads[i]`, lies in a pool of `slots` slabs.
+
+    `ends` (U, 1) and buckets find its utterance, `sequence` (n,) and `first_row` (n,) its slab's first row; a slab has
+    room for `slab_rows` rows.
+    """
+    for i in range(frames.shape[0]):
+        row = frames[i] + context * (utterance_of(frames[i], ends, buckets, shift) + 1)
+        slab = sequence[loads[i] % sequence.shape[0]]
+        rows[i] = (loads[i] % slots) * slab_rows + row - first_row[slab]
+
+
 class FrameTable:
     """Where every frame's row and label lie in memory: U rows of 32 bytes and a few buckets, nothing per frame.
 
@@ -246,11 +273,7 @@ class FrameTable:
         if labels is not None:
             self.rows[:, 2] = np.array([a.ctypes.data for a in labels])[source] + row_minus_frame * self.label_bytes
         self.rows[:, 3] = np.array([a.ctypes.data + a.nbytes for a in features])[source]
-        num_frames = int(ends[-1])
-        # About two buckets an utterance: most lookups then compare once.
-        self.shift = max(0, (num_frames // (2 * len(ends))).bit_length() - 1)
-        starts = np.arange((num_frames >> self.shift) + 2) << self.shift
-        self.buckets = np.minimum(np.searchsorted(ends, starts, side="right"), len(ends) - 1).astype(np.int32)
+        self.buckets, self.shift = buckets_of(ends)
 
     def mode(self, dtype: np.dtype, stream: bool) -> int:
         """What the kernel must do to give windows of `dtype`; `stream` prefers stores past the cache."""

@@ -114,13 +114,13 @@ class Ring:
         memory = torch.empty(slots * size + LINE, dtype=torch.uint8, pin_memory=cuda)
         start = -memory.data_ptr() % LINE
         self._host = memory[start : start + slots * size].view(slots, size)
-        self._transfer = Transfer(device, slots, size) if cuda else None
+        self._transfer = Transfer(device, slots) if cuda else None
+        self._device_side = torch.empty((slots, size), dtype=torch.uint8, device=device) if cuda else self._host
         self._numpy = [
             (part[self._frames_at :].view(np.int64)[:capacity], part[self._labels_at :].view(np.int64)[:capacity])
             for part in self._host.numpy()
         ]
-        blocks = self._transfer.blocks if cuda else self._host
-        self._full = [self._view(block, capacity) for block in blocks]
+        self._full = [self._view(block, capacity) for block in self._device_side]
 
     def address(self, slot: int) -> int:
         """Where the slot's first window lies in host memory."""
@@ -135,7 +135,7 @@ class Ring:
     def send(self, slot: int) -> None:
         """The slot is written: start its transfer."""
         if self._transfer is not None:
-            self._transfer.send(slot, self._host[slot])
+            self._transfer.send(slot, [(self._device_side[slot], self._host[slot])])
 
     def batch(self, slot: int, count: int) -> WindowBatch:
         """The first `count` windows of the slot, on the device."""
@@ -156,7 +156,7 @@ class Ring:
     def close(self) -> None:
         """Wait for transfers under way, so that the memory can go."""
         if self._transfer is not None:
-            self._transfer.stream.synchronize()
+            self._transfer.close()
 
     def _view(self, block: torch.Tensor, count: int) -> WindowBatch:
         width, dim, pitch = self._plan.window.width, self._dim, self.pitch // self.numpy_dtype.itemsize
@@ -173,12 +173,11 @@ class Transfer:
     overwritten only when the work that the consumer had enqueued on it is over.
     """
 
-    def __init__(self, device: torch.device, slots: int, size: int):
+    def __init__(self, device: torch.device, slots: int):
         self._device = device
-        self.stream = torch.cuda.Stream(device)
-        self.blocks = torch.empty((slots, size), dtype=torch.uint8, device=device)
+        self._stream = torch.cuda.Stream(device)
         # The allocator may hand out memory that the current stream still reads.
-        self.stream.wait_stream(torch.cuda.current_stream(device))
+        self._stream.wait_stream(torch.cuda.current_stream(device))
         self._sent = [torch.cuda.Event() for _ in range(slots)]
         self._read = [torch.cuda.Event() for _ in range(slots)]
 
@@ -186,12 +185,13 @@ class Transfer:
         """Block until the slot's last copy is over (at once where there was none)."""
         self._sent[slot].synchronize()
 
-    def send(self, slot: int, host: torch.Tensor) -> None:
-        """Copy the slot after the consumer's last use of it."""
-        with torch.cuda.stream(self.stream):
-            self.stream.wait_event(self._read[slot])
-            self.blocks[slot].copy_(host, non_blocking=True)
-            self._sent[slot].record(self.stream)
+    def send(self, slot: int, copies: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        """Copy each (device side, pinned host side) of the slot, after the consumer's last use of it."""
+        with torch.cuda.stream(self._stream):
+            self._stream.wait_event(self._read[slot])
+            for target, source in copies:
+                target.copy_(source, non_blocking=True)
+            self._sent[slot].record(self._stream)
 
     def receive(self, slot: int) -> None:
         """Let the current stream wait for the copy; the host does not."""
@@ -200,6 +200,10 @@ class Transfer:
     def release(self, slot: int) -> None:
         """What the current stream has enqueued so far is the slot's last use."""
         self._read[slot].record(torch.cuda.current_stream(self._device))
+
+    def close(self) -> None:
+        """Wait for the copies under way."""
+        self._stream.synchronize()
 
 
 def available_cores() -> int:

@@ -11,11 +11,13 @@ from phonedata.batches import BatchPlan, Loader
 from phonedata.corpus import PackedCorpus
 from phonedata.errors import SpecError
 from phonedata.host import HostLoader
+from phonedata.order import POOL_SLABS, SLAB_FRAMES
 from phonedata.resident import ResidentLoader
 from phonedata.selection import Selection
+from phonedata.slab import SlabLoader
 from phonedata.windows import WindowSpec
 
-KINDS = ("auto", "host", "resident")
+KINDS = ("auto", "host", "resident", "slab")
 RESERVE_BYTES = 3 << 30
 """Device memory left to the model, its activations and the optimizer before a corpus may move in."""
 
@@ -37,24 +39,31 @@ def open_loader(
     drop_last: bool = True,
     threads: int | None = None,
     memory: str = "map",
+    slab_frames: int = SLAB_FRAMES,
+    pool_slabs: int = POOL_SLABS,
 ) -> Loader:
     """A loader of WindowBatches; `.kind` and `.reason` say which and why.
 
     `corpus` is a packed corpus or its path, with the names of one or more `partitions`, or a Selection. `batch_size`
     counts the frames over all ranks; a rank yields its fixed slice. `order` is "global" (every frame at random),
     "slab" or "sequential"; `subset` keeps a share of the utterances; `dtype` is the windows', "float16" or "float32".
-    `threads` and `memory` ("map" or "ram") are for the host loader. Raises SpecError, CorpusNotFound, FormatError.
+    `threads` and `memory` ("map" or "ram") are for the host loader, `slab_frames` and `pool_slabs` for order "slab".
+    Raises SpecError, CorpusNotFound, FormatError.
     """
     if kind not in KINDS:
         raise SpecError(f"loader kind {kind!r}; wanted one of {', '.join(KINDS)}")
     selection = _select(corpus, partitions, subset, seed)
-    plan = BatchPlan(selection, window, batch_size, order, seed, dtype, rank, world_size, drop_last)
+    plan = BatchPlan(
+        selection, window, batch_size, order, seed, dtype, rank, world_size, drop_last, slab_frames, pool_slabs
+    )
     device = torch.device(device)
     reason = "asked for"
     if kind == "auto":
-        kind, reason = choose(selection, device)
+        kind, reason = choose(selection, device, order)
     if kind == "resident":
         return ResidentLoader(plan, device, reason=reason)
+    if kind == "slab":
+        return SlabLoader(plan, device, reason=reason)
     return HostLoader(plan, device, threads=threads, memory=memory, reason=reason)
 
 
@@ -70,7 +79,7 @@ def _select(corpus, partitions, subset: float, seed: int) -> Selection:
     return Selection.of(corpus, partitions, subset, seed)
 
 
-def choose(selection: Selection, device: torch.device) -> tuple[str, str]:
+def choose(selection: Selection, device: torch.device, order: str) -> tuple[str, str]:
     """The kind of loader for this selection on this device, and the reason in one line."""
     if device.type != "cuda":
         return "host", f"on {device.type} the corpus is read where it is mapped, without a copy"
@@ -81,4 +90,7 @@ def choose(selection: Selection, device: torch.device) -> tuple[str, str]:
     sizes = f"{needed / 2**30:.1f} GiB of rows and {RESERVE_BYTES / 2**30:.0f} GiB reserve"
     if needed + RESERVE_BYTES <= free:
         return "resident", f"{sizes} fit the device's free {free / 2**30:.1f} GiB"
-    return "host", f"{sizes} do not fit the device's free {free / 2**30:.1f} GiB"
+    sizes += f" do not fit the device's free {free / 2**30:.1f} GiB"
+    if order == "slab":
+        return "slab", f"{sizes}, and order slab lets rows stream through a pool"
+    return "host", f"{sizes}; with order slab, rows could stream at a fraction of the traffic"

@@ -92,7 +92,7 @@ class SlabOrder:
         self.num_frames = check_num_frames(num_frames)
         if slab_frames < 1 or pool_slabs < 1:
             raise SpecError(f"slab_frames {slab_frames} and pool_slabs {pool_slabs}; wanted 1 or more of each")
-        self.num_slabs = n = max(1, -(-num_frames // slab_frames))
+        self.num_slabs = n = num_slabs(num_frames, slab_frames)
         self.num_cells = cells = min(pool_slabs, n)
         self.bounds = slab_bounds(num_frames, n)
         words = np.random.SeedSequence([seed, epoch, n, cells]).generate_state(KEYS * (1 + 2 * n), np.uint32)
@@ -132,9 +132,14 @@ class SlabOrder:
         return out
 
 
-def slab_bounds(num_frames: int, num_slabs: int) -> np.ndarray:
+def num_slabs(num_frames: int, slab_frames: int) -> int:
+    """Slabs of at most `slab_frames` frames that make `num_frames`."""
+    return -(-num_frames // slab_frames)
+
+
+def slab_bounds(num_frames: int, slabs: int) -> np.ndarray:
     """Where slabs begin and end: slab i is frames [bounds[i], bounds[i + 1]); sizes differ by at most one."""
-    return np.array([i * num_frames // num_slabs for i in range(num_slabs + 1)], np.int64)
+    return np.array([i * num_frames // slabs for i in range(slabs + 1)], np.int64)
 
 
 def fill(order, start: int, stop: int) -> np.ndarray:

@@ -31,7 +31,6 @@ class MappedFiles:
         self._files = []
         self._stopped = threading.Event()
         self._pages: threading.Thread | None = None
-        self._failure: FormatError | None = None
         self.close = weakref.finalize(self, _close, self._files, self._stopped)
         for array in self._maps:
             self._files.append((os.open(array.filename, os.O_RDONLY), str(array.filename), array.offset + array.nbytes))
@@ -45,6 +44,25 @@ class MappedFiles:
                 raise FormatError(
                     f"{path}: {size} bytes, wanted at least {wanted}: cut short; copy the corpus again or pack again"
                 )
+
+    def read(self, file: int, first: int, out: np.ndarray) -> None:
+        """Fill `out` with items [first, first + len(out)) of map `file`, by reading the file: it may shrink meanwhile.
+
+        Raises FormatError where it did.
+        """
+        if not hasattr(os, "preadv"):
+            self.check()
+            out[:] = self._maps[file][first : first + len(out)]
+            return
+        buffer = out.reshape(-1).view(np.uint8)
+        offset = self._maps[file].offset + first * self._maps[file].strides[0]
+        done = 0
+        while done < buffer.size:
+            count = os.preadv(self._files[file][0], [buffer[done:]], offset + done)
+            if count == 0:
+                self.check()
+                raise FormatError(f"{self._files[file][1]}: ends at byte {offset + done}; run: phonedata verify")
+            done += count
 
     def populate(self) -> None:
         """Read all pages in order, once, behind the caller; where they are not in memory yet, before returning.

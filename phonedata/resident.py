@@ -10,13 +10,14 @@ import torch
 from phonedata.batches import BatchPlan, Loader
 from phonedata.errors import SpecError
 from phonedata.feistel import KEYS, device_frames, epoch_keys, rectangle
+from phonedata.joined import JoinedRows
 from phonedata.order import EpochOrder
-from phonedata.pages import MappedFiles
-from phonedata.selection import Selection
 from phonedata.windows import WindowBatch
 
 BLOCK_FRAMES = 1 << 18
 """Frames whose order is worked out at once in an epoch: one row of small kernels for many batches."""
+PIECE_ROWS = 1 << 20
+"""Rows read and sent at once when the corpus moves in."""
 
 
 class ResidentLoader(Loader):
@@ -30,15 +31,15 @@ class ResidentLoader(Loader):
 
     def __init__(self, plan: BatchPlan, device="cpu", *, reason: str = ""):
         super().__init__(plan, device, reason)
-        selection = plan.selection
-        self._context = selection.corpus.context
-        self._rows, self._labels = upload(selection, self.device)
-        self._ends = torch.from_numpy(selection.utterance_end).to(self.device)
+        joined = JoinedRows(plan.selection)
+        self._context = joined.context
+        self._store = RowStore(joined, joined.num_rows, plan, self.device)
+        upload(joined, self._store)
+        joined.close()
+        self._ends = torch.tensor(plan.selection.utterance_end, device=self.device)
         self._cells = rectangle(self.num_frames)
         start, stop = plan.bounds(0)
         self._offsets = torch.arange(stop - start, device=self.device)
-        self._dtype = getattr(torch, plan.dtype)
-        self._view = overlapping(self._rows, self.window.width)
 
     def epoch_keys(self, epoch: int) -> torch.Tensor:
         """What `device_batch` needs to know of an epoch: (KEYS,) int64 on the device."""
@@ -63,7 +64,7 @@ class ResidentLoader(Loader):
         buffers = [None, None]
         if self.device.type == "cpu":
             # malloc returns blocks of this size to the system every time, and page faults cost more than the copy.
-            buffers = [self._view.new_empty((self.plan.slots, self._view.shape[1])) for _ in range(2)]
+            buffers = [self._store.new_buffer(self.plan.slots) for _ in range(2)]
         block = max(1, BLOCK_FRAMES // self.batch_size)
         for first in range(start_batch, self.batches_per_epoch, block):
             indices = range(first, min(first + block, self.batches_per_epoch))
@@ -85,11 +86,30 @@ class ResidentLoader(Loader):
 
     def _gather(self, frames: torch.Tensor, buffer: torch.Tensor | None) -> WindowBatch:
         utterances = torch.searchsorted(self._ends, frames, right=True)
-        rows = frames + self._context * (utterances + 1)
+        return self._store.gather(frames, frames + self._context * (utterances + 1), buffer)
+
+
+class RowStore:
+    """Rows (R, D) and labels (R,) in one piece of device memory, and the gather of windows from them."""
+
+    def __init__(self, joined: JoinedRows, num_rows: int, plan: BatchPlan, device: torch.device):
+        self.rows = torch.empty((num_rows, joined.dim), dtype=getattr(torch, joined.dtype.name), device=device)
+        self.labels = None
+        if joined.label_dtype is not None:
+            self.labels = torch.empty(num_rows, dtype=getattr(torch, joined.label_dtype.name), device=device)
+        self._window, self._dtype = plan.window, getattr(torch, plan.dtype)
+        self._view = overlapping(self.rows, plan.window.width)
+
+    def new_buffer(self, count: int) -> torch.Tensor:
+        """Memory for the windows of up to `count` frames, to give to `gather`."""
+        return self._view.new_empty((count, self._view.shape[1]))
+
+    def gather(self, frames: torch.Tensor, rows: torch.Tensor, buffer: torch.Tensor | None = None) -> WindowBatch:
+        """The batch of `frames` (B,), which lie at `rows` (B,): B windows in new memory or in `buffer`."""
         out = None if buffer is None else buffer[: len(frames)]
-        windows = torch.index_select(self._view, 0, rows - self.window.left, out=out).view(self._rows.dtype)
-        windows = windows.view(len(frames), self.window.width, self._rows.shape[1]).to(self._dtype)
-        labels = None if self._labels is None else self._labels.index_select(0, rows).long()
+        windows = torch.index_select(self._view, 0, rows - self._window.left, out=out).view(self.rows.dtype)
+        windows = windows.view(len(frames), self._window.width, self.rows.shape[1]).to(self._dtype)
+        labels = None if self.labels is None else self.labels.index_select(0, rows).long()
         return WindowBatch(windows, labels, frames)
 
 
@@ -105,43 +125,19 @@ def overlapping(rows: torch.Tensor, width: int) -> torch.Tensor:
     return flat.as_strided((rows.shape[0] - width + 1, width * lanes), (lanes, 1))
 
 
-def runs(selection: Selection) -> list[tuple[int, int, int, int]]:
-    """Stretches of utterances that are neighbours in one source: (first, stop, source, row of the first frame).
-
-    Utterances first..stop-1 of the selection, with the padding between them, are consecutive rows of the source.
-    """
-    source, row = selection.utterance_source, selection.utterance_start_row
-    lengths = np.diff(selection.utterance_end, prepend=0)
-    joined = (source[1:] == source[:-1]) & (row[1:] == row[:-1] + lengths[:-1] + selection.corpus.context)
-    firsts = np.concatenate(([0], np.flatnonzero(~joined) + 1))
-    stops = np.append(firsts[1:], len(row))
-    return [(a, b, int(source[a]), int(row[a])) for a, b in zip(firsts.tolist(), stops.tolist())]
-
-
-def upload(selection: Selection, device: torch.device) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The selection's rows (R, D) and labels (R,) on the device, as if it had been packed as one partition."""
-    partitions, context, ends = selection.partitions, selection.corpus.context, selection.utterance_end
-    files = MappedFiles([p.features for p in partitions] + [p.labels for p in partitions if p.labelled])
-    files.populate()
-    num_rows = selection.num_frames + context * (selection.num_utterances + 1)
-    dtype = getattr(torch, selection.corpus.dtype.name)
-    rows = torch.zeros((num_rows, selection.corpus.feature_dim), dtype=dtype, device=device)
-    labels = None
-    if selection.labelled:
-        # torch gathers no uint16; int32 holds it.
-        small = selection.corpus.phonemes.label_dtype == np.uint8
-        labels = torch.zeros(num_rows, dtype=torch.uint8 if small else torch.int32, device=device)
-    piece = 1 << 20
-    for first, stop, source, row in runs(selection):
-        begin = int(ends[first - 1]) if first else 0
-        target, length = begin + context * (first + 1), int(ends[stop - 1]) - begin + context * (stop - first - 1)
-        for at in range(0, length, piece):
-            files.check()
-            count = min(piece, length - at)
-            part = slice(row + at, row + at + count)
-            rows[target + at : target + at + count].copy_(torch.from_numpy(np.array(partitions[source].features[part])))
+def upload(joined: JoinedRows, store: RowStore) -> None:
+    """Read all rows into the store, in order, a piece at a time."""
+    on_host = store.rows.device.type == "cpu"
+    count = min(PIECE_ROWS, joined.num_rows)
+    piece = None if on_host else torch.empty((count, joined.dim), dtype=store.rows.dtype)
+    label_piece = None if on_host or store.labels is None else torch.empty(count, dtype=store.labels.dtype)
+    for first in range(0, joined.num_rows, count):
+        part = slice(first, min(first + count, joined.num_rows))
+        length = part.stop - first
+        rows = store.rows[part] if on_host else piece[:length]
+        labels = None if store.labels is None else store.labels[part] if on_host else label_piece[:length]
+        joined.read(first, part.stop, rows.numpy(), None if labels is None else labels.numpy())
+        if not on_host:
+            store.rows[part].copy_(rows)
             if labels is not None:
-                host = np.array(partitions[source].labels[part]).astype(np.uint8 if small else np.int32)
-                labels[target + at : target + at + count].copy_(torch.from_numpy(host))
-    files.close()
-    return rows, labels
+                store.labels[part].copy_(labels)

@@ -1,0 +1,165 @@
+"""SlabLoader: the corpus streams through a pool of slabs on the device, and windows are gathered there.
+
+For corpora larger than the device, or on drives that are slow at random: each frame crosses once (and P slabs twice),
+where windows would cross W times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import numpy as np
+import torch
+
+from phonedata.batches import BatchPlan, Loader
+from phonedata.crew import Crew
+from phonedata.errors import SpecError
+from phonedata.gather import buckets_of, pool_rows
+from phonedata.host import HostLoader, Transfer
+from phonedata.joined import JoinedRows
+from phonedata.order import SlabOrder, num_slabs, slab_bounds
+from phonedata.resident import RowStore
+from phonedata.windows import WindowBatch
+
+LEAD = 2
+"""Slabs that are read ahead of the step that needs them."""
+
+
+class SlabLoader(Loader):
+    """Batches of order "slab" from a pool that is refilled behind the training; the order decides what it holds."""
+
+    kind = "slab"
+
+    def __init__(self, plan: BatchPlan, device="cpu", *, reason: str = ""):
+        super().__init__(plan, device, reason)
+        if plan.order != "slab":
+            raise SpecError(f"the slab loader gives order slab, not {plan.order!r}; set order='slab' or another kind")
+        selection, context = plan.selection, plan.selection.corpus.context
+        self._joined = JoinedRows(selection)
+        self._direct: HostLoader | None = None
+        self._ends = np.ascontiguousarray(selection.utterance_end[:, None])
+        self._buckets, self._shift = buckets_of(selection.utterance_end)
+        bounds = slab_bounds(self.num_frames, num_slabs(self.num_frames, plan.slab_frames))
+        first, last = (np.searchsorted(selection.utterance_end, f, side="right") for f in (bounds[:-1], bounds[1:] - 1))
+        self._first_row = bounds[:-1] + context * (first + 1) - self.window.left
+        self._end_row = bounds[1:] + context * (last + 1) + self.window.right
+        self._slab_rows = int((self._end_row - self._first_row).max())
+
+    def _batches(self, order: SlabOrder, start_batch: int) -> Iterator[WindowBatch]:
+        if start_batch >= self.batches_per_epoch:
+            return
+        end = self.plan.bounds(self.batches_per_epoch - 1)[1]
+        shortest = int(np.diff(order.step_start).min())
+        spanned = min(order.num_slabs, self.plan.slots // shortest + 2 if shortest else order.num_slabs)
+        slots = order.num_cells + spanned + LEAD
+        pool = Pool(self._joined, self._slab_rows, slots, self.plan, self.device)
+        released = taken = order.step_of(self.plan.bounds(start_batch)[0]) - order.num_cells + 1
+        last_load = order.step_of(end - 1)
+        crew = Crew(partial(self._load, order, pool), taken, last_load + 1, slots, 1)
+        self._crews.add(crew)
+        try:
+            for index in range(start_batch, self.batches_per_epoch):
+                start, stop = self.plan.bounds(index)
+                if stop > start:
+                    while released + order.num_cells <= order.step_of(start):
+                        pool.release(released % slots)
+                        crew.release()
+                        released += 1
+                    while taken <= order.step_of(stop - 1):
+                        pool.receive(crew.take())
+                        taken += 1
+                yield self._gather(order, pool, start, stop)
+        finally:
+            crew.close()
+            pool.close()
+
+    def _gather(self, order: SlabOrder, pool: Pool, start: int, stop: int) -> WindowBatch:
+        both = np.empty((2, stop - start), np.int64)
+        loads = np.empty(stop - start, np.int64)
+        order.into(start, both[0], loads)
+        pool_rows(
+            both[0],
+            loads,
+            both[1],
+            self._ends,
+            self._buckets,
+            self._shift,
+            self._joined.context,
+            order.sequence,
+            self._first_row,
+            self._slab_rows,
+            pool.slots,
+        )
+        frames, rows = torch.from_numpy(both).to(self.device, non_blocking=True)
+        return pool.store.gather(frames, rows)
+
+    def _load(self, order: SlabOrder, pool: Pool, load: int, slot: int) -> int:
+        slab = int(order.sequence[load % order.num_slabs])
+        first, end = int(self._first_row[slab]), int(self._end_row[slab])
+        pool.fill(slot, end - first, partial(self._joined.read, first, end))
+        return slot
+
+    def _one_batch(self, order: SlabOrder, index: int) -> WindowBatch:
+        # One batch needs no pool.
+        self._direct = self._direct or HostLoader(self.plan, self.device, threads=1)
+        return self._direct._one_batch(order, index)
+
+    def close(self) -> None:
+        super().close()
+        if self._direct is not None:
+            self._direct.close()
+        self._joined.close()
+
+
+class Pool:
+    """Room for `slots` slabs of rows and labels on the device; on CUDA they come through one pinned slab."""
+
+    def __init__(self, joined: JoinedRows, slab_rows: int, slots: int, plan: BatchPlan, device: torch.device):
+        self.slots, self._slab_rows = slots, slab_rows
+        self.store = RowStore(joined, slots * slab_rows, plan, device)
+        self._transfer = Transfer(device, slots) if device.type == "cuda" else None
+        self._staging = None
+        if device.type != "cpu":
+            rows, labels = self._parts(0, slab_rows)
+            pinned = device.type == "cuda"
+            self._staging = [
+                None if part is None else torch.empty(part.shape, dtype=part.dtype, pin_memory=pinned)
+                for part in (rows, labels)
+            ]
+
+    def _parts(self, slot: int, count: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        part = slice(slot * self._slab_rows, slot * self._slab_rows + count)
+        return self.store.rows[part], None if self.store.labels is None else self.store.labels[part]
+
+    def fill(self, slot: int, count: int, read: Callable) -> None:
+        """`read(rows, labels)` writes `count` rows on the host; they are in the slot, or on the way, at return."""
+        targets = self._parts(slot, count)
+        if self._staging is None:
+            read(*(None if part is None else part.numpy() for part in targets))
+            return
+        sources = [None if part is None else part[:count] for part in self._staging]
+        read(*(None if part is None else part.numpy() for part in sources))
+        copies = [(target, source) for target, source in zip(targets, sources) if target is not None]
+        if self._transfer is None:
+            for target, source in copies:
+                target.copy_(source)
+            return
+        self._transfer.send(slot, copies)
+        # There is one staging slab; the thread that fills it has nothing else to do.
+        self._transfer.wait(slot)
+
+    def receive(self, slot: int) -> None:
+        """Let the current stream see what was sent to the slot."""
+        if self._transfer is not None:
+            self._transfer.receive(slot)
+
+    def release(self, slot: int) -> None:
+        """Nothing enqueued after this reads the slot's slab."""
+        if self._transfer is not None:
+            self._transfer.release(slot)
+
+    def close(self) -> None:
+        """Wait for copies under way, so that the memory can go."""
+        if self._transfer is not None:
+            self._transfer.close()
