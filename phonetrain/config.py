@@ -77,7 +77,12 @@ class RunConfig(Section):
             )
         width = self.window.left + 1 + self.window.right
         if self.augment.time_mask > width:
-            raise ConfigError(f"augment.time_mask = {self.augment.time_mask}: the window has {width} frames")
+            raise ConfigError(
+                f"augment.time_mask = {self.augment.time_mask}: the window has {width} frames; wanted at most that many"
+            )
+        lowest = max((each.min_lr for each in (self.schedule, *self.schedule.chain)), default=0.0)
+        if lowest > self.optimizer.lr:
+            raise ConfigError(f"schedule.min_lr = {lowest}: above optimizer.lr = {self.optimizer.lr}")
         if self.stage:
             total = sum(stage.epochs for stage in self.stage)
             if total != self.epochs:

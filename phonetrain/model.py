@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -30,6 +32,21 @@ def make_norm(kind: str, width: int) -> nn.Module | None:
     if kind == "layer":
         return nn.LayerNorm(width)
     return nn.RMSNorm(width) if kind == "rms" else None
+
+
+class LayerRow(NamedTuple):
+    """What one layer is. FLOPs are per frame: 2 for each weight of a matrix forward, and in training 4 more, of which
+    the first layer saves the 2 for the gradient of its input; norms and activations (below 1 %) are left out."""
+
+    name: str
+    inputs: int
+    outputs: int
+    norm: str
+    activation: str
+    dropout: float
+    parameters: int
+    forward_flops: int
+    training_flops: int
 
 
 class HiddenLayer(nn.Module):
@@ -118,31 +135,25 @@ class FrameClassifier(nn.Module):
         """Trainable parameters, without the columns that pad the input."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad) - self.padding * self.widths[0]
 
-    def layer_table(self) -> list[dict[str, object]]:
-        """One row a layer, read from the live modules: what it is, its sizes, parameters and FLOPs.
-
-        `forward_flops` and `training_flops` are per frame: 2 for each weight of a matrix forward and 4 more in
-        training, of which the first layer saves the 2 for the gradient of its input; norms and activations are left
-        out (below 1 %).
-        """
+    def layer_table(self) -> list[LayerRow]:
+        """One row a layer, read from the live modules."""
         rows = []
         for place, layer in enumerate([*self.hidden, self.output]):
-            first = place == 0
-            matrices = [m for m in layer.modules() if isinstance(m, nn.Linear)]
-            spare = self.padding * self.widths[0] if first else 0
+            matrices = [module for module in layer.modules() if isinstance(module, nn.Linear)]
+            spare = self.padding * self.widths[0] if place == 0 else 0
             weights = sum(matrix.weight.numel() for matrix in matrices) - spare
-            is_hidden = layer is not self.output
-            rows.append({
-                "layer": f"hidden {place + 1}" if is_hidden else "output",
-                "inputs": self.input_size if first else matrices[0].in_features,
-                "outputs": matrices[0].out_features,
-                "norm": type(layer.norm).__name__ if is_hidden and layer.norm is not None else "",
-                "activation": type(layer.activation).__name__ if is_hidden else "",
-                "dropout": layer.dropout.p if is_hidden and layer.dropout is not None else 0.0,
-                "parameters": sum(p.numel() for p in layer.parameters()) - spare,
-                "forward_flops": 2 * weights,
-                "training_flops": (4 if first else 6) * weights,
-            })
+            hidden = layer if isinstance(layer, HiddenLayer) else None
+            rows.append(LayerRow(
+                name="output" if hidden is None else f"hidden {place + 1}",
+                inputs=self.input_size if place == 0 else matrices[0].in_features,
+                outputs=matrices[0].out_features,
+                norm="" if hidden is None or hidden.norm is None else type(hidden.norm).__name__,
+                activation="" if hidden is None else type(hidden.activation).__name__,
+                dropout=0.0 if hidden is None or hidden.dropout is None else hidden.dropout.p,
+                parameters=sum(p.numel() for p in layer.parameters()) - spare,
+                forward_flops=2 * weights,
+                training_flops=(4 if place == 0 else 6) * weights,
+            ))
         return rows
 
 

@@ -272,6 +272,8 @@ class ShapeConfig(Section):
         for name in self.NEEDED.get(self.name, ()):
             if getattr(self, name) is None:
                 raise ConfigError(f"{self.section}.{name} is missing: schedule.name = {self.name} needs it")
+        if self.three_phase and self.pct_start > 0.5:
+            raise ConfigError(f"{self.section}.pct_start = {self.pct_start}: with three phases wanted at most 0.5")
         if self.base_momentum > self.max_momentum:
             got = f"{self.base_momentum} > {self.max_momentum}"
             raise ConfigError(f"{self.section}.base_momentum and max_momentum: {got}, wanted base at most max")

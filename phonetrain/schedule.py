@@ -1,0 +1,275 @@
+"""Learning-rate schedules as tables: the rate of every step of an epoch, computed, never stepped along.
+
+A rate follows from the configuration, the epoch and the step. What cannot be computed, because it depends on scores
+or on what was decided by hand, is the state: see `Schedule.state_dict`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from .config import RunConfig, diff
+from .errors import ConfigError
+from .sections import PhaseConfig, ShapeConfig
+from .shapes import Place, Table, momentum_shape, shape
+
+NEEDS_LENGTH = ("cosine", "onecycle")
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One shape over epochs `start <= epoch < stop` of the run; `base` None: it starts where the phase before ended."""
+
+    config: ShapeConfig
+    start: int
+    stop: int
+    base: float | None
+
+
+class Schedule:
+    """The learning rate, and under onecycle the momentum, of every step from epoch `first_epoch` on.
+
+    Warm-up goes in a straight line from `warmup_start` times the first rate of the schedule to that rate, as
+    SequentialLR([LinearLR, ...]) does; the schedule itself starts when it is over and is shorter by it. What moves once
+    an epoch (step, plateau, ...) is delayed by whole epochs of warm-up only.
+    """
+
+    def __init__(self, config: RunConfig, steps_per_epoch: int, first_epoch: int = 0) -> None:
+        self.config, self.steps_per_epoch = config, steps_per_epoch
+        self.origin, self.length = first_epoch, config.epochs
+        self.first_steps = steps_per_epoch
+        self.epoch = first_epoch
+        self.by_hand: tuple[int, int] | None = None
+        self.entries: dict[int, float] = {}
+        self.plateau = PlateauMemory()
+
+    @property
+    def phases(self) -> list[Phase]:
+        """The shapes in order; one unless the schedule is a chain."""
+        lr, schedule = self.config.optimizer.lr, self.config.schedule
+        stop = self.origin + self.length
+        chain = schedule.chain if schedule.name == "chain" else (schedule,)
+        phases, start = [], self.origin
+        for place, each in enumerate(chain):
+            last = place == len(chain) - 1
+            end = max(stop, start + 1) if last else start + each.epochs
+            said = each.lr if isinstance(each, PhaseConfig) else None
+            phases.append(Phase(each, start, end, None if said == "previous" else said or lr))
+            start = end
+        if self.by_hand is not None:
+            place, epoch = self.by_hand
+            phases[place] = Phase(phases[place].config, epoch, max(phases[place].stop, epoch + 1), lr)
+        return phases
+
+    def rates(self, epoch: int, num_steps: int) -> Table:
+        """Learning rate of every step of `epoch` (counted from 0 over the run): (num_steps,) float64."""
+        phase, place, warm = self.locate(epoch, num_steps)
+        config = self.phases[phase].config
+        base = self.base(phase, num_steps)
+        if config.name == "plateau" and phase == self.present_phase:
+            base = self.plateau.rate(base, config)
+        rates = shape(config, base, place)
+        if warm > 0:
+            first = Place(np.zeros(1, np.int64), 0, place.total_steps, place.total_epochs, 1)
+            target = shape(config, base, first)[0]
+            below = self.config.schedule.warmup_start
+            ages = place.steps + warm
+            rising = target * (below + (1 - below) * ages / warm)
+            rates = np.where(ages < warm, rising, rates)
+        return rates
+
+    def momenta(self, epoch: int, num_steps: int) -> Table | None:
+        """Momentum (beta1 of the Adams) of every step of `epoch`, (num_steps,) float64; None if it is never moved."""
+        phases = self.phases
+        if not any(each.config.name == "onecycle" and each.config.cycle_momentum for each in phases):
+            return None
+        phase, place, _ = self.locate(epoch, num_steps)
+        config = phases[phase].config
+        if config.name == "onecycle" and config.cycle_momentum:
+            return momentum_shape(config, place)
+        optimizer = self.config.optimizer
+        return np.full(num_steps, optimizer.betas[0] if optimizer.name in ("adam", "adamw") else optimizer.momentum)
+
+    def locate(self, epoch: int, num_steps: int) -> tuple[int, Place, int]:
+        """Number of the phase that `epoch` is in, its place there, and the steps of warm-up before the phase.
+
+        Steps of the warm-up itself have negative numbers there; formulas meet them held at 0.
+        """
+        phases = self.phases
+        number = max((each for each, phase in enumerate(phases) if phase.start <= epoch), default=0)
+        phase = phases[number]
+        warm = self.warmup_steps(num_steps) if phase.start == phases[0].start else 0
+        warm = min(warm, (phase.stop - phase.start) * num_steps - 1)
+        steps = (epoch - phase.start) * num_steps + np.arange(num_steps) - warm
+        delay = warm // num_steps
+        total = (phase.stop - phase.start) * num_steps - warm
+        whole = max(phase.stop - phase.start - delay, 1)
+        return number, Place(steps, max(epoch - phase.start - delay, 0), total, whole, num_steps), warm
+
+    def warmup_steps(self, num_steps: int) -> int:
+        """Steps of warm-up in epochs of `num_steps`: what was said in steps covers the same share of an epoch later."""
+        schedule = self.config.schedule
+        if schedule.warmup_epochs is not None:
+            return schedule.warmup_epochs * num_steps
+        if schedule.warmup_steps is None:
+            return 0
+        return round(schedule.warmup_steps * num_steps / self.first_steps)
+
+    def base(self, phase: int, num_steps: int) -> float:
+        """The base rate of a phase: as configured, or the rate at which the phase before it ended."""
+        phases = self.phases
+        if phases[phase].base is not None:
+            return phases[phase].base
+        if phase in self.entries:
+            return self.entries[phase]
+        return float(self.rates(phases[phase].start - 1, num_steps)[-1])
+
+    @property
+    def present_phase(self) -> int:
+        """Number of the phase that training is in."""
+        return self.locate(self.epoch, self.steps_per_epoch)[0]
+
+    def end_epoch(self, scores: dict[str, float]) -> None:
+        """Take the scores of the epoch that ended (train_loss, dev_accuracy, ...); plateau goes by the one it watches.
+
+        Call it once an epoch, after the last `rates` of that epoch. Raises ConfigError if that score is not among them.
+        """
+        epoch, steps = self.epoch, self.steps_per_epoch
+        number, _, warm = self.locate(epoch, steps)
+        phases = self.phases
+        config = phases[number].config
+        if config.name == "plateau" and epoch >= phases[number].start + warm // steps:
+            if config.watch not in scores:
+                raise ConfigError(f"schedule.watch = {config.watch}: not scored; there are {', '.join(sorted(scores))}")
+            self.plateau.see(scores[config.watch], config, float(self.rates(epoch, steps)[-1]))
+        if number + 1 < len(phases) and epoch + 1 >= phases[number + 1].start:
+            self.entries[number + 1] = float(self.rates(epoch, steps)[-1])
+            self.plateau = PlateauMemory()
+        self.epoch += 1
+
+    def changed_by_hand(self, epoch: int, keys: list[str]) -> None:
+        """Settings under `keys` were changed by hand, and training goes on in `epoch`.
+
+        `optimizer.lr`: the present phase starts anew here, from that rate, over the epochs it has left. Anything else
+        about the schedule: the whole schedule starts anew here. `on_extend` alone changes nothing here.
+        """
+        shapes = [key for key in keys if key.startswith("schedule.") and key != "schedule.on_extend"]
+        self.epoch = epoch
+        if shapes:
+            self.length += self.origin - epoch
+            self.origin, self.first_steps, self.by_hand, self.entries = epoch, self.steps_per_epoch, None, {}
+            self.plateau = PlateauMemory()
+        elif "optimizer.lr" in keys:
+            self.by_hand, self.first_steps = (self.present_phase, epoch), self.steps_per_epoch
+            self.plateau = PlateauMemory()
+
+    def describe(self) -> dict[str, object]:
+        """What was built: the phases with their epochs and settings, and the warm-up."""
+        phases = []
+        for phase in self.phases:
+            settings = phase.config.to_dict()
+            for name in ("chain", "epochs", "lr", "warmup_steps", "warmup_epochs", "warmup_start", "on_extend"):
+                settings.pop(name, None)
+            lr = "previous" if phase.base is None else phase.base
+            phases.append({**settings, "start_epoch": phase.start, "stop_epoch": phase.stop, "lr": lr})
+        return {"phases": phases, "warmup_steps": self.warmup_steps(self.steps_per_epoch)}
+
+    def state_dict(self) -> dict[str, object]:
+        """What cannot be computed: the length it was laid out for, restarts by hand, plateau's memory, entry rates."""
+        return {
+            "origin": self.origin, "length": self.length, "first_steps": self.first_steps, "epoch": self.epoch,
+            "by_hand": None if self.by_hand is None else list(self.by_hand),
+            "entries": {str(phase): rate for phase, rate in self.entries.items()},
+            "plateau": vars(self.plateau).copy(),
+        }
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        """Go on from `state`. If the run has another length now, `schedule.on_extend` decides what becomes of it."""
+        length = self.length + self.origin - state["origin"]
+        if length != state["length"] and self.config.schedule.on_extend == "hold":
+            length = state["length"]
+        self.origin, self.length = state["origin"], length
+        self.first_steps, self.epoch = state["first_steps"], state["epoch"]
+        self.by_hand = None if state["by_hand"] is None else tuple(state["by_hand"])
+        self.entries = {int(phase): rate for phase, rate in state["entries"].items()}
+        self.plateau = PlateauMemory(**state["plateau"])
+
+
+@dataclass
+class PlateauMemory:
+    """What ReduceLROnPlateau remembers: the best score, epochs without a better one, cooldown left, cuts so far."""
+
+    best: float | None = None
+    bad: int = 0
+    cooldown: int = 0
+    cuts: int = 0
+
+    def see(self, score: float, config: ShapeConfig, rate: float) -> None:
+        """One epoch's score under `rate`; a NaN counts as no improvement, as in torch."""
+        if self.is_better(score, config):
+            self.best, self.bad = score, 0
+        else:
+            self.bad += 1
+        if self.cooldown > 0:
+            self.cooldown, self.bad = self.cooldown - 1, 0
+        if self.bad > config.patience:
+            if rate - max(rate * config.factor, config.min_lr) > config.eps:
+                self.cuts += 1
+            self.cooldown, self.bad = config.cooldown, 0
+
+    def is_better(self, score: float, config: ShapeConfig) -> bool:
+        """Whether `score` beats the best by more than the threshold: accuracies go up, losses down."""
+        if self.best is None:
+            return not math.isnan(score)
+        sign = 1 if config.watch.endswith("accuracy") else -1
+        if config.threshold_mode == "abs":
+            wanted = self.best + sign * config.threshold
+        else:
+            wanted = self.best * (1 + sign * config.threshold)
+        return sign * score > sign * wanted
+
+    def rate(self, base: float, config: ShapeConfig) -> float:
+        """The base rate after all cuts so far."""
+        for _ in range(self.cuts):
+            base = max(base * config.factor, config.min_lr)
+        return base
+
+
+def build_schedule(config: RunConfig, steps_per_epoch: int, first_epoch: int = 0) -> Schedule:
+    """The schedule of a run or of one stage: it starts at `first_epoch` and is laid out over `config.epochs` epochs.
+
+    config: as resolved for the stage (StagePlan.config). steps_per_epoch: optimizer steps in an epoch now.
+    """
+    return Schedule(config, steps_per_epoch, first_epoch)
+
+
+def extension_question(old: RunConfig, new: RunConfig) -> str | None:
+    """The sentence to put to somebody who changes `epochs` under a schedule whose length depends on them; else None.
+
+    None too when `schedule.on_extend` answers it, or when the rate or the schedule is set anew by the same change.
+    """
+    changed = [key for key, _, _ in diff(old, new)]
+    if any(key == "optimizer.lr" or (key.startswith("schedule.") and key != "schedule.on_extend") for key in changed):
+        return None
+    lengths = {plan.schedule_start: plan.schedule_stop for plan in old.stages()}
+    for plan in new.stages():
+        before = lengths.get(plan.schedule_start, plan.schedule_stop)
+        schedule = plan.config.schedule
+        last = schedule.chain[-1] if schedule.name == "chain" else schedule
+        if before != plan.schedule_stop and last.name in NEEDS_LENGTH and schedule.on_extend is None:
+            return (
+                f"epochs {old.epochs} -> {new.epochs}: {last.name} was laid out to end at epoch {before}; say "
+                f"schedule.on_extend=stretch (lay it out to epoch {plan.schedule_stop}: the rate jumps now) or "
+                "schedule.on_extend=hold (keep it, then hold its last rate)"
+            )
+    return None
+
+
+def refuse_silent_extension(old: RunConfig, new: RunConfig) -> None:
+    """Raises ConfigError with `extension_question`, if there is a question."""
+    question = extension_question(old, new)
+    if question is not None:
+        raise ConfigError(question)
