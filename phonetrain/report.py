@@ -1,0 +1,280 @@
+"""Run directories -> one self-contained HTML page that could be handed in, and for several runs an ablation table.
+
+Every number in it is read from the run's own files (metrics, events, built, environment, kept evaluations); only where
+the best checkpoint was never scored on dev in fp32 it is scored now, for the confusion matrix.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import page
+from .console import clock, short
+from .curves import as_image, as_svg, draw_confusion, draw_run, draw_runs, write_curves
+from .durable import write_atomically
+from .errors import PhonetrainError, RunNotFound
+from .explain import explain
+from .run import Run
+from .stages import flattened
+
+Runs = Run | str | os.PathLike[str] | Sequence["Run | str | os.PathLike[str]"] | None
+UNCOMPARED = ("data.corpus", "version")
+
+
+def report(runs: Runs = None, out: str | os.PathLike[str] | None = None) -> Path:
+    """Write the page and return its path.
+
+    runs: one run or several (objects, directories or names); None or nothing takes the newest. out: the HTML file;
+    default report.html in the run directory, for several runs report.html here. A run's curves.png is written into its
+    directory; for several runs a Markdown table is written beside the page (`.md`).
+    """
+    if runs is None or isinstance(runs, (Run, str, os.PathLike)):
+        runs = [runs]
+    opened = [run if isinstance(run, Run) else Run.open(run) for run in runs or [None]]
+    if not any(run.metrics() for run in opened):
+        raise RunNotFound(f"{opened[0].path}: nothing is recorded in it yet; report it after its first log line")
+    if len(opened) == 1:
+        path = Path(out) if out is not None else opened[0].report_path
+        write_curves(opened[0])
+        write_atomically(path, one_run(opened[0]).encode())
+    else:
+        path = Path(out) if out is not None else Path("report.html")
+        write_atomically(path, several_runs(opened).encode())
+        write_atomically(path.with_suffix(".md"), ablation_markdown(opened).encode())
+    return path
+
+
+def one_run(run: Run) -> str:
+    """The page of one run."""
+    told, scores = summary(run), best_evaluation(run)
+    sections = [
+        headline(told, scores),
+        page.section("Learning curves", as_svg(draw_run(run), f"Learning curves of {run.name}"),
+                     page.paragraph("Train numbers are means since the log line before, with dropout and masks on; dev "
+                                    "numbers are of the scored weights after each epoch, in the training precision. "
+                                    "Dashed lines are resumes and changes.", "soft")),
+        page.section("What happened", page.life(explain(run))),
+        page.section("Epochs", epoch_table(run)),
+        *evaluation_sections(scores),
+        page.section("What was really built",
+                     page.paragraph("Read from the live objects when training began, not from the settings.", "soft"),
+                     *built_tables(run)),
+        page.section("Settings", page.verbatim(run.config_path.read_text(encoding="utf-8"))),
+        page.section("Environment", page.verbatim(json.dumps(run.read_json(run.environment_path), indent=2))),
+    ]  # fmt: skip
+    subtitle = f"phonetrain run, recipe {told['recipe']}, {told['status']}"
+    return page.page(run.name, subtitle, sections)
+
+
+def several_runs(runs: Sequence[Run]) -> str:
+    """The page of several runs: the table, their curves over each other, and how each differs."""
+    header, rows, best = ablation(runs)
+    sections = [
+        page.section("Comparison", page.table(header, rows, best, words=2), page.paragraph(CONDITIONS, "soft")),
+        page.section("Learning curves", as_svg(draw_runs(runs), "Dev loss and accuracy of all runs")),
+    ]
+    for run in runs:
+        sections.append(page.section(run.name, page.life(explain(run))))
+    return page.page(f"{len(runs)} runs", ", ".join(run.name for run in runs), sections)
+
+
+CONDITIONS = (
+    "Dev frame accuracy and loss are of the best epoch, scored in the training precision unless a row says fp32; "
+    "frames seen counts every training frame as often as it was used. Changes are against the first run. One seed a "
+    "row: a difference smaller than the spread between seeds says nothing."
+)
+
+
+def ablation_markdown(runs: Sequence[Run]) -> str:
+    """The ablation table as Markdown, with its conditions and the command of every row."""
+    header, rows, _ = ablation(runs)
+    commands = "\n".join(f"    {command(run)}    # {run.name}" for run in runs)
+    return f"{page.markdown_table(header, rows, words=2)}\n{CONDITIONS}\n\n{commands}\n"
+
+
+def ablation(runs: Sequence[Run]) -> tuple[list[str], list[list[str]], int | None]:
+    """Header, rows and the place of the best run of the table that compares runs."""
+    header = ["run", "what changed", "parameters", "epochs", "frames seen", "train %", "dev %", "dev loss", "time"]
+    first = flat_config(runs[0])
+    rows, scores = [], []
+    for run in runs:
+        told = summary(run)
+        changed = "; ".join(f"{key} {show(old)} → {show(new)}" for key, old, new in changes(first, flat_config(run)))
+        exact = kept_evaluation(run)
+        dev = exact["accuracy"] if exact else told["best_accuracy"]
+        scores.append(-1.0 if dev is None else dev)
+        rows.append([
+            run.name, changed or ("(the first)" if run is runs[0] else "nothing"), count(told["parameters"]),
+            str(told["epochs"]), short(told["frames"]), percent(told["train_accuracy"]),
+            percent(dev) + (" fp32" if exact else ""),
+            number(exact["loss"] if exact else told["best_loss"]), clock(told["seconds"]),
+        ])  # fmt: skip
+    return header, rows, int(np.argmax(scores)) if max(scores) >= 0 else None
+
+
+def summary(run: Run) -> dict[str, Any]:
+    """The numbers of a run that stand for the whole: of its kept life, best epoch as scored in training."""
+    epochs, train, best = run.metrics("epoch"), run.metrics("train"), run.best()
+    built = run.read_json(run.built_path)
+    started = next(iter(run.events("run_started")), {})
+    best = best or {}
+    return {
+        "recipe": started.get("recipe", "?"),
+        "status": run.status,
+        "epochs": len(epochs),
+        "best_epoch": best.get("epoch"),
+        "best_accuracy": best.get("dev_accuracy"),
+        "best_loss": best.get("dev_loss"),
+        "train_accuracy": best.get("train_accuracy"),
+        "seconds": sum(line.get("seconds") or 0.0 for line in epochs),
+        "frames": sum(line.get("frames") or 0 for line in epochs),
+        "frames_per_second": float(np.median([line["frames_per_second"] for line in train])) if train else None,
+        "parameters": (built.get("model") or {}).get("parameters"),
+        "precision": built.get("precision"),
+        "partition": (built.get("scoring") or {}).get("partitions"),
+    }
+
+
+def kept_evaluation(run: Run) -> dict[str, Any] | None:
+    """The kept fp32 evaluation of the best checkpoint on dev, if there is one."""
+    step = run.read_pointer("best")
+    partition = (run.read_json(run.built_path).get("scoring") or {}).get("partitions", "")
+    path = run.evaluations / f"{partition.replace(' ', '')}-step-{step}.json"
+    return run.read_json(path) or None
+
+
+def best_evaluation(run: Run) -> dict[str, Any] | str:
+    """The same, made now where it is missing; a sentence where it cannot be made."""
+    if kept := kept_evaluation(run):
+        return kept
+    if run.read_pointer("best") is None:
+        return "No epoch has been scored yet, so there is no best checkpoint to look at."
+    from phonedata import PhonedataError
+
+    from .predict import evaluate
+
+    try:
+        print(f"{run.path}: scoring its best checkpoint on dev, once, for the confusion matrix", file=sys.stderr)
+        return evaluate(run)
+    except (PhonetrainError, PhonedataError) as error:
+        return f"The best checkpoint could not be scored for this report: {error}"
+
+
+def headline(told: dict[str, Any], scores: dict[str, Any] | str) -> str:
+    pairs = []
+    if isinstance(scores, dict):
+        pairs += [
+            (f"{percent(scores['accuracy'])} %", f"frame accuracy on {scores['partition']}, fp32"),
+            (f"{percent(scores['error_rate'])} %", "frame error rate"),
+            (f"{scores['loss']:.4f}", "loss, nats a frame"),
+            (f"{percent(scores['majority']['share'])} %", f"answering {scores['majority']['phoneme']} everywhere"),
+        ]
+    elif told["best_accuracy"] is not None:
+        where = f"best dev frame accuracy, epoch {told['best_epoch'] + 1}, {told['precision']}"
+        pairs.append((f"{percent(told['best_accuracy'])} %", where))
+    pairs += [
+        (count(told["parameters"]), "parameters"),
+        (str(told["epochs"]), f"epochs, {short(told['frames'])} frames seen"),
+        (clock(told["seconds"]), "training time, without scoring"),
+    ]
+    if told["frames_per_second"]:
+        pairs.append((f"{short(told['frames_per_second'])}/s", f"frames, median, {told['precision']}"))
+    return page.numbers(pairs)
+
+
+def evaluation_sections(scores: dict[str, Any] | str) -> list[str]:
+    if isinstance(scores, str):
+        return [page.section("Dev set", page.paragraph(scores))]
+    symbols = [each["phoneme"] for each in scores["phonemes"]]
+    rows = [(each["phoneme"], f"{each['frames']:,}", page.share_bar(each["recall"]), page.share_bar(each["precision"]))
+            for each in scores["phonemes"]]  # fmt: skip
+    pairs = [(f"{each['phoneme']} heard as {each['heard_as']}", f"{each['frames']:,}",
+              f"{percent(each['share_of_phoneme'])} %", f"{percent(each['share_of_errors'])} %")
+             for each in scores["confused"]]  # fmt: skip
+    conditions = (
+        f"{scores['partition']}: {scores['utterances']:,} utterances, {scores['frames']:,} frames, every frame once; "
+        f"{scores['checkpoint']} after {scores['epochs_done']} epochs, {scores['weights']} weights, fp32 on "
+        f"{scores['device']}; corpus digest {scores['corpus_digest']}."
+    )
+    picture = as_image(draw_confusion(np.array(scores["confusion"]), symbols), "Confusion matrix")
+    return [
+        page.section("Confusions", page.paragraph(conditions, "soft"), picture,
+                     page.table(("most confused", "frames", "of the phoneme", "of all errors"), pairs)),
+        page.section("Phonemes", '<div class="columns">',
+                     page.table(("phoneme", "frames", "recall", "precision"), rows), "</div>"),
+    ]  # fmt: skip
+
+
+def epoch_table(run: Run) -> str:
+    epochs = run.metrics("epoch")
+    best = [place for place, line in enumerate(epochs) if line.get("best")]
+    rows = [(line["epoch"] + 1, number(line.get("train_loss")), percent(line.get("train_accuracy")),
+             number(line.get("dev_loss")), percent(line.get("dev_accuracy")), f"{line.get('lr', 0):.2e}",
+             clock(line.get("seconds")), line.get("segment", 0) + 1) for line in epochs]  # fmt: skip
+    header = ("epoch", "train loss", "train %", "dev loss", "dev %", "learning rate", "time", "part")
+    return page.table(header, rows, best[-1] if best else None)
+
+
+def built_tables(run: Run) -> list[str]:
+    built = run.read_json(run.built_path)
+    layers = (built.get("model") or {}).pop("layers", None)
+    parts = []
+    if layers:
+        rows = [(row["layer"], " ".join(filter(None, (row.get("norm"), row.get("activation")))), f"{row['inputs']:,}",
+                 f"{row['outputs']:,}", f"{row.get('dropout') or 0:g}", f"{row['parameters']:,}")
+                for row in layers]  # fmt: skip
+        parts.append(page.table(("layer", "then", "inputs", "outputs", "dropout", "parameters"), rows, words=2))
+    pairs = [(key, show(value)) for key, value in flattened(built)]
+    return [*parts, page.table(("what", "value"), pairs, words=2)]
+
+
+def command(run: Run) -> str:
+    """The command that trains the same again: the recipe and how the run's settings differ from it."""
+    from .config import load_recipe
+    from .errors import ConfigError
+    from .settings import toml_value
+
+    recipe = next(iter(run.events("run_started")), {}).get("recipe", "default")
+    try:
+        base = load_recipe(recipe).flat()
+    except ConfigError:
+        return f"phonetrain fit {run.config_path.as_posix()}"
+    settings = [f"{key}={new if isinstance(new, str) else toml_value(new)}".replace(" ", "")
+                for key, _, new in changes(base, flat_config(run)) if new is not None]  # fmt: skip
+    return " ".join(["phonetrain fit", recipe, *settings])
+
+
+def flat_config(run: Run) -> dict[str, Any]:
+    with open(run.config_path, "rb") as file:
+        return dict(flattened(tomllib.load(file)))
+
+
+def changes(first: dict[str, Any], other: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """(key, value in the first, value in the other) of every setting that differs; None where it is not set."""
+    keys = [*first, *(key for key in other if key not in first)]
+    both = [(key, first.get(key), other.get(key)) for key in keys if key not in UNCOMPARED]
+    return [each for each in both if page.text(each[1]) != page.text(each[2])]
+
+
+def show(value: Any) -> str:
+    return "none" if value is None else value if isinstance(value, str) else json.dumps(value)
+
+
+def count(value: int | None) -> str:
+    return "?" if value is None else f"{value:,}"
+
+
+def percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.2f}"
+
+
+def number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
