@@ -24,3 +24,28 @@ def train_plainly(model, batches, *, lr, weight_decay, betas=(0.9, 0.999), eps=1
         optimizer.step()
         losses.append(loss.item())
     return losses
+
+
+# Packing
+
+
+def cmvn_truth(features, group=None):
+    """(T, D) normalised in float64 by the mean and population deviation of `group` (default: itself); a coefficient
+    whose deviation is at most 1e-6 of its mean's size is only centred."""
+    import numpy as np
+
+    group = np.asarray(features if group is None else group, np.float64)
+    mean, std = group.mean(axis=0), group.std(axis=0)
+    std = np.where(std <= 1e-6 * np.abs(mean), 1.0, std)
+    return (np.asarray(features, np.float64) - mean) / std
+
+
+def packed_rows(utterances, context, padding):
+    """Rows of a partition: utterances (T, ...) with `context` rows of `padding` before, between and after them."""
+    import numpy as np
+
+    gap = np.full((context, *utterances[0].shape[1:]), padding)
+    pieces = [gap]
+    for features in utterances:
+        pieces += [features, gap]
+    return np.concatenate(pieces)
