@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -34,11 +34,11 @@ def make_norm(kind: str, width: int) -> nn.Module | None:
     return nn.RMSNorm(width) if kind == "rms" else None
 
 
-class LayerRow(NamedTuple):
+class LayerRow(TypedDict):
     """What one layer is. FLOPs are per frame: 2 for each weight of a matrix forward, and in training 4 more, of which
     the first layer saves the 2 for the gradient of its input; norms and activations (below 1 %) are left out."""
 
-    name: str
+    layer: str
     inputs: int
     outputs: int
     norm: str
@@ -144,7 +144,7 @@ class FrameClassifier(nn.Module):
             weights = sum(matrix.weight.numel() for matrix in matrices) - spare
             hidden = layer if isinstance(layer, HiddenLayer) else None
             rows.append(LayerRow(
-                name="output" if hidden is None else f"hidden {place + 1}",
+                layer="output" if hidden is None else f"hidden {place + 1}",
                 inputs=self.input_size if place == 0 else matrices[0].in_features,
                 outputs=matrices[0].out_features,
                 norm="" if hidden is None or hidden.norm is None else type(hidden.norm).__name__,
