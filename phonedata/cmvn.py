@@ -86,6 +86,8 @@ def moments(rows, mean, square):
             a = rows[t, d] - mean[d]
             square[d] += a * a
         t += 1
+    for d in range(dim):
+        finite &= np.isfinite(square[d])
     return finite
 
 

@@ -13,7 +13,7 @@ from phonedata.shard import (
     group_metadata,
     render,
     root_digest,
-    sync_folders,
+    sync_tree,
     write_array,
     write_file,
     write_strings,
@@ -83,9 +83,9 @@ def finish_partition(
 
 
 def finish_root(root: Path, attributes: dict) -> str:
-    """Write the root's zarr.json with the digest of everything, make all names durable; returns the digest."""
+    """Write the root's zarr.json with the digest of everything, make everything durable; returns the digest."""
     document = group_metadata(attributes)
     attributes["digest"] = root_digest(document)
     write_file(root / "zarr.json", render(document))
-    sync_folders(root)
+    sync_tree(root)
     return attributes["digest"]

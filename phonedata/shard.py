@@ -110,9 +110,12 @@ def full_disk(path, error: OSError) -> PhonedataError | None:
     return None
 
 
-def sync_folders(root: Path) -> None:
-    """Make all names below `root` durable."""
-    for folder, _, _ in os.walk(root, topdown=False):
+def sync_tree(root: Path) -> None:
+    """Make everything below `root` durable. All at once at the end: the first call flushes most of the others' work."""
+    for folder, _, names in os.walk(root, topdown=False):
+        for name in names:
+            with open(os.path.join(folder, name), "rb+") as file:
+                os.fsync(file.fileno())
         sync_folder(Path(folder))
 
 
@@ -149,9 +152,8 @@ class ShardFile:
             return digest(os.read(self._fd, self.chunk_bytes))
 
     def finish(self, digests: list[str]) -> dict:
-        """Write the index, make the file durable, close it; returns its entry for the partition's attributes."""
+        """Write the index and close the file; returns its entry for the partition's attributes."""
         self._pwrite(self._index, self.chunks * self.chunk_bytes)
-        os.fsync(self._fd)
         self.close()
         return shard_entry(digests, self.chunk_bytes, self._index)
 
@@ -173,12 +175,9 @@ def shard_entry(digests: list[str], chunk_bytes: int, index: bytes) -> dict:
 
 
 def write_file(path: Path, data: bytes) -> dict:
-    """Write a small file durably; returns its entry for the parent's attributes."""
+    """Write a small file; returns its entry for the parent's attributes."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    path.write_bytes(data)
     return {"bytes": len(data), "xxh3_128": digest(data)}
 
 

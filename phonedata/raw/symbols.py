@@ -103,7 +103,8 @@ class SymbolTable:
                 raise RawDataError(f"{where}: transcript is not ASCII; save it as text (<U5)") from None
         if not labels.dtype.itemsize:
             raise RawDataError(f"{where}: transcript of empty symbols; make it again")
-        text = np.ascontiguousarray(labels, labels.dtype.newbyteorder("=")).view(np.uint32).reshape(len(labels), -1)
+        text = np.ascontiguousarray(labels, labels.dtype.newbyteorder("=")).view(np.uint32)
+        text = text.reshape(len(labels), labels.dtype.itemsize // 4)
         # A code point beyond Unicode cannot be turned into a str, so it may not reach a message.
         if len(text) and text.max() > 0x10FFFF:
             raise RawDataError(f"{where}: transcript holds code points that are no text; copy or make it again")

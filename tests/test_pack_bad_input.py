@@ -1,0 +1,298 @@
+"""Every kind of bad input is one clear line that names the file, and leaves nothing where the corpus should be."""
+
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from phonedata import (
+    CorpusExists,
+    CorpusNotFound,
+    FormatError,
+    PackedCorpus,
+    PhonedataError,
+    RawDataError,
+    SpecError,
+    pack,
+)
+from tests.conftest import place_features, place_label, write_hw1p2
+
+BAD = "1-1-0001"
+
+
+@pytest.fixture
+def raw(tmp_path) -> Path:
+    """Two partitions; the tests spoil utterance 1-1-0001 of train."""
+    utterances = {f"1-{u}-000{u}": (place_features(u, 20 + u, 3), place_label(u, 20 + u)) for u in range(4)}
+    write_hw1p2(tmp_path / "raw", "train", utterances)
+    write_hw1p2(tmp_path / "raw", "test", {"9-0-0": (place_features(0, 9, 3), None)}, labelled=False)
+    return tmp_path / "raw"
+
+
+def mfcc(raw, utterance=BAD, partition="train"):
+    return raw / partition / "mfcc" / f"{utterance}.npy"
+
+
+def transcript(raw, utterance=BAD):
+    return raw / "train/transcript" / f"{utterance}.npy"
+
+
+def spoil_symbol(raw):
+    text = np.load(transcript(raw))
+    text[6] = "QQ"
+    np.save(transcript(raw), text)
+
+
+def spoil_values(raw, value, dtype=np.float32):
+    features = np.load(mfcc(raw)).astype(dtype)
+    features[4, 2] = value
+    np.save(mfcc(raw), features)
+
+
+def write_header(path, header: str, data=b""):
+    text = header.encode()
+    path.write_bytes(b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + data)
+
+
+# name -> (how to spoil, what the message says besides the file, which file it names)
+SPOILED = {
+    "missing transcript": (lambda r: transcript(r).unlink(), "no transcript", mfcc),
+    "orphan transcript": (lambda r: mfcc(r).unlink(), "no features", transcript),
+    "length mismatch": (
+        lambda r: np.save(transcript(r), np.load(transcript(r))[1:-2]),
+        "20 labels, but .* has 21 frames",
+        transcript,
+    ),
+    "one mark only": (lambda r: np.save(transcript(r), np.load(transcript(r))[:-1]), "wanted both marks", transcript),
+    "no frames": (
+        lambda r: (np.save(mfcc(r), np.zeros((0, 3), np.float32)), np.save(transcript(r), np.array([], "<U5"))),
+        "T = 0",
+        mfcc,
+    ),
+    "other D": (lambda r: np.save(mfcc(r), np.zeros((21, 4), np.float32)), "4 coefficients a frame, wanted 3", mfcc),
+    "one axis": (lambda r: np.save(mfcc(r), np.zeros(21, np.float32)), r"wanted \(T, D\) float32", mfcc),
+    "integers": (lambda r: np.save(mfcc(r), np.zeros((21, 3), np.int16)), r"wanted \(T, D\) float32", mfcc),
+    "nan": (lambda r: spoil_values(r, np.nan), "nan at frame 4, coefficient 2, wanted finite", mfcc),
+    "inf": (lambda r: spoil_values(r, -np.inf), "-inf at frame 4, coefficient 2, wanted finite", mfcc),
+    "beyond float64 sums": (lambda r: spoil_values(r, 1e308, np.float64), "too large", mfcc),
+    "unknown symbol": (spoil_symbol, "unknown symbol 'QQ' at frame 5", transcript),
+    "unknown class": (
+        lambda r: np.save(transcript(r), np.full(21, 40)),
+        r"class 40 at frame 0, wanted 0\.\.39",
+        transcript,
+    ),
+    "truncated": (lambda r: os.truncate(mfcc(r), 300), "cut short", mfcc),
+    "longer": (lambda r: mfcc(r).write_bytes(mfcc(r).read_bytes() + b"abc"), "too long", mfcc),
+    "not npy": (lambda r: mfcc(r).write_bytes(b"RIFF....WAVE"), r"not an \.npy file", mfcc),
+    "empty file": (lambda r: mfcc(r).write_bytes(b""), r"not an \.npy file", mfcc),
+    "cut header": (lambda r: os.truncate(mfcc(r), 60), "header", mfcc),
+    "bad header": (lambda r: write_header(mfcc(r), "{'descr': __import__('os')}"), "header", mfcc),
+    "deep header": (lambda r: write_header(mfcc(r), "(" * 9000), "header", mfcc),
+    "huge shape": (
+        lambda r: write_header(mfcc(r), "{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999, 28), }\n"),
+        "cut short",
+        mfcc,
+    ),
+    "npy of records": (
+        lambda r: np.save(mfcc(r), np.zeros(21, [("a", "f4"), ("b", "f4")])),
+        "wanted numbers or text",
+        mfcc,
+    ),
+    "pickled": (
+        lambda r: np.save(mfcc(r), np.array([[1, "x"]], object), allow_pickle=True),
+        "pickled Python objects, which are never loaded",
+        mfcc,
+    ),
+    "plain pickle": (lambda r: mfcc(r).write_bytes(pickle.dumps([1.0])), r"not an \.npy file", mfcc),
+    "folder": (lambda r: (mfcc(r).unlink(), mfcc(r).mkdir()), "is not a file", mfcc),
+    "dangling link": (lambda r: (mfcc(r).unlink(), mfcc(r).symlink_to("nowhere")), "cannot be read", mfcc),
+    "link in a circle": (lambda r: (mfcc(r).unlink(), mfcc(r).symlink_to(mfcc(r))), "cannot be read", mfcc),
+    "endless device": (lambda r: (mfcc(r).unlink(), mfcc(r).symlink_to("/dev/zero")), "is not a file", mfcc),
+    "duplicate id": (
+        lambda r: (r / "train/mfcc" / f"{BAD}.NPY").write_bytes(mfcc(r).read_bytes()),
+        f"{BAD} was seen already",
+        lambda r: r / "train/mfcc" / BAD,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SPOILED)
+def test_bad_utterance_is_named_and_nothing_is_written(raw, tmp_path, name):
+    spoil, message, file = SPOILED[name]
+    spoil(raw)
+    with pytest.raises(RawDataError, match=message) as caught:
+        pack(raw, tmp_path / "packed")
+    assert str(file(raw)) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["raw"]
+
+
+@pytest.mark.parametrize("name", SPOILED)
+def test_skip_bad_packs_the_rest_and_lists_what_it_left_out(raw, tmp_path, name):
+    spoil, message, _ = SPOILED[name]
+    spoil(raw)
+    report = pack(raw, tmp_path / "packed", skip_bad=True)
+    left_out = PackedCorpus(tmp_path / "packed").attributes["left_out"]
+    assert [o.utterance for o in report.left_out] == [o["utterance"] for o in left_out] == [BAD]
+    assert str(raw) not in left_out[0]["reason"]
+    assert f"left out: train/{BAD}" in str(report)
+    # Whatever was bad, the result is the corpus without it.
+    for path in (raw / "train").rglob(f"{BAD}*"):
+        path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
+    pack(raw, tmp_path / "clean", skip_bad=True)
+    for partition in ("train", "test"):
+        a, b = (PackedCorpus(tmp_path / n)[partition] for n in ("packed", "clean"))
+        if name == "duplicate id":
+            continue  # the first of two stays on disk but must not be packed either
+        assert a.digest == b.digest
+
+
+def test_bad_utterance_leaves_a_good_corpus_untouched(raw, tmp_path):
+    pack(raw, tmp_path / "packed")
+    before = PackedCorpus(tmp_path / "packed").digest
+    spoil_symbol(raw)
+    with pytest.raises(RawDataError):
+        pack(raw, tmp_path / "packed", replace=True)
+    corpus = PackedCorpus(tmp_path / "packed")
+    assert corpus.digest == before
+    corpus.verify()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["packed", "raw"]
+
+
+def test_existing_corpus_is_replaced_only_on_demand(raw, tmp_path):
+    pack(raw, tmp_path / "packed")
+    with pytest.raises(CorpusExists, match="--replace"):
+        pack(raw, tmp_path / "packed")
+    pack(raw, tmp_path / "packed", replace=True, context=7)
+    assert PackedCorpus(tmp_path / "packed").context == 7
+
+
+def test_foreign_folder_is_never_replaced(raw, tmp_path):
+    (tmp_path / "packed").mkdir()
+    (tmp_path / "packed/thesis.tex").write_text("years of work")
+    with pytest.raises(CorpusExists, match="never replaced"):
+        pack(raw, tmp_path / "packed", replace=True)
+    assert (tmp_path / "packed/thesis.tex").read_text() == "years of work"
+
+
+def test_empty_folder_is_a_fine_target(raw, tmp_path):
+    (tmp_path / "packed").mkdir()
+    pack(raw, tmp_path / "packed")
+    PackedCorpus(tmp_path / "packed").verify()
+
+
+def test_empty_partition_is_named(raw, tmp_path):
+    (raw / "dev/mfcc").mkdir(parents=True)
+    with pytest.raises(RawDataError, match=r"dev/mfcc: no \.npy files"):
+        pack(raw, tmp_path / "packed")
+
+
+def test_partition_with_nothing_good_is_refused_even_with_skip_bad(raw, tmp_path):
+    for file in (raw / "train/mfcc").iterdir():
+        file.write_bytes(b"spoiled")
+    with pytest.raises(RawDataError, match="no utterance left|not an"):
+        pack(raw, tmp_path / "packed", skip_bad=True)
+    assert not (tmp_path / "packed").exists()
+
+
+def test_missing_raw_folder_and_unknown_layout_are_explained(raw, tmp_path):
+    with pytest.raises(CorpusNotFound, match="does not exist"):
+        pack(tmp_path / "nothing", tmp_path / "packed")
+    with pytest.raises(CorpusNotFound, match="looked for hw1p2: .*mfcc"):
+        pack(raw / "train/mfcc", tmp_path / "packed")
+    with pytest.raises(CorpusNotFound, match="did you mean"):
+        pack(tmp_path, tmp_path / "packed")
+    with pytest.raises(SpecError, match="layout 'hw1p3' is unknown"):
+        pack(raw, tmp_path / "packed", layout="hw1p3")
+
+
+def test_values_too_large_for_float16_name_the_way_out(raw, tmp_path):
+    spoil_values(raw, 70_000.0)
+    for utterance in (2, 3):
+        mfcc(raw, f"1-{utterance}-000{utterance}").unlink()
+        transcript(raw, f"1-{utterance}-000{utterance}").unlink()
+    np.save(mfcc(raw), np.load(mfcc(raw)) % 70_001)
+    with pytest.raises(SpecError, match=r"1-1-0001.npy: a value of 70000 does not fit float16.*--dtype float32"):
+        pack(raw, tmp_path / "packed", cmvn="none")
+    pack(raw, tmp_path / "packed", cmvn="none", dtype="float32")
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"cmvn": "global"}, "cmvn 'global' is unknown"),
+        ({"dtype": "int8"}, "dtype 'int8'"),
+        ({"context": -1}, "context -1"),
+        ({"cmvn": "train"}, "--train-partition train"),
+        ({"cmvn": "train", "train_partition": "trian"}, "'trian' is not there"),
+        ({"train_partition": "train"}, "add --cmvn train"),
+        ({"part": (3, 2)}, "part 3/2"),
+        ({"stats_only": True}, "stats only"),
+    ],
+)
+def test_impossible_options_are_refused(raw, tmp_path, options, message):
+    with pytest.raises(SpecError, match=message):
+        pack(raw, tmp_path / "packed", **options)
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root reads everything")
+def test_unreadable_file_is_named(raw, tmp_path):
+    mfcc(raw).chmod(0)
+    with pytest.raises(RawDataError, match=r"1-1-0001.npy: cannot be read \(Permission denied\)"):
+        pack(raw, tmp_path / "packed")
+
+
+def test_missing_parent_of_the_target_is_named(raw, tmp_path):
+    with pytest.raises(CorpusNotFound, match="does not exist; make it first"):
+        pack(raw, tmp_path / "a/b/packed")
+
+
+def test_another_format_version_is_refused_with_the_way_out(raw, tmp_path):
+    pack(raw, tmp_path / "packed")
+    file = tmp_path / "packed/zarr.json"
+    file.write_text(file.read_text().replace('"format": 1', '"format": 2'))
+    with pytest.raises(FormatError, match=r"format version 2, .*--replace"):
+        PackedCorpus(tmp_path / "packed")
+    with pytest.raises(CorpusNotFound, match="phonedata pack RAW"):
+        PackedCorpus(tmp_path / "nothing")
+
+
+def run_cli(*arguments, cwd, **more):
+    command = [sys.executable, "-m", "phonedata", *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120, **more)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no RLIMIT_FSIZE")
+def test_full_disk_is_one_line_and_leaves_the_old_corpus(raw, tmp_path):
+    import resource
+
+    pack(raw, tmp_path / "packed")
+    before = PackedCorpus(tmp_path / "packed").digest
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # noqa: E731
+    done = run_cli("pack", "raw", "packed", "--replace", cwd=tmp_path, preexec_fn=limit)
+    assert done.returncode == 1
+    assert "disk full or size limit reached" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["packed", "raw"]
+    assert PackedCorpus(tmp_path / "packed").digest == before
+
+
+def test_no_room_is_seen_before_the_first_byte(raw, tmp_path, monkeypatch):
+    import shutil
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 1000))
+    with pytest.raises(PhonedataError, match="needs 1 MB, but 0 MB are free"):
+        pack(raw, tmp_path / "packed")
+
+
+def test_command_line_prints_one_line_for_our_errors_only(raw, tmp_path):
+    spoil_symbol(raw)
+    done = run_cli("pack", "raw", "packed", cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: raw/train/transcript/1-1-0001.npy: unknown symbol 'QQ'")
+    assert done.stderr.count("\n") == 1
