@@ -18,6 +18,7 @@ from torch import nn
 from phonedata import PackedCorpus, WindowSpec, open_loader
 
 from . import checkpoint as checkpoints
+from .averaging import AveragedWeights
 from .config import RunConfig
 from .device import Compute, choose_compute
 from .durable import write_atomically
@@ -78,7 +79,12 @@ def open_trained(
     check_window(packed, config)
     compute = choose_compute(device, "fp32")
     model = build_model(config, feature_dim=packed.feature_dim, num_classes=len(packed.phonemes))
-    model.load_state_dict(saved.scored_weights)
+    if saved.averaged is None:
+        model.load_state_dict(saved.model)
+    else:
+        averaged = AveragedWeights(model, config.averaging.decay or 0.0)
+        averaged.load_state_dict(saved.averaged)
+        model = averaged.model
     return Trained(run, config, packed, compute, model.to(compute.device).eval(), saved)
 
 
