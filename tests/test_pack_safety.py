@@ -1,0 +1,252 @@
+"""The target is the old corpus or the new one, whole, whenever and however a pack is stopped."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from phonedata import CorpusNotFound, PackedCorpus, PhonedataError, pack
+from phonedata import exchange as exchange_module
+from phonedata.exchange import put_in_place, replaced_path, staging_path
+from tests.conftest import write_hw1p2
+
+
+def tree_bytes(root):
+    return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory):
+    """Four chunks in three narrow partitions: enough to be stopped in the middle."""
+    root = tmp_path_factory.mktemp("safety") / "raw"
+    random = np.random.default_rng(0)
+    for name, count in (("dev", 3), ("test", 2), ("train", 8)):
+        utterances = {
+            f"{name}-{i}-0": (random.normal(size=(9000, 1)).astype(np.float32), random.integers(0, 40, 9000))
+            for i in range(count)
+        }
+        write_hw1p2(root, name, utterances, labelled=name != "test")
+    return root
+
+
+@pytest.fixture(scope="module")
+def whole(raw):
+    """The files of an undisturbed pack."""
+    pack(raw, raw.parent / "whole")
+    return tree_bytes(raw.parent / "whole")
+
+
+# A process that packs and dies by SIGKILL at its k-th file operation, for many k: audit events stand before every
+# open, rename, mkdir, remove, truncate. Forking from one warm process makes a kill cost milliseconds.
+KILLER = """
+import os, signal, sys
+from pathlib import Path
+import phonedata
+from phonedata.packing import pack
+from phonedata.corpus import PackedCorpus
+
+raw, folder, replace = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[5] == "replace"
+step, first = int(sys.argv[3]), int(sys.argv[4])
+EVENTS = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate", "shutil.rmtree", "ctypes.dlsym"}
+
+def die_at(k):
+    seen = 0
+    def hook(event, arguments):
+        nonlocal seen
+        if event in EVENTS:
+            seen += 1
+            if seen == k:
+                os.kill(os.getpid(), signal.SIGKILL)
+    sys.addaudithook(hook)
+
+pack(raw, folder / "warm", workers=1)
+k = first
+while True:
+    target = folder / f"packed{k}"
+    if replace:
+        pack(raw, target, workers=1, context=3)
+    child = os.fork()
+    if child == 0:
+        die_at(k)
+        pack(raw, target, workers=1, replace=replace)
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    state = "absent"
+    try:
+        corpus = PackedCorpus(target)
+        corpus.verify()
+        state = "new" if corpus.context == 50 else "old"
+    except phonedata.CorpusNotFound:
+        pass
+    again = pack(raw, target, workers=1, replace=state != "absent")
+    PackedCorpus(target).verify()
+    same = {str(p.relative_to(target)): p.read_bytes() for p in target.rglob("*") if p.is_file()} == {
+        str(p.relative_to(folder / "warm")): p.read_bytes() for p in (folder / "warm").rglob("*") if p.is_file()
+    }
+    left = sorted(p.name for p in folder.iterdir() if p.name.startswith(target.name + "."))
+    print(k, "killed" if os.WIFSIGNALED(status) else "finished", state, same, again.chunks_reused, left, flush=True)
+    import shutil
+    shutil.rmtree(target)
+    if not os.WIFSIGNALED(status):
+        break
+    k += step
+"""
+
+
+def kill_everywhere(raw, folder, step, first, replace):
+    command = [sys.executable, "-W", "error", "-c", KILLER, raw, folder, step, first, "replace" if replace else "new"]
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=1500)
+    assert done.returncode == 0, done.stderr
+    return [line.split(maxsplit=5) for line in done.stdout.splitlines()]
+
+
+def check_kills(lines, replace):
+    assert lines[-1][1] == "finished"
+    assert len(lines) > 3
+    for k, _, state, same, _, left in lines:
+        assert state in (("old", "new") if replace else ("absent", "new")), f"killed at {k}: {state}"
+        assert same == "True" and left == "[]", f"killed at {k}"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no fork")
+@pytest.mark.parametrize("replace", [False, True], ids=["fresh", "replacing"])
+def test_kill_at_any_file_operation_leaves_old_or_new(raw, tmp_path, replace):
+    lines = kill_everywhere(raw, tmp_path, 53, 40, replace)
+    check_kills(lines, replace)
+    assert any(int(reused) > 0 for *_, reused, _ in lines)
+
+
+@pytest.mark.long
+@pytest.mark.skipif(os.name == "nt", reason="no fork")
+@pytest.mark.parametrize("replace", [False, True], ids=["fresh", "replacing"])
+def test_kill_at_every_file_operation_leaves_old_or_new(raw, tmp_path, replace):
+    lines = kill_everywhere(raw, tmp_path, 1, 1, replace)
+    check_kills(lines, replace)
+    assert len(lines) > 50
+
+
+@pytest.mark.parametrize("cmvn", ["utterance", "speaker"])
+@pytest.mark.parametrize("workers", [1, 3])
+def test_interrupted_pack_continues_to_the_same_bytes(raw, tmp_path, cmvn, workers):
+    pack(raw, tmp_path / "undisturbed", cmvn=cmvn)
+
+    def interrupt(stage, done, total, unit="frames"):
+        if stage == "packing" and done > 0.5 * total:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pack(raw, tmp_path / "packed", cmvn=cmvn, workers=workers, progress=interrupt)
+    assert not (tmp_path / "packed").exists()
+    with pytest.raises(CorpusNotFound):
+        PackedCorpus(tmp_path / "packed")
+    report = pack(raw, tmp_path / "packed", cmvn=cmvn, workers=workers)
+    assert report.chunks_reused >= 2
+    assert tree_bytes(tmp_path / "packed") == tree_bytes(tmp_path / "undisturbed")
+    assert not staging_path(tmp_path / "packed").exists()
+
+
+def test_finished_chunks_are_not_read_again(raw, tmp_path):
+    """The second call does not open the raw files of chunks that the first one finished."""
+    opened = []
+
+    def interrupt(stage, done, total, unit="frames"):
+        if done > 0.5 * total:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pack(raw, tmp_path / "packed", workers=1, progress=interrupt)
+    from phonedata.raw.npy import NpyReader
+
+    load = NpyReader.load
+    try:
+        NpyReader.load = lambda self, path: opened.append(path) or load(self, path)
+        pack(raw, tmp_path / "packed", workers=1)
+    finally:
+        NpyReader.load = load
+    # D is found by looking at a few utterances of one partition, whatever was done before.
+    assert not any("/test/" in path for path in opened)
+
+
+def test_changed_options_or_files_start_anew(raw, whole, tmp_path):
+    def interrupt(stage, done, total, unit="frames"):
+        if done > 0.5 * total:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pack(raw, tmp_path / "packed", dtype="float32", progress=interrupt)
+    assert pack(raw, tmp_path / "packed").chunks_reused == 0
+    assert tree_bytes(tmp_path / "packed") == whole
+
+
+def test_damaged_staging_is_not_trusted(raw, whole, tmp_path):
+    """A torn journal line and a chunk that differs from its digest are made again."""
+
+    def interrupt(stage, done, total, unit="frames"):
+        if done > 0.9 * total:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pack(raw, tmp_path / "packed", workers=1, progress=interrupt)
+    staging = staging_path(tmp_path / "packed")
+    with open(staging / "journal", "ab") as journal:
+        journal.write(b'12345678 {"partition": "tr')
+    with open(staging / "corpus/dev/features/c/0/0", "r+b") as file:
+        file.seek(300)
+        file.write(b"xx")
+    pack(raw, tmp_path / "packed", workers=1)
+    assert tree_bytes(tmp_path / "packed") == whole
+
+
+def test_second_packer_on_one_target_is_refused(raw, whole, tmp_path):
+    refused = []
+
+    def try_another(stage, done, total, unit="frames"):
+        if not refused:
+            with pytest.raises(PhonedataError, match="another process is packing to it") as caught:
+                pack(raw, tmp_path / "packed")
+            refused.append(caught)
+
+    pack(raw, tmp_path / "packed", workers=1, progress=try_another)
+    assert refused
+    assert tree_bytes(tmp_path / "packed") == whole
+
+
+def test_foreign_folder_in_the_staging_place_is_left_alone(raw, tmp_path):
+    staging = staging_path(tmp_path / "packed")
+    staging.mkdir()
+    (staging / "mine.txt").write_text("mine")
+    with pytest.raises(PhonedataError, match="is in the way"):
+        pack(raw, tmp_path / "packed")
+    assert (staging / "mine.txt").read_text() == "mine"
+
+
+def folder(path, content):
+    path.mkdir()
+    (path / "zarr.json").write_text(content)
+    return path
+
+
+@pytest.mark.parametrize("one_step", [True, False], ids=["exchange", "two renames"])
+def test_put_in_place_replaces_and_removes_the_old(tmp_path, monkeypatch, one_step):
+    if not one_step:
+        monkeypatch.setattr(exchange_module, "_exchange", lambda a, b: False)
+    folder(tmp_path / "target", "old")
+    put_in_place(folder(tmp_path / "finished", "new"), tmp_path / "target")
+    assert (tmp_path / "target/zarr.json").read_text() == "new"
+    assert [p.name for p in tmp_path.iterdir()] == ["target"]
+
+
+def test_open_between_two_renames_brings_the_old_corpus_back(raw, tmp_path):
+    pack(raw, tmp_path / "packed")
+    (tmp_path / "packed").rename(replaced_path(tmp_path / "packed"))
+    PackedCorpus(tmp_path / "packed").verify()
+    assert not replaced_path(tmp_path / "packed").exists()
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write anywhere")
+def test_read_only_place_is_named(raw, tmp_path):
+    (tmp_path / "locked").mkdir(mode=0o555)
+    with pytest.raises(PhonedataError, match="cannot be written"):
+        pack(raw, tmp_path / "locked/packed")
