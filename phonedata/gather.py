@@ -20,6 +20,10 @@ from phonedata.windows import WindowSpec
 
 LINE = 64
 """Bytes of a cache line: window slots start on one and are whole ones, and a vector store writes one."""
+PREFETCH_WINDOWS, PREFETCH_BYTES = 2, 512
+"""How far ahead the kernel asks for a window, and for how much of it; the hardware prefetcher follows from there."""
+PREFETCH_LOOKUPS, TABLE_ROW = 12, 32
+"""How many frames ahead the kernel asks for a row of the utterance table, and the bytes of such a row."""
 IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
 
 COPY, STREAM, WIDEN, NARROW = 0, 1, 2, 3
@@ -201,8 +205,12 @@ def gather_windows(
     count = frames.shape[0]
     sources = np.empty(count, np.int64)
     limits = np.empty(count, np.int64)
-    scratch = np.zeros(2 * LINE, np.uint8)
+    spare = np.zeros(2 * LINE, np.uint8)
+    scratch = spare.ctypes.data
+    first_row = table.ctypes.data
     for i in range(count):
+        coming = buckets[frames[min(i + PREFETCH_LOOKUPS, count - 1)] >> shift]
+        _prefetch(first_row + coming * TABLE_ROW)
         frame = frames[i]
         utterance = utterance_of(frame, table, buckets, shift)
         sources[i] = table[utterance, 1] + (frame - left) * row_bytes
@@ -210,15 +218,16 @@ def gather_windows(
         if label_bytes:
             labels[i] = table[utterance, 2] + frame * label_bytes
             _prefetch(labels[i])
+    head = min(source_bytes, PREFETCH_BYTES)
     for i in range(count):
-        following = min(i + 1, count - 1)
-        for line in range(0, source_bytes, LINE):
-            _prefetch(sources[following] + line)
+        coming = sources[min(i + PREFETCH_WINDOWS, count - 1)]
+        for line in range(0, head, LINE):
+            _prefetch(coming + line)
         target = slots + i * pitch
         if mode == COPY:
             _copy_bytes(target, sources[i], source_bytes)
         else:
-            _write_window(target, sources[i], limits[i], source_bytes, target_bytes, mode, scratch.ctypes.data)
+            _write_window(target, sources[i], limits[i], source_bytes, target_bytes, mode, scratch)
         if label_bytes:
             labels[i] = _read_label(labels[i], label_bytes)
     _fence()
