@@ -18,9 +18,8 @@ p { margin: .4rem 0 }
 pre { background: var(--card); border: 1px solid var(--line); border-radius: 6px; padding: .8rem 1rem;
   font: 13px/1.45 ui-monospace, Menlo, Consolas, monospace; white-space: pre-wrap; overflow-wrap: anywhere }
 svg, img { max-width: 100%; height: auto; display: block }
-.numbers { display: flex; flex-wrap: wrap; gap: .6rem; margin: 1.2rem 0 }
-.numbers div { background: var(--card); border: 1px solid var(--line); border-radius: 6px; padding: .5rem .8rem;
-  flex: 1 1 8.5rem }
+.numbers { display: grid; grid-template-columns: repeat(auto-fit, minmax(12.5rem, 1fr)); gap: .6rem; margin: 1.2rem 0 }
+.numbers div { background: var(--card); border: 1px solid var(--line); border-radius: 6px; padding: .5rem .8rem }
 .numbers b { display: block; font-size: 1.25rem; font-variant-numeric: tabular-nums }
 .numbers span { color: var(--soft); font-size: .82rem }
 .wide { overflow-x: auto }
@@ -32,7 +31,8 @@ th { color: var(--soft); font-weight: 600; white-space: nowrap }
 tr.best td { color: var(--mark); font-weight: 600 }
 .bar { display: inline-block; width: 4.5rem; margin-left: .5rem; text-align: left }
 .bar i { display: inline-block; height: .55rem; background: #8da0b6; border-radius: 2px }
-.columns { columns: 2 20rem; column-gap: 2.5rem }
+.columns { display: flex; flex-wrap: wrap; gap: 0 2.5rem }
+.narrow { max-width: 44rem }
 ol.life { padding-left: 1.2rem }
 ol.life li { margin: .25rem 0 }
 @media print { body { max-width: none; padding: 0 } h2 { break-after: avoid } svg, img, tr { break-inside: avoid } }

@@ -205,11 +205,13 @@ def evaluation_sections(scores: dict[str, Any] | str) -> list[str]:
         f"{scores['device']}; corpus digest {scores['corpus_digest']}."
     )
     picture = as_image(draw_confusion(np.array(scores["confusion"]), symbols), "Confusion matrix")
+    half = -(-len(rows) // 2)
+    header = ("phoneme", "frames", "recall", "precision")
+    tables = [page.table(header, part) for part in (rows[:half], rows[half:]) if part]
     return [
-        page.section("Confusions", page.paragraph(conditions, "soft"), picture,
+        page.section("Confusions", page.paragraph(conditions, "soft"), f'<div class="narrow">{picture}</div>',
                      page.table(("most confused", "frames", "of the phoneme", "of all errors"), pairs)),
-        page.section("Phonemes", '<div class="columns">',
-                     page.table(("phoneme", "frames", "recall", "precision"), rows), "</div>"),
+        page.section("Phonemes", f'<div class="columns">{"".join(tables)}</div>'),
     ]  # fmt: skip
 
 

@@ -57,7 +57,7 @@ def open_tracker(
     say = say or _to_stderr
     warn = warn or (lambda text: _to_stderr(f"warning: {text}"))
     mode = _mode(config.wandb)
-    if mode == "online" and not _logged_in():
+    if mode == "online" and not logged_in():
         warn("wandb: online was asked for, but nobody is logged in (`wandb login`); recording offline")
         mode = "offline"
     if mode == "off":
@@ -170,7 +170,7 @@ def _mode(asked: str) -> str:
     return names.get(mode, "offline")
 
 
-def _logged_in() -> bool:
+def logged_in() -> bool:
     """Whether wandb will find credentials without asking: its environment variables, ~/.netrc, or this session."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
@@ -183,7 +183,8 @@ def _logged_in() -> bool:
             with contextlib.suppress(OSError, netrc.NetrcParseError):
                 if name and netrc.netrc(Path(name).expanduser()).authenticators(host):
                     return True
-        return bool(wandb.api.api_key)  # of this session: a notebook that called wandb.login() before
+        # Of this session: a notebook that called wandb.login() before. Older versions, which can only ask, raise here.
+        return bool(wandb.login(prompt=False, verify=False))
     return False
 
 
