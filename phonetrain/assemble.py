@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -155,8 +154,7 @@ def describe(parts: Parts) -> dict[str, Any]:
         "model": {
             "class": type(model).__name__,
             "parameters": getattr(model, "num_parameters", trainable),
-            "layers": [row._asdict() if hasattr(row, "_asdict") else dataclasses.asdict(row)
-                       for row in model.layer_table()] if hasattr(model, "layer_table") else None,
+            "layers": model.layer_table() if hasattr(model, "layer_table") else None,
         },
         "optimizer": describe_optimizer(state.optimizer),
         "schedule": state.schedule.describe(),

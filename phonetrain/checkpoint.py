@@ -34,8 +34,8 @@ class Progress:
     """Where a run stands: the part of its state that is plain numbers.
 
     epoch, batch: the next batch to train on. step: updates made (position of the next one). segment: which process of
-    the run. logged: [loss sum, correct, frames] of the epoch when the last line was logged. rate_scale: what rollbacks have
-    multiplied the scheduled rates by.
+    the run. logged: [loss sum, correct, frames] of the epoch when the last line was logged. rate_scale: what
+    rollbacks have multiplied the scheduled rates by.
     """
 
     epoch: int = 0

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from . import overrides, recipe, stages
 from .errors import ConfigError
+from .schedule_sections import ScheduleConfig
 from .sections import (
     AugmentConfig,
     AveragingConfig,
@@ -17,13 +18,13 @@ from .sections import (
     LossConfig,
     ModelConfig,
     OptimizerConfig,
-    ScheduleConfig,
     StopConfig,
     TrackingConfig,
     WindowConfig,
     device_name,
 )
-from .settings import Range, Section, Text, parse
+from .settings import Section, parse
+from .wording import Range, Text
 
 VERSION = 1
 

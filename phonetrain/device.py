@@ -81,7 +81,7 @@ def cpu_has_bf16() -> bool:
 
 
 def describe_machine(compute: Compute) -> dict[str, str | int | None]:
-    """What equality of two runs depends on, besides the configuration: machine type, versions, threads. No host name."""
+    """What equality of two runs depends on besides the configuration: machine type, versions, threads; no host."""
     gpu = torch.cuda.get_device_name(compute.device) if compute.device.type == "cuda" else None
     return {
         "machine": platform.machine(),

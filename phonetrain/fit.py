@@ -63,7 +63,7 @@ def fit(recipe: str | os.PathLike[str] = "default", *overrides: str, config: Run
         where.write_json(where.environment_path, environment(packed, compute))
         where.append_event("run_started", segment=0, epoch=0, step=0, recipe=str(recipe))
         where.append_event("segment_started", segment=0, epoch=0, step=0)
-        train(where, parts, shown, warnings)
+        train(where, parts, shown, warnings, save_first=True)
     return where
 
 
@@ -91,11 +91,13 @@ def resume(run: str | os.PathLike[str] | None = None, *overrides: str, corpus: s
     """
     where = Run.open(run)
     with where.lock(), (console or open_console()) as shown:
-        old = RunConfig.from_toml(where.config_path)
         saved, problems = find_checkpoint(where, from_checkpoint)
-        config = old.override(list(overrides))
+        config = RunConfig.from_toml(where.config_path).override(list(overrides))
         if corpus is not None:
             config = config.replaced({"data.corpus": str(corpus)})
+        # Against the checkpoint and not against config.toml: a change whose process died before its first checkpoint
+        # is made again.
+        old = RunConfig.from_dict(saved.identity["config"])
         changes = [change for change in diff(old, config) if change[0] != "data.corpus"]
         check_changes(where, changes, old, config, saved.progress)
         packed = open_corpus(config, corpus)
@@ -109,7 +111,7 @@ def resume(run: str | os.PathLike[str] | None = None, *overrides: str, corpus: s
                               f"`phonetrain resume {where.path} epochs={plans[-1].stop + 10}` trains longer")
         plan = next(plan for plan in plans if plan.start <= saved.progress.epoch < plan.stop)
         parts = assemble(config, plan, packed, roles, compute)
-        restore_parts(parts, saved, changes)
+        restore_parts(parts, saved, [key for key, _, _ in changes])
         progress = parts.state.progress
         progress.finished = False
         parent, progress.segment = progress.segment, 1 + max(event["segment"] for event in where.events()
@@ -122,7 +124,7 @@ def resume(run: str | os.PathLike[str] | None = None, *overrides: str, corpus: s
         shown.say(f"resuming {where.path} at epoch {progress.epoch + 1}, batch {progress.batch}, step {progress.step}")
         for key, before, after in changes:
             shown.say(f"changed: {key} {before} -> {after}")
-        train(where, parts, shown, warnings)
+        train(where, parts, shown, warnings, save_first=bool(changes))
     return where
 
 
@@ -145,8 +147,8 @@ def check_changes(run: Run, changes: Sequence[tuple[str, Any, Any]], old: RunCon
         if key.startswith(tuple(name for name in FIXED_KEYS if name.endswith("."))) or key in FIXED_KEYS:
             raise ConfigError(f"{key}: {before} -> {after} would be another experiment; start one: phonetrain fit")
         if key in ORDER_KEYS and progress.batch:
-            ends = [event["step"] for event in run.events("checkpoint_saved") if run.checkpoint_dir(event["step"]).is_dir()
-                    and event.get("batch") == 0]
+            ends = [event["step"] for event in run.events("checkpoint_saved")
+                    if event["batch"] == 0 and run.checkpoint_dir(event["step"]).is_dir()]
             again = f"; or go back to the last epoch's end: --from step-{ends[-1]}" if ends else ""
             raise ConfigError(f"{key}: {before} -> {after} changes which frames come next, and the run stands inside "
                               f"epoch {progress.epoch + 1} (batch {progress.batch}); resume without it until the epoch "
@@ -159,8 +161,8 @@ def check_identity(saved: checkpoint.Checkpoint, now: dict[str, Any], run: Run) 
     for name, value in now.items():
         before = saved.identity.get(name)
         if before != value:
-            raise CheckpointError(f"{run.path}: {name} is {value}, but the run was trained with {before}; give the same "
-                                  "corpus with `--corpus DIR`, or start a new run")
+            raise CheckpointError(f"{run.path}: {name} is {value}, but the run was trained with {before}; give the "
+                                  "same corpus with `--corpus DIR`, or start a new run")
 
 
 def restore_machine(before: dict[str, Any], compute: Compute) -> list[str]:
@@ -175,20 +177,22 @@ def restore_machine(before: dict[str, Any], compute: Compute) -> list[str]:
             "with an uninterrupted run is not promised"]
 
 
-def restore_parts(parts: Parts, saved: checkpoint.Checkpoint, changes: Sequence[tuple[str, Any, Any]]) -> None:
-    """Load a checkpoint into fresh parts. A rate or schedule that was changed by hand starts from the configuration."""
-    fresh = parts.state.schedule.state_dict()
-    groups = parts.state.optimizer.state_dict()["param_groups"]
+def restore_parts(parts: Parts, saved: checkpoint.Checkpoint, changed: list[str]) -> None:
+    """Load a checkpoint into fresh parts; changed: keys that were changed by hand since it was saved."""
+    built = parts.state.optimizer.state_dict()["param_groups"]
     checkpoint.restore(parts.state, saved)
-    if any(key.startswith("optimizer.") for key, _, _ in changes):
+    if changed:
+        # The saved groups carry the settings of then (decay, betas); the configuration says what they are now.
         state = parts.state.optimizer.state_dict()
-        parts.state.optimizer.load_state_dict({**state, "param_groups": groups})
-    if any(key.startswith(("schedule.", "optimizer.lr")) for key, _, _ in changes):
-        parts.state.schedule.load_state_dict(fresh)
+        parts.state.optimizer.load_state_dict({**state, "param_groups": built})
+        parts.state.schedule.changed_by_hand(parts.state.progress.epoch, changed)
 
 
-def train(run: Run, parts: Parts, console: Console, warnings: Sequence[str]) -> None:
-    """Run the loop under signal handlers, and record how it ended, whatever happens."""
+def train(run: Run, parts: Parts, console: Console, warnings: Sequence[str], save_first: bool) -> None:
+    """Run the loop under signal handlers, and record how it ended, whatever happens.
+
+    save_first: the present state is in no checkpoint yet; with one, a process that is killed at once can be resumed.
+    """
     config = parts.run_config
     run.write_json(run.built_path, describe(parts))
     tracker = open_tracker(config.tracking, run, {"config": config.to_dict(), "built": describe(parts)},
@@ -205,6 +209,8 @@ def train(run: Run, parts: Parts, console: Console, warnings: Sequence[str]) -> 
         for message in warnings:
             trainer.warn(message)
         try:
+            if save_first:
+                trainer.save()
             reason = trainer.train()
         except BaseException as error:
             reason = type(error).__name__

@@ -240,12 +240,14 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint of the present position."""
         began, parts = time.monotonic(), self.parts
-        about = identity(parts.corpus, parts.run_config, parts.roles) | {"machine": describe_machine(parts.compute)}
+        about = identity(parts.corpus, parts.run_config, parts.roles) | {
+            "machine": describe_machine(parts.compute), "config": parts.run_config.to_dict(),
+        }
         path, size = checkpoint.save(self.run, parts.state, about, parts.config.checkpoint.keep)
         self.last_saved = time.monotonic()
         self.saving_seconds = self.last_saved - began
         self.last_logged += self.saving_seconds
-        self.event("checkpoint_saved", path=path.name, bytes=size)
+        self.event("checkpoint_saved", batch=self.progress.batch, path=path.name, bytes=size)
 
     def decide(self, bad: int, rate: float) -> None:
         """A number was not finite at step `bad`: find out why, keep the evidence, then stop, skip or roll back."""

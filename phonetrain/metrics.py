@@ -91,7 +91,7 @@ class FrameSums:
         return [self.loss_sum, self.correct, self.frames]
 
     def result(self) -> dict[str, float | int]:
-        """`loss` (mean, nats a frame), frame `accuracy` and `error_rate` (0 to 1), `frames`; no frames at all give NaN."""
+        """`loss` (mean, nats a frame), frame `accuracy` and `error_rate` (0 to 1), `frames`; NaN without frames."""
         frames = self.frames
         accuracy = self.correct / frames if frames else float("nan")
         loss = self.loss_sum / frames if frames else float("nan")

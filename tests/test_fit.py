@@ -1,0 +1,164 @@
+"""fit: learns, records what ran, refuses what cannot run before anything is written."""
+
+import json
+import math
+import signal
+
+import pytest
+
+from phonetrain.config import RunConfig
+from phonetrain.errors import ConfigError, RunExists, TrainingStopped
+from phonetrain.fit import fit
+from phonetrain.run import Run
+from tests.training import TINY, StopAt, fit_tiny, numbers, resume_tiny, weights
+
+
+@pytest.fixture(scope="module")
+def finished(learnable_corpus, tmp_path_factory) -> Run:
+    return fit_tiny(learnable_corpus, tmp_path_factory.mktemp("runs") / "finished", "epochs=6")
+
+
+def test_fit_learns_far_beyond_the_majority_class(finished, learnable_corpus):
+    counts = learnable_corpus["dev-clean"].label_histogram
+    assert finished.best()["dev_accuracy"] > 5 * counts.max() / counts.sum()
+    assert finished.status == "finished"
+
+
+def test_every_epoch_has_its_line_and_one_is_best(finished):
+    lines = finished.metrics("epoch")
+    assert [line["epoch"] for line in lines] == list(range(6))
+    best = max(lines, key=lambda line: line["dev_accuracy"])
+    assert finished.read_pointer("best") == best["step"]
+    assert all(math.isfinite(line["train_loss"]) for line in lines)
+
+
+def test_written_config_is_what_ran(finished):
+    config = RunConfig.from_toml(finished.config_path)
+    built = finished.read_json(finished.built_path)
+    assert built["loader"]["batch_size"] == config.batch_size
+    assert built["loader"]["frames_per_epoch"] == finished.metrics("epoch")[0]["frames"]
+    assert built["optimizer"]["class"] == "AdamW"
+    assert {group["weight_decay"] for group in built["optimizer"]["groups"]} == {0.0, config.optimizer.weight_decay}
+    assert built["averaging"]["decay"] == config.averaging.decay
+
+
+def test_environment_names_versions_and_digests_but_no_host_or_user(finished, learnable_corpus):
+    text = finished.environment_path.read_text()
+    told = json.loads(text)
+    assert told["corpus"]["digest"] == learnable_corpus.digest
+    assert told["packages"]["torch"]
+    import getpass
+    import platform
+
+    assert platform.node() not in text
+    assert f'"{getpass.getuser()}"' not in text
+
+
+def test_same_seed_gives_the_same_numbers(finished, learnable_corpus, tmp_path):
+    again = fit_tiny(learnable_corpus, tmp_path / "again", "epochs=6")
+    assert numbers(again) == numbers(finished)
+    assert weights(again) == weights(finished)
+
+
+def test_other_seed_gives_other_numbers(finished, learnable_corpus, tmp_path):
+    other = fit_tiny(learnable_corpus, tmp_path / "other", "epochs=6", "seed=1")
+    assert weights(other) != weights(finished)
+
+
+def test_run_directory_that_holds_a_run_is_refused_and_resume_named(finished, learnable_corpus):
+    with pytest.raises(RunExists, match="phonetrain resume"):
+        fit_tiny(learnable_corpus, finished.path)
+
+
+def test_fit_without_corpus_names_the_pack_command(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="phonedata pack"):
+        fit("default", *TINY)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("window.left=60", "--context 60 --replace"),
+        ("data.train=test-clean", "test-clean has no labels"),
+        ("data.train=train-cleen", "train-cleen"),
+        ("data.dev=train-clean", "also trained on"),
+        ("batch_size=65536", "smaller batch_size"),
+        ("model.max_parameters=100", "100"),
+    ],
+)
+def test_what_cannot_run_is_refused_before_a_directory_is_made(learnable_corpus, tmp_path, override, said):
+    with pytest.raises(ConfigError, match=said):
+        fit_tiny(learnable_corpus, tmp_path / "run", override)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_signal_finishes_the_step_saves_and_says_how_to_resume(learnable_corpus, tmp_path, name, capsys):
+    console = StopAt(8, getattr(signal, name))
+    console.say = lambda text: print(text)
+    run = fit_tiny(learnable_corpus, tmp_path / "run", console=console)
+    assert run.status == name
+    assert run.read_pointer("last") == 8
+    assert f"phonetrain resume {run.path}" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_deadline_saves_and_scores_before_it_passes(learnable_corpus, tmp_path):
+    run = fit_tiny(learnable_corpus, tmp_path / "run", "epochs=100000", "stop.max_time=4s")
+    assert run.status == "deadline"
+    assert run.read_pointer("best") is not None
+    assert resume_tiny(run, "stop.max_time=3s").status == "deadline"
+
+
+def test_early_stopping_ends_after_patience_epochs_without_improvement(learnable_corpus, tmp_path):
+    run = fit_tiny(learnable_corpus, tmp_path / "run", "epochs=20", "stop.patience=2", "optimizer.lr=1e-12",
+                   "model.norm=none", "averaging.decay=none")
+    assert run.status == "early_stopped"
+    assert [line["best"] for line in run.metrics("epoch")] == [True, False, False]
+
+
+def test_dead_net_is_named_after_the_first_epoch(learnable_corpus, tmp_path):
+    run = fit_tiny(learnable_corpus, tmp_path / "run", "epochs=1", "optimizer.lr=1e-12", "averaging.decay=none",
+                   "model.activation=sigmoid", "model.norm=none", "model.depth=6")
+    assert any("learnt nothing" in event["message"] or "same phoneme" in event["message"]
+               for event in run.events("warning"))
+
+
+def test_stages_change_settings_at_epoch_boundaries_and_are_recorded(learnable_corpus, tmp_path):
+    recipe = tmp_path / "staged.toml"
+    recipe.write_text(RunConfig.from_toml(_recipe(tmp_path)).override([
+        "stage=[{epochs = 2, subset = 0.5}, {epochs = 1, subset = 1.0, 'optimizer.lr' = 1e-4}]", "epochs=3",
+    ]).to_toml())
+    run = fit(recipe, corpus=learnable_corpus.path, run=tmp_path / "run", console=StopAt(10**9))
+    frames = [line["frames"] for line in run.metrics("epoch")]
+    assert frames[0] == frames[1] < frames[2]
+    changed = {event["key"]: (event["old"], event["new"]) for event in run.events("config_changed")}
+    assert changed["subset"] == (0.5, 1.0)
+    assert changed["optimizer.lr"] == (1e-3, 1e-4)
+
+
+def _recipe(folder):
+    from phonetrain.config import load_recipe
+
+    path = folder / "base.toml"
+    path.write_text(load_recipe("default").override(TINY).to_toml())
+    return path
+
+
+@pytest.mark.parametrize("policy", ["stop", "skip", "rollback"])
+def test_guard_names_the_first_bad_layer_and_keeps_evidence(learnable_corpus, tmp_path, policy):
+    options = ("optimizer.lr=1e30", "schedule.name=constant", "averaging.decay=none", f"guard.policy={policy}",
+               "model.norm=none", "precision=fp32", "epochs=2")
+    with pytest.raises(TrainingStopped, match="not finite at step") as stopped:
+        fit_tiny(learnable_corpus, tmp_path / "run", *options)
+    run = Run.open(tmp_path / "run")
+    found = run.events("nonfinite")
+    assert found and found[0]["where"]
+    evidence = run.evidence / found[0]["evidence"]
+    assert json.loads((evidence / "finding.json").read_text())["utterances"]
+    assert (evidence / "batch.safetensors").stat().st_size > 0
+    assert "resume" in str(stopped.value)
+    if policy == "rollback":
+        assert len(run.events("recovered")) >= 1

@@ -1,0 +1,230 @@
+"""resume: equal to a run that never stopped, or a sentence that says why not."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from phonetrain import checkpoint
+from phonetrain.errors import CheckpointError, ConfigError, TrainingStopped
+from phonetrain.run import Run
+from tests.training import StopAt, fit_tiny, numbers, resume_tiny, weights
+
+CONSTANT = ("schedule.name=constant", "schedule.warmup_steps=none")
+
+
+@pytest.fixture(scope="module")
+def whole(learnable_corpus, tmp_path_factory) -> Run:
+    """Three epochs that nothing interrupted."""
+    return fit_tiny(learnable_corpus, tmp_path_factory.mktemp("whole") / "run")
+
+
+def interrupted(corpus, path, *overrides, step=30) -> Run:
+    run = fit_tiny(corpus, path, *overrides, console=StopAt(step))
+    assert run.status == "SIGTERM"
+    return run
+
+
+@pytest.mark.parametrize("steps", [(8,), (24,), (12, 28, 52), (44, 60)])
+def test_interrupted_run_equals_uninterrupted_one_bit_for_bit(learnable_corpus, whole, tmp_path, steps):
+    run = interrupted(learnable_corpus, tmp_path / "run", step=steps[0])
+    for step in steps[1:]:
+        resume_tiny(run, console=StopAt(step))
+    resume_tiny(run)
+    assert run.status == "finished"
+    assert weights(run) == weights(whole)
+    assert weights(run, "best") == weights(whole, "best")
+    assert numbers(run) == numbers(whole)
+
+
+@pytest.mark.parametrize("options", [
+    ("schedule.name=plateau", "schedule.patience=0", "schedule.factor=0.5"),
+    ("schedule.name=onecycle",),
+    ("optimizer.name=muon",), ("optimizer.name=sgd",),
+    ("augment.noise=0.2", "precision=fp16"),
+])
+def test_equality_holds_for_every_kind_of_state(learnable_corpus, tmp_path, options):
+    options = (*options, "schedule.warmup_steps=none")
+    uninterrupted = fit_tiny(learnable_corpus, tmp_path / "whole", *options)
+    run = interrupted(learnable_corpus, tmp_path / "run", *options, step=28)
+    resume_tiny(run)
+    assert weights(run) == weights(uninterrupted)
+    assert numbers(run) == numbers(uninterrupted)
+
+
+def test_change_said_on_resume_is_recorded_with_old_and_new(learnable_corpus, tmp_path):
+    run = interrupted(learnable_corpus, tmp_path / "run", *CONSTANT)
+    resume_tiny(run, "optimizer.lr=1e-4")
+    event = next(event for event in run.events("config_changed"))
+    assert (event["key"], event["old"], event["new"]) == ("optimizer.lr", 1e-3, 1e-4)
+    rates = {line["segment"]: line["lr"] for line in run.metrics("train")}
+    assert rates == {0: 1e-3, 1: 1e-4}
+
+
+def test_plain_resume_keeps_the_rate_that_was_set_by_hand(learnable_corpus, tmp_path):
+    run = interrupted(learnable_corpus, tmp_path / "run", *CONSTANT, step=8)
+    resume_tiny(run, "optimizer.lr=1e-4", console=StopAt(28))
+    resume_tiny(run)
+    assert {line["lr"] for line in run.metrics("train") if line["segment"] == 2} == {1e-4}
+
+
+@pytest.mark.parametrize("change", ["subset=0.5", "batch_size=128", "optimizer.accumulation=2"])
+def test_change_of_the_order_inside_an_epoch_is_refused_with_the_way_out(learnable_corpus, tmp_path, change):
+    run = interrupted(learnable_corpus, tmp_path / "run")
+    with pytest.raises(ConfigError, match="--from step-"):
+        resume_tiny(run, change)
+    boundary = max(event["step"] for event in run.events("checkpoint_saved") if event["batch"] == 0)
+    resume_tiny(run, change, from_checkpoint=f"step-{boundary}")
+    assert run.status == "finished"
+
+
+@pytest.mark.parametrize("change", ["window.left=4", "model.hidden=40", "seed=5", "optimizer.name=sgd"])
+def test_change_that_makes_another_experiment_is_refused(learnable_corpus, tmp_path, change):
+    run = interrupted(learnable_corpus, tmp_path / "run")
+    before = run.config_path.read_bytes()
+    with pytest.raises(ConfigError, match="another experiment"):
+        resume_tiny(run, change)
+    assert run.config_path.read_bytes() == before
+
+
+def test_more_epochs_under_a_cosine_are_refused_until_it_is_said_how(learnable_corpus, whole, tmp_path):
+    shutil.copytree(whole.path, tmp_path / "run")
+    run = Run.open(tmp_path / "run")
+    with pytest.raises(ConfigError, match="on_extend"):
+        resume_tiny(run, "epochs=5")
+    resume_tiny(run, "epochs=5", "schedule.on_extend=hold")
+    assert [line["epoch"] for line in run.metrics("epoch")] == list(range(5))
+
+
+def test_finished_run_says_how_to_train_longer(whole):
+    with pytest.raises(ConfigError, match=r"epochs="):
+        resume_tiny(whole)
+
+
+def test_branch_leaves_abandoned_lines_in_the_file_and_out_of_the_lineage(learnable_corpus, whole, tmp_path):
+    shutil.copytree(whole.path, tmp_path / "run")
+    run = Run.open(tmp_path / "run")
+    first = min(int(path.name[5:]) for path in run.checkpoints.glob("step-*"))
+    resume_tiny(run, "augment.time_mask=3", from_checkpoint=first)
+    assert len(run.all_metrics("epoch")) > len(run.metrics("epoch")) == 3
+
+
+def test_damaged_last_checkpoint_falls_back_to_the_newest_whole_one_and_says_so(learnable_corpus, whole, tmp_path):
+    run = interrupted(learnable_corpus, tmp_path / "run", step=52)
+    last = run.checkpoint_dir(run.read_pointer("last"))
+    content = bytearray((last / "model.safetensors").read_bytes())
+    content[len(content) // 2] ^= 1
+    (last / "model.safetensors").write_bytes(content)
+    resume_tiny(run)
+    assert any("damaged" in event["message"] for event in run.events("warning"))
+    assert weights(run) == weights(whole)
+
+
+def test_pickle_bomb_in_a_checkpoint_is_refused(learnable_corpus, tmp_path):
+    import pickle
+
+    import xxhash
+
+    run = interrupted(learnable_corpus, tmp_path / "run", step=8)
+    last = run.checkpoint_dir(run.read_pointer("last"))
+    marker = tmp_path / "exploded"
+
+    class Bomb:
+        def __reduce__(self):
+            return os.system, (f"touch {marker}",)
+
+    content = pickle.dumps(Bomb())
+    refused = tmp_path / "refused"
+    (last / "training.pt").write_bytes(content)
+    state = json.loads((last / "state.json").read_text())
+    state["digests"]["training.pt"] = xxhash.xxh3_128_hexdigest(content)
+    (last / "state.json").write_text(json.dumps(state))
+    shutil.copytree(last, refused)
+    resume_tiny(run)
+    assert not marker.exists()
+    assert any("cannot be read" in event["message"] for event in run.events("warning"))
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        checkpoint.read(refused)
+
+
+def test_moved_corpus_is_recognised_and_another_one_refused_with_both_digests(
+        learnable_corpus, tiny_corpus, tmp_path):
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(learnable_corpus.path, moved)
+    run = interrupted(learnable_corpus, tmp_path / "run", step=8)
+    with pytest.raises(CheckpointError) as refused:
+        resume_tiny(run, corpus=tiny_corpus.path)
+    assert learnable_corpus.digest in str(refused.value)
+    assert tiny_corpus.digest in str(refused.value)
+    resume_tiny(run, corpus=moved)
+    assert run.status == "finished"
+
+
+def test_copied_run_directory_resumes_elsewhere(learnable_corpus, whole, tmp_path):
+    run = interrupted(learnable_corpus, tmp_path / "run")
+    shutil.move(run.path, tmp_path / "drive")
+    copy = Run.open(tmp_path / "drive")
+    resume_tiny(copy)
+    assert weights(copy) == weights(whole)
+
+
+def test_other_thread_count_is_restored(learnable_corpus, whole, tmp_path):
+    import torch
+
+    run = interrupted(learnable_corpus, tmp_path / "run")
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads + 1)
+        resume_tiny(run)
+        assert torch.get_num_threads() == threads
+        assert weights(run) == weights(whole)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_second_process_on_a_run_directory_is_refused(learnable_corpus, tmp_path):
+    run = interrupted(learnable_corpus, tmp_path / "run", step=8)
+    with run.lock(), pytest.raises(TrainingStopped, match="being trained by"):
+        resume_tiny(run)
+
+
+def kill_and_resume(corpus, path, kills: int, seed: int) -> Run:
+    """Train in processes that are killed with SIGKILL at random moments, until one finishes."""
+    chance = random.Random(seed)
+    command = [sys.executable, "-m", "tests.training", str(path), str(corpus.path)]
+    for killing in range(kills + 1):
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                                 cwd=Path(__file__).parents[1])
+        child.stdout.readline()
+        if killing < kills:
+            time.sleep(chance.uniform(0.0, 0.9))
+            child.send_signal(signal.SIGKILL)
+        _, errors = child.communicate(timeout=120)
+        run = Run(path)
+        if run.holds_run and run.status == "finished":
+            return run
+        assert child.returncode == -signal.SIGKILL, errors
+    raise AssertionError("the last process was not killed and did not finish")
+
+
+def check_killed_run(corpus, whole, path, kills, seed):
+    run = kill_and_resume(corpus, path, kills, seed)
+    assert weights(run) == weights(whole)
+    assert numbers(run) == numbers(whole)
+
+
+def test_kill_9_at_random_moments_leaves_the_same_run(learnable_corpus, whole, tmp_path):
+    check_killed_run(learnable_corpus, whole, tmp_path / "run", kills=10, seed=1)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(10))
+def test_a_hundred_kills_leave_the_same_run(learnable_corpus, whole, tmp_path, seed):
+    check_killed_run(learnable_corpus, whole, tmp_path / "run", kills=10, seed=100 + seed)
