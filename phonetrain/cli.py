@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 OVERRIDE = re.compile(r"[A-Za-z_][\w.-]*=.*", re.DOTALL)
-FLAGS = frozenset({"--help", "-h", "--version", "--dry-run", "--json", "--quiet", "--find-lr"})
+FLAGS = frozenset({"--help", "-h", "--version", "--dry-run", "--json", "--quiet", "--find-lr", "--onnx"})
 
 
 def main(tokens: Sequence[str] | None = None) -> None:

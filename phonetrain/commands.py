@@ -255,7 +255,13 @@ def doctor(
 
 @app.command
 def export(
-    run: Path | None = None, /, *, out: Path | None = None, checkpoint: str = "best", json: Flag = False
+    run: Path | None = None,
+    /,
+    *,
+    out: Path | None = None,
+    checkpoint: str = "best",
+    onnx: Flag = False,
+    json: Flag = False,
 ) -> None:
     """Write a run's model for use without phonetrain: a torch.export program, weights, and what they expect.
 
@@ -267,12 +273,14 @@ def export(
         The directory; default RUN/export.
     checkpoint
         best, last, or a step as step-1200.
+    onnx
+        Write model.onnx too; needs `pip install onnx onnxscript`.
     json
         Print the path as JSON.
     """
     from .export import export
 
-    path = export(run, out, checkpoint)
+    path = export(run, out, checkpoint, onnx)
     _show({"export": str(path)}, str(path), json)
 
 
