@@ -4,8 +4,9 @@ import copy
 from collections.abc import Iterable, Mapping
 
 from .errors import ConfigError
-from .settings import Section, hints, is_section, parse_override, shown, unknown_key
+from .settings import Section, hints, is_section, parse_override, unknown_key
 from .stages import Stage, resized
+from .wording import shown
 
 # A setting said later takes the place of its rivals from the recipe; said together with them, both are refused by the
 # rules of their section.

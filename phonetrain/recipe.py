@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from .errors import ConfigError
-from .settings import toml_value
+from .wording import toml_value
 
 FOLDER = Path(__file__).parent / "recipes"
 

@@ -242,7 +242,7 @@ def command(run: Run) -> str:
     """The command that trains the same again: the recipe and how the run's settings differ from it."""
     from .config import load_recipe
     from .errors import ConfigError
-    from .settings import toml_value
+    from .wording import toml_value
 
     recipe = next(iter(run.events("run_started")), {}).get("recipe", "default")
     try:

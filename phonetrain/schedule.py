@@ -13,7 +13,7 @@ import numpy as np
 
 from .config import RunConfig, diff
 from .errors import ConfigError
-from .sections import PhaseConfig, ShapeConfig
+from .schedule_sections import PhaseConfig, ShapeConfig
 from .shapes import Place, Table, momentum_shape, shape
 
 NEEDS_LENGTH = ("cosine", "onecycle")

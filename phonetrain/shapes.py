@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .sections import ShapeConfig
+from .schedule_sections import ShapeConfig
 
 Table = np.ndarray  # (num_steps,) float64, one number for every step of an epoch
 

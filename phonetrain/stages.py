@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .errors import ConfigError
-from .settings import shown
+from .wording import shown
 
 if TYPE_CHECKING:
     from .config import RunConfig
