@@ -4,7 +4,7 @@ import pickle
 
 import numpy as np
 
-from phonedata.cmvn import moments, normalise_half, normalise_single, scale_of
+from phonedata.cmvn import moments, normalise_half, normalise_single, scale_into
 from phonedata.errors import RawDataError, SpecError
 from phonedata.plan import ChunkTask
 from phonedata.records import ChunkResult, Reading
@@ -20,10 +20,10 @@ class UtteranceReader:
         # Copies, because a partition lends out its buffers until its next read.
         self.partitions = {p.name: pickle.loads(pickle.dumps(p)) for p in raw.partitions}
         self.feature_dim, self.dim_from = feature_dim, dim_from
-        self._mean, self._square = np.empty(feature_dim), np.empty(feature_dim)
 
-    def read(self, name: str, index: int):
-        """(features, labels, mean, squares) of one utterance, valid until the next; raises RawDataError."""
+    def read(self, name: str, index: int, mean: np.ndarray, square: np.ndarray):
+        """(features, labels) of one utterance, valid until the next; fills its `mean` (D,) and sum of squared
+        deviations `square` (D,). Raises RawDataError."""
         partition = self.partitions[name]
         features, labels = partition.read(index)
         frames, dim = features.shape
@@ -41,7 +41,7 @@ class UtteranceReader:
             raise RawDataError(
                 f"{partition.where(index)}: {frames} feature frames but {len(labels)} labels; make one again"
             )
-        if not moments(features, self._mean, self._square):
+        if not moments(features, mean, square):
             finite = np.isfinite(features)
             if finite.all():
                 what = "values too large to add up in float64"
@@ -51,34 +51,35 @@ class UtteranceReader:
             raise RawDataError(
                 f"{partition.where(index)}: {what}, wanted finite numbers; make it again or use --skip-bad"
             )
-        return features, labels, self._mean, self._square
+        return features, labels
 
     def measure(self, name: str, indices) -> Reading:
         """Raw moments of some utterances, without writing anything."""
-        good, counts, means, squares, bad = [], [], [], [], {}
+        good, counts, bad = [], [], {}
+        means, squares = np.empty((2, len(indices), self.feature_dim))
         for index in map(int, indices):
+            n = len(good)
             try:
-                features, _, mean, square = self.read(name, index)
+                features, _ = self.read(name, index, means[n], squares[n])
             except RawDataError as error:
                 bad[index] = str(error)
                 continue
             good.append(index)
             counts.append(len(features))
-            means.append(mean.copy())
-            squares.append(square.copy())
         lengths = dict(zip(good, counts))
-        return Reading.of(good, counts, means, squares, self.feature_dim, lengths=lengths, bad=bad)
+        return Reading.of(good, counts, means[: len(good)], squares[: len(good)], lengths=lengths, bad=bad)
 
 
 class ChunkFiller:
     """Makes one inner chunk at a time in its own buffers.
 
-    `statistics(partition, index)` gives the mean and scale (D,) to normalise an utterance with, or None for its own.
+    `statistics(partition, index)` gives the mean and scale (D,) to normalise an utterance with; without it, every
+    utterance is normalised with its own.
     """
 
     def __init__(self, reader: UtteranceReader, dtype: str, label_dtype, num_classes: int, statistics):
         self.reader, self.statistics = reader, statistics
-        self.dtype, self.num_classes = dtype, num_classes
+        self.dtype, self.num_classes, self._limit = dtype, num_classes, _LARGEST[dtype]
         half = dtype == "float16"
         self._normalise = normalise_half if half else normalise_single
         # float16 moves as its bits: numba knows no float16.
@@ -88,48 +89,46 @@ class ChunkFiller:
 
     def fill(self, task: ChunkTask, features_file: ShardFile, labels_file: ShardFile | None) -> ChunkResult | Reading:
         """Write the chunk and return its result; or, if the plan was wrong about it, only what reading has shown."""
-        first_row = task.chunk * CHUNK_ROWS
         rows, row_labels, dim = self._rows, self._labels, self.reader.feature_dim
-        owned, counts, means, squares = [], [], [], []
-        true_lengths, bad = {}, {}
-        done = 0
-        for index, start, length in zip(task.index.tolist(), task.start_row.tolist(), task.length.tolist()):
+        starts = task.start_row - task.chunk * CHUNK_ROWS
+        own = starts >= 0  # the utterance counts where it begins
+        means, squares, scales = np.empty((3, len(starts), dim))
+        centres = means if self.statistics is None else np.empty_like(means)
+        lengths, bad, done = {}, {}, 0
+        for n, (index, start, length) in enumerate(zip(task.index.tolist(), starts.tolist(), task.length.tolist())):
             try:
-                features, labels, mean, square = self.reader.read(task.partition, index)
+                features, labels = self.reader.read(task.partition, index, means[n], squares[n])
             except RawDataError as error:
                 bad[index] = str(error)
                 continue
             if len(features) != length:
-                true_lengths[index] = len(features)
-                continue
-            if bad or true_lengths:
+                lengths[index] = len(features)
+            if bad or lengths:
                 continue  # this layout is refuted: go on only to find every other fault
-            given = self.statistics(task.partition, index)
-            centre, scale = given if given is not None else (mean, scale_of(mean, np.sqrt(square / length)))
-            a, b = start - first_row, start - first_row + length
-            inside = a >= 0 and b <= CHUNK_ROWS
-            a, b = max(a, 0), min(b, CHUNK_ROWS)
-            target = rows[a:b] if inside else np.empty((length, dim), rows.dtype)
-            largest = self._normalise(features, centre, scale, target)
-            if not largest <= _LARGEST[self.dtype]:
+            if self.statistics is None:
+                scale_into(means[n], squares[n], length, scales[n])
+            else:
+                centres[n], scales[n] = self.statistics(task.partition, index)
+            end = start + length
+            inside = start >= 0 and end <= CHUNK_ROWS
+            target = rows[start:end] if inside else np.empty((length, dim), rows.dtype)
+            largest = self._normalise(features, centres[n], scales[n], target)
+            if not largest <= self._limit:
                 self._refuse(task.partition, index, largest)
+            a, b = max(start, 0), min(end, CHUNK_ROWS)
             if a > done:
                 rows[done:a] = 0
                 row_labels[done:a] = self._padding
-            skip = first_row - start if start < first_row else 0
             if not inside:
-                rows[a:b] = target[skip : skip + b - a]
+                rows[a:b] = target[a - start : b - start]
             if labels is not None:
-                row_labels[a:b] = labels[skip : skip + b - a]
+                row_labels[a:b] = labels if inside else labels[a - start : b - start]
             done = b
-            if start >= first_row:
-                owned.append(index)
-                counts.append(length)
-                means.append((mean - centre) * scale)
-                squares.append(square * scale * scale)
-        reading = Reading.of(owned, counts, means, squares, dim, lengths=true_lengths, bad=bad)
-        if bad or true_lengths:
-            return reading
+        stored = (means[own] - centres[own]) * scales[own], squares[own] * scales[own] ** 2
+        if bad or lengths:
+            nothing = np.empty((0, dim))
+            return Reading.of([], [], nothing, nothing, lengths=lengths, bad=bad)
+        reading = Reading.of(task.index[own], task.length[own], *stored)
         rows[done:] = 0
         row_labels[done:] = self._padding
         features_file.write(task.chunk, rows)
@@ -147,6 +146,6 @@ class ChunkFiller:
         where = self.reader.partitions[partition].where(index)
         way_out = "pack with --dtype float32, or with CMVN" if self.dtype == "float16" else "scale the features down"
         raise SpecError(
-            f"{where}: a value of {largest:.6g} does not fit {self.dtype} (at most {_LARGEST[self.dtype]:.6g}); "
+            f"{where}: a value of {largest:.6g} does not fit {self.dtype} (at most {self._limit:.6g}); "
             f"{way_out}"
         )

@@ -30,10 +30,11 @@ def _bits(typingctx, value):
 
 @njit(inline="always")
 def half_bits(value):
-    """float32 -> the bits of the nearest float16 (ties to even), as numpy converts; NaN keeps its sign, quiet.
+    """float32 of magnitude below 65,520 -> the bits of the nearest float16 (ties to even), as numpy converts.
 
     Integer arithmetic only: numba has no float16 on CPUs, and LLVM's own conversion calls a library function that is
-    not everywhere. The magic numbers are those of Fabian Giesen's float_to_half_fast3_rtne.
+    not everywhere. The magic numbers are those of Fabian Giesen's float_to_half_fast3_rtne; his branch for infinities
+    is left out, since the callers refuse what float16 cannot hold.
     """
     bits = _bits(np.float32(value))
     sign = (bits >> np.uint32(16)) & np.uint32(0x8000)
@@ -41,9 +42,7 @@ def half_bits(value):
     normal = (magnitude + np.uint32(0xC8000FFF) + ((magnitude >> np.uint32(13)) & np.uint32(1))) >> np.uint32(13)
     # Below 2^-14 the value is aligned by adding 0.5: the adder rounds at the last bit of a float16 subnormal.
     small = _bits(np.float32(abs(value)) + np.float32(0.5)) - np.uint32(0x3F000000)
-    large = np.uint32(0x7E00) if magnitude > np.uint32(0x7F800000) else np.uint32(0x7C00)
     half = small if magnitude < np.uint32(113 << 23) else normal
-    half = large if magnitude >= np.uint32(0x47800000) else half
     return np.uint16(half | sign)
 
 
@@ -160,10 +159,14 @@ class Moments:
     @property
     def scale(self) -> np.ndarray:
         """(D,) what normalisation multiplies with."""
-        return scale_of(self.mean, self.std)
+        scale = np.empty_like(self.mean)
+        scale_into(self.mean, self.square, max(self.count, 1), scale)
+        return scale
 
 
-def scale_of(mean: np.ndarray, std: np.ndarray) -> np.ndarray:
-    """1 / std, or 1 where the coefficient does not vary."""
-    constant = std <= RELATIVE_FLOOR * np.abs(mean)
-    return np.where(constant, 1.0, 1.0 / np.where(constant, 1.0, std))
+@njit(cache=True, nogil=True)
+def scale_into(mean, square, count, scale):
+    """Fill `scale` (D,): 1 / deviation of `count` frames, or 1 where the coefficient does not vary."""
+    for d in range(mean.size):
+        std = np.sqrt(square[d] / count)
+        scale[d] = 1.0 if std <= RELATIVE_FLOOR * abs(mean[d]) else 1.0 / std

@@ -27,10 +27,8 @@ class Reading:
     bad: dict[int, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, index: list, counts: list, means: list, squares: list, dim: int, **more) -> "Reading":
-        """From lists, which may be empty."""
-        shape = (len(index), dim)
-        means, squares = np.array(means, np.float64).reshape(shape), np.array(squares, np.float64).reshape(shape)
+    def of(cls, index, counts, means: np.ndarray, squares: np.ndarray, **more) -> "Reading":
+        """From lists or arrays of integers, and (n, D) arrays."""
         return cls(np.array(index, np.int64), np.array(counts, np.int64), means, squares, **more)
 
     def to_record(self) -> dict:

@@ -43,7 +43,7 @@ class Packing:
             options.dtype,
             corpus.phonemes.label_dtype,
             len(corpus.phonemes),
-            self._statistics,
+            None if options.cmvn == "utterance" else self._statistics,
         )
         self.plans = {}
         for p in corpus.partitions:
@@ -109,10 +109,8 @@ class Packing:
                     group.merge(r.counts[i : i + 1], r.means[i : i + 1], r.squares[i : i + 1])
 
     def _statistics(self, partition: str, index: int):
-        """Mean and scale (D,) that normalise an utterance; None: its own."""
+        """Mean and scale (D,) that normalise an utterance, where they are not its own."""
         kind = self.options.cmvn
-        if kind == "utterance":
-            return None
         if kind == "none":
             return np.zeros(self.feature_dim), np.ones(self.feature_dim)
         group = self.group_moments[(partition, self.raw[partition].speakers[index]) if kind == "speaker" else "train"]

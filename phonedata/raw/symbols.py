@@ -29,12 +29,20 @@ def _encode(text, slots, spellings, seed, classes):
     known_width = spellings.shape[1] - 1
     mask = np.uint64(slots.size - 1)
     for t in range(frames):
-        same = t > 0
-        if same:
-            # Labels repeat for several frames: comparing with the row before is cheaper than hashing.
+        # Labels repeat for several frames: comparing with the row before is cheaper than hashing.
+        differs = np.uint32(t == 0)
+        if t > 0 and width == 5:
+            differs = (
+                (text[t, 0] ^ text[t - 1, 0])
+                | (text[t, 1] ^ text[t - 1, 1])
+                | (text[t, 2] ^ text[t - 1, 2])
+                | (text[t, 3] ^ text[t - 1, 3])
+                | (text[t, 4] ^ text[t - 1, 4])
+            )
+        elif t > 0:
             for j in range(width):
-                same &= text[t, j] == text[t - 1, j]
-        if same:
+                differs |= text[t, j] ^ text[t - 1, j]
+        if differs == 0:
             classes[t] = classes[t - 1]
             continue
         entry = slots[np.int64(_hash(text[t], seed) & mask)]
@@ -47,6 +55,11 @@ def _encode(text, slots, spellings, seed, classes):
                 return t
         classes[t] = np.uint16(spellings[entry, known_width])
     return -1
+
+
+def _symbol(points: np.ndarray) -> str:
+    """Text of a row of code points; what is no code point at all (a damaged file) shows as U+FFFD."""
+    return "".join(chr(p) if p <= 0x10FFFF else "\ufffd" for p in points.tolist()).rstrip("\0")
 
 
 class SymbolTable:
@@ -67,7 +80,7 @@ class SymbolTable:
     @staticmethod
     def _perfect_hash(points: np.ndarray) -> tuple[np.ndarray, np.uint64]:
         """A table and a seed with which no two spellings share a slot."""
-        size = 1 << (len(points) * 4 - 1).bit_length()
+        size = 1 << (len(points) * 16 - 1).bit_length()
         while True:
             for seed in range(1, 200):
                 slots = np.full(size, -1, np.int32)
@@ -105,14 +118,12 @@ class SymbolTable:
             raise RawDataError(f"{where}: transcript of empty symbols; make it again")
         text = np.ascontiguousarray(labels, labels.dtype.newbyteorder("=")).view(np.uint32)
         text = text.reshape(len(labels), labels.dtype.itemsize // 4)
-        # A code point beyond Unicode cannot be turned into a str, so it may not reach a message.
-        if len(text) and text.max() > 0x10FFFF:
-            raise RawDataError(f"{where}: transcript holds code points that are no text; copy or make it again")
         if len(text) >= 2:
-            opened, closed = str(labels[0]) in START_MARKS, str(labels[-1]) in END_MARKS
+            first, last = _symbol(text[0]), _symbol(text[-1])
+            opened, closed = first in START_MARKS, last in END_MARKS
             if opened != closed:
                 raise RawDataError(
-                    f"{where}: begins with {str(labels[0])!r} and ends with {str(labels[-1])!r}; "
+                    f"{where}: begins with {first!r} and ends with {last!r}; "
                     f"wanted both marks, [SOS] and [EOS], or neither"
                 )
             if opened:
@@ -121,7 +132,7 @@ class SymbolTable:
             self._out = np.empty(len(text) * 2, np.uint16)
         unknown = _encode(text, self._slots, self._spellings, self._seed, self._out[: len(text)])
         if unknown >= 0:
-            symbol = "".join(map(chr, text[unknown])).rstrip("\0")
+            symbol = _symbol(text[unknown])
             raise RawDataError(
                 f"{where}: unknown symbol {symbol!r} at frame {unknown}, wanted one of the {len(self.phonemes)} "
                 "phonemes "
