@@ -47,8 +47,6 @@ def build_from_factory(factory: str, feature_dim: int, window_width: int, num_cl
 
 def find(factory: str) -> Callable[..., object]:
     source, _, name = factory.rpartition(":")
-    if not source or not name.isidentifier():
-        raise ConfigError(f"model.factory = {factory}: wanted file.py:function or package.module:function")
     try:
         module = import_file(Path(source)) if source.endswith(".py") else importlib.import_module(source)
     except Exception as error:

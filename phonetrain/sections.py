@@ -25,6 +25,12 @@ def device_name(text: str) -> None:
         raise ValueError(text)
 
 
+def factory_name(text: str) -> None:
+    source, _, name = text.rpartition(":")
+    if not source or not name.isidentifier():
+        raise ValueError(text)
+
+
 def unread_by_name(section: Section, chosen: str) -> dict[str, str]:
     """The fields that the section's `name` does not read (its READ_BY), with the reason."""
     reasons = {}
@@ -48,7 +54,7 @@ Partitions = Annotated[str, Text('"auto", or partition names joined by +', not_e
 class DataConfig(Section):
     section: ClassVar[str] = "data"
 
-    corpus: str | None = None
+    corpus: Annotated[str, Text("a path", not_empty)] | None = None
     "Path of the packed corpus; none: found beside where the command runs (packed/)."
     train: Partitions = "auto"
     "Partitions to train on, as train-clean-100 or a + b; auto: found by name."
@@ -112,7 +118,7 @@ class ModelConfig(Section):
         "torch", "xavier_normal", "xavier_uniform", "kaiming_normal", "kaiming_uniform", "orthogonal", "uniform"
     ] = "torch"
     "Start of the weight matrices; biases start at 0 except under torch's own. uniform is torch's, from 0 to 1."
-    factory: str | None = None
+    factory: Annotated[str, Text("file.py:function or package.module:function", factory_name)] | None = None
     "A model of your own in place of all the above: file.py:build or package.module:build."
 
     def unread(self) -> dict[str, str]:

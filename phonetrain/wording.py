@@ -88,7 +88,7 @@ def refused(value: object, hint: object, key: str) -> ConfigError:
     message = f"{key} = {shown(value)}: wanted {described(hint)}"
     if isinstance(value, str):
         allowed = [name for choice in alternatives(hint) for name in literal_values(choice) if isinstance(name, str)]
-        near = difflib.get_close_matches(value, allowed, n=1)
+        near = difflib.get_close_matches(value.lower(), allowed, n=1)
         spelled = number_in_toml(value)
         if near:
             message += f"; did you mean {toml_value(near[0])}?"
