@@ -156,8 +156,6 @@ def check(way: str, run: dict, out: Path, raw: Path, size: int) -> None:
         got = corpus["train"].labels[start : start + len(wanted)]
         same = [corpus.phonemes.symbols[c] for c in got] == wanted.tolist()
         ok = same and run["result"] == corpus["train"].num_frames
-            "train"
-        ].num_frames
     if not ok:
         raise SystemExit(f"{way}: wrong result {run}")
 
@@ -187,10 +185,9 @@ def show(runs: dict[str, list[dict]], utterances: int, size: int) -> None:
         )
     ratio = {k: [statistics.median(r[c] for r in runs[k]) for c in ("wall", "cpu")] for k in runs}
     one, two = ratio["pack 1 worker"], ratio["pack 2 workers"]
-    print(
-        f"one worker against the obvious way: {ratio['obvious'][1] / one[1]:.1f} times (CPU), against readv: "
-        f"{ratio['readv'][1] / one[1]:.2f} of its rate (CPU); two workers against one: {one[0] / two[0]:.2f} times (wall)"
-    )
+    faster, share = ratio["obvious"][1] / one[1], ratio["readv"][1] / one[1]
+    print(f"one worker: {faster:.1f} times the obvious way, {share:.2f} of the rate of readv (both per CPU-second)")
+    print(f"two workers: {one[0] / two[0]:.2f} times one (wall)")
 
 
 if __name__ == "__main__":
