@@ -74,7 +74,7 @@ class MappedFiles:
             free = available_memory()
             if free is None or free < sum(array.nbytes for array in self._maps):
                 return
-            arguments = (self._maps, [file for file, _, _ in self._files], self._stopped)
+            arguments = (self._maps, self._stopped)
             self._pages = threading.Thread(target=_populate, args=arguments, name="phonedata-pages", daemon=True)
             self._pages.start()
         if self._pages.is_alive() and min(map(resident_share, self._maps), default=1.0) < 0.95:
@@ -87,9 +87,9 @@ def _close(files, stopped) -> None:
         os.close(files.pop()[0])
 
 
-def _populate(maps, files, stopped) -> None:
+def _populate(maps, stopped) -> None:
     libc = _libc()
-    for array, file in zip(maps, files):
+    for array in maps:
         base, end = _page_bounds(array)
         for start in range(base, end, PIECE):
             if stopped.is_set():
@@ -98,9 +98,10 @@ def _populate(maps, files, stopped) -> None:
             if libc is None or libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), MADV_POPULATE_READ) != 0:
                 # An older kernel, another system, or a file that shrank (EFAULT, where a plain read would be SIGBUS).
                 try:
-                    os.lseek(file, array.offset + start - base, os.SEEK_SET)
-                    while length > 0 and (data := os.read(file, min(length, 1 << 22))):
-                        length -= len(data)
+                    with open(array.filename, "rb", buffering=0) as file:
+                        file.seek(array.offset + start - base)
+                        while length > 0 and (data := file.read(min(length, 1 << 22))):
+                            length -= len(data)
                 except OSError:
                     return
 

@@ -1,0 +1,298 @@
+"""Producer threads and the files under them: order, errors, early ends, and nothing left behind."""
+
+import gc
+import os
+import random
+import shutil
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from phonedata import FormatError, PackedCorpus, SpecError, WindowSpec, open_loader
+from phonedata.crew import Crew
+from phonedata.pages import MappedFiles, available_memory, resident_share
+
+KINDS = [("host", "global"), ("slab", "slab")]
+
+
+def producers():
+    return [t for t in threading.enumerate() if t.name.startswith("phonedata-") and t.name != "phonedata-pages"]
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind():
+    yield
+    gc.collect()
+    assert producers() == []
+
+
+def open_tiny(corpus, kind="host", order="global", **options):
+    options = {"window": WindowSpec(3, 2), "batch_size": 8, "threads": 2, "slab_frames": 20, "pool_slabs": 2, **options}
+    return open_loader(corpus, "train-clean", kind=kind, order=order, **options)
+
+
+# The crew
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("slots", [1, 2, 7])
+def test_results_come_in_order_and_no_slot_is_held_twice(threads, slots):
+    held, lock = set(), threading.Lock()
+
+    def produce(index, slot):
+        with lock:
+            assert slot not in held
+            held.add(slot)
+        time.sleep(random.random() * 2e-4)
+        return index * index
+
+    crew = Crew(produce, 3, 60, slots, threads)
+    for index in range(3, 60):
+        assert crew.take() == index * index
+        assert index % slots in held
+        with lock:
+            held.remove(index % slots)
+        crew.release()
+    crew.close()
+
+
+def test_no_slot_is_refilled_before_its_release():
+    produced = []
+    crew = Crew(lambda index, slot: produced.append(index), 0, 100, 4, 2)
+    crew.take()
+    crew.take()
+    time.sleep(0.05)
+    assert sorted(produced) == [0, 1, 2, 3]
+    crew.release()
+    crew.take()
+    crew.take()
+    crew.take()
+    time.sleep(0.02)
+    assert sorted(produced) == [0, 1, 2, 3, 4]
+    crew.close()
+
+
+def test_an_error_arrives_at_its_batch_with_the_threads_traceback():
+    def produce(index, slot):
+        if index == 5:
+            raise ZeroDivisionError("batch five")
+        return index
+
+    crew = Crew(produce, 0, 50, 4, 3)
+    for index in range(5):
+        assert crew.take() == index
+        crew.release()
+    with pytest.raises(ZeroDivisionError, match="batch five") as caught:
+        crew.take()
+    assert "in produce" in "".join(traceback.format_exception(caught.value))
+    assert producers() == []
+
+
+def test_a_consumer_that_waits_hears_of_the_close():
+    hold = threading.Event()
+    crew = Crew(lambda index, slot: hold.wait(), 0, 9, 2, 1)
+    heard = []
+
+    def consume():
+        try:
+            crew.take()
+            crew.take()
+        except SpecError as error:
+            heard.append(error)
+
+    consumer = threading.Thread(target=consume)
+    consumer.start()
+    threading.Timer(0.05, hold.set).start()
+    crew.close()
+    consumer.join(5)
+    assert "closed" in str(heard[0])
+
+
+# Epochs that end early
+
+
+@pytest.mark.parametrize(("kind", "order"), KINDS)
+def test_leaving_early_ends_the_threads(tiny_corpus, kind, order):
+    with open_tiny(tiny_corpus, kind, order) as loader:
+        batches = loader.epoch(0)
+        next(batches)
+        assert producers()
+        batches.close()
+        assert producers() == []
+        for _ in loader.epoch(0):
+            break
+        gc.collect()
+        assert producers() == []
+        with pytest.raises(RuntimeError, match="training broke"):
+            for _ in loader.epoch(0):
+                raise RuntimeError("training broke")
+
+
+@pytest.mark.parametrize(("kind", "order"), KINDS)
+def test_a_forgotten_epoch_is_collected(tiny_corpus, kind, order):
+    loader = open_tiny(tiny_corpus, kind, order)
+    batches = loader.epoch(0)
+    next(batches)
+    del batches
+    gc.collect()
+    assert producers() == []
+    never_started = loader.epoch(0)
+    del never_started
+    loader.close()
+
+
+@pytest.mark.parametrize(("kind", "order"), KINDS)
+def test_closing_the_loader_ends_its_open_epochs(tiny_corpus, kind, order):
+    loader = open_tiny(tiny_corpus, kind, order)
+    batches = loader.epoch(0)
+    next(batches)
+    loader.close()
+    assert producers() == []
+    with pytest.raises(SpecError, match="closed while one of its epochs"):
+        list(batches)
+    loader.close()
+
+
+def test_a_program_may_end_in_the_middle_of_an_epoch(tiny_corpus):
+    program = (
+        "import sys, phonedata\n"
+        "loader = phonedata.open_loader(sys.argv[1], 'train-clean', window=phonedata.WindowSpec(3, 2), batch_size=8)\n"
+        "batches = loader.epoch(0)\n"
+        "print(len(next(batches).frames))\n"
+    )
+    command = [sys.executable, "-W", "error", "-c", program, tiny_corpus.path]
+    done = subprocess.run(command, capture_output=True, timeout=60)
+    assert (done.returncode, done.stdout.split(), done.stderr) == (0, [b"8"], b"")
+
+
+# Files that are not what they were
+
+
+@pytest.fixture
+def own_corpus(tiny_corpus, tmp_path):
+    shutil.copytree(tiny_corpus.path, tmp_path / "packed")
+    return PackedCorpus(tmp_path / "packed")
+
+
+def cut(corpus, file="features/c/0/0", size=100):
+    os.truncate(Path(corpus.path) / "train-clean" / file, size)
+
+
+@pytest.mark.parametrize("file", ["features/c/0/0", "labels/c/0"])
+@pytest.mark.parametrize(("kind", "order"), [*KINDS, ("resident", "global")])
+def test_a_file_cut_before_opening_is_named(own_corpus, kind, order, file):
+    cut(own_corpus, file)
+    with pytest.raises(FormatError, match=rf"{file}: 100 bytes, wanted at least \d+"):
+        open_tiny(own_corpus, kind, order)
+
+
+@pytest.mark.parametrize(("kind", "order"), KINDS)
+def test_a_file_cut_between_epochs_is_named(own_corpus, kind, order):
+    with open_tiny(own_corpus, kind, order) as loader:
+        for _ in loader.epoch(0):
+            pass
+        cut(own_corpus)
+        with pytest.raises(FormatError, match="100 bytes, wanted at least"):
+            next(loader.epoch(1))
+
+
+def test_a_file_that_shrinks_under_the_map_is_our_error_with_its_traceback(own_corpus):
+    with open_tiny(own_corpus) as loader:
+        batches = loader.epoch(0)
+        next(batches)
+        (crew,) = loader._crews
+        # Cut while no thread is inside the kernel: there a SIGBUS could not be helped.
+        while sum(queue.qsize() for queue in crew._ready) < 3:
+            time.sleep(0.001)
+        cut(own_corpus)
+        with pytest.raises(FormatError, match="100 bytes, wanted at least") as caught:
+            list(batches)
+        assert "_produce" in "".join(traceback.format_exception(caught.value))
+        assert producers() == []
+
+
+def test_slabs_of_a_file_that_shrinks_are_our_error(own_corpus):
+    with open_tiny(own_corpus, "slab", "slab") as loader:
+        batches = loader.epoch(0)
+        next(batches)
+        cut(own_corpus)
+        with pytest.raises(FormatError, match="wanted at least"):
+            list(batches)
+
+
+def test_a_copy_in_ram_outlives_its_file(own_corpus):
+    with open_tiny(own_corpus, memory="ram") as loader:
+        kept = loader.batch(0, 3)
+        cut(own_corpus)
+        assert loader.batch(0, 3).windows.equal(kept.windows)
+
+
+# Pages
+
+
+def test_populated_pages_are_in_memory(tmp_path):
+    path = tmp_path / "rows"
+    np.arange(1 << 20, dtype=np.float32).tofile(path)
+    rows = np.memmap(path, np.float32, "r")
+    files = MappedFiles([rows])
+    files.populate()
+    if files._pages is not None:
+        files._pages.join()
+        assert resident_share(rows) == 1.0
+    read = np.empty(1000, np.float32)
+    files.read(0, 5000, read)
+    assert read.tolist() == list(range(5000, 6000))
+    with pytest.raises(FormatError):
+        os.truncate(path, 4000)
+        files.read(0, 5000, read)
+    files.close()
+    free = available_memory()
+    assert free is None or free > 0
+
+
+# Soak
+
+
+def soak(corpus, batches):
+    """Read `batches` batches in epochs that often end early; returns resident memory halfway and at the end."""
+    dice = random.Random(0)
+    read, marks = 0, []
+    loaders = [open_tiny(corpus, kind, order, threads=dice.randint(1, 4)) for kind, order in KINDS * 2]
+    while read < batches:
+        loader = dice.choice(loaders)
+        stop = dice.randint(0, loader.batches_per_epoch + 3)
+        start = dice.randint(0, loader.batches_per_epoch)
+        for number, _ in enumerate(loader.epoch(dice.randint(0, 99), start)):
+            read += 1
+            if number == stop:
+                break
+        if read > batches * (len(marks) + 1) / 2:
+            gc.collect()
+            marks.append(resident_memory())
+    for loader in loaders:
+        loader.close()
+    return marks
+
+
+def resident_memory():
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        pytest.skip("no /proc: resident memory is not read here")
+    return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith("VmRSS"))
+
+
+def test_memory_stays_flat_over_early_ends(tiny_corpus):
+    first, last = soak(tiny_corpus, 1500)
+    assert last - first < 8 << 20
+
+
+@pytest.mark.long
+def test_memory_stays_flat_over_ten_thousand_batches(tiny_corpus):
+    first, last = soak(tiny_corpus, 10_000)
+    assert last - first < 8 << 20
