@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from dataclasses import replace
 from typing import Any
 
@@ -34,6 +35,7 @@ class Trainer:
         self.watch = guard.DivergenceWatch(parts.config.guard.divergence)
         self.last_saved = self.last_logged = time.monotonic()
         self.scoring_seconds: float | None = None
+        self.recent_seconds: deque[float] = deque(maxlen=20)
         self.saving_seconds = 0.0
         self.skips_in_a_row, self.skipped_to = 0, -1
 
@@ -99,6 +101,7 @@ class Trainer:
         on_cpu = parts.compute.device.type == "cpu"
         log_every = parts.config.tracking.log_every
         start, clock = progress.epoch_seconds, time.monotonic()
+        began = clock
         stream = parts.train.epoch(progress.epoch, start_batch=progress.batch)
         try:
             for batch in stream:
@@ -110,7 +113,9 @@ class Trainer:
                 progress.batch += 1
                 progress.step += 1
                 progress.frames += batch.labels.shape[0]
-                progress.epoch_seconds = start + time.monotonic() - clock
+                now = time.monotonic()
+                self.recent_seconds.append(now - began)
+                began, progress.epoch_seconds = now, start + now - clock
                 logs = progress.step % log_every == 0
                 # On a CPU the flag costs nothing to read; on CUDA reading it waits for the device.
                 if (on_cpu or logs or progress.batch == batches) and (bad := int(parts.step.halted_at)) >= 0:
@@ -134,9 +139,10 @@ class Trainer:
         if self.deadline.end is None:
             return None
         scoring = self.scoring_seconds
-        if scoring is None:  # not measured yet: scoring is about a third of training's work
-            pace = self.progress.epoch_seconds / max(1, self.progress.batch * self.parts.config.batch_size)
-            scoring = self.parts.dev.num_frames * pace / 2
+        if scoring is None:  # not measured yet: a forward pass is about a third of a step's work
+            # The fastest of the recent ones: the first steps also compile kernels and read the corpus.
+            pace = min(self.recent_seconds, default=0.0) / self.parts.config.batch_size
+            scoring = self.parts.dev.num_frames * pace / 2 if len(self.recent_seconds) > 4 else 0.0
         return "deadline" if self.deadline.reached(2.0 + 1.5 * scoring + 2 * self.saving_seconds) else None
 
     def log(self, rate: float, batches: int) -> None:
