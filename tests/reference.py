@@ -31,12 +31,12 @@ def train_plainly(model, batches, *, lr, weight_decay, betas=(0.9, 0.999), eps=1
 
 def cmvn_truth(features, group=None):
     """(T, D) normalised in float64 by the mean and population deviation of `group` (default: itself); a coefficient
-    whose deviation is at most 1e-6 of its mean's size is only centred."""
+    whose deviation is at most 1e-6 of its mean's size, or 1e-30, is only centred."""
     import numpy as np
 
     group = np.asarray(features if group is None else group, np.float64)
     mean, std = group.mean(axis=0), group.std(axis=0)
-    std = np.where(std <= 1e-6 * np.abs(mean), 1.0, std)
+    std = np.where(std <= np.maximum(1e-6 * np.abs(mean), 1e-30), 1.0, std)
     return (np.asarray(features, np.float64) - mean) / std
 
 
@@ -49,3 +49,83 @@ def packed_rows(utterances, context, padding):
     for features in utterances:
         pieces += [features, gap]
     return np.concatenate(pieces)
+
+
+# Order and windows
+
+
+def feistel_frames(num_frames, keys, half_rounds=6):
+    """The global order of 0..N-1 as plain Python integers, one cell at a time; `keys` two words a half-round."""
+    columns = 1
+    while columns * columns < num_frames:
+        columns += 1
+    rows = (num_frames + columns - 1) // columns
+    frames = []
+    for position in range(num_frames):
+        high, low = position // columns, position % columns
+        for half in range(half_rounds):
+            word = ((low if half % 2 == 0 else high) ^ int(keys[2 * half])) * 0x7FEB352D % 2**32
+            word = ((word ^ word >> 15) + int(keys[2 * half + 1])) % 2**32 * 0x45D9F3B5 % 2**32
+            if half % 2 == 0:
+                height = sum(1 for row in (rows - 2, rows - 1) if row >= 0 and row * columns + low < num_frames)
+                height += max(0, rows - 2)
+                high = (high + word * height // 2**32) % height
+            else:
+                width = min(columns, num_frames - high * columns)
+                low = (low + word * width // 2**32) % width
+        frames.append(high * columns + low)
+    return frames
+
+
+def selection_windows(selection, left, right, dtype):
+    """Every frame's window (N, W, D) and label (N,) | None, built utterance by utterance with zeros around each."""
+    import numpy as np
+
+    windows, labels = [], []
+    ends = selection.utterance_end.tolist()
+    for u, (start, end) in enumerate(zip([0, *ends[:-1]], ends)):
+        partition = selection.partitions[selection.utterance_source[u]]
+        row = int(selection.utterance_start_row[u])
+        frames = np.array(partition.features[row : row + end - start])
+        padded = np.concatenate([np.zeros((left, frames.shape[1])), frames, np.zeros((right, frames.shape[1]))])
+        for t in range(end - start):
+            windows.append(padded[t : t + left + 1 + right].astype(dtype))
+        if partition.labelled:
+            labels.append(np.array(partition.labels[row : row + end - start], np.int64))
+    return np.stack(windows), np.concatenate(labels) if labels else None
+
+
+# Augmentation
+
+
+def split_mix(bits):
+    """The finaliser of SplitMix64 on Python's unsigned whole numbers."""
+    bits = (bits ^ (bits >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    bits = (bits ^ (bits >> 27)) * 0x94D049BB133111EB % 2**64
+    return bits ^ (bits >> 31)
+
+
+def masked_truth(window, frame, *, seed, epoch, time_mask, freq_mask, probability):
+    """(W, D) one window with its masks, number by number: five draws hashed from (seed, epoch, frame)."""
+    import numpy as np
+
+    golden = 0x9E3779B97F4A7C15
+    key = int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0])
+    of_frame = split_mix((frame * golden + key) % 2**64)
+    draws = [split_mix((of_frame + (which + 1) * golden) % 2**64) for which in range(5)]
+
+    def below(which, bound):
+        return (draws[which] >> 33) * bound >> 31
+
+    window = np.array(window)
+    if (draws[0] >> 11) * 2.0**-53 >= probability:
+        return window
+    if time_mask:
+        frames = below(1, time_mask + 1)
+        first = below(2, window.shape[0] - frames + 1)
+        window[first : first + frames] = 0
+    if freq_mask:
+        coefficients = below(3, freq_mask + 1)
+        first = below(4, window.shape[1] - coefficients + 1)
+        window[:, first : first + coefficients] = 0
+    return window
