@@ -78,14 +78,12 @@ def look_at_devices(facts: dict[str, str], problems: list[str]) -> None:
         facts["cuda"] = f"torch is built for CUDA {built}, the driver offers {driver or 'an unknown version'}"
     elif driver is not None and built is None:
         problems.append(
-            f"a GPU driver for CUDA {driver} is here, but this torch ({torch.__version__}) is a CPU build; "
-            f"pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/{wheel_index(driver)}"
+            f"a GPU driver for CUDA {driver} is here, but this torch ({torch.__version__}) is a CPU build; {remedy(driver)}"
         )
     elif driver is not None:
         problems.append(
             f"this torch is built for CUDA {built} and cannot use the present driver (CUDA {driver}): {cuda_error()}; "
-            f"update the driver, or pip install --force-reinstall torch --index-url "
-            f"https://download.pytorch.org/whl/{wheel_index(driver)}"
+            f"{remedy(driver)}, or update the driver"
         )
     else:
         facts["cuda"] = "no GPU driver here; training runs on the CPU"
@@ -110,14 +108,17 @@ def driver_cuda() -> str | None:
     return found[1] if found else None
 
 
-def wheel_index(driver: str) -> str:
-    """The newest of PyTorch's wheel indexes that a driver for CUDA `driver` runs (they are cu118, cu126, ...)."""
+def remedy(driver: str) -> str:
+    """The command that installs a torch which a driver for CUDA `driver` runs.
+
+    A driver runs every CUDA of its own major version (minor version compatibility), so 12.x drivers take PyTorch's
+    cu126 wheels, from 12.8 on cu128; current torch has no wheels for CUDA 11.
+    """
     version = tuple(int(part) for part in driver.split(".")[:2])
-    offered = ((11, 8), (12, 6), (12, 8), (13, 0))
-    # Inside one major version an older driver runs newer minor versions (CUDA's minor version compatibility).
-    usable = [each for each in offered if each[0] <= version[0]]
-    fitting = [each for each in usable if each <= version] or usable[:1] or offered[:1]
-    return "cu{}{}".format(*fitting[-1])
+    if version < (12, 0):
+        return "update the GPU driver to 525 or newer (CUDA 12)"
+    wheel = "cu126" if version < (12, 8) else "cu128" if version < (13, 0) else "cu130"
+    return f"pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/{wheel}"
 
 
 def has_kernels(capability: tuple[int, int], arch_list: list[str]) -> bool:

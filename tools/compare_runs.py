@@ -73,7 +73,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("first", type=Path)
     parser.add_argument("second", type=Path)
-    parser.add_argument("--tolerance", type=float, default=0.0, help="relative above 1, absolute below; default 0: equal")
+    parser.add_argument("--tolerance", type=float, default=0.0, help="relative above 1, absolute below 1")
     asked = parser.parse_args()
     first, second = Run.open(asked.first), Run.open(asked.second)
     said = compare_metrics(first, second, asked.tolerance) + compare_weights(first, second, asked.tolerance)
