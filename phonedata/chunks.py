@@ -124,10 +124,10 @@ class ChunkFiller:
             if labels is not None:
                 row_labels[a:b] = labels if inside else labels[a - start : b - start]
             done = b
-        stored = (means[own] - centres[own]) * scales[own], squares[own] * scales[own] ** 2
         if bad or lengths:
             nothing = np.empty((0, dim))
             return Reading.of([], [], nothing, nothing, lengths=lengths, bad=bad)
+        stored = (means[own] - centres[own]) * scales[own], squares[own] * scales[own] ** 2
         reading = Reading.of(task.index[own], task.length[own], *stored)
         rows[done:] = 0
         row_labels[done:] = self._padding

@@ -14,6 +14,8 @@ KINDS = ("utterance", "speaker", "train", "none")
 
 # A deviation below this share of the mean's size is rounding noise of float32, not speech.
 RELATIVE_FLOOR = 1e-6
+# Below this one, 1 / deviation and its square leave the range of numbers.
+ABSOLUTE_FLOOR = 1e-30
 
 
 @intrinsic
@@ -169,4 +171,4 @@ def scale_into(mean, square, count, scale):
     """Fill `scale` (D,): 1 / deviation of `count` frames, or 1 where the coefficient does not vary."""
     for d in range(mean.size):
         std = np.sqrt(square[d] / count)
-        scale[d] = 1.0 if std <= RELATIVE_FLOOR * abs(mean[d]) else 1.0 / std
+        scale[d] = 1.0 if std <= max(RELATIVE_FLOOR * abs(mean[d]), ABSOLUTE_FLOOR) else 1.0 / std

@@ -151,6 +151,8 @@ def test_constant_coefficients_and_single_frames_stay_finite(tmp_path):
     constant = np.full((300, 4), 0.1, np.float32)
     constant[:, 1] = np.arange(300)
     constant[:, 2] = 1e30
+    constant[:, 3] = 0
+    constant[7, 3] = 1e-44  # a deviation whose inverse is no number
     write_hw1p2(
         tmp_path / "raw",
         "train",

@@ -1,0 +1,138 @@
+"""Parts of a job array become, byte for byte, the corpus of an undivided pack."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from phonedata import CorpusExists, CorpusNotFound, FormatError, PackedCorpus, SpecError, merge, pack
+from phonedata.parts import part_path, part_range
+from tests.conftest import write_hw1p2
+
+
+def tree_bytes(root):
+    return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory):
+    """Speakers whose utterances fall into different parts; a partition smaller than the number of parts; two chunks."""
+    root = tmp_path_factory.mktemp("parts") / "raw"
+    random = np.random.default_rng(0)
+    for name, count, frames in (("dev", 2, 30), ("test", 5, 40), ("train", 9, 8000)):
+        utterances = {
+            f"{'ab'[i % 2]}-{i}-{name}": (random.normal(size=(frames + i, 2)) + i, random.integers(0, 40, frames + i))
+            for i in range(count)
+        }
+        write_hw1p2(root, name, utterances, labelled=name != "test")
+    return root
+
+
+OPTIONS = {
+    "utterance": {},
+    "none": {"cmvn": "none", "context": 0},
+    "speaker": {"cmvn": "speaker"},
+    "train": {"cmvn": "train", "train_partition": "train", "dtype": "float32"},
+}
+
+
+@pytest.mark.parametrize("kind", OPTIONS)
+def test_merged_parts_have_the_bytes_of_an_undivided_pack(raw, tmp_path, kind):
+    options = OPTIONS[kind]
+    pack(raw, tmp_path / "whole", **options)
+    if kind in ("speaker", "train"):
+        for i in (3, 1, 2):
+            pack(raw, tmp_path / "packed", part=(i, 3), stats_only=True, **options)
+    for i in (2, 3, 1):
+        pack(raw, tmp_path / "packed", part=(i, 3), **options)
+    report = merge(tmp_path / "packed")
+    assert tree_bytes(tmp_path / "packed") == tree_bytes(tmp_path / "whole")
+    assert report.num_frames == sum(p.num_frames for p in PackedCorpus(tmp_path / "whole").partitions.values())
+
+
+def test_merging_twice_changes_nothing(raw, tmp_path):
+    for i in (1, 2):
+        pack(raw, tmp_path / "packed", part=(i, 2))
+    merge(tmp_path / "packed")
+    before = (tmp_path / "packed/zarr.json").stat().st_mtime_ns
+    assert "merged before" in str(merge(tmp_path / "packed"))
+    assert (tmp_path / "packed/zarr.json").stat().st_mtime_ns == before
+    merge(tmp_path / "packed", remove_parts=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["packed"]
+
+
+def test_missing_parts_are_named_with_their_command(raw, tmp_path):
+    with pytest.raises(CorpusNotFound, match="--part I/N"):
+        merge(tmp_path / "packed")
+    pack(raw, tmp_path / "packed", part=(1, 3))
+    pack(raw, tmp_path / "packed", part=(3, 3))
+    with pytest.raises(SpecError, match=r"1 of 3 parts are missing \(first: 2/3\)"):
+        merge(tmp_path / "packed")
+    pack(raw, tmp_path / "packed", part=(1, 2))
+    with pytest.raises(SpecError, match=r"parts of \[2, 3\] are mixed"):
+        merge(tmp_path / "packed")
+    assert not (tmp_path / "packed").exists()
+
+
+def test_statistics_come_before_parts_that_need_them(raw, tmp_path):
+    pack(raw, tmp_path / "packed", cmvn="speaker", part=(1, 2), stats_only=True)
+    with pytest.raises(SpecError, match=r"statistics of 1 of 2 parts are missing .* --part 2/2 --stats-only"):
+        pack(raw, tmp_path / "packed", cmvn="speaker", part=(1, 2))
+
+
+def test_parts_that_do_not_belong_together_are_refused(raw, tmp_path):
+    pack(raw, tmp_path / "packed", part=(1, 2))
+    pack(raw, tmp_path / "packed", part=(2, 2), dtype="float32")
+    with pytest.raises(FormatError, match="made from dtype 'float32'"):
+        merge(tmp_path / "packed")
+    shutil.copytree(raw, tmp_path / "other")
+    file = next((tmp_path / "other/train/mfcc").iterdir())
+    np.save(file, np.load(file) + 1)
+    pack(tmp_path / "other", tmp_path / "packed", part=(2, 2), replace=True)
+    with pytest.raises(FormatError, match="other raw files or options"):
+        merge(tmp_path / "packed")
+    shutil.rmtree(part_path(tmp_path / "packed", (2, 2)))
+    shutil.copytree(part_path(tmp_path / "packed", (1, 2)), part_path(tmp_path / "packed", (2, 2)))
+    with pytest.raises(FormatError, match="is not part 2 of 2"):
+        merge(tmp_path / "packed")
+
+
+def test_damaged_part_is_refused_and_nothing_is_merged(raw, tmp_path):
+    for i in (1, 2):
+        pack(raw, tmp_path / "packed", part=(i, 2))
+    with open(part_path(tmp_path / "packed", (2, 2)) / "train/labels/c/0", "r+b") as file:
+        file.seek(1000)
+        file.write(b"\0")
+    with pytest.raises(FormatError, match="2-of-2/train/labels/c/0: rows 0 to 65535"):
+        merge(tmp_path / "packed")
+    assert [p.name for p in tmp_path.iterdir()] == ["packed.parts"]
+
+
+def test_merge_replaces_another_corpus_only_on_demand(raw, tmp_path):
+    pack(raw, tmp_path / "packed", context=2)
+    for i in (1, 2):
+        pack(raw, tmp_path / "packed", part=(i, 2))
+    with pytest.raises(CorpusExists, match="--replace"):
+        merge(tmp_path / "packed")
+    merge(tmp_path / "packed", replace=True)
+    assert PackedCorpus(tmp_path / "packed").context == 50
+
+
+def test_left_out_utterances_are_listed_once(raw, tmp_path):
+    shutil.copytree(raw, tmp_path / "raw")
+    files = sorted((tmp_path / "raw/train/mfcc").iterdir())
+    files[0].write_bytes(b"spoiled")
+    files[7].unlink()
+    pack(tmp_path / "raw", tmp_path / "whole", skip_bad=True)
+    for i in (1, 2, 3):
+        pack(tmp_path / "raw", tmp_path / "packed", part=(i, 3), skip_bad=True)
+    merge(tmp_path / "packed")
+    assert len(PackedCorpus(tmp_path / "packed").attributes["left_out"]) == 2
+    assert tree_bytes(tmp_path / "packed") == tree_bytes(tmp_path / "whole")
+
+
+def test_parts_cover_every_utterance_once():
+    for count in (0, 1, 5, 100):
+        for of in (1, 2, 3, 7, 150):
+            assert [u for i in range(of) for u in part_range(count, (i + 1, of))] == list(range(count))
+    assert part_range(5, None) == range(5)
