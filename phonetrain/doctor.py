@@ -78,7 +78,8 @@ def look_at_devices(facts: dict[str, str], problems: list[str]) -> None:
         facts["cuda"] = f"torch is built for CUDA {built}, the driver offers {driver or 'an unknown version'}"
     elif driver is not None and built is None:
         problems.append(
-            f"a GPU driver for CUDA {driver} is here, but this torch ({torch.__version__}) is a CPU build; {remedy(driver)}"
+            f"a GPU driver for CUDA {driver} is here, but this torch ({torch.__version__}) is a CPU build; "
+            f"{remedy(driver)}"
         )
     elif driver is not None:
         problems.append(
