@@ -10,7 +10,11 @@ from cyclopts import App, Parameter
 
 from phonedata.errors import PhonedataError, SpecError
 
-app = App(name="phonedata", help="Pack per-utterance speech features into a corpus that trains at memory speed.")
+app = App(
+    name="phonedata",
+    help="Pack per-utterance speech features into a corpus that trains at memory speed.",
+    suppress_keyboard_interrupt=False,  # main says how to go on
+)
 
 Flag = Annotated[bool, Parameter(negative="")]
 Json = Annotated[bool, Parameter("--json", negative="")]

@@ -21,10 +21,9 @@ def replaced_path(target: Path) -> Path:
 
 def recover(target: Path) -> None:
     """Bring back the old folder if a replacement was cut between its two renames; otherwise nothing happens."""
-    old = replaced_path(target)
-    if not target.exists() and old.is_dir():
+    if not target.exists() and replaced_path(target).is_dir():
         try:
-            os.rename(old, target)
+            os.rename(replaced_path(target), target)
         except OSError:
             pass  # another process did it first, or the disk is read-only: then the caller finds nothing
 

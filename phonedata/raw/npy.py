@@ -28,9 +28,9 @@ def parse_header(data: bytes, where: str) -> tuple[np.dtype, bool, tuple[int, ..
         raise RawDataError(
             f"{where}: not an .npy file (begins with {bytes(data[:8])!r}); save it again with numpy.save"
         )
-    if data[6] == 1:
+    if data[6:8] == b"\1\0":
         start, length = 10, int.from_bytes(data[8:10], "little")
-    elif data[6] in (2, 3):
+    elif data[6:8] in (b"\2\0", b"\3\0"):
         start, length = 12, int.from_bytes(data[8:12], "little")
     else:
         raise RawDataError(
@@ -45,7 +45,7 @@ def parse_header(data: bytes, where: str) -> tuple[np.dtype, bool, tuple[int, ..
         shape = tuple(int(n) for n in usual.group(3, 4) if n)
     else:
         try:
-            table = ast.literal_eval(header.decode("utf-8" if data[6] == 3 else "latin1").strip())
+            table = ast.literal_eval(header.decode("utf-8" if data[6] == 3 else "latin1").strip(" \n"))
             descr, fortran, shape = table["descr"], table["fortran_order"], table["shape"]
             known = len(table) == 3 and isinstance(fortran, bool) and isinstance(shape, tuple)
             if not known or not all(type(n) is int and 0 <= n < 1 << 48 for n in shape):
