@@ -74,6 +74,10 @@ class Run:
     def name(self) -> str:
         return self.path.resolve().name
 
+    def __fspath__(self) -> str:
+        """A Run stands wherever the path of one is wanted: `resume(run)`."""
+        return str(self.path)
+
     @classmethod
     def create(cls, path: str | os.PathLike[str] | None = None, recipe: str = "default", root: Path = RUNS) -> Run:
         """Make the directory of a new run: `path`, or `root/<recipe>-<n>` with the first n above all that are there.

@@ -184,3 +184,8 @@ for act in (lambda: write_atomically(Path({str(target)!r}), b"x" * 5000),
 def test_whole_or_absent(tmp_path):
     write_atomically(tmp_path / "deep" / "file", b"content")
     assert [entry.name for entry in (tmp_path / "deep").iterdir()] == ["file"]
+
+
+def test_a_run_stands_for_its_path(tmp_path):
+    run = holding(tmp_path / "a")
+    assert Run.open(run).path == run.path and os.fspath(run) == str(tmp_path / "a")
