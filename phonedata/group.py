@@ -1,12 +1,16 @@
 """Finishes the groups of a packed corpus: small arrays, statistics and digests into each zarr.json."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from phonedata.cmvn import Moments
+from phonedata.cmvn import RELATIVE_FLOOR, Moments
+from phonedata.corpus import FORMAT_VERSION
 from phonedata.phonemes import PhonemeSet
+from phonedata.plan import PackOptions
+from phonedata.raw import RawCorpus
 from phonedata.shard import (
     ShardFile,
     array_metadata,
@@ -82,10 +86,58 @@ def finish_partition(
     return attributes, {"bytes": entry["bytes"], "digest": entry["xxh3_128"]}
 
 
-def finish_root(root: Path, attributes: dict) -> str:
-    """Write the root's zarr.json with the digest of everything, make everything durable; returns the digest."""
+def cmvn_attributes(options: PackOptions, train: Moments | None) -> dict:
+    """What the root says of the normalisation; `train`: raw moments of the training partition, where it needs them."""
+    if options.cmvn != "train":
+        return {"kind": options.cmvn, "relative_floor": RELATIVE_FLOOR}
+    return {
+        "kind": "train",
+        "relative_floor": RELATIVE_FLOOR,
+        "partition": options.train_partition,
+        "frames": train.count,
+        "mean": train.mean.tolist(),
+        "std": train.std.tolist(),
+    }
+
+
+def root_attributes(
+    raw: RawCorpus, options: PackOptions, feature_dim: int, cmvn: dict, entries: dict, left_out
+) -> dict:
+    """The root's attributes, its digest still empty; docs/FORMAT.md says what each of them is."""
+    return {
+        "format": FORMAT_VERSION,
+        "digest": "",
+        "layout": raw.layout,
+        "phonemes": {"symbols": list(raw.phonemes.symbols), "fingerprint": raw.phonemes.fingerprint},
+        "feature_dim": feature_dim,
+        "frame_shift_ms": raw.frame_shift_ms,
+        "dtype": options.dtype,
+        "context": options.context,
+        "cmvn": cmvn,
+        "frontend": raw.frontend,
+        "partitions": entries,
+        "left_out": [one.to_dict() for one in left_out],
+    }
+
+
+def finish_root(root: Path, attributes: dict, partitions: dict[str, dict]) -> str:
+    """Write the root's zarr.json with the digest of everything, make all durable; returns the digest.
+
+    `partitions` are the attributes of each. What belongs to none of them is removed: a folder that was exchanged for
+    another one, or an earlier try, may have left something.
+    """
     document = group_metadata(attributes)
     attributes["digest"] = root_digest(document)
     write_file(root / "zarr.json", render(document))
+    files = {f"{name}/{file}" for name, p in partitions.items() for file in (*p["files"], "zarr.json")}
+    for folder, folders, names in os.walk(root, topdown=False):
+        inside = Path(folder).relative_to(root)
+        for name in names:
+            if (inside / name).as_posix() not in files | {"zarr.json"}:
+                os.remove(os.path.join(folder, name))
+        for name in folders:
+            path = os.path.join(folder, name)
+            if not os.listdir(path):
+                os.rmdir(path)
     sync_tree(root)
     return attributes["digest"]

@@ -123,7 +123,7 @@ def _merge(parts: list[PackedCorpus], target: Path, replace: bool, progress) -> 
         left_out = sorted({LeftOut(**o) for part in parts for o in part.attributes["left_out"]})
         root = {**parts[0].attributes, "digest": "", "partitions": entries, "left_out": [o.to_dict() for o in left_out]}
         del root["part"]
-        corpus_digest = finish_root(staging.corpus, root)
+        corpus_digest = finish_root(staging.corpus, root, attributes)
         check_target(target, replace)
         put_in_place(staging.corpus, target)
     except BaseException:

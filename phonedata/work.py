@@ -1,22 +1,20 @@
 """Packing: one pack at work, its plan, its workers, and what is already done."""
 
 import os
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from phonedata.admission import check_space
 from phonedata.chunks import ChunkFiller, UtteranceReader
-from phonedata.cmvn import RELATIVE_FLOOR, Moments
-from phonedata.corpus import FORMAT_VERSION
+from phonedata.cmvn import Moments
 from phonedata.errors import RawDataError
-from phonedata.group import WrittenPartition, finish_partition, finish_root
+from phonedata.group import WrittenPartition, cmvn_attributes, finish_partition, finish_root, root_attributes
 from phonedata.packreport import LeftOut, PackReport
 from phonedata.parts import part_range
 from phonedata.plan import PartitionPlan
 from phonedata.records import ChunkResult, Reading
 from phonedata.shard import CHUNK_ROWS, ShardFile
+from phonedata.team import Team
 
 _BATCH = 64  # utterances that one measuring task reads
 
@@ -31,20 +29,13 @@ class Packing:
 
     def __init__(self, corpus, options, feature_dim, dim_from, fingerprint, staging, workers, progress):
         self.corpus, self.options, self.feature_dim = corpus, options, feature_dim
-        self.staging, self.workers, self.fingerprint = staging, max(1, workers), fingerprint
+        self.staging, self.fingerprint = staging, fingerprint
         self.progress = progress or (lambda stage, done, total, unit="frames": None)
         self.raw = {p.name: p for p in corpus.partitions}
         self.done: dict[tuple[str, int], tuple[str, ChunkResult]] = {}
         self.group_moments: dict = {}
         self.reused = 0
-        self._idle: deque = deque()
-        self._new_filler = lambda: ChunkFiller(
-            UtteranceReader(corpus, feature_dim, dim_from),
-            options.dtype,
-            corpus.phonemes.label_dtype,
-            len(corpus.phonemes),
-            None if options.cmvn == "utterance" else self._statistics,
-        )
+        self.team = Team(workers, lambda: self._new_filler(dim_from))
         self.plans = {}
         for p in corpus.partitions:
             count = len(p.utterance_ids)
@@ -53,6 +44,12 @@ class Packing:
             if len(index):
                 self.plans[p.name] = PartitionPlan(p.name, options.context, hint, index, options.dtype)
         self._earlier_chunks, self._earlier_readings = self._replay()
+
+    def _new_filler(self, dim_from: str) -> ChunkFiller:
+        reader = UtteranceReader(self.corpus, self.feature_dim, dim_from)
+        statistics = None if self.options.cmvn == "utterance" else self._statistics
+        phonemes = self.corpus.phonemes
+        return ChunkFiller(reader, self.options.dtype, phonemes.label_dtype, len(phonemes), statistics)
 
     def run(self, statistics: dict[str, list[Reading]] | None) -> PackReport:
         """Everything between the listing and the rename. `statistics` are those of all parts, if there are parts."""
@@ -82,7 +79,7 @@ class Packing:
             tasks += [(name, index[i : i + _BATCH]) for i in range(0, len(index), _BATCH)]
         total, done = sum(len(index) for _, index in tasks), 0
         readings: dict[str, list[Reading]] = {}
-        for (name, index), reading in self._in_order(self._measure, tasks):
+        for (name, index), reading in self.team.in_order(self._measure, tasks):
             if (name, int(index[0])) not in self._earlier_readings:
                 self.staging.record({"partition": name, "first": int(index[0]), **reading.to_record()})
             self._correct(name, reading)
@@ -115,39 +112,6 @@ class Packing:
             return np.zeros(self.feature_dim), np.ones(self.feature_dim)
         group = self.group_moments[(partition, self.raw[partition].speakers[index]) if kind == "speaker" else "train"]
         return group.mean, group.scale
-
-    # -- workers
-
-    def _in_order(self, function, tasks):
-        """(task, result) in the order of the tasks, made by the workers; few are in flight, so memory stays flat."""
-        if self.workers == 1 or len(tasks) <= 1:
-            for task in tasks:
-                yield task, self._with_filler(function, task)
-            return
-        with ThreadPoolExecutor(min(self.workers, len(tasks))) as pool:
-            waiting: deque = deque()
-            try:
-                for task in tasks:
-                    waiting.append((task, pool.submit(self._with_filler, function, task)))
-                    if len(waiting) > 2 * self.workers:
-                        first, future = waiting.popleft()
-                        yield first, future.result()
-                while waiting:
-                    first, future = waiting.popleft()
-                    yield first, future.result()
-            finally:
-                pool.shutdown(wait=True, cancel_futures=True)
-
-    def _with_filler(self, function, task):
-        """Run on an idle filler; there are never more of them than workers."""
-        try:
-            filler = self._idle.pop()
-        except IndexError:
-            filler = self._new_filler()
-        try:
-            return function(filler, task)
-        finally:
-            self._idle.append(filler)
 
     # -- what reading has shown
 
@@ -228,7 +192,7 @@ class Packing:
         done = total - sum(t.own_frames for t in tasks)
         self.progress("packing", done, total)
         refuted: dict[str, Reading] = {}
-        for task, result in self._in_order(self._fill, tasks):
+        for task, result in self.team.in_order(self._fill, tasks):
             done += task.own_frames
             self.progress("packing", done, total)
             if isinstance(result, Reading):
@@ -279,7 +243,11 @@ class Packing:
                 keep_moments=self.options.part is not None,
             )
         left_out = self._left_out()
-        digest = finish_root(self.staging.corpus, self._root_attributes(entries, left_out))
+        cmvn = cmvn_attributes(self.options, self.group_moments.get("train"))
+        root = root_attributes(self.corpus, self.options, self.feature_dim, cmvn, entries, left_out)
+        if self.options.part:
+            root["part"] = {"index": self.options.part[0], "of": self.options.part[1], "source": self.fingerprint}
+        digest = finish_root(self.staging.corpus, root, attributes)
         return self.report(attributes, left_out, digest)
 
     def _written(self, name: str) -> WrittenPartition:
@@ -311,31 +279,6 @@ class Packing:
             if name in self.plans:
                 left_out += [LeftOut(name, raw.utterance_ids[i], m) for i, m in self.plans[name].bad.items()]
         return sorted(left_out)
-
-    def _root_attributes(self, entries: dict, left_out: list[LeftOut]) -> dict:
-        corpus, options = self.corpus, self.options
-        cmvn = {"kind": options.cmvn, "relative_floor": RELATIVE_FLOOR}
-        if options.cmvn == "train":
-            found = self.group_moments["train"]
-            cmvn |= {"partition": options.train_partition, "frames": found.count}
-            cmvn |= {"mean": found.mean.tolist(), "std": found.std.tolist()}
-        attributes = {
-            "format": FORMAT_VERSION,
-            "digest": "",
-            "layout": corpus.layout,
-            "phonemes": {"symbols": list(corpus.phonemes.symbols), "fingerprint": corpus.phonemes.fingerprint},
-            "feature_dim": self.feature_dim,
-            "frame_shift_ms": corpus.frame_shift_ms,
-            "dtype": options.dtype,
-            "context": options.context,
-            "cmvn": cmvn,
-            "frontend": corpus.frontend,
-            "partitions": entries,
-            "left_out": [o.to_dict() for o in left_out],
-        }
-        if options.part:
-            attributes["part"] = {"index": options.part[0], "of": options.part[1], "source": self.fingerprint}
-        return attributes
 
     def report(self, attributes: dict[str, dict], left_out: list[LeftOut], digest: str) -> PackReport:
         """What was done, for people and programs."""

@@ -199,6 +199,23 @@ def test_damaged_staging_is_not_trusted(raw, whole, tmp_path):
     assert tree_bytes(tmp_path / "packed") == whole
 
 
+def test_leftovers_in_staging_do_not_travel(raw, whole, tmp_path):
+    """A kill right after the exchange leaves the old corpus where the next one is built."""
+
+    def interrupt(stage, done, total, unit="frames"):
+        if done > 0.5 * total:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pack(raw, tmp_path / "packed", progress=interrupt)
+    old = staging_path(tmp_path / "packed") / "corpus/retired-partition/features/c/0"
+    old.mkdir(parents=True)
+    (old / "0").write_bytes(b"old rows")
+    pack(raw, tmp_path / "packed")
+    assert tree_bytes(tmp_path / "packed") == whole
+    PackedCorpus(tmp_path / "packed").verify()
+
+
 def test_second_packer_on_one_target_is_refused(raw, whole, tmp_path):
     refused = []
 

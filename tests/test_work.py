@@ -1,0 +1,86 @@
+"""Packing works through the raw protocol alone: layouts without length hints cost a pass, not a frame."""
+
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from phonedata import PackedCorpus, RawDataError, SpecError, pack
+from phonedata.admission import LARGEST_DIM, find_feature_dim
+from phonedata.raw import open_raw
+from phonedata.team import Team
+from tests.conftest import place_features, place_label, write_hw1p2
+
+
+def tree_bytes(root):
+    return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture
+def raw(tmp_path):
+    utterances = {f"1-{u}-0": (place_features(u, 20 + 9 * u, 3), place_label(u, 20 + 9 * u)) for u in range(5)}
+    write_hw1p2(tmp_path / "raw", "train", utterances)
+    return tmp_path / "raw"
+
+
+@pytest.mark.parametrize("options", [{}, {"cmvn": "speaker"}, {"cmvn": "train", "train_partition": "train"}])
+@pytest.mark.parametrize("hint", ["none", "wrong"])
+def test_lengths_need_no_hint(raw, tmp_path, monkeypatch, options, hint):
+    pack(raw, tmp_path / "hinted", **options)
+
+    def open_without_hints(path, layout=None):
+        corpus = open_raw(path, layout)
+        for p in corpus.partitions:
+            p.lengths_hint = None if hint == "none" else [t * 3 + 1 for t in p.lengths_hint]
+        return replace(corpus, notes=())
+
+    monkeypatch.setattr("phonedata.packing.open_raw", open_without_hints)
+    pack(raw, tmp_path / "packed", **options)
+    assert tree_bytes(tmp_path / "packed") == tree_bytes(tmp_path / "hinted")
+    for i in (1, 2):
+        if options:
+            pack(raw, tmp_path / "parted", part=(i, 2), stats_only=True, **options)
+    pack(raw, tmp_path / "parted", part=(2, 2), **options)
+    assert PackedCorpus(tmp_path / "parted.parts/2-of-2")["train"].num_utterances == 3
+
+
+def test_one_odd_file_does_not_rule_the_others(raw):
+    file = sorted((raw / "train/mfcc").iterdir())[0]
+    np.save(file, np.ones((20, 7), np.float32))
+    dim, where = find_feature_dim(open_raw(raw))
+    assert dim == 3 and where.endswith("1-1-0.npy")
+
+
+def test_absurd_dimensions_are_refused(raw, tmp_path):
+    for file in (raw / "train/mfcc").iterdir():
+        np.save(file, np.ones((20, LARGEST_DIM + 1), np.float32))
+    with pytest.raises(RawDataError, match="4097 coefficients a frame, wanted 1 to 4096"):
+        pack(raw, tmp_path / "packed")
+
+
+def test_team_returns_results_in_order_with_one_tool_per_thread():
+    tools = []
+
+    def make():
+        tools.append(threading.get_ident())
+        return len(tools)
+
+    team = Team(3, make)
+    got = list(team.in_order(lambda tool, task: task * task, list(range(50))))
+    assert got == [(i, i * i) for i in range(50)]
+    assert 1 <= len(tools) <= 3
+
+
+def test_team_raises_the_first_error_in_order():
+    def work(tool, task):
+        if task % 7 == 3:
+            raise SpecError(f"task {task}")
+        return task
+
+    for workers in (1, 4):
+        seen = []
+        with pytest.raises(SpecError, match="task 3"):
+            for task, _ in Team(workers, object).in_order(work, list(range(40))):
+                seen.append(task)
+        assert seen == [0, 1, 2]
