@@ -20,7 +20,7 @@ class NotebookConsole(Console):
         super().__init__()
         self.handle: Any = None
         self.lines: list[str] = []
-        self.rows: list[str] = []
+        self.header_shown = False
         self.next_update = 0.0
         self.running = False
 
@@ -40,7 +40,9 @@ class NotebookConsole(Console):
         self.update()
 
     def on_row(self, line: dict[str, Any]) -> None:
-        self.rows.append(row_text(line))
+        self.lines += [] if self.header_shown else [HEADER]
+        self.header_shown = True
+        self.lines.append(row_text(line))
         self.update(at_once=True)
 
     def close(self) -> None:
@@ -63,9 +65,6 @@ class NotebookConsole(Console):
 
     def as_text(self) -> Iterator[str]:
         yield from self.lines
-        if self.rows:
-            yield HEADER
-            yield from self.rows
         if self.running and self.numbers:
             epoch_left, run_left = self.told_left()
             yield f"epoch {self.epoch + 1}/{self.epochs}: {epoch_left} left, run: {run_left} left"
@@ -77,8 +76,8 @@ class NotebookConsole(Console):
         if self.running:
             run_share = (self.epoch + self.epoch_share) / self.epochs if self.epochs else 0.0
             bars = "".join(
-                f'<div style="font-size:90%">{name} <progress value="{share:.4f}" max="1" style="width:24em">'
-                f"</progress> {100 * share:.0f} %</div>"
+                f'<div style="font-size:90%"><span style="display:inline-block;width:4em">{name}</span>'
+                f'<progress value="{share:.4f}" max="1" style="width:24em"></progress> {100 * share:.0f} %</div>'
                 for name, share in (("epoch", self.epoch_share), ("run", run_share))
             )
         return f'<pre style="line-height:1.3;margin:0">{text}</pre>{bars}'
