@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
@@ -25,10 +25,10 @@ def pack(
     raw: Path,
     packed: Path,
     *,
-    layout: str | None = None,
-    cmvn: str = "utterance",
+    layout: Literal["hw1p2", "libriphone", "kaldi", "audio"] | None = None,
+    cmvn: Literal["utterance", "speaker", "train", "none"] = "utterance",
     train_partition: str | None = None,
-    dtype: str = "float16",
+    dtype: Literal["float16", "float32"] = "float16",
     context: int = 50,
     skip_bad: Flag = False,
     replace: Flag = False,
@@ -48,13 +48,13 @@ def pack(
     packed
         The packed corpus to make.
     layout
-        hw1p2, libriphone, kaldi or audio; found by itself when not given.
+        How the raw folder is laid out; found by itself when not given.
     cmvn
-        Mean and variance normalisation per utterance, speaker, train (from --train-partition) or none.
+        Mean and variance normalisation; train takes its statistics from --train-partition.
     train_partition
         Where the statistics of --cmvn train come from.
     dtype
-        float16 or float32.
+        Type of the stored features.
     context
         Rows of zeros between utterances: the largest window side that training can ask for.
     skip_bad

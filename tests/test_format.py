@@ -1,7 +1,9 @@
 """The packed format, literally: bytes, metadata, and three foreign readers without a warning."""
 
 import json
+import os
 import struct
+import subprocess
 
 import numpy as np
 import pytest
@@ -149,3 +151,19 @@ def test_nothing_is_read_when_a_corpus_is_opened(large):
         assert PackedCorpus(large)["train"].num_frames == 81_000
     finally:
         rows.with_name("away").rename(rows)
+
+
+@pytest.mark.skipif("PHONEDATA_OTHER_PYTHON" not in os.environ, reason="PHONEDATA_OTHER_PYTHON names no other Python")
+def test_the_zarr_of_another_python_reads_the_same(large):
+    """e.g. PHONEDATA_OTHER_PYTHON=/path/to/python3.13 with the newest zarr; no warning is allowed there either."""
+    code = (
+        "import sys, zarr\n"
+        "group = zarr.open_group(sys.argv[1], mode='r')\n"
+        "assert len(list(group.members(max_depth=None))) == 8\n"
+        "sys.stdout.buffer.write(group['train/features'][:].tobytes() + group['train/labels'][:].tobytes())"
+    )
+    command = [os.environ["PHONEDATA_OTHER_PYTHON"], "-W", "error", "-c", code, str(large)]
+    done = subprocess.run(command, capture_output=True, timeout=120)
+    partition = PackedCorpus(large)["train"]
+    assert done.returncode == 0, done.stderr.decode()
+    assert done.stdout == partition.features.tobytes() + partition.labels.tobytes()
