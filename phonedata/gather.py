@@ -254,7 +254,9 @@ def pool_rows(frames, loads, rows, ends, buckets, shift, context, sequence, firs
     `ends` (U, 1) and buckets find its utterance, `sequence` (n,) and `first_row` (n,) its slab's first row; a slab has
     room for `slab_rows` rows.
     """
+    last, first_end = frames.shape[0] - 1, ends.ctypes.data
     for i in range(frames.shape[0]):
+        _prefetch(first_end + 8 * buckets[frames[min(i + PREFETCH_LOOKUPS, last)] >> shift])
         row = frames[i] + context * (utterance_of(frames[i], ends, buckets, shift) + 1)
         slab = sequence[loads[i] % sequence.shape[0]]
         rows[i] = (loads[i] % slots) * slab_rows + row - first_row[slab]

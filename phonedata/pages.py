@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-import threading
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from phonedata.errors import FormatError
 
 MADV_POPULATE_READ = 22
 PIECE = 1 << 26
-"""Bytes populated between two looks at whether anybody still wants them."""
+"""Bytes populated by one call, which Ctrl-C waits for."""
 
 
 class MappedFiles:
@@ -29,9 +28,8 @@ class MappedFiles:
     def __init__(self, maps: Sequence[np.memmap]):
         self._maps = tuple(maps)
         self._files = []
-        self._stopped = threading.Event()
-        self._pages: threading.Thread | None = None
-        self.close = weakref.finalize(self, _close, self._files, self._stopped)
+        self._populated = False
+        self.close = weakref.finalize(self, _close, self._files)
         for array in self._maps:
             self._files.append((os.open(array.filename, os.O_RDONLY), str(array.filename), array.offset + array.nbytes))
         self.check()
@@ -65,45 +63,35 @@ class MappedFiles:
             done += count
 
     def populate(self) -> None:
-        """Read all pages in order, once, behind the caller; where they are not in memory yet, before returning.
+        """Read what is not in memory yet, in order: the first touch at random costs a disk seek, in order it streams.
 
-        The first touch of a page at random costs a disk seek; in order it is streaming. Does nothing where the pages do
-        not fit into free memory (the kernel would only throw them out again) or the platform does not say.
+        Takes as long as the disk does, once. Does nothing where the pages are in memory, do not fit into what is free
+        (the kernel would only throw them out again), or the platform does not say.
         """
-        if self._pages is None:
-            free = available_memory()
-            if free is None or free < sum(array.nbytes for array in self._maps):
-                return
-            arguments = (self._maps, self._stopped)
-            self._pages = threading.Thread(target=_populate, args=arguments, name="phonedata-pages", daemon=True)
-            self._pages.start()
-        if self._pages.is_alive() and min(map(resident_share, self._maps), default=1.0) < 0.95:
-            self._pages.join()
+        absent = [] if self._populated else [array for array in self._maps if resident_share(array) < 0.95]
+        self._populated = True
+        free = available_memory()
+        if free is not None and sum(array.nbytes for array in absent) < free:
+            for array in absent:
+                _populate(array)
 
 
-def _close(files, stopped) -> None:
-    stopped.set()
+def _close(files) -> None:
     while files:
         os.close(files.pop()[0])
 
 
-def _populate(maps, stopped) -> None:
+def _populate(array: np.memmap) -> None:
     libc = _libc()
-    for array in maps:
-        base, end = _page_bounds(array)
-        for start in range(base, end, PIECE):
-            if stopped.is_set():
-                return
-            length = min(PIECE, end - start)
-            if libc is None or libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), MADV_POPULATE_READ) != 0:
-                # An older kernel, another system, or a file that shrank (EFAULT, where a plain read would be SIGBUS).
-                try:
-                    with open(array.filename, "rb", buffering=0) as file:
-                        file.seek(array.offset + start - base)
-                        while length > 0 and (data := file.read(min(length, 1 << 22))):
-                            length -= len(data)
-                except OSError:
-                    return
+    base, end = _page_bounds(array)
+    for start in range(base, end, PIECE):
+        length = min(PIECE, end - start)
+        if libc is None or libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), MADV_POPULATE_READ) != 0:
+            # An older kernel, another system, or a file that shrank (EFAULT, where a plain read would be SIGBUS).
+            with open(array.filename, "rb", buffering=0) as file:
+                file.seek(array.offset + start - base)
+                while length > 0 and (data := file.read(min(length, 1 << 22))):
+                    length -= len(data)
 
 
 def _libc():
