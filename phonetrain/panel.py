@@ -63,7 +63,8 @@ class PanelConsole(Console):
             live.stop()
 
     def render(self) -> Panel:
-        width = min(self.screen.width, WIDEST)
+        # Narrower than the terminal: the ^C that it echoes must not wrap, or the panel could not be taken away cleanly.
+        width = min(self.screen.width - len("^C^C"), WIDEST)
         epoch_left, run_left = self.told_left()
         run_share = (self.epoch + self.epoch_share) / self.epochs if self.epochs else 0.0
         label = f"epoch {self.epoch + 1}/{self.epochs or '?'}"
