@@ -7,9 +7,9 @@ from phonedata.errors import RawDataError
 from phonedata.phonemes import END_MARKS, START_MARKS, PhonemeSet
 
 
-@njit("uint64(uint32[:], uint64)", cache=True, nogil=True)
+@njit("uint64(uint32[::1], uint64)", cache=True, nogil=True)
 def _hash(points, seed):
-    """64-bit hash of one row of code points up to its first zero."""
+    """64-bit hash of a row of code points up to its first zero."""
     h = seed
     for j in range(points.size):
         if points[j] == 0:
@@ -19,41 +19,52 @@ def _hash(points, seed):
     return h
 
 
+@njit("int64(uint32[::1], int32[::1], uint32[:, ::1], uint64)", cache=True, nogil=True)
+def _lookup(points, slots, spellings, seed):
+    """Class of one row of code points (W,), or -1.
+
+    The hash only proposes a spelling; every code point is compared, so that no foreign symbol slips through.
+    """
+    known = spellings.shape[1] - 1
+    entry = slots[np.int64(_hash(points, seed) & np.uint64(slots.size - 1))]
+    if entry < 0:
+        return -1
+    for j in range(max(points.size, known)):
+        a = points[j] if j < points.size else np.uint32(0)
+        b = spellings[entry, j] if j < known else np.uint32(0)
+        if a != b:
+            return -1
+    return np.int64(spellings[entry, known])
+
+
 @njit("int64(uint32[:, ::1], int32[::1], uint32[:, ::1], uint64, uint16[::1])", cache=True, nogil=True)
 def _encode(text, slots, spellings, seed, classes):
     """Class of every row of `text` (T, W) into `classes` (T,); returns the first unknown row, or -1.
 
-    The hash only proposes a spelling; every code point is compared, so that no foreign symbol slips through.
+    Labels repeat for several frames: comparing with the row before is cheaper than hashing. W = 5, what every course
+    file has, is compared without a loop.
     """
     frames, width = text.shape
-    known_width = spellings.shape[1] - 1
-    mask = np.uint64(slots.size - 1)
+    flat = text.reshape(-1)
+    label = np.int64(-1)
+    p0 = p1 = p2 = p3 = p4 = np.uint32(0xFFFFFFFF)
     for t in range(frames):
-        # Labels repeat for several frames: comparing with the row before is cheaper than hashing.
-        differs = np.uint32(t == 0)
-        if t > 0 and width == 5:
-            differs = (
-                (text[t, 0] ^ text[t - 1, 0])
-                | (text[t, 1] ^ text[t - 1, 1])
-                | (text[t, 2] ^ text[t - 1, 2])
-                | (text[t, 3] ^ text[t - 1, 3])
-                | (text[t, 4] ^ text[t - 1, 4])
-            )
-        elif t > 0:
-            for j in range(width):
-                differs |= text[t, j] ^ text[t - 1, j]
-        if differs == 0:
-            classes[t] = classes[t - 1]
-            continue
-        entry = slots[np.int64(_hash(text[t], seed) & mask)]
-        if entry < 0:
-            return t
-        for j in range(max(width, known_width)):
-            a = text[t, j] if j < width else np.uint32(0)
-            b = spellings[entry, j] if j < known_width else np.uint32(0)
-            if a != b:
+        at = np.uintp(t) * np.uintp(width)
+        if width == 5:
+            q0, q1, q2 = flat[at], flat[at + np.uintp(1)], flat[at + np.uintp(2)]
+            q3, q4 = flat[at + np.uintp(3)], flat[at + np.uintp(4)]
+            differs = (p0 ^ q0) | (p1 ^ q1) | (p2 ^ q2) | (p3 ^ q3) | (p4 ^ q4)
+            p0, p1, p2, p3, p4 = q0, q1, q2, q3, q4
+        else:
+            differs = np.uint32(t == 0)
+            if t > 0:
+                for j in range(width):
+                    differs |= flat[at + np.uintp(j)] ^ flat[at + np.uintp(j) - np.uintp(width)]
+        if differs != 0 or t == 0:
+            label = _lookup(text[t], slots, spellings, seed)
+            if label < 0:
                 return t
-        classes[t] = np.uint16(spellings[entry, known_width])
+        classes[np.uintp(t)] = np.uint16(label)
     return -1
 
 
@@ -119,7 +130,10 @@ class SymbolTable:
         text = np.ascontiguousarray(labels, labels.dtype.newbyteorder("=")).view(np.uint32)
         text = text.reshape(len(labels), labels.dtype.itemsize // 4)
         if len(text) >= 2:
-            first, last = _symbol(text[0]), _symbol(text[-1])
+            try:
+                first, last = labels.item(0), labels.item(len(labels) - 1)
+            except ValueError:  # code points that are no text: the lookup will name them
+                first = last = ""
             opened, closed = first in START_MARKS, last in END_MARKS
             if opened != closed:
                 raise RawDataError(
