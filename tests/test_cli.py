@@ -166,7 +166,8 @@ def test_the_face_keeps_functions_where_rooms_have_their_names():
 @pytest.mark.skipif(os.name != "posix", reason="sends POSIX signals")
 def test_ctrl_c_in_training_saves_says_how_to_go_on_and_exits_130(there):
     command = [sys.executable, "-m", "phonetrain", "fit", *REST, "epochs=2000", "tracking.log_every=1"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    single = os.environ | {"OMP_NUM_THREADS": "1"}  # threads of so small a net only wait for each other
+    with subprocess.Popen(command, env=single, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         metrics = there / "runs" / "default-1" / "metrics.jsonl"
         while process.poll() is None and not (metrics.is_file() and metrics.stat().st_size > 1000):
             time.sleep(0.05)
