@@ -1,5 +1,6 @@
 """Small corpora whose values name their place, made once per test session."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,19 @@ import pytest
 
 from phonedata.phonemes import ARPABET
 
+
 REAL_RAW = Path(__file__).parents[2] / "shared/corpus/raw"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def disk_need_not_spin():
+    """Tests kill processes, not machines: what `fsync` adds outlives neither, and costs most of a small pack's time.
+
+    That everything is synced before it gets its name is a law of its own, in test_pack_safety.
+    """
+    real, os.fsync = os.fsync, lambda fd: None
+    yield
+    os.fsync = real
 
 
 def write_hw1p2(root: Path, partition: str, utterances: dict, labelled: bool = True) -> None:

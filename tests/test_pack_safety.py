@@ -51,6 +51,8 @@ raw, folder, replace = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[5] == "rep
 step, first = int(sys.argv[3]), int(sys.argv[4])
 EVENTS = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate", "shutil.rmtree", "ctypes.dlsym"}
 
+os.fsync = lambda fd: None  # a killed process takes no written byte with it
+
 def die_at(k):
     seen = 0
     def hook(event, arguments):
@@ -237,6 +239,21 @@ def test_foreign_folder_in_the_staging_place_is_left_alone(raw, tmp_path):
     with pytest.raises(PhonedataError, match="is in the way"):
         pack(raw, tmp_path / "packed")
     assert (staging / "mine.txt").read_text() == "mine"
+
+
+def test_everything_is_durable_before_it_gets_its_name(raw, tmp_path, monkeypatch):
+    synced, named = set(), []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.add(os.fstat(fd).st_ino))
+
+    def put(finished, target):
+        missing = [p for p in [finished, *finished.rglob("*")] if p.stat().st_ino not in synced]
+        named.append(missing)
+        put_in_place(finished, target)
+
+    monkeypatch.setattr("phonedata.packing.put_in_place", put)
+    pack(raw, tmp_path / "packed")
+    assert named == [[]]
+    assert tmp_path.stat().st_ino in synced
 
 
 def folder(path, content):

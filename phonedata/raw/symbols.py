@@ -1,4 +1,4 @@
-"""SymbolTable: text labels to class indices by a verified perfect hash."""
+"""SymbolTable: text labels to class indices by a hash table whose every hit is compared in full."""
 
 import numpy as np
 from numba import njit
@@ -7,10 +7,10 @@ from phonedata.errors import RawDataError
 from phonedata.phonemes import END_MARKS, START_MARKS, PhonemeSet
 
 
-@njit("uint64(uint32[::1], uint64)", cache=True, nogil=True)
-def _hash(points, seed):
+@njit("uint64(uint32[::1])", cache=True, nogil=True)
+def _hash(points):
     """64-bit hash of a row of code points up to its first zero."""
-    h = seed
+    h = np.uint64(0xCBF29CE484222325)
     for j in range(points.size):
         if points[j] == 0:
             break
@@ -19,26 +19,26 @@ def _hash(points, seed):
     return h
 
 
-@njit("int64(uint32[::1], int32[::1], uint32[:, ::1], uint64)", cache=True, nogil=True)
-def _lookup(points, slots, spellings, seed):
-    """Class of one row of code points (W,), or -1.
-
-    The hash only proposes a spelling; every code point is compared, so that no foreign symbol slips through.
-    """
+@njit("int64(uint32[::1], int32[::1], uint32[:, ::1])", cache=True, nogil=True)
+def _lookup(points, slots, spellings):
+    """Class of one row of code points (W,), or -1. A spelling lies in its hash's slot or in the next free one."""
     known = spellings.shape[1] - 1
-    entry = slots[np.int64(_hash(points, seed) & np.uint64(slots.size - 1))]
-    if entry < 0:
-        return -1
-    for j in range(max(points.size, known)):
-        a = points[j] if j < points.size else np.uint32(0)
-        b = spellings[entry, j] if j < known else np.uint32(0)
-        if a != b:
-            return -1
-    return np.int64(spellings[entry, known])
+    slot = np.int64(_hash(points) & np.uint64(slots.size - 1))
+    while slots[slot] >= 0:
+        entry = slots[slot]
+        equal = True
+        for j in range(max(points.size, known)):
+            a = points[j] if j < points.size else np.uint32(0)
+            b = spellings[entry, j] if j < known else np.uint32(0)
+            equal &= a == b
+        if equal:
+            return np.int64(spellings[entry, known])
+        slot = (slot + 1) & (slots.size - 1)
+    return -1
 
 
-@njit("int64(uint32[:, ::1], int32[::1], uint32[:, ::1], uint64, uint16[::1])", cache=True, nogil=True)
-def _encode(text, slots, spellings, seed, classes):
+@njit("int64(uint32[:, ::1], int32[::1], uint32[:, ::1], uint16[::1])", cache=True, nogil=True)
+def _encode(text, slots, spellings, classes):
     """Class of every row of `text` (T, W) into `classes` (T,); returns the first unknown row, or -1.
 
     Labels repeat for several frames: comparing with the row before is cheaper than hashing. W = 5, what every course
@@ -61,7 +61,7 @@ def _encode(text, slots, spellings, seed, classes):
                 for j in range(width):
                     differs |= flat[at + np.uintp(j)] ^ flat[at + np.uintp(j) - np.uintp(width)]
         if differs != 0 or t == 0:
-            label = _lookup(text[t], slots, spellings, seed)
+            label = _lookup(text[t], slots, spellings)
             if label < 0:
                 return t
         classes[np.uintp(t)] = np.uint16(label)
@@ -85,24 +85,14 @@ class SymbolTable:
         for row, name in zip(self._spellings, names):
             row[: len(name)] = [ord(c) for c in name]
             row[width] = phonemes.classes[name]
-        self._slots, self._seed = self._perfect_hash(self._spellings[:, :width])
+        # At most an eighth full, so that most lookups end at their first slot, and one always ends.
+        self._slots = np.full(1 << (len(names) * 8 - 1).bit_length(), -1, np.int32)
+        for entry, row in enumerate(self._spellings):
+            slot = int(_hash(row[:width])) & (len(self._slots) - 1)
+            while self._slots[slot] >= 0:
+                slot = (slot + 1) & (len(self._slots) - 1)
+            self._slots[slot] = entry
         self._out = np.empty(0, np.uint16)
-
-    @staticmethod
-    def _perfect_hash(points: np.ndarray) -> tuple[np.ndarray, np.uint64]:
-        """A table and a seed with which no two spellings share a slot."""
-        size = 1 << (len(points) * 16 - 1).bit_length()
-        while True:
-            for seed in range(1, 200):
-                slots = np.full(size, -1, np.int32)
-                for entry, row in enumerate(points):
-                    slot = int(_hash(row, seed)) & (size - 1)
-                    if slots[slot] >= 0:
-                        break
-                    slots[slot] = entry
-                else:
-                    return slots, np.uint64(seed)
-            size *= 2
 
     def encode(self, labels: np.ndarray, where: str) -> np.ndarray:
         """(T,) or (T + 2,) text or integer labels -> (T,) classes of `label_dtype`, start and end marks stripped.
@@ -144,7 +134,7 @@ class SymbolTable:
                 text = text[1:-1]
         if len(self._out) < len(text):
             self._out = np.empty(len(text) * 2, np.uint16)
-        unknown = _encode(text, self._slots, self._spellings, self._seed, self._out[: len(text)])
+        unknown = _encode(text, self._slots, self._spellings, self._out[: len(text)])
         if unknown >= 0:
             symbol = _symbol(text[unknown])
             raise RawDataError(
