@@ -8,7 +8,6 @@ import pytest
 
 from phonedata.phonemes import ARPABET
 
-
 REAL_RAW = Path(__file__).parents[2] / "shared/corpus/raw"
 
 
