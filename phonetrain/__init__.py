@@ -28,6 +28,7 @@ _ROOMS = {
     "Run": "run",
     "fit": "fit",
     "resume": "fit",
+    "find_lr": "find_lr",
     "evaluate": "predict",
     "predict": "predict",
     "open_trained": "predict",

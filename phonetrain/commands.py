@@ -36,6 +36,7 @@ def fit(
     max_time: str | None = None,
     stop_at: str | None = None,
     dry_run: Flag = False,
+    find_lr: Flag = False,
     json: Flag = False,
     quiet: Flag = False,
     overrides: Overrides = (),
@@ -58,6 +59,8 @@ def fit(
         End, saved and scored, before this time of day: 23:30.
     dry_run
         Show the resolved config, layers, memory and loader, and train nothing.
+    find_lr
+        Learning-rate range test: 200 steps at growing rates, a suggestion and lr-range.png; no run.
     json
         Print the result as JSON.
     quiet
@@ -69,6 +72,13 @@ def fit(
 
         told = plan(recipe, *settings, corpus=corpus)
         _show(told, plan_text(told), json)
+        return 0
+    if find_lr:
+        from .find_lr import find_lr as search
+        from .find_lr import find_lr_text
+
+        found = search(recipe, *settings, corpus=corpus)
+        _show(found, find_lr_text(found), json)
         return 0
     from .console import open_console
     from .fit import fit
