@@ -36,7 +36,7 @@ VOICES = {
     }.items()
 }
 SECONDS_PER_UTTERANCE = 6.6  # as it comes out, for planning only
-HOURS = 1.2
+HOURS = 1.0
 
 
 def _speak_voice(partition: str, voice: str, speaker: int, num_utterances: int, seed: int, out: Path):
@@ -44,21 +44,18 @@ def _speak_voice(partition: str, voice: str, speaker: int, num_utterances: int, 
     frontend, synthesiser = FrontEnd(), Synthesiser()
     synthesiser.set_voice(f"en-us+{voice}")
     draw = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, speaker])))
-    # 1 to 3 sentences an utterance; a chapter is 10 utterances spoken in one manner.
-    counts = draw.integers(1, 4, size=num_utterances)
+    counts = draw.integers(1, 4, size=num_utterances)  # sentences in each utterance
     texts = iter(sentences(partition, int(counts.sum()), (seed, speaker, 1)))
+    usual_pitch = int(draw.integers(30, 65))
     sil = ARPABET.index("[SIL]")
     symbols = np.array(["[SOS]", *ARPABET.symbols, "[EOS]"], dtype="<U5")
     spoken = []
     for number, count in enumerate(counts):
-        if number % 10 == 0:
-            manner = int(draw.integers(120, 200)), int(draw.integers(25, 80)), int(draw.integers(20, 80))
-        words_per_minute, pitch, pitch_range = manner
         waveform, starts, names = synthesiser.speak(
             " ".join(next(texts) for _ in range(count)),
-            words_per_minute + int(draw.integers(-8, 9)),
-            pitch,
-            pitch_range,
+            words_per_minute=int(draw.integers(120, 200)),
+            pitch=usual_pitch + int(draw.integers(-12, 13)),
+            pitch_range=int(draw.integers(20, 80)),
         )
         lead, tail = draw.uniform(0.05, 0.3, size=2)
         gain, noise = 10 ** draw.uniform(-0.8, 0.0), 10 ** draw.uniform(0.3, 1.3)
