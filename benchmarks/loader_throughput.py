@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks import ways
 from benchmarks.conditions import spread, write_results
 from benchmarks.corpora import PARTITION, make_corpora, repeat_corpus
+from benchmarks.device import measure_device
 
 LIMIT, TWO = "memcpy 1 thread", "memcpy 2 threads"
 KERNEL, ONE_THREAD, TWO_THREADS = "kernel", "loader 1 thread", "loader 2 threads"
@@ -254,11 +255,11 @@ def profile(case: ways.Case, batches: int) -> dict:
     found = {
         "order": timed(lambda n: case.order.into(n % case.num_batches * case.batch_size, out)),
         "lookup, labels and one row": timed(
-            lambda n: table.gather(frames[n % len(frames)], narrow, ring.address(n), 64, case.dtype, labels, True)
+            lambda n: table.gather(frames[n % len(frames)], labels, narrow, ring.address(n), 64, case.dtype)
         ),
         "lookup, labels and window": timed(
             lambda n: table.gather(
-                frames[n % len(frames)], case.window, ring.address(n), ring.pitch, case.dtype, labels, True
+                frames[n % len(frames)], labels, case.window, ring.address(n), ring.pitch, case.dtype
             )
         ),
     }
@@ -318,9 +319,10 @@ def main() -> None:
         if options.profile:
             extra["profile_us"] = profile(main_case, 50 if options.quick else 1000)
         if ways.torch.cuda.is_available():
-            from benchmarks.device import measure_device
-
             extra["device"] = measure_device(corpora["float16"], PARTITION)
+        elif options.quick:
+            # The same lines on the CPU, so that they cannot rot where there is no device.
+            extra["device"] = measure_device(corpora["float16"], PARTITION, "cpu", 2, 4096)
         table = goals(results, extra)
     for name, values in extra.items():
         print(f"\n{name}: {values}")

@@ -108,7 +108,7 @@ def kernel(case: Case):
 
     def run(first: int, count: int) -> None:
         for n in range(first, first + count):
-            table.gather(frames[n % len(frames)], case.window, ring.address(n), ring.pitch, case.dtype, labels, True)
+            table.gather(frames[n % len(frames)], labels, case.window, ring.address(n), ring.pitch, case.dtype)
 
     def check() -> None:
         run(0, 1)
@@ -126,10 +126,12 @@ def loader(case: Case, **options):
     )
 
     def run(first: int, count: int) -> None:
-        start = first % max(1, case.num_batches - count)
-        for n, _ in enumerate(opened.epoch(0, start), 1):
-            if n == count:
-                break
+        # To the end of an epoch, so that nothing is produced ahead and thrown away.
+        while count > 0:
+            part = min(count, case.num_batches)
+            for _ in opened.epoch(first, case.num_batches - part):
+                pass
+            count -= part
 
     def check() -> None:
         for n, batch in zip(range(2), opened.epoch(0)):

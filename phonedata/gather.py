@@ -207,8 +207,9 @@ def gather_windows(
     limits = np.empty(count, np.int64)
     spare = np.zeros(2 * LINE, np.uint8)
     scratch = spare.ctypes.data
-    first_row = table.ctypes.data
+    first_row, first_bucket = table.ctypes.data, buckets.ctypes.data
     for i in range(count):
+        _prefetch(first_bucket + 4 * (frames[min(i + 2 * PREFETCH_LOOKUPS, count - 1)] >> shift))
         coming = buckets[frames[min(i + PREFETCH_LOOKUPS, count - 1)] >> shift]
         _prefetch(first_row + coming * TABLE_ROW)
         frame = frames[i]
@@ -254,8 +255,9 @@ def pool_rows(frames, loads, rows, ends, buckets, shift, context, sequence, firs
     `ends` (U, 1) and buckets find its utterance, `sequence` (n,) and `first_row` (n,) its slab's first row; a slab has
     room for `slab_rows` rows.
     """
-    last, first_end = frames.shape[0] - 1, ends.ctypes.data
+    last, first_end, first_bucket = frames.shape[0] - 1, ends.ctypes.data, buckets.ctypes.data
     for i in range(frames.shape[0]):
+        _prefetch(first_bucket + 4 * (frames[min(i + 2 * PREFETCH_LOOKUPS, last)] >> shift))
         _prefetch(first_end + 8 * buckets[frames[min(i + PREFETCH_LOOKUPS, last)] >> shift])
         row = frames[i] + context * (utterance_of(frames[i], ends, buckets, shift) + 1)
         slab = sequence[loads[i] % sequence.shape[0]]
@@ -286,14 +288,18 @@ class FrameTable:
         self.rows[:, 3] = np.array([a.ctypes.data + a.nbytes for a in features])[source]
         self.buckets, self.shift = buckets_of(ends)
 
-    def mode(self, dtype: np.dtype, stream: bool) -> int:
-        """What the kernel must do to give windows of `dtype`; `stream` prefers stores past the cache."""
+    def mode(self, dtype: np.dtype, stream: bool = True) -> int:
+        """What the kernel must do to give windows of `dtype`.
+
+        Stores past the cache (`stream`) are the faster ones on x86 even where a CPU reads the windows next: what they
+        save, reading the slot before overwriting it, is more than what the reader loses.
+        """
         if self.dtype == dtype:
             return STREAM if stream and IS_X86 else COPY
         return WIDEN if dtype == np.float32 else NARROW
 
     def gather(
-        self, frames: np.ndarray, window: WindowSpec, windows: int, pitch: int, dtype, labels: np.ndarray, stream: bool
+        self, frames: np.ndarray, labels: np.ndarray, window: WindowSpec, windows: int, pitch: int, dtype, stream=True
     ) -> None:
         """Write the windows of `frames` (B,) int64 to address `windows`, `pitch` bytes apart, and labels (B,) int64.
 
