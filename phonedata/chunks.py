@@ -3,6 +3,7 @@
 import pickle
 
 import numpy as np
+from numba import njit
 
 from phonedata.cmvn import moments, normalise_half, normalise_single, scale_into
 from phonedata.errors import RawDataError, SpecError
@@ -11,6 +12,13 @@ from phonedata.records import ChunkResult, Reading
 from phonedata.shard import CHUNK_ROWS, ShardFile, digest
 
 _LARGEST = {"float16": 65504.0, "float32": float(np.finfo(np.float32).max)}
+
+
+@njit(cache=True, nogil=True)
+def count_labels(labels, histogram):
+    """Add the counts of `labels` (R,) to `histogram` (every value of the dtype,) int64."""
+    for r in range(labels.size):
+        histogram[labels[r]] += 1
 
 
 class UtteranceReader:
@@ -134,11 +142,11 @@ class ChunkFiller:
         features_file.write(task.chunk, rows)
         if labels_file is None:
             return ChunkResult(digest(rows), None, None, reading)
-        histogram = np.bincount(row_labels, minlength=self.num_classes)
+        histogram = np.zeros(self._padding + 1, np.int64)
+        count_labels(row_labels, histogram)
         if histogram[self.num_classes : self._padding].any():
-            raise RawDataError(
-                f"{task.partition}: a label beyond the last class {self.num_classes - 1} in chunk {task.chunk}"
-            )
+            beyond = f"a label beyond the last class {self.num_classes - 1}"
+            raise RawDataError(f"{task.partition}: {beyond} in rows from {task.chunk * CHUNK_ROWS} on")
         labels_file.write(task.chunk, row_labels)
         return ChunkResult(digest(rows), digest(row_labels), histogram[: self.num_classes], reading)
 

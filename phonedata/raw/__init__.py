@@ -2,7 +2,7 @@
 
 import importlib
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -133,4 +133,17 @@ def check_name(name: str, kind: str, where) -> None:
     Ids come from foreign lists: `../x`, an absolute path or a control character must not travel further.
     """
     if not name or name in (".", "..") or "/" in name or "\\" in name or not name.isprintable() or len(name) > 255:
-        raise RawDataError(f"{where}: {kind} {name!r} cannot be used: no slashes, no control characters, 1 to 255 long")
+        raise RawDataError(
+            f"{where}: {kind} {name!r} cannot be used: no slashes, no control characters, 1 to 255 characters"
+        )
+
+
+def check_names(names: Iterable[str], kind: str, where) -> None:
+    """`check_name` of many: one look at all of them together, and each by itself only if that finds something."""
+    names = list(names)
+    together = "".join(names)
+    if not together.isprintable() or "/" in together or "\\" in together or min(map(len, names), default=1) < 3:
+        for name in names:
+            check_name(name, kind, where)
+    elif max(map(len, names), default=1) > 255:
+        check_name(max(names, key=len), kind, where)

@@ -1,6 +1,7 @@
 """The HW1P2 layout of CMU 11-785, every semester: PARTITION/mfcc/ID.npy and PARTITION/transcript/ID.npy."""
 
 import os
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import xxhash
 
 from phonedata.errors import RawDataError
 from phonedata.phonemes import ARPABET, PhonemeSet
-from phonedata.raw import Problem, RawCorpus, check_name, read_frontend, read_phonemes
+from phonedata.raw import Problem, RawCorpus, check_name, check_names, read_frontend, read_phonemes
 from phonedata.raw.npy import NpyReader, parse_header
 
 LOOKS_FOR = "PARTITION/mfcc/ID.npy, e.g. train-clean-100/mfcc/103-1240-0000.npy"
@@ -45,17 +46,16 @@ def _list_npy(folder: Path, problems: list[Problem]) -> dict[str, os.stat_result
     "not ours."""
     files = {}
     try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        entries = [e for e in os.scandir(folder) if e.name[-4:].lower() == ".npy" and e.name[0] != "."]
     except OSError as error:
         raise RawDataError(f"{folder}: cannot be listed ({error.strerror}); check its permissions") from None
-    for entry in entries:
-        stem, suffix = os.path.splitext(entry.name)
-        if entry.name.startswith(".") or suffix.lower() != ".npy":
-            continue
-        check_name(stem, "utterance id", folder)
+    check_names((e.name[:-4] for e in entries), "utterance id", folder)
+    for entry in sorted(entries, key=lambda entry: entry.name):
+        stem, broken = entry.name[:-4], None
         try:
-            stat = entry.stat()
-            broken = None if entry.is_file() else "is not a file"
+            status = entry.stat()
+            if not stat.S_ISREG(status.st_mode):
+                broken = "is not a file"
         except OSError as error:
             broken = f"cannot be read ({error.strerror})"
         if stem in files:
@@ -63,7 +63,7 @@ def _list_npy(folder: Path, problems: list[Problem]) -> dict[str, os.stat_result
         if broken:
             problems.append(Problem(stem, f"{entry.path}: {broken}; remove or mend it"))
             continue
-        files[stem] = entry.name, stat
+        files[stem] = entry.name, status
     return files
 
 
@@ -115,11 +115,9 @@ class Hw1p2Partition:
         self._files = [features[i][0] for i in ids]
         self._label_files = [labels[i][0] for i in ids] if texts else None
         self.lengths_hint = self._guess_lengths([features[i][1].st_size for i in ids])
-        stamp = xxhash.xxh3_128()
-        for i in ids:
-            for _, stat in (features[i], labels[i]) if texts else (features[i],):
-                stamp.update(f"{i} {stat.st_size} {stat.st_mtime_ns}\n".encode())
-        self.stamp = stamp.hexdigest()
+        stats = [features[i][1] for i in ids] + ([labels[i][1] for i in ids] if texts else [])
+        seen = np.array([(status.st_size, status.st_mtime_ns) for status in stats], np.int64)
+        self.stamp = xxhash.xxh3_128_hexdigest("\n".join(ids).encode() + seen.tobytes())
         self._reader = NpyReader()
         self._label_reader = NpyReader()
         self._table = None
