@@ -22,6 +22,9 @@ class LossScale:
                  backoff: float = 0.5, interval: int = 2000) -> None:
         self.scale = torch.full((), initial, dtype=torch.float32, device=device)
         self.good_updates = torch.zeros((), dtype=torch.int32, device=device)
+        # Of the whole run, so that a resumed one shows the same rate: a checkpoint holds them.
+        self.overflows = torch.zeros((), dtype=torch.int64, device=device)
+        self.overflows_in_a_row = torch.zeros((), dtype=torch.int64, device=device)
         self.growth, self.backoff, self.interval = growth, backoff, interval
 
     @torch.no_grad()
@@ -41,12 +44,17 @@ class LossScale:
         torch._amp_update_scale_(self.scale, self.good_updates, overflow, self.growth, self.backoff, self.interval)
         self.scale.copy_(torch.where(frozen > 0, scale, self.scale))
         self.good_updates.copy_(torch.where(frozen > 0, good, self.good_updates))
+        counted = (overflow * (1 - frozen)).long()
+        self.overflows += counted
+        self.overflows_in_a_row.copy_(torch.where(frozen > 0, self.overflows_in_a_row,
+                                                  (self.overflows_in_a_row + 1) * counted))
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The scale and the number of good updates since it last changed."""
-        return {"scale": self.scale, "good_updates": self.good_updates}
+        """The scale, good updates since it last changed, overflows of the whole run and since the last good update."""
+        return {"scale": self.scale, "good_updates": self.good_updates, "overflows": self.overflows,
+                "overflows_in_a_row": self.overflows_in_a_row}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Copy in place."""
-        self.scale.copy_(state["scale"])
-        self.good_updates.copy_(state["good_updates"])
+        for name, value in self.state_dict().items():
+            value.copy_(state[name])

@@ -25,7 +25,7 @@ class TrainStep:
     A loss that is not finite sets `halted` on the device. From then on a step changes nothing: weights, optimizer
     state, norm buffers, averaged weights, loss scale and metrics stay as they were before the bad batch, until the
     host looks at `halted_at` and decides. A gradient that overflows in fp16 is the loss scale's ordinary business:
-    that update is left out and counted in `overflows`; in bf16 and fp32 it halts like a loss.
+    that update is left out and counted there; in bf16 and fp32 it halts like a loss.
 
     Parameters
     ----------
@@ -51,7 +51,6 @@ class TrainStep:
         self.buffers_before = [buffer.clone() for buffer in self.buffers]
         self.halted = torch.zeros((), dtype=torch.float32, device=device)
         self.halted_at = torch.full((), -1, dtype=torch.int64, device=device)
-        self.overflows = torch.zeros((), dtype=torch.int64, device=device)
         self.gradient_norm = torch.zeros((), dtype=torch.float32, device=device)
         # Fused kernels read `found_inf` on the device and leave weights and state alone where it is 1. The others
         # have to be held back by the host, which costs a synchronisation a step on CUDA.
@@ -114,7 +113,6 @@ class TrainStep:
         if self.averaged is not None:
             self.averaged.update(skip)
         if self.loss_scale is not None:
-            self.overflows += (overflow * (1 - self.halted)).long()
             self.loss_scale.update_(overflow, frozen=self.halted)
         self.gradient_norm.copy_(norm)
         self.optimizer.zero_grad()

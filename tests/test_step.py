@@ -117,7 +117,7 @@ def test_gradient_overflow_in_fp16_is_skipped_counted_and_backs_off():
     step.loss_scale.scale.fill_(2.0**40)
     weights = [p.clone() for p in step.parameters]
     run(step, batches(1))
-    assert int(step.overflows) == 1
+    assert int(step.loss_scale.overflows) == 1
     assert int(step.halted_at) == -1
     assert float(step.loss_scale.scale) == 2.0**39
     assert all(torch.equal(a, b) for a, b in zip(weights, step.parameters, strict=True))
