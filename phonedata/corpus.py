@@ -9,6 +9,7 @@ import numpy as np
 from phonedata.errors import CorpusNotFound, FormatError, SpecError
 from phonedata.exchange import recover
 from phonedata.phonemes import PhonemeSet
+from phonedata.verify import verify_files
 
 FORMAT_VERSION = 1
 
@@ -80,9 +81,10 @@ class PackedCorpus:
 
     def verify(self, progress=None) -> int:
         """Read every byte against the digests; returns the bytes read, raises FormatError naming the first bad file."""
-        from phonedata.verify import verify
-
-        return verify(self.path, progress)
+        size = verify_files(self.path, progress)
+        for partition in self.partitions.values():
+            partition.check_rows()
+        return size
 
 
 class Partition:
@@ -114,6 +116,18 @@ class Partition:
                 f"{self.path}/zarr.json: {self.num_rows} rows, but {self.num_frames} frames of {self.num_utterances} "
                 f"utterances with context {corpus.context} need another count; run: phonedata verify {corpus.path}"
             )
+
+    def check_rows(self) -> None:
+        """What digests cannot say: that rows, labels and utterances fit together. Raises FormatError."""
+        lengths = np.diff(self.utterance_end, prepend=0)
+        if not len(self.utterance_ids) == len(self.speakers) == len(lengths) == self.num_utterances:
+            raise FormatError(f"{self.path}: ids, speakers and utterances differ in number; pack again")
+        if not self.labelled:
+            return
+        for u, (start, length) in enumerate(zip(self.utterance_start_row.tolist(), lengths.tolist())):
+            largest = int(self.labels[start : start + length].max())
+            if largest >= len(self.corpus.phonemes):
+                raise FormatError(f"{self.path}/labels: utterance {u} has class {largest}, which is none; pack again")
 
     def _map(self, file: str, dtype, shape) -> np.ndarray:
         path = self.path / file

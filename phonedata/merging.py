@@ -19,7 +19,6 @@ from phonedata.packreport import LeftOut, PackReport
 from phonedata.parts import part_path, parts_folder
 from phonedata.plan import rows_of
 from phonedata.shard import CHUNK_ROWS, ShardFile, digest, full_disk, num_chunks, write_file
-from phonedata.verify import verify
 
 _MUST_AGREE = ("layout", "phonemes", "feature_dim", "frame_shift_ms", "dtype", "context", "cmvn", "frontend")
 
@@ -109,7 +108,7 @@ def _report(path, corpus, attributes, left_out, corpus_digest, notes=()) -> Pack
 
 def _merge(parts: list[PackedCorpus], target: Path, replace: bool, progress) -> PackReport:
     for part in parts:
-        verify(part.path, progress)
+        part.verify(progress)
     staging = Staging(target, f"merge {[p.digest for p in parts]}")
     try:
         size = sum(p.num_rows for part in parts for p in part.partitions.values())

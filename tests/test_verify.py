@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from phonedata import CorpusNotFound, FormatError, PackedCorpus, pack
-from phonedata.verify import verify
 from tests.conftest import write_hw1p2
 
 
@@ -20,6 +19,10 @@ def packed(tmp_path_factory):
         write_hw1p2(root / "raw", name, utterances, labelled=name == "train")
     pack(root / "raw", root / "packed")
     return root / "packed"
+
+
+def verify(root, progress=None):
+    return PackedCorpus(root).verify(progress)
 
 
 def all_files(root):

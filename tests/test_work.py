@@ -1,5 +1,6 @@
 """Packing works through the raw protocol alone: layouts without length hints cost a pass, not a frame."""
 
+import os
 import threading
 from dataclasses import replace
 
@@ -43,6 +44,21 @@ def test_lengths_need_no_hint(raw, tmp_path, monkeypatch, options, hint):
             pack(raw, tmp_path / "parted", part=(i, 2), stats_only=True, **options)
     pack(raw, tmp_path / "parted", part=(2, 2), **options)
     assert PackedCorpus(tmp_path / "parted.parts/2-of-2")["train"].num_utterances == 3
+
+
+def test_systems_without_readv_and_pwrite_pack_the_same_bytes(raw, tmp_path, monkeypatch):
+    pack(raw, tmp_path / "usual")
+    for call in ("readv", "pwrite"):
+        monkeypatch.delattr(os, call, raising=False)
+    monkeypatch.setattr("phonedata.exchange._exchange", lambda a, b: False)
+    pack(raw, tmp_path / "packed", workers=3)
+    pack(raw, tmp_path / "packed", workers=3, replace=True)
+    assert tree_bytes(tmp_path / "packed") == tree_bytes(tmp_path / "usual")
+
+
+def test_ids_in_two_partitions_are_noted(raw, tmp_path):
+    write_hw1p2(raw, "dev", {"1-2-0": (place_features(9, 12, 3), place_label(9, 12))})
+    assert "1 utterance ids are in both dev and train, e.g. 1-2-0" in str(pack(raw, tmp_path / "packed"))
 
 
 def test_one_odd_file_does_not_rule_the_others(raw):
