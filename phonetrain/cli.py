@@ -15,7 +15,21 @@ FLAGS = frozenset({"--help", "-h", "--version", "--dry-run", "--json", "--quiet"
 
 def main(tokens: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 refused or stopped, 2 said wrongly, 128 + n ended by signal n."""
-    code = exit_code(sys.argv[1:] if tokens is None else tokens)
+    pressed = []
+
+    def interrupt(number: int, frame: object) -> None:
+        pressed.append(number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        code = exit_code(sys.argv[1:] if tokens is None else tokens)
+    except Exception:
+        if not pressed:
+            raise
+        # A library that was interrupted while it was being imported raises something of its own.
+        print("interrupted", file=sys.stderr)
+        code = 128 + signal.SIGINT
     # The work is done and told: a late Ctrl-C may no longer turn the interpreter's own clean-up into a traceback.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.exit(code)

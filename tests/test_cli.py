@@ -175,3 +175,17 @@ def test_ctrl_c_in_training_saves_says_how_to_go_on_and_exits_130(there):
         out, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in err, err
     assert "phonetrain resume runs/default-1" in err and "phonetrain resume runs/default-1" in out
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends POSIX signals")
+def test_ctrl_c_that_a_library_turns_into_another_error_is_no_traceback_either():
+    code = (
+        "import os, signal, sys, phonetrain.explain\n"
+        "def explain(run):\n"
+        "    try: os.kill(os.getpid(), signal.SIGINT)\n"
+        "    except KeyboardInterrupt: raise RecursionError\n"
+        "sys.modules['phonetrain.explain'].explain = explain\n"
+        "from phonetrain.cli import main; main(['explain'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
