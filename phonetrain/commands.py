@@ -90,7 +90,6 @@ def fit(
 @app.command
 def resume(
     run: Path | None = None,
-    /,
     *,
     corpus: Path | None = None,
     from_: Annotated[str | None, Parameter(name="--from")] = None,
@@ -130,7 +129,6 @@ def resume(
 @app.command
 def evaluate(
     run: Path | None = None,
-    /,
     *,
     partition: str | None = None,
     checkpoint: str = "best",
@@ -165,7 +163,6 @@ def evaluate(
 @app.command
 def predict(
     run: Path | None = None,
-    /,
     *,
     partition: str | None = None,
     out: Path | None = None,
@@ -225,7 +222,7 @@ def report(*runs: Path, out: Path | None = None, json: Flag = False) -> None:
 
 
 @app.command
-def explain(run: Path | None = None, /, *, json: Flag = False) -> None:
+def explain(run: Path | None = None, *, json: Flag = False) -> None:
     """Tell a run's life in plain sentences: segments, what changed, why it stopped, what to do next.
 
     Parameters
@@ -266,7 +263,6 @@ def doctor(
 @app.command
 def export(
     run: Path | None = None,
-    /,
     *,
     out: Path | None = None,
     checkpoint: str = "best",

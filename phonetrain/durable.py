@@ -118,10 +118,14 @@ def unwritable(path: Path, error: OSError) -> str:
 
 
 def make_directory(path: Path) -> None:
+    """Make `path` and what is above it; there already is fine. Raises TrainingStopped."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise TrainingStopped(unwritable(path, error)) from error
+        raise TrainingStopped(
+            f"{path}: the directory could not be made ({error.strerror or error}); "
+            "give one that you may write to with `--run DIR`"
+        ) from error
 
 
 if os.name == "nt":

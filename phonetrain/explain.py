@@ -85,7 +85,10 @@ def _segment(events: list[dict[str, Any]], run: Run, following: list[dict[str, A
     end = next((event for event in events if event["event"] in ("segment_ended", "run_finished")), None)
     if end is not None:
         reason = str(end.get("reason", "finished"))
-        told += f", and ended because {SIGNALS.get(reason, f'of an error ({reason})')}."
+        message = str(end.get("message") or reason).rstrip(".")
+        told += f", and ended because {SIGNALS.get(reason, f'of an error ({message})')}."
+        if reason == "TrainingStopped" and end.get("message"):
+            told = told.removesuffix(SIGNALS[reason] + ".") + f"it stopped itself: {message}."
     elif following is not None and following[0].get("by") == "rollback":
         told += ", and was rolled back."
     elif following is None and run.is_held():
@@ -117,7 +120,8 @@ def _recovered(event: dict[str, Any]) -> str:
 HAPPENINGS = {
     "config_changed": _changed,
     "warning": lambda event: f"At step {event.get('step', 0):,} it warned: {event['message']}.",
-    "nonfinite": lambda event: f"A number went bad: {event['message']} (evidence/{event.get('evidence')}).",
+    "nonfinite": lambda event: f"A number went bad: {event['message']}"
+    + (f" (evidence/{event['evidence']})." if event.get("evidence") else "."),
     "recovered": _recovered,
 }
 
@@ -150,6 +154,8 @@ def _next_steps(run: Run) -> list[str]:
     if status == "running" and run.is_held():
         return ["Next: let it train, or press Ctrl-C once: it saves and says how to go on."]
     if status not in ("finished", "early_stopped"):
+        if not any(run.checkpoints.glob("step-*")):
+            return ["Next: it ended before the first checkpoint; phonetrain fit starts it again, under another name."]
         again = f"Next: phonetrain resume {run.path} goes on from the last checkpoint."
         if any(event["event"] == "nonfinite" for event in run.events()) and status == "TrainingStopped":
             again += (

@@ -8,6 +8,7 @@ import json
 import netrc
 import os
 import secrets
+import shlex
 import sys
 import warnings
 from collections.abc import Callable
@@ -161,7 +162,7 @@ def wandb_id(run: Run) -> str:
 
 def sync_command(run: Run, identity: str) -> str:
     """The shell line that uploads all offline segments of `run` under its one id."""
-    return f"wandb sync --id {identity} {run.path.as_posix()}/wandb/offline-run-*"
+    return f"wandb sync --id {identity} {shlex.quote(run.path.as_posix())}/wandb/offline-run-*"
 
 
 def _mode(asked: str) -> str:
