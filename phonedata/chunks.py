@@ -1,5 +1,6 @@
 """Fills inner chunks: reads the utterances that touch one, checks and normalises them, digests and writes the rows."""
 
+import io
 import pickle
 
 import numpy as np
@@ -21,12 +22,35 @@ def count_labels(labels, histogram):
         histogram[labels[r]] += 1
 
 
+def copy_for_worker(partition):
+    """A copy with buffers of its own, because a partition lends them out until its next read.
+
+    Copied by pickling, except that long lists are shared: they no longer change once a partition is listed, and a
+    copy of them per worker would make memory grow with the corpus.
+    """
+    shared, stream = [], io.BytesIO()
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, value):
+            if isinstance(value, (list, dict, tuple, np.ndarray)) and len(value) > 100:
+                shared.append(value)
+                return len(shared) - 1
+            return None
+
+    class Unpickler(pickle.Unpickler):
+        def persistent_load(self, number):
+            return shared[number]
+
+    Pickler(stream).dump(partition)
+    stream.seek(0)
+    return Unpickler(stream).load()
+
+
 class UtteranceReader:
     """Reads and checks utterances of a raw corpus; every worker has its own."""
 
     def __init__(self, raw, feature_dim: int, dim_from: str):
-        # Copies, because a partition lends out its buffers until its next read.
-        self.partitions = {p.name: pickle.loads(pickle.dumps(p)) for p in raw.partitions}
+        self.partitions = {p.name: copy_for_worker(p) for p in raw.partitions}
         self.feature_dim, self.dim_from = feature_dim, dim_from
 
     def read(self, name: str, index: int, mean: np.ndarray, square: np.ndarray):

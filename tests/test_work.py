@@ -9,6 +9,7 @@ import pytest
 
 from phonedata import PackedCorpus, RawDataError, SpecError, pack
 from phonedata.admission import LARGEST_DIM, find_feature_dim
+from phonedata.chunks import copy_for_worker
 from phonedata.raw import open_raw
 from phonedata.team import Team
 from tests.conftest import place_features, place_label, write_hw1p2
@@ -59,6 +60,20 @@ def test_systems_without_readv_and_pwrite_pack_the_same_bytes(raw, tmp_path, mon
 def test_ids_in_two_partitions_are_noted(raw, tmp_path):
     write_hw1p2(raw, "dev", {"1-2-0": (place_features(9, 12, 3), place_label(9, 12))})
     assert "1 utterance ids are in both dev and train, e.g. 1-2-0" in str(pack(raw, tmp_path / "packed"))
+
+
+def test_workers_share_lists_and_nothing_else(raw):
+    for u in range(150):
+        write_hw1p2(raw, "train", {f"2-{u:04d}-0": (place_features(u, 3, 3), place_label(u, 3))})
+    partition = open_raw(raw).partitions[0]
+    partition.read(0)
+    copy = copy_for_worker(partition)
+    assert copy.utterance_ids is partition.utterance_ids
+    mine, _ = partition.read(3)
+    before = mine.copy()
+    theirs, _ = copy.read(100)
+    assert not np.shares_memory(mine, theirs)
+    assert np.array_equal(mine, before)
 
 
 def test_one_odd_file_does_not_rule_the_others(raw):
