@@ -1,6 +1,9 @@
 """Packing works through the raw protocol alone: layouts without length hints cost a pass, not a frame."""
 
 import os
+import shutil
+import subprocess
+import sys
 import threading
 from dataclasses import replace
 
@@ -115,3 +118,26 @@ def test_team_raises_the_first_error_in_order():
             for task, _ in Team(workers, object).in_order(work, list(range(40))):
                 seen.append(task)
         assert seen == [0, 1, 2]
+
+
+@pytest.mark.long
+@pytest.mark.skipif(os.name == "nt", reason="no getrusage")
+def test_memory_stays_flat(tmp_path):
+    """680 MB of raw files (hard links to one) through four workers: under 500 MB, and no more than a tenth of it."""
+    features, classes = np.random.default_rng(0).normal(size=(1270, 28)).astype("f4"), np.arange(1270) % 40
+    peaks = []
+    for count in (40, 4000):
+        root = tmp_path / str(count)
+        write_hw1p2(root / "raw", "train", {"0-0-0": (features, classes)})
+        for u in range(1, count):
+            for folder in ("mfcc", "transcript"):
+                os.link(root / f"raw/train/{folder}/0-0-0.npy", root / f"raw/train/{folder}/{u}-0-0.npy")
+        code = (
+            "import resource, sys, phonedata; phonedata.pack(sys.argv[1] + '/raw', sys.argv[1] + '/packed', workers=4);"
+            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
+        )
+        done = subprocess.run([sys.executable, "-c", code, root], capture_output=True, text=True, check=True)
+        peaks.append(float(done.stdout))
+        shutil.rmtree(root)
+    print(peaks)
+    assert peaks[1] < 500 and peaks[1] - peaks[0] < 68
