@@ -80,10 +80,9 @@ def fit(
         found = search(recipe, *settings, corpus=corpus)
         _show(found, find_lr_text(found), json)
         return 0
-    from .console import open_console
     from .fit import fit
 
-    done = fit(recipe, *settings, corpus=corpus, run=run, console=open_console("quiet" if quiet else "auto"))
+    done = fit(recipe, *settings, corpus=corpus, run=run, console=_console(quiet))
     return _ended(done, json)
 
 
@@ -118,12 +117,10 @@ def resume(
     quiet
         No progress, warnings only.
     """
-    from .console import open_console
     from .fit import resume
 
-    console = open_console("quiet" if quiet else "auto")
     settings = overrides + _limits(max_time, stop_at)
-    return _ended(resume(run, *settings, corpus=corpus, from_checkpoint=from_, console=console), json)
+    return _ended(resume(run, *settings, corpus=corpus, from_checkpoint=from_, console=_console(quiet)), json)
 
 
 @app.command
@@ -358,11 +355,22 @@ def _limits(max_time: str | None, stop_at: str | None) -> tuple[str, ...]:
     return tuple(f'{key}="{value}"' for key, value in limits.items() if value is not None)
 
 
+def _is_main() -> bool:
+    """Of several processes (torchrun sets RANK) the first one talks to people."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _console(quiet: bool) -> Any:
+    from .console import open_console
+
+    return open_console("quiet" if quiet or not _is_main() else "auto")
+
+
 def _ended(run: Any, as_json: bool) -> int:
     """Print what a run came to; the exit code is that of the signal that ended it."""
     status, best = run.status, run.best()
     code = 128 + getattr(signal, status) if status.startswith("SIG") and hasattr(signal, status) else 0
-    if os.environ.get("RANK", "0") != "0":  # of several processes one tells
+    if not _is_main():
         return code
     told = {"run": str(run.path), "status": status, "best": best}
     next_step = f"phonetrain evaluate {run.path}" if code == 0 else f"phonetrain resume {run.path}"

@@ -40,6 +40,7 @@ STYLE = {
     "svg.hashsalt": "phonetrain",
 }
 MOST_MARKS = 8
+MOST_POINTS = 1500  # of a curve that is at most 1,440 dots wide
 
 
 @dataclass
@@ -63,8 +64,8 @@ class Curves:
         best = [place for place, line in enumerate(epochs) if line.get("best")]
         return cls(
             name=run.name,
-            train_x=to_epochs([line["step"] for line in train]),
-            train={name: column(train, name) for name in ("loss", "accuracy", "lr")},
+            train_x=thinned(to_epochs([line["step"] for line in train]), np.max),
+            train={name: thinned(column(train, name), np.mean) for name in ("loss", "accuracy", "lr")},
             epoch_x=np.array([line["epoch"] + 1.0 for line in epochs]),
             epochs={name: column(epochs, name) for name in names},
             best=best[-1] if best else None,
@@ -75,6 +76,14 @@ class Curves:
 def column(lines: list[dict[str, Any]], name: str) -> np.ndarray:
     """One number of every line as float64, NaN where it is missing."""
     return np.array([math.nan if line.get(name) is None else float(line[name]) for line in lines], np.float64)
+
+
+def thinned(values: np.ndarray, summary: Any) -> np.ndarray:
+    """`summary` of each of at most MOST_POINTS equal stretches; a stretch with a NaN stays NaN."""
+    if len(values) <= MOST_POINTS:
+        return values
+    edges = np.linspace(0, len(values), MOST_POINTS + 1).astype(int)
+    return np.array([summary(values[start:stop]) for start, stop in zip(edges, edges[1:])])
 
 
 def epoch_scale(train: list[dict[str, Any]], epochs: list[dict[str, Any]]):

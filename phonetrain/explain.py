@@ -34,9 +34,13 @@ def explain(run: Run | str | os.PathLike[str] | None = None) -> list[str]:
     events = run.events()
     sentences = [_beginning(run, events)]
     segments = _by_segment(events)
+    reached: dict[int, int] = {}
+    for line in run.all_metrics():
+        reached[line.get("segment")] = max(int(line.get("step", 0)), reached.get(line.get("segment"), 0))
     for place, told in enumerate(segments):
         is_last = place == len(segments) - 1
-        sentences += _segment(told, run, None if is_last else segments[place + 1])
+        step = reached.get(told[0]["segment"], 0)
+        sentences += _segment(told, run, step, None if is_last else segments[place + 1])
     return sentences + _standing(run) + _next_steps(run)
 
 
@@ -64,11 +68,12 @@ def _beginning(run: Run, events: list[dict[str, Any]]) -> str:
     return told + "."
 
 
-def _segment(events: list[dict[str, Any]], run: Run, following: list[dict[str, Any]] | None) -> list[str]:
+def _segment(
+    events: list[dict[str, Any]], run: Run, reached: int, following: list[dict[str, Any]] | None
+) -> list[str]:
     start, last = events[0], events[-1]
     number = int(start["segment"]) + 1
-    steps = [int(event["step"]) for event in events if "step" in event]
-    steps += [int(line["step"]) for line in run.all_metrics() if line.get("segment") == start["segment"]]
+    steps = [reached, *(int(event["step"]) for event in events if "step" in event)]
     sentences = []
     if start.get("by") == "rollback":
         sentences.append(f"Part {number} went back to step {start['step']:,}, to the last good checkpoint.")
@@ -77,7 +82,7 @@ def _segment(events: list[dict[str, Any]], run: Run, following: list[dict[str, A
         sentences.append(f"Part {number} was resumed {_day(start.get('time'))} from {saved}.")
     sentences += [_happening(event) for event in events if event["event"] in HAPPENINGS]
     saved = [event for event in events if event["event"] == "checkpoint_saved"]
-    told = f"Part {number} trained from step {start.get('step', 0):,} to step {max(steps, default=0):,}"
+    told = f"Part {number} trained from step {start.get('step', 0):,} to step {max(steps):,}"
     if (seconds := _seconds(start, last)) is not None:
         told += f" in {clock(seconds)}"
     if saved:
@@ -96,7 +101,7 @@ def _segment(events: list[dict[str, Any]], run: Run, following: list[dict[str, A
     else:
         told += ", and was killed: no end is recorded (kill -9, out of memory, a crash, or power)."
     sentences.append(told)
-    if following is not None and following[0].get("step", 0) < max(steps, default=0):
+    if following is not None and following[0].get("step", 0) < max(steps):
         went = "again" if following[0].get("by") == "rollback" else "on"
         sentences.append(
             f"Its steps after {following[0]['step']:,} were left aside: training went {went} from step "

@@ -191,3 +191,12 @@ def test_equal_runs_are_equal_and_others_are_named(runs, learnable_corpus, tmp_p
     assert tool.compare_metrics(runs[1], again, 0.0) == tool.compare_weights(runs[1], again, 0.0) == []
     assert any("loss" in said for said in tool.compare_metrics(runs[1], other, 0.0))
     assert any("differs by up to" in said for said in tool.compare_weights(runs[1], other, 0.0))
+
+
+def test_long_curves_are_thinned_to_means_and_keep_their_nan():
+    from phonetrain.curves import MOST_POINTS, thinned
+
+    values = np.arange(10.0 * MOST_POINTS)
+    assert thinned(values, np.mean) == pytest.approx(values.reshape(-1, 10).mean(1))
+    values[5] = np.nan
+    assert np.isnan(thinned(values, np.mean)).sum() == 1 and len(thinned(values[:7], np.mean)) == 7
