@@ -1,0 +1,252 @@
+"""The Kaldi layout: data directories with feats.scp -> ark (also compressed), text alignments, phones.txt, utt2spk."""
+
+import os
+import re
+import struct
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import xxhash
+
+from phonedata.errors import MissingReader, RawDataError, SpecError
+from phonedata.phonemes import PhonemeSet
+from phonedata.raw import Problem, RawCorpus, check_name, read_frontend
+from phonedata.raw.lines import LabelLines, OpenFile, checked_labels, read_list, text_id
+
+LOOKS_FOR = "feats.scp, or folders that have one, with ali*.txt or pdf*.txt beside it"
+_VALUE_BYTES = {b"FM": 4, b"DM": 8, b"CM": 1, b"CM2": 2, b"CM3": 1}
+_ALIGNMENTS = re.compile(r"(ali|pdf|phones?[-_.]ali|ali[-_.]pdf)[\w.-]*\.txt")
+_DISAMBIGUATION = re.compile(r"#\d+")
+_MOST_CLASSES = 65535
+
+
+def detect(root: Path) -> bool:
+    """Whether `root` or a folder in it holds feats.scp."""
+    return bool(_data_directories(root))
+
+
+def _data_directories(root: Path) -> list[Path]:
+    if (root / "feats.scp").is_file():
+        return [root]
+    return sorted(
+        child for child in root.iterdir() if not child.name.startswith(".") and (child / "feats.scp").is_file()
+    )
+
+
+def open_layout(root: Path) -> RawCorpus:
+    """One partition per data directory. Raises RawDataError."""
+    folders = _data_directories(root)
+    alignments = {folder: LabelLines(_alignment_files(folder)) for folder in folders}
+    names = {os.path.basename(file) for lines in alignments.values() for file in lines.files}
+    pdf = {"pdf" in name for name in names}
+    if len(pdf) > 1:
+        raise RawDataError(f"{root}: {sorted(names)} mix phone and pdf alignments; keep one kind")
+    table = next(
+        (
+            f
+            for f in (root / "phones.txt", root / "lang/phones.txt", *(d / "phones.txt" for d in folders))
+            if f.is_file()
+        ),
+        None,
+    )
+    notes = []
+    if table and pdf != {True}:
+        phonemes = _symbol_table(table)
+    else:
+        phonemes = _numbered(root, alignments)
+        notes.append(
+            f"{len(phonemes)} classes keep their numbers"
+            + (" (pdf ids)" if pdf == {True} else ", there is no phones.txt")
+        )
+    partitions = [KaldiPartition(root, folder, alignments[folder], phonemes) for folder in folders]
+    return RawCorpus(root, "kaldi", tuple(partitions), phonemes, read_frontend(root), 10.0, tuple(notes))
+
+
+def _alignment_files(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.iterdir() if _ALIGNMENTS.fullmatch(file.name) and file.is_file())
+
+
+def _symbol_table(file: Path) -> PhonemeSet:
+    """phones.txt, `symbol integer` a line: classes are the integers, without the disambiguation symbols at the end."""
+    symbols: dict[int, str] = {}
+    for words in read_list(file):
+        if len(words) != 2 or not words[1].isascii() or not words[1].isdigit() or int(words[1]) > _MOST_CLASSES:
+            raise RawDataError(
+                f"{file}: line {' '.join(words)[:60]!r}, wanted `symbol integer` below {_MOST_CLASSES}; mend it"
+            )
+        if int(words[1]) in symbols:
+            raise RawDataError(f"{file}: integer {words[1]} has two symbols; remove one")
+        symbols[int(words[1])] = words[0]
+    while symbols and _DISAMBIGUATION.fullmatch(symbols[max(symbols)]):
+        del symbols[max(symbols)]
+    try:
+        return PhonemeSet(
+            tuple(symbols.get(number, f"<unused-{number}>") for number in range(max(symbols, default=-1) + 1))
+        )
+    except SpecError as error:
+        raise RawDataError(f"{file}: {error}") from None
+
+
+def _numbered(root: Path, alignments: dict[Path, LabelLines]) -> PhonemeSet:
+    """Classes 0 up to the largest label, which only reading them all can tell."""
+    largest = 0
+    for lines in alignments.values():
+        for utterance in lines.places:
+            labels = lines.labels(utterance)
+            largest = max(largest, int(labels.max(initial=0)))
+    if largest >= _MOST_CLASSES:
+        raise RawDataError(
+            f"{root}: label {largest}, but at most {_MOST_CLASSES} classes fit; are these transition ids? "
+            "make pdf ids with ali-to-pdf, or phones with ali-to-phones --per-frame"
+        )
+    return PhonemeSet(tuple(str(number) for number in range(largest + 1)))
+
+
+class KaldiPartition:
+    """One data directory; see raw.RawPartition."""
+
+    def __init__(self, root: Path, folder: Path, lines: LabelLines, phonemes: PhonemeSet):
+        self.name = folder.resolve().name if folder == root else folder.name
+        check_name(self.name, "partition name", root)
+        self.phonemes, self._lines = phonemes, lines
+        self.labelled = bool(lines.files)
+        self.order, self.lengths_hint = "sorted", None
+        self.problems: list[Problem] = []
+        scp = folder / "feats.scp"
+        places: dict[str, tuple[str, int]] = {}
+        for words in read_list(scp):
+            utterance = text_id(words[0].encode(), scp)
+            if utterance in places:
+                raise RawDataError(f"{scp}: lists {utterance!r} twice; remove one line")
+            places[utterance] = _ark_place(" ".join(words[1:]), utterance, scp, root, folder)
+        if not places:
+            raise RawDataError(f"{scp}: lists no utterance, wanted `ID file.ark:offset` lines; fill or remove it")
+        speakers = {}
+        if (folder / "utt2spk").is_file():
+            for words in read_list(folder / "utt2spk"):
+                if len(words) != 2:
+                    raise RawDataError(
+                        f"{folder / 'utt2spk'}: line {' '.join(words)[:60]!r}, wanted `ID speaker`; mend it"
+                    )
+                speakers[words[0]] = words[1]
+        if self.labelled:
+            for utterance in sorted(places.keys() - lines.places.keys()):
+                self.problems.append(
+                    Problem(utterance, f"{scp}: {utterance} has no line in {lines.files[0]}; add it or use --skip-bad")
+                )
+            for utterance in sorted(lines.places.keys() - places.keys()):
+                self.problems.append(
+                    Problem(utterance, f"{lines.files[0]}: {utterance} has no line in {scp}; add it or use --skip-bad")
+                )
+        self.utterance_ids = sorted(u for u in places if not self.labelled or u in lines.places)
+        self.speakers = [speakers.get(utterance, utterance) for utterance in self.utterance_ids]
+        self._places = [places[utterance] for utterance in self.utterance_ids]
+        self._file = OpenFile()
+        stamp = xxhash.xxh3_128()
+        for file in sorted({ark for ark, _ in self._places} | {str(scp)} | set(lines.files)):
+            try:
+                stat = os.stat(file)
+                stamp.update(f"{file} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+            except OSError:
+                stamp.update(f"{file} missing\n".encode())
+        self.stamp = stamp.hexdigest()
+
+    def where(self, index: int) -> str:
+        ark, offset = self._places[index]
+        return f"{ark}:{offset}"
+
+    def read(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """See raw.RawPartition.read."""
+        ark, offset = self._places[index]
+        try:
+            if not os.path.isfile(ark):
+                raise RawDataError(f"{ark}: is not there or not a file, but feats.scp names it; add it")
+            features = _read_matrix(self._file, ark, offset)
+        except OSError as error:
+            raise RawDataError(f"{ark}: cannot be read ({error.strerror}); mend or remove it") from None
+        if not self.labelled:
+            return features, None
+        utterance = self.utterance_ids[index]
+        labels = self._lines.labels(utterance, self.phonemes.classes)
+        where = self._lines.files[self._lines.places[utterance][0]]
+        return features, checked_labels(
+            labels,
+            len(features),
+            len(self.phonemes),
+            self.phonemes.label_dtype,
+            f"{where}: {utterance}",
+            self.where(index),
+        )
+
+
+def _ark_place(text: str, utterance: str, scp: Path, root: Path, folder: Path) -> tuple[str, int]:
+    """File and byte offset of an scp entry. Commands are never run, and nothing outside `root` is opened."""
+    if "|" in text:
+        raise RawDataError(
+            f"{scp}: {utterance} is a command ({text[:60]!r}), which is never run; write an ark with copy-feats"
+        )
+    if text.endswith("]"):
+        raise RawDataError(
+            f"{scp}: {utterance} takes a range ({text[-30:]!r}); write an ark of its own with copy-feats"
+        )
+    match = re.fullmatch(r"(.+):([0-9]{1,18})", text)
+    if not match or not match[1].isprintable():
+        raise RawDataError(
+            f"{scp}: {utterance} is {text[:60]!r}, wanted file.ark:offset; write it again with copy-feats"
+        )
+    given, inside = match[1], os.path.abspath(root)
+    # Paths in an scp are relative to wherever Kaldi ran, so the file is looked for by what it ends with, too.
+    for candidate in (folder / given, root / given, folder / os.path.basename(given), root / os.path.basename(given)):
+        path = os.path.abspath(candidate)
+        if os.path.commonpath([inside, path]) == inside and os.path.isfile(path):
+            return path, int(match[2])
+    raise RawDataError(
+        f"{scp}: {utterance} names {given!r}, which is not inside {root}; put the ark, or a link to it, beside the scp"
+    )
+
+
+def _read_matrix(file: OpenFile, ark: str, offset: int) -> np.ndarray:
+    """The matrix (T, D) float32 or float64 at `offset`; kaldiio decompresses. Raises RawDataError, OSError."""
+    size, where = file.open(ark), f"{ark}:{offset}"
+    head = file.read(ark, offset, 32)
+    # kaldiio would unpickle an entry that begins with PKL, so that only binary matrices get that far.
+    token, _, rest = head[2:].partition(b" ")
+    if head[:2] != b"\0B" or token not in _VALUE_BYTES:
+        raise RawDataError(
+            f"{where}: begins with {head[:6]!r}, wanted a binary Kaldi matrix (FM, DM, CM); write it with copy-feats"
+        )
+    if token in (b"FM", b"DM"):
+        whole = len(rest) >= 10 and rest[0] == 4 and rest[5] == 4
+        rows, columns = (
+            struct.unpack("<i", rest[1:5])[0] if whole else -1,
+            struct.unpack("<i", rest[6:10])[0] if whole else -1,
+        )
+        start = offset + 2 + len(token) + 1 + 10
+    else:
+        whole = len(rest) >= 16
+        rows, columns = struct.unpack("<ii", rest[8:16]) if whole else (-1, -1)
+        start = offset + 2 + len(token) + 1 + 16 + (8 * columns if token == b"CM" else 0)
+    num_bytes = rows * columns * _VALUE_BYTES[token]
+    if rows < 0 or columns < 1 or start + num_bytes > size:
+        raise RawDataError(
+            f"{where}: a matrix of {rows} x {columns} does not fit into the {size} bytes of the file; write it again"
+        )
+    if token in (b"FM", b"DM"):
+        kind = np.dtype("<f4" if token == b"FM" else "<f8")
+        values = np.frombuffer(file.read(ark, start, num_bytes), kind).reshape(rows, columns)
+        return values.astype(kind.newbyteorder("="))  # a copy, and so writable
+    try:
+        from kaldiio.matio import read_matrix_or_vector
+    except ImportError:
+        raise MissingReader(
+            "compressed Kaldi matrices need kaldiio, which is not installed; pip install 'phonedata[kaldi]'"
+        ) from None
+    try:
+        with np.errstate(all="ignore"):
+            features = read_matrix_or_vector(BytesIO(file.read(ark, offset, start + num_bytes - offset)))
+    except Exception as error:  # what a flipped bit does inside kaldiio is not its promise
+        raise RawDataError(
+            f"{where}: kaldiio cannot read it ({type(error).__name__}: {str(error)[:80]}); write it again"
+        ) from None
+    return np.ascontiguousarray(features, dtype=np.float32)

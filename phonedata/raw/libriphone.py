@@ -1,0 +1,151 @@
+"""The libriphone layout of NTU's ML course: split lists, feat/{train,test}/ID.pt, a line of labels an utterance."""
+
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+import xxhash
+
+from phonedata.errors import MissingReader, RawDataError
+from phonedata.phonemes import PhonemeSet
+from phonedata.raw import Problem, RawCorpus, check_name, read_frontend, read_phonemes
+from phonedata.raw.hw1p2 import speaker_of
+from phonedata.raw.lines import LabelLines, checked_labels, read_list
+
+LOOKS_FOR = "train_split.txt, train_labels.txt and feat/train/ID.pt"
+NUM_CLASSES = 41
+# Split list -> partition. Lists for dev divide what lies in feat/train.
+_SPLITS = {"train_split.txt": "train", "dev_split.txt": "dev", "val_split.txt": "dev", "test_split.txt": "test"}
+
+
+def detect(root: Path) -> bool:
+    """Whether `root` has a split list and `feat/`."""
+    return (root / "feat").is_dir() and any((root / name).is_file() for name in _SPLITS)
+
+
+def open_layout(root: Path) -> RawCorpus:
+    """The partitions that have a split list, with the course's own class numbers as symbols. Raises RawDataError."""
+    phonemes = read_phonemes(root, None)
+    notes = () if phonemes else (f"{NUM_CLASSES} classes keep the course's numbers; a phonemes.txt would name them",)
+    phonemes = phonemes or PhonemeSet(tuple(str(number) for number in range(NUM_CLASSES)))
+    files = [
+        root / name for name in ("train_labels.txt", "dev_labels.txt", "val_labels.txt") if (root / name).is_file()
+    ]
+    lines = LabelLines(files)
+    partitions, taken = [], {}
+    for name, partition in _SPLITS.items():
+        if not (root / name).is_file():
+            continue
+        if partition in taken.values():
+            raise RawDataError(f"{root}: has dev_split.txt and val_split.txt, wanted one of them; remove the other")
+        taken[name] = partition
+        partitions.append(LibriphonePartition(root, name, partition, lines, phonemes))
+    seen: dict[str, str] = {}
+    for partition in partitions:
+        for utterance in partition.utterance_ids:
+            if seen.setdefault(utterance, partition.name) != partition.name:
+                raise RawDataError(
+                    f"{root}: {utterance} is in the split lists of {seen[utterance]} and {partition.name}; remove one"
+                )
+    partitions.sort(key=lambda partition: partition.name)
+    return RawCorpus(root, "libriphone", tuple(partitions), phonemes, read_frontend(root), 10.0, notes)
+
+
+class LibriphonePartition:
+    """The utterances of one split list; see raw.RawPartition."""
+
+    def __init__(self, root: Path, split: str, name: str, lines: LabelLines, phonemes: PhonemeSet):
+        self.name, self.phonemes, self._lines = name, phonemes, lines
+        self.labelled = name != "test"
+        # The test list's order is the order of the submission.
+        self.order = "sorted" if self.labelled else split
+        self.problems: list[Problem] = []
+        folders = [root / "feat" / kind for kind in (name, "train")[: 1 if name == "test" else 2]]
+        self._folder = str(next((folder for folder in folders if folder.is_dir()), folders[0]))
+        listed = [words[0] for words in read_list(root / split)]
+        if not listed:
+            raise RawDataError(f"{root / split}: lists no utterance, wanted an id a line; fill or remove it")
+        stamp, ids, seen = xxhash.xxh3_128(), [], set()
+        for utterance in sorted(listed) if self.labelled else listed:
+            check_name(utterance, "utterance id", root / split)
+            if utterance in seen:
+                raise RawDataError(f"{root / split}: lists {utterance!r} twice; remove one line")
+            seen.add(utterance)
+            try:
+                stat = os.stat(self._path(utterance))
+            except OSError as error:
+                self._refuse(utterance, f"{self._path(utterance)}: cannot be read ({error.strerror}); {split} lists it")
+                continue
+            if self.labelled and utterance not in lines.places:
+                self._refuse(utterance, f"{self._path(utterance)}: no line for it in {root}/train_labels.txt; add it")
+                continue
+            label = lines.places.get(utterance)
+            stamp.update(f"{utterance} {stat.st_size} {stat.st_mtime_ns} {label}\n".encode())
+            ids.append(utterance)
+        for file in lines.files:
+            stat = os.stat(file)
+            stamp.update(f"{stat.st_size} {stat.st_mtime_ns}\n".encode())
+        self.utterance_ids = ids
+        self.speakers = [speaker_of(utterance) for utterance in ids]
+        self.lengths_hint = None
+        self.stamp = stamp.hexdigest()
+
+    def _refuse(self, utterance: str, message: str) -> None:
+        self.problems.append(Problem(utterance, message))
+
+    def _path(self, utterance: str) -> str:
+        return os.path.join(self._folder, f"{utterance}.pt")
+
+    def where(self, index: int) -> str:
+        return self._path(self.utterance_ids[index])
+
+    def read(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """See raw.RawPartition.read."""
+        path = self.where(index)
+        features = load_tensor(path)
+        if not self.labelled:
+            return features, None
+        utterance = self.utterance_ids[index]
+        labels = self._lines.labels(utterance, self.phonemes.classes)
+        where = self._lines.files[self._lines.places[utterance][0]]
+        return features, checked_labels(
+            labels, len(features), len(self.phonemes), self.phonemes.label_dtype, where, path
+        )
+
+
+def load_tensor(path: str) -> np.ndarray:
+    """The one (T, D) float tensor of a .pt file, C-order; other objects are never unpickled. Raises RawDataError."""
+    try:
+        import torch
+    except ImportError:
+        raise MissingReader("reading .pt features needs torch, which is not installed; pip install torch") from None
+    try:
+        size = os.stat(path).st_size
+        if not os.path.isfile(path):
+            raise RawDataError(f"{path}: is not a file; remove or mend it")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tensor = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise RawDataError(f"{path}: cannot be read ({error.strerror or error}); mend or remove it") from None
+    except RawDataError:
+        raise
+    except Exception as error:  # a damaged zip or pickle ends in any of a dozen exceptions inside torch.load
+        kind, line = type(error).__name__, (str(error).splitlines() or [""])[0][:120]
+        raise RawDataError(
+            f"{path}: is no .pt file of one plain tensor ({kind}: {line}); save it again with torch.save(tensor)"
+        ) from None
+    if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided or tensor.device.type != "cpu":
+        raise RawDataError(f"{path}: holds {type(tensor).__name__}, wanted one dense tensor (T, D); save it again")
+    if tensor.ndim != 2 or tensor.dtype not in (torch.float16, torch.float32, torch.float64):
+        raise RawDataError(
+            f"{path}: a tensor of shape {tuple(tensor.shape)} and {tensor.dtype}, wanted (T, D) float32; save it again"
+        )
+    if tensor.numel() * tensor.element_size() > size:
+        # Strides of zero make a small file a huge tensor.
+        raise RawDataError(f"{path}: {size} bytes cannot hold a tensor of shape {tuple(tensor.shape)}; save it again")
+    tensor = tensor.detach()
+    if tensor.dtype == torch.float16:
+        tensor = tensor.float()
+    return np.ascontiguousarray(tensor.resolve_neg().resolve_conj().contiguous().numpy())

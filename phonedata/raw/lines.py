@@ -1,0 +1,147 @@
+"""LabelLines: text files with a line per utterance, `ID label label ...`, read line by line from where they lie."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from phonedata.errors import RawDataError
+from phonedata.raw import check_name
+
+_LONGEST_LINE = 1 << 26  # 64 MB: hours of one utterance; longer is no label file
+
+
+class OpenFile:
+    """The file that was read last, kept open for the next read; a copy in another process opens its own."""
+
+    def __init__(self):
+        self._path, self._descriptor = None, -1
+
+    def __reduce__(self):
+        return OpenFile, ()
+
+    def __del__(self):
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+
+    def open(self, path: str) -> int:
+        """Open `path` unless it is open already; returns its size in bytes. Raises OSError."""
+        if path != self._path:
+            self.__del__()
+            self._path, self._descriptor = None, -1
+            # Opening a FIFO for reading waits for a writer unless told not to.
+            flags = (
+                os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+            )
+            self._descriptor = os.open(path, flags)
+            self._path = path
+        return os.fstat(self._descriptor).st_size
+
+    def read(self, path: str, offset: int, length: int) -> bytes:
+        """Up to `length` bytes from `offset`; fewer at the end of the file. Raises OSError."""
+        self.open(path)
+        os.lseek(self._descriptor, offset, os.SEEK_SET)
+        pieces = []
+        while length and (piece := os.read(self._descriptor, length)):
+            pieces.append(piece)
+            length -= len(piece)
+        return b"".join(pieces)
+
+
+class LabelLines:
+    """Where each utterance's line lies in `files`; the labels themselves stay on disk. Picklable.
+
+    Raises RawDataError for a file that cannot be read, an id that is listed twice or cannot be an id.
+    """
+
+    def __init__(self, files: list[Path]):
+        self.files = [str(file) for file in files]
+        self.places: dict[str, tuple[int, int, int]] = {}
+        self._file = OpenFile()
+        for number, file in enumerate(files):
+            try:
+                with open(file, "rb") as lines:
+                    offset = 0
+                    while line := lines.readline(_LONGEST_LINE):
+                        if len(line) == _LONGEST_LINE:
+                            raise RawDataError(
+                                f"{file}: a line is longer than 64 MB, wanted `ID label label ...` lines"
+                            )
+                        self._add(file, number, offset, line)
+                        offset += len(line)
+            except OSError as error:
+                raise RawDataError(f"{file}: cannot be read ({error.strerror}); check the file") from None
+
+    def _add(self, file: Path, number: int, offset: int, line: bytes) -> None:
+        head = line.split(None, 1)
+        if not head:
+            return
+        utterance = text_id(head[0], file)
+        if utterance in self.places:
+            raise RawDataError(f"{file}: lists {utterance!r} twice; remove one line")
+        self.places[utterance] = number, offset, len(line)
+
+    def _line(self, utterance: str) -> bytes:
+        number, offset, length = self.places[utterance]
+        try:
+            line = self._file.read(self.files[number], offset, length)
+        except OSError as error:
+            raise RawDataError(f"{self.files[number]}: cannot be read ({error.strerror}); check the file") from None
+        if line.split(None, 1)[:1] != [utterance.encode()]:
+            raise RawDataError(f"{self.files[number]}: changed while it was read; start again")
+        return line
+
+    def labels(self, utterance: str, classes: dict[str, int] | None = None) -> np.ndarray:
+        """Labels (T,) int64 of the utterance: integers as they stand, symbols by `classes`. Raises RawDataError."""
+        words = self._line(utterance).split()[1:]
+        where = f"{self.files[self.places[utterance][0]]}: {utterance}"
+        if all(map(bytes.isdigit, words)):
+            try:
+                return np.array(list(map(int, words)), dtype=np.int64)
+            except (OverflowError, ValueError):
+                raise RawDataError(f"{where}: a label is larger than any class index; write the line again") from None
+        try:
+            return np.array([(classes or {})[word.decode()] for word in words], dtype=np.int64)
+        except (KeyError, UnicodeDecodeError):
+            known = classes or {}
+            bad = next(w for w in words if w.decode(errors="replace") not in known)
+            raise RawDataError(
+                f"{where}: label {bad.decode(errors='replace')!r} is neither an integer nor a known symbol; "
+                f"wanted one per frame, or a phones.txt that lists it"
+            ) from None
+
+
+def text_id(word: bytes, where) -> str:
+    """An utterance id from a foreign list, checked. Raises RawDataError."""
+    try:
+        utterance = word.decode()
+    except UnicodeDecodeError:
+        raise RawDataError(f"{where}: id {word!r} is not UTF-8 text; mend the list") from None
+    check_name(utterance, "utterance id", where)
+    return utterance
+
+
+def read_list(file: Path) -> list[list[str]]:
+    """The words of each non-empty line of a small text file. Raises RawDataError."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise RawDataError(f"{file}: cannot be read ({error.strerror}); check the file") from None
+    except UnicodeDecodeError as error:
+        raise RawDataError(f"{file}: not UTF-8 text ({error.reason}); mend the list") from None
+    return [words for line in text.split("\n") if (words := line.split())]
+
+
+def checked_labels(
+    labels: np.ndarray, num_frames: int, num_classes: int, dtype, where: str, features: str
+) -> np.ndarray:
+    """`labels` as the corpus's dtype, if there is one per frame and each is a class. Raises RawDataError."""
+    if len(labels) != num_frames:
+        raise RawDataError(
+            f"{features}: {num_frames} feature frames but {len(labels)} labels in {where}; both must count the same "
+            "frames: make one of them again, or use --skip-bad"
+        )
+    if len(labels) and (labels.min() < 0 or labels.max() >= num_classes):
+        bad = int(labels.max() if labels.max() >= num_classes else labels.min())
+        raise RawDataError(f"{where}: label {bad} is outside 0..{num_classes - 1}; list all symbols in phones.txt")
+    return labels.astype(dtype)

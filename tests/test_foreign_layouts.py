@@ -1,0 +1,306 @@
+"""libriphone and Kaldi: every frame and label as written, and a hostile file ends in one line of our own."""
+
+import pickle
+import random
+import struct
+
+import numpy as np
+import pytest
+
+from phonedata import PackedCorpus, RawDataError, pack
+from phonedata.errors import MissingReader, PhonedataError
+from phonedata.raw import open_raw
+
+from .conftest import place_features, place_label
+
+torch = pytest.importorskip("torch")
+kaldiio = pytest.importorskip("kaldiio", reason="the extra [kaldi] is not installed")
+LENGTHS = {"a-1-0": 31, "b-1-0": 1, "c-2-0": 57, "c-2-1": 5}
+DIM = 7
+
+
+def utterances(lengths=LENGTHS):
+    """id -> (features (T, D), classes (T,)) whose values name their place."""
+    return {u: (place_features(n, t, DIM), place_label(n, t)) for n, (u, t) in enumerate(lengths.items())}
+
+
+def write_libriphone(root, told, test=()):
+    """Write the layout; `test` names the ids of the test split, in that order."""
+    for kind in ("train", "test"):
+        (root / "feat" / kind).mkdir(parents=True)
+    train = [u for u in told if u not in test]
+    for u, (features, _) in told.items():
+        torch.save(torch.from_numpy(features.copy()), root / "feat" / ("test" if u in test else "train") / f"{u}.pt")
+    (root / "train_split.txt").write_text("".join(f"{u}\n" for u in reversed(train)))
+    if test:
+        (root / "test_split.txt").write_text("".join(f"{u}\n" for u in test))
+    (root / "train_labels.txt").write_text("".join(f"{u} {' '.join(map(str, told[u][1]))}\n" for u in train))
+
+
+def write_kaldi(folder, told, compression=None, alignment="ali.txt"):
+    """Write a data directory with one ark, text alignments and utt2spk."""
+    folder.mkdir(parents=True)
+    ark = folder / "feats.ark"
+    arrays = {u: features for u, (features, _) in told.items()}
+    with np.errstate(all="ignore"):  # kaldiio divides by the range of constant columns
+        kaldiio.save_ark(str(ark), arrays, scp=str(folder / "feats.scp"), compression_method=compression)
+    text = (folder / "feats.scp").read_text().replace(str(ark), "mfcc/feats.ark")  # as if Kaldi had run elsewhere
+    (folder / "feats.scp").write_text(text)
+    (folder / alignment).write_text("".join(f"{u} {' '.join(map(str, labels))}\n" for u, (_, labels) in told.items()))
+    (folder / "utt2spk").write_text("".join(f"{u} spk-{u[0]}\n" for u in told))
+
+
+def read_all(raw):
+    return {p.name: {u: p.read(i) for i, u in enumerate(p.utterance_ids)} for p in raw.partitions}
+
+
+def test_libriphone_gives_every_frame_and_label_as_written(tmp_path):
+    told = utterances()
+    write_libriphone(tmp_path, told, test=("c-2-1", "c-2-0"))
+    raw = open_raw(tmp_path)
+    got = read_all(raw)
+    assert raw.layout == "libriphone" and raw.phonemes.symbols == tuple(map(str, range(41)))
+    assert list(got["train"]) == ["a-1-0", "b-1-0"] and list(got["test"]) == ["c-2-1", "c-2-0"]
+    for u, (features, labels) in {**got["train"], **got["test"]}.items():
+        np.testing.assert_array_equal(features, told[u][0])
+        if u in got["train"]:
+            np.testing.assert_array_equal(labels, told[u][1])
+        else:
+            assert labels is None
+    assert [p.order for p in raw.partitions] == ["test_split.txt", "sorted"]
+
+
+def test_libriphone_dev_split_is_read_from_the_training_folder(tmp_path):
+    told = utterances()
+    write_libriphone(tmp_path, told, test=("c-2-1",))
+    (tmp_path / "train_split.txt").write_text("a-1-0\nb-1-0\n")
+    (tmp_path / "dev_split.txt").write_text("c-2-0\n")
+    got = read_all(open_raw(tmp_path))
+    np.testing.assert_array_equal(got["dev"]["c-2-0"][1], told["c-2-0"][1])
+    (tmp_path / "dev_split.txt").write_text("b-1-0\n")
+    with pytest.raises(RawDataError, match="b-1-0 is in the split lists of train and dev"):
+        open_raw(tmp_path)
+
+
+@pytest.mark.parametrize("compression", [None, 2, 3, 5])
+def test_kaldi_gives_every_frame_and_label_as_written(tmp_path, compression):
+    told = utterances()
+    write_kaldi(tmp_path / "train", told, compression)
+    write_kaldi(tmp_path / "dev", told, compression)
+    raw = open_raw(tmp_path)
+    got = read_all(raw)
+    assert raw.layout == "kaldi" and list(got) == ["dev", "train"]
+    span = max(np.ptp(features) for features, _ in told.values())
+    for u, (features, labels) in got["train"].items():
+        # 8 bits over each matrix's range, or over the percentiles of a column: 1/64 of it at the worst.
+        np.testing.assert_allclose(features, told[u][0], rtol=0, atol=0 if not compression else span / 64)
+        np.testing.assert_array_equal(labels, told[u][1])
+    assert raw.partitions[0].speakers == ["spk-a", "spk-b", "spk-c", "spk-c"]
+
+
+def test_kaldi_pdf_ids_by_the_thousand_become_uint16_labels(tmp_path):
+    told = {u: (features, labels * 150 + 3) for u, (features, labels) in utterances().items()}
+    write_kaldi(tmp_path / "raw/train", told, alignment="pdf.txt")
+    pack(tmp_path / "raw", tmp_path / "packed", cmvn="none", dtype="float32")
+    corpus = PackedCorpus(tmp_path / "packed")
+    train = corpus["train"]
+    assert (
+        train.labels.dtype == np.uint16 and len(corpus.phonemes) == max(labels.max() for _, labels in told.values()) + 1
+    )
+    for u, start in zip(train.utterance_ids, train.utterance_start_row):
+        features, labels = told[u]
+        np.testing.assert_array_equal(train.features[start : start + len(labels)], features)
+        np.testing.assert_array_equal(train.labels[start : start + len(labels)], labels)
+
+
+def test_kaldi_phones_table_names_the_classes_and_symbols_may_stand_for_them(tmp_path):
+    told = utterances({"a": 3, "b": 2})
+    write_kaldi(tmp_path / "train", told)
+    (tmp_path / "phones.txt").write_text("<eps> 0\nSIL 1\nAA 2\n#0 3\n#1 4\n")
+    (tmp_path / "train/ali.txt").write_text("a 1 2 1\nb SIL AA\n")
+    raw = open_raw(tmp_path)
+    assert raw.phonemes.symbols == ("<eps>", "SIL", "AA")
+    got = read_all(raw)["train"]
+    assert got["a"][1].tolist() == [1, 2, 1] and got["b"][1].tolist() == [1, 2]
+    (tmp_path / "train/ali.txt").write_text("a 1 2 3\nb SIL XX\n")
+    partition = open_raw(tmp_path).partitions[0]
+    for index, wanted in ((0, "label 3 is outside 0..2"), (1, "'XX' is neither")):
+        with pytest.raises(RawDataError, match=wanted):
+            partition.read(index)
+
+
+@pytest.mark.parametrize(
+    "entry, wanted",
+    [
+        ("touch RAN |", "command"),
+        ("| touch RAN", "command"),
+        ("cat feats.ark |:0", "command"),
+        ("/etc/passwd:0", "not inside"),
+        ("../../secret.ark:0", "not inside"),
+        ("feats.ark", "wanted file.ark:offset"),
+        ("feats.ark:0[0:2]", "range"),
+        ("feats.ark:-3", "wanted file.ark:offset"),
+    ],
+)
+def test_scp_entries_never_run_commands_nor_leave_the_folder(tmp_path, monkeypatch, entry, wanted):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path.parent / "secret.ark").write_bytes(b"\0BFM ")
+    write_kaldi(tmp_path / "raw/train", utterances({"a": 3}))
+    (tmp_path / "raw/train/feats.scp").write_text(f"a {entry}\n")
+    with pytest.raises(RawDataError, match=wanted):
+        open_raw(tmp_path / "raw")
+    assert not list(tmp_path.rglob("RAN"))
+
+
+def test_lists_with_hostile_ids_are_refused(tmp_path):
+    write_libriphone(tmp_path / "l", utterances({"a": 3}))
+    write_kaldi(tmp_path / "k/train", utterances({"a": 3}))
+    for bad in ("../a", "/etc/passwd", "a\x07", "a" * 300):
+        (tmp_path / "l/train_split.txt").write_text(f"{bad}\n")
+        (tmp_path / "k/train/feats.scp").write_text(f"{bad} feats.ark:2\n")
+        for root in ("l", "k"):
+            with pytest.raises(RawDataError):
+                open_raw(tmp_path / root)
+
+
+def test_missing_partners_are_named(tmp_path):
+    told = utterances()
+    write_libriphone(tmp_path / "l", told)
+    (tmp_path / "l/feat/train/a-1-0.pt").unlink()
+    labels = (tmp_path / "l/train_labels.txt").read_text().splitlines()
+    (tmp_path / "l/train_labels.txt").write_text("\n".join(labels[:-1]) + "\n")
+    write_kaldi(tmp_path / "k/train", told)
+    (tmp_path / "k/train/ali.txt").write_text("a-1-0 1\nzz 1 2\n")
+    problems = {p.utterance_id for p in open_raw(tmp_path / "l").partitions[-1].problems}
+    assert problems == {"a-1-0", labels[-1].split()[0]}
+    (kaldi,) = open_raw(tmp_path / "k").partitions
+    assert {p.utterance_id for p in kaldi.problems} == {"b-1-0", "c-2-0", "c-2-1", "zz"}
+    with pytest.raises(RawDataError, match="31 feature frames but 1 labels"):
+        kaldi.read(0)
+
+
+def test_pickles_are_never_loaded(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    class Evil:
+        def __reduce__(self):
+            return (open, ("RAN", "w"))
+
+    write_libriphone(tmp_path / "l", utterances({"a": 3, "b": 4}))
+    torch.save(Evil(), tmp_path / "l/feat/train/a.pt")
+    (tmp_path / "l/feat/train/b.pt").write_bytes(pickle.dumps(Evil()))
+    write_kaldi(tmp_path / "k/train", utterances({"a": 3}))
+    (tmp_path / "k/train/feats.ark").write_bytes(b"PKL" + pickle.dumps(Evil()))
+    (tmp_path / "k/train/feats.scp").write_text("a feats.ark:0\n")
+    for partition in (*open_raw(tmp_path / "l").partitions, *open_raw(tmp_path / "k").partitions):
+        for index in range(len(partition.utterance_ids)):
+            with pytest.raises(RawDataError):
+                partition.read(index)
+    assert not list(tmp_path.rglob("RAN"))
+
+
+def test_tensors_of_the_wrong_kind_are_refused(tmp_path):
+    write_libriphone(tmp_path, utterances({"a": 3}))
+    (partition,) = (p for p in open_raw(tmp_path).partitions if p.name == "train")
+    huge = torch.zeros(1).expand(1 << 20, 1 << 20)
+    for wrong in (
+        huge,
+        torch.zeros(3),
+        torch.zeros(3, 7, dtype=torch.int64),
+        {"x": torch.zeros(3, 7)},
+        [1],
+        torch.eye(3).to_sparse(),
+    ):
+        torch.save(wrong, tmp_path / "feat/train/a.pt")
+        with pytest.raises(RawDataError):
+            partition.read(0)
+
+
+def test_ark_headers_that_lie_are_refused(tmp_path):
+    write_kaldi(tmp_path / "train", utterances({"a": 3}))
+    ark = tmp_path / "train/feats.ark"
+    (tmp_path / "train/feats.scp").write_text("a feats.ark:0\n")
+    (partition,) = open_raw(tmp_path).partitions
+    huge = (1 << 31) - 1
+    for rows, columns in ((huge, huge), (-1, 5), (3, 0), (3, -7), (1000, 1)):
+        for entry in (
+            b"\0BFM \4" + struct.pack("<i", rows) + b"\4" + struct.pack("<i", columns),
+            b"\0BCM " + struct.pack("<ffii", 0, 1, rows, columns),
+            b"\0BCM2 " + struct.pack("<ffii", 0, 1, rows, columns),
+        ):
+            ark.write_bytes(entry + bytes(100))
+            with pytest.raises(RawDataError):
+                partition.read(0)
+            partition = pickle.loads(pickle.dumps(partition))  # a fresh handle on the new file
+
+
+def test_a_missing_kaldiio_names_the_extra(tmp_path, monkeypatch):
+    write_kaldi(tmp_path / "train", utterances({"a": 9}), compression=2)
+    (partition,) = open_raw(tmp_path).partitions
+    monkeypatch.setitem(__import__("sys").modules, "kaldiio.matio", None)
+    with pytest.raises(MissingReader, match=r"phonedata\[kaldi\]"):
+        partition.read(0)
+
+
+def damage(path, choice):
+    """Flip bits of, cut or lengthen the file at `path`, as `choice` (random.Random) says."""
+    data = bytearray(path.read_bytes())
+    kind = choice.randrange(3)
+    if kind == 0 and data:
+        for _ in range(choice.randint(1, 8)):
+            data[choice.randrange(len(data))] ^= 1 << choice.randrange(8)
+    elif kind == 1:
+        del data[choice.randrange(len(data) + 1) :]
+    else:
+        at = choice.randrange(len(data) + 1)
+        data[at:at] = choice.randbytes(choice.randint(1, 40))
+    path.write_bytes(bytes(data))
+
+
+def fuzz(tmp_path, seeds):
+    """Damaged files either raise our own error or give (T, D) features with one label a frame."""
+    for seed in seeds:
+        choice = random.Random(seed)
+        root = tmp_path / str(seed)
+        if choice.random() < 0.5:
+            write_libriphone(root, utterances({"a": 9, "b": 4}), test=("b",))
+        else:
+            write_kaldi(root / "train", utterances({"a": 9, "b": 4}), choice.choice([None, 2, 3, 5]))
+            (root / "phones.txt").write_text("".join(f"p{i} {i}\n" for i in range(40)))
+        damage(choice.choice(sorted(f for f in root.rglob("*") if f.is_file())), choice)
+        try:
+            raw = open_raw(root)
+            for partition in raw.partitions:
+                for index in range(len(partition.utterance_ids)):
+                    try:
+                        features, labels = partition.read(index)
+                    except PhonedataError as error:
+                        assert "\n" not in str(error), seed
+                        continue
+                    assert features.ndim == 2 and features.dtype in (np.float32, np.float64), seed
+                    assert labels is None or (
+                        labels.shape == features.shape[:1] and labels.max(initial=0) < len(raw.phonemes)
+                    ), seed
+        except PhonedataError as error:
+            assert "\n" not in str(error), seed
+
+
+def test_damaged_files_end_in_our_own_error(tmp_path):
+    fuzz(tmp_path, range(150))
+
+
+@pytest.mark.long
+def test_damaged_files_end_in_our_own_error_10_000_times(tmp_path):
+    fuzz(tmp_path, range(1000, 11_000))
+
+
+def test_a_loop_of_links_ends_in_our_own_error(tmp_path):
+    write_libriphone(tmp_path / "l", utterances({"a": 3}))
+    write_kaldi(tmp_path / "k/train", utterances({"a": 3}))
+    for file in (tmp_path / "l/feat/train/a.pt", tmp_path / "k/train/feats.ark"):
+        file.unlink()
+        file.symlink_to(file.name)
+    (libriphone,) = (p for p in open_raw(tmp_path / "l").partitions if p.name == "train")
+    assert len(libriphone.problems) == 1 and not libriphone.utterance_ids
+    with pytest.raises(RawDataError):
+        open_raw(tmp_path / "k")
