@@ -1,6 +1,7 @@
 """Whole or absent: puts a finished folder in its place in one step, and mends an interrupted replacement."""
 
 import ctypes
+import errno
 import os
 import shutil
 import sys
@@ -35,6 +36,10 @@ def sync_folder(path: Path) -> None:
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
+    except OSError as error:
+        # Network and user-space file systems (a mounted Drive) may not know the call for folders.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
     finally:
         os.close(fd)
 

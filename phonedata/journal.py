@@ -1,5 +1,6 @@
 """The staging folder of a pack: its lock, and the journal from which an interrupted pack continues."""
 
+import errno
 import json
 import os
 import shutil
@@ -23,8 +24,9 @@ def _lock(fd: int) -> bool:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         else:
             msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
-    except OSError:
-        return False
+    except OSError as error:
+        # Some network file systems have no locks at all: then two packers are the user's own business.
+        return error.errno not in (errno.EAGAIN, errno.EACCES, errno.EWOULDBLOCK, errno.EDEADLK)
     return True
 
 

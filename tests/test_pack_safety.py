@@ -1,6 +1,8 @@
 """The target is the old corpus or the new one, whole, whenever and however a pack is stopped."""
 
+import errno
 import os
+import stat
 import subprocess
 import sys
 
@@ -239,6 +241,22 @@ def test_foreign_folder_in_the_staging_place_is_left_alone(raw, tmp_path):
     with pytest.raises(PhonedataError, match="is in the way"):
         pack(raw, tmp_path / "packed")
     assert (staging / "mine.txt").read_text() == "mine"
+
+
+def test_file_systems_without_locks_and_folder_syncs_can_be_packed_to(raw, whole, tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+
+    def no_locks(fd, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    def only_files(fd):
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    monkeypatch.setattr(os, "fsync", only_files)
+    pack(raw, tmp_path / "packed")
+    assert tree_bytes(tmp_path / "packed") == whole
 
 
 def test_everything_is_durable_before_it_gets_its_name(raw, tmp_path, monkeypatch):
