@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from .config import RunConfig
 from .factory import build_from_factory
+from .fused import Dropout, hidden_layer, is_covered
 from .layout import MULTIPLE, check_cap, layer_widths
 from .sections import ModelConfig
 
@@ -62,24 +63,28 @@ class HiddenLayer(nn.Module):
         self.linear = nn.Linear(inputs, width, bias=not (before and config.norm == "batch"))
         self.norm = make_norm(config.norm, width)
         self.activation = ACTIVATIONS[config.activation]()
-        self.dropout = nn.Dropout(dropout) if dropout > 0 else None
+        self.dropout = Dropout(dropout) if dropout > 0 else None
         self.norm_first = before
         self.skip = skip
         self.projection = nn.Linear(inputs, width, bias=False) if skip and inputs != width else None
 
     def forward(self, inputs: Tensor) -> Tensor:
-        hidden = self.linear(inputs)
+        hidden = self.finish(self.linear(inputs))
+        if not self.skip:
+            return hidden
+        return hidden + (inputs if self.projection is None else self.projection(inputs))
+
+    def finish(self, hidden: Tensor) -> Tensor:
+        """Norm, activation and dropout: on a CPU in one operation, where it knows these modules."""
+        if (self.norm is None or self.norm_first) and is_covered(hidden, self.norm, self.activation, self.dropout):
+            return hidden_layer(hidden, self.norm, self.activation, self.dropout)
         if self.norm is None:
             hidden = self.activation(hidden)
         elif self.norm_first:
             hidden = self.activation(self.norm(hidden))
         else:
             hidden = self.norm(self.activation(hidden))
-        if self.dropout is not None:
-            hidden = self.dropout(hidden)
-        if not self.skip:
-            return hidden
-        return hidden + (inputs if self.projection is None else self.projection(inputs))
+        return hidden if self.dropout is None else self.dropout(hidden)
 
 
 class FrameClassifier(nn.Module):

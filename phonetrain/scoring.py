@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .device import Compute
+from .fused import converted
 from .metrics import FrameMetrics
 
 
@@ -31,7 +32,7 @@ def score(model: nn.Module, loader: Batches, compute: Compute, num_classes: int,
     try:
         for batch in loader.epoch(0):
             with compute.autocast():
-                logits = model(batch.windows.to(compute.window_dtype))
+                logits = model(converted(batch.windows, compute.window_dtype))
             logits = logits.float()
             metrics.update(F.cross_entropy(logits, batch.labels, reduction="sum"), logits, batch.labels)
     finally:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .averaging import AveragedWeights
 from .device import Compute
+from .fused import converted
 from .metrics import FrameMetrics
 from .scaling import LossScale
 
@@ -82,7 +83,7 @@ class TrainStep:
 
     def forward(self, windows: Tensor, labels: Tensor, frames: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
         """Sum of the frames' losses, () float32, and logits, (B, C) float32."""
-        windows = windows.to(self.compute.window_dtype)
+        windows = converted(windows, self.compute.window_dtype)
         if self.augment is not None:
             windows = self.augment(windows, frames, epoch)
         with self.compute.autocast():

@@ -1,0 +1,234 @@
+"""Hidden layers on a CPU: norm, activation and dropout as one operation, with masks that are hashed and not stored.
+
+Torch's own modules pass over the activations a dozen times a layer, and draw dropout's numbers on one thread. The
+modules stay (parameters, buffers, names, everything on CUDA); here is only another way to compute what they define,
+equal to theirs within rounding: results are rounded to the activations' dtype once and not after every step.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+ACTIVATIONS = {
+    nn.ReLU: 0, nn.LeakyReLU: 1, nn.GELU: 2, nn.SiLU: 3, nn.Mish: 4, nn.Softplus: 5, nn.Tanh: 6, nn.Sigmoid: 7,
+}
+IDENTITY = 8
+
+
+class Dropout(nn.Dropout):
+    """nn.Dropout whose mask, on a CPU, is a hash of the value's place and of one key from torch's generator.
+
+    A key of 62 bits a call in place of a Mersenne twister's number a value; nothing is kept for the backward pass.
+    """
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        if not self.training or self.p == 0 or not runs_here(hidden):
+            return F.dropout(hidden, self.p, self.training)
+        return Plain.apply(hidden.contiguous(), Work(hidden, None, self))
+
+
+def converted(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """values.to(dtype), at four times torch's speed for float16 to bfloat16 on a CPU, which is how windows come."""
+    pair = (values.dtype, dtype)
+    if pair != (torch.float16, torch.bfloat16) or values.numel() == 0 or not runs_here(values.flatten(1)):
+        return values.to(dtype)
+    values = values.contiguous()
+    work, output = Work(values.view(-1, 1), None, None), torch.empty_like(values, dtype=dtype)
+    work.run(work.kernels.conversion(KINDS[values.dtype], KINDS[dtype]), input=values, output=output)
+    return output
+
+
+@functools.cache
+def kernels_are_there() -> bool:
+    """Whether numba can be imported and its kernels built here."""
+    try:
+        from . import kernels  # noqa: F401
+    except Exception:  # a numba that does not know this Python or this numpy says so in many ways
+        return False
+    return True
+
+
+def runs_here(hidden: Tensor) -> bool:
+    """Whether a tensor is one that the kernels take: (B, H) on the CPU, of a known dtype, and nobody is tracing."""
+    return (type(hidden) is Tensor and hidden.device.type == "cpu" and hidden.ndim == 2 and hidden.dtype in KINDS
+            and 0 < hidden.numel() < 2**32 and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+            and kernels_are_there())
+
+
+def is_covered(hidden: Tensor, norm: nn.Module | None, activation: nn.Module, dropout: nn.Module | None) -> bool:
+    """Whether `hidden_layer` computes what these modules would.
+
+    Modules with hooks are not covered: who put a hook on a layer wants to see it called.
+    """
+    if not runs_here(hidden) or type(activation) not in ACTIVATIONS:
+        return False
+    if getattr(activation, "approximate", "none") != "none":
+        return False
+    if dropout is not None and type(dropout) is not Dropout:
+        return False
+    if any(part is not None and (part._forward_hooks or part._forward_pre_hooks or part._backward_hooks)
+           for part in (norm, activation, dropout)):
+        return False
+    if norm is None:
+        return True
+    if norm.weight is None or norm.weight.dtype != torch.float32:
+        return False
+    if type(norm) is nn.BatchNorm1d:
+        if norm.training:
+            return norm.running_mean is not None and norm.momentum is not None and len(hidden) > 1
+        return norm.running_mean is not None and not (torch.is_grad_enabled() and hidden.requires_grad)
+    return type(norm) is nn.RMSNorm or (type(norm) is nn.LayerNorm and norm.bias is not None)
+
+
+def hidden_layer(hidden: Tensor, norm: nn.Module | None, activation: nn.Module, dropout: nn.Module | None) -> Tensor:
+    """dropout(activation(norm(hidden))), (B, H) -> (B, H) of the same dtype; running statistics move as torch's do."""
+    hidden = hidden.contiguous()
+    work = Work(hidden, activation, dropout)
+    if norm is None:
+        return Plain.apply(hidden, work)
+    if type(norm) is nn.BatchNorm1d:
+        if not norm.training:
+            return batch_with_running_moments(hidden, norm, work)
+        return Batch.apply(hidden, norm.weight, norm.bias, norm, work)
+    bias = norm.bias if type(norm) is nn.LayerNorm else None
+    # torch reckons in float32 whatever the dtype, and takes that one's epsilon where none is given.
+    work.settings[2] = norm.eps if norm.eps is not None else torch.finfo(torch.float32).eps
+    return Rows.apply(hidden, norm.weight, bias, work)
+
+
+class Work:
+    """What the forward and backward kernels of one call share: sizes, activation, dropout's key.
+
+    hidden: (B, H). activation, dropout: modules, or None. The key is drawn here, from torch's default generator.
+    """
+
+    def __init__(self, hidden: Tensor, activation: nn.Module | None, dropout: nn.Module | None) -> None:
+        from . import kernels
+
+        self.kernels = kernels
+        self.rows, self.columns = hidden.shape
+        rows = max(1, kernels.TASK_VALUES // self.columns)
+        if self.columns > 1:
+            rows = min(rows, kernels.SUMMED_ROWS)
+        self.tasks = -(-self.rows // rows)
+        self.block = np.zeros(kernels.BLOCK_SIZE, np.int64)
+        self.block[kernels.TASKS : kernels.COLUMNS + 1] = self.tasks, rows, self.rows, self.columns
+        self.settings = np.zeros(3, np.float32)
+        self.settings[0] = getattr(activation, "negative_slope", 0.0)
+        self.block[kernels.SETTINGS] = self.settings.ctypes.data
+        self.drops = dropout is not None and dropout.training and dropout.p > 0
+        self.how = (KINDS[hidden.dtype], IDENTITY if activation is None else ACTIVATIONS[type(activation)], self.drops)
+        if self.drops:
+            key = int(torch.randint(0, 2**62, ()))
+            self.settings[1] = 1 / (1 - dropout.p) if dropout.p < 1 else 0.0
+            least = min(round(dropout.p * 2**32), 2**32 - 1)
+            self.block[kernels.KEY :] = key & 0xFFFFFFFF, key >> 32, least
+
+    def run(self, kernel: Any, **places: Tensor | np.ndarray) -> None:
+        """Run a kernel; places: its tensors by their names in the block, lower case."""
+        for name, values in places.items():
+            address = values.data_ptr() if isinstance(values, Tensor) else values.ctypes.data
+            self.block[getattr(self.kernels, name.upper())] = address
+        self.kernels.run(kernel, self.block, torch.get_num_threads())
+
+    def sums(self) -> np.ndarray:
+        return np.empty((self.tasks, 2, self.columns), np.float32)
+
+
+class Plain(torch.autograd.Function):
+    """dropout(activation(hidden)); either may be absent."""
+
+    @staticmethod
+    def forward(context: Any, hidden: Tensor, work: Work) -> Tensor:
+        output = torch.empty_like(hidden)
+        ones, zeros = np.ones(work.columns, np.float32), np.zeros(work.columns, np.float32)
+        work.run(work.kernels.columns_forward(*work.how), input=hidden, output=output, scale=ones, shift=zeros)
+        context.save_for_backward(hidden)
+        context.work, context.vectors = work, (ones, zeros)
+        return output
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (hidden,), work, (ones, zeros) = context.saved_tensors, context.work, context.vectors
+        gradient, output = gradient.contiguous(), torch.empty_like(hidden)
+        work.run(work.kernels.columns_gradient(*work.how), input=hidden, output=output, gradient=gradient, scale=ones,
+                 shift=zeros, centre=zeros, sums=work.sums())
+        return output, None
+
+
+class Batch(torch.autograd.Function):
+    """dropout(activation(batch norm of hidden)) in training: moments of this batch (Ioffe and Szegedy 2015)."""
+
+    @staticmethod
+    def forward(context: Any, hidden: Tensor, weight: Tensor, bias: Tensor, norm: nn.BatchNorm1d, work: Work) -> Tensor:
+        kernels, rows = work.kernels, work.rows
+        # About a row of their own, squares are summed without cancellation, whatever the mean is.
+        mean, sums = hidden[0].detach().to(torch.float32, copy=True).numpy(), work.sums()
+        work.run(kernels.column_sums(work.how[0]), input=hidden, centre=mean, sums=sums)
+        deviation = np.empty_like(mean)
+        variance = kernels.batch_moments(sums, mean, deviation, rows, norm.eps)
+        average, spread = norm.running_mean.numpy(), norm.running_var.numpy()
+        average += norm.momentum * (mean - average)
+        spread += (norm.momentum * (variance * (rows / (rows - 1)) - spread)).astype(np.float32)
+        norm.num_batches_tracked.add_(1)
+        scale = weight.detach().numpy() / deviation
+        shift = bias.detach().numpy() - mean * scale
+        output = torch.empty_like(hidden)
+        work.run(kernels.columns_forward(*work.how), input=hidden, output=output, scale=scale, shift=shift)
+        context.save_for_backward(hidden)
+        context.work, context.vectors = work, (mean, deviation, scale, shift)
+        return output
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (hidden,), work, (mean, deviation, scale, shift) = context.saved_tensors, context.work, context.vectors
+        kernels, sums = work.kernels, work.sums()
+        gradient, output = gradient.contiguous(), torch.empty_like(hidden)
+        work.run(kernels.columns_gradient(*work.how), input=hidden, output=output, gradient=gradient, scale=scale,
+                 shift=shift, centre=mean, sums=sums)
+        by_shift, by_product = kernels.total(sums)
+        first = (by_shift / work.rows).astype(np.float32)
+        second = (by_product / work.rows / np.square(deviation, dtype=np.float64)).astype(np.float32)
+        work.run(kernels.columns_backward(work.how[0]), input=hidden, output=output, scale=scale, centre=mean,
+                 first=first, second=second)
+        by_weight = (by_product / deviation).astype(np.float32)
+        return output, torch.from_numpy(by_weight), torch.from_numpy(by_shift.astype(np.float32)), None, None
+
+
+def batch_with_running_moments(hidden: Tensor, norm: nn.BatchNorm1d, work: Work) -> Tensor:
+    """Batch norm in evaluation, which is a scale and a shift, with the activation."""
+    scale = (norm.weight * (norm.running_var + norm.eps).rsqrt()).detach()
+    shift = (norm.bias - norm.running_mean * scale).detach()
+    output = torch.empty_like(hidden)
+    work.run(work.kernels.columns_forward(*work.how), input=hidden, output=output, scale=scale, shift=shift)
+    return output
+
+
+class Rows(torch.autograd.Function):
+    """dropout(activation(layer norm of hidden)), or of its RMS norm where there is no bias."""
+
+    @staticmethod
+    def forward(context: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, work: Work) -> Tensor:
+        output, moments = torch.empty_like(hidden), np.empty((work.rows, 2), np.float32)
+        shift = np.zeros(work.columns, np.float32) if bias is None else bias.detach().numpy()
+        work.run(work.kernels.rows_forward(*work.how, bias is not None), input=hidden, output=output,
+                 scale=weight.detach(), shift=shift, moments=moments)
+        context.save_for_backward(hidden, weight)
+        context.work, context.vectors, context.centred = work, (shift, moments), bias is not None
+        return output
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (hidden, weight), work, (shift, moments) = context.saved_tensors, context.work, context.vectors
+        gradient, output, sums = gradient.contiguous(), torch.empty_like(hidden), work.sums()
+        work.run(work.kernels.rows_backward(*work.how, context.centred), input=hidden, output=output,
+                 gradient=gradient, scale=weight, shift=shift, moments=moments, sums=sums)
+        by_shift, by_weight = torch.from_numpy(work.kernels.total(sums).astype(np.float32))
+        return output, by_weight, by_shift if context.centred else None, None

@@ -1,0 +1,337 @@
+"""Norm, activation and dropout on a CPU in two passes over memory each way, on torch's own threads.
+
+A kernel is a native function of one argument, the address of a block of int64: what to do and where. Its rows are cut
+into tasks of a fixed size; whichever threads there are take the tasks one by one, and sums over rows are kept a task
+and added in task order, so results do not depend on the number of threads. Kernels are compiled for the dtype,
+activation and dropout in use, once, and kept on disk by numba.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Callable
+
+import numpy as np
+from numba import cfunc, njit, types
+
+from .lanes import EXACT, FLOAT, ONE, ZERO, F, activate, load, next_task, random_bits, slope_of, store
+
+TASK_VALUES = 1 << 15
+"""Values in a task: few enough for a core's own cache, enough tasks for all threads to find one."""
+SUMMED_ROWS = 64
+"""Rows whose sum is a float32 sum; what comes after is float64."""
+
+(NEXT, TASKS, TASK_ROWS, ROWS, COLUMNS, INPUT, OUTPUT, GRADIENT, SCALE, SHIFT, CENTRE, FIRST, SECOND, SUMS, MOMENTS,
+ SETTINGS, KEY, SECOND_KEY, LEAST) = range(19)
+"""Places in the block. INPUT, OUTPUT, GRADIENT: (ROWS, COLUMNS) values of one dtype. SCALE, SHIFT, CENTRE, FIRST,
+SECOND: (COLUMNS,) float32. SUMS: (TASKS, 2, COLUMNS) float32. MOMENTS: (ROWS, 2) float32. SETTINGS: (3,) float32:
+slope below zero, factor of what dropout keeps, epsilon. KEY, SECOND_KEY: of dropout's hash; LEAST: smallest hash that
+is kept. NEXT: address of the number of the next task."""
+BLOCK_SIZE = LEAST + 1
+SIGNATURE = types.void(types.CPointer(types.int64))
+SUMMING = {**EXACT, "fastmath": {"contract", "reassoc"}}  # a sum along a row may be taken in lanes
+
+
+@njit(**EXACT)
+def kept(place, key, second_key, least):
+    """Whether dropout keeps the value number `place`."""
+    return random_bits(np.uint32(place), key, second_key) >= least
+
+
+@functools.cache
+def conversion(kind: int, wanted: int):
+    """OUTPUT, of dtype `wanted`, = INPUT, of dtype `kind`; ROWS counts values here, COLUMNS is 1."""
+
+    @cfunc(SIGNATURE, cache=True, **EXACT)
+    def kernel(block):
+        source, target = block[INPUT], block[OUTPUT]
+        while True:
+            task = next_task(block[NEXT])
+            if task >= block[TASKS]:
+                return
+            first = task * block[TASK_ROWS]
+            for place in range(first, min(first + block[TASK_ROWS], block[ROWS])):
+                store(wanted, target, place, load(kind, source, place))
+
+    return kernel
+
+
+@njit(**EXACT)
+def clear(sums, count):
+    for j in range(count):
+        store(FLOAT, sums, j, ZERO)
+
+
+@functools.cache
+def column_sums(kind: int):
+    """SUMS of (x - CENTRE) and (x - CENTRE)^2 over a task's rows, a column each."""
+
+    @cfunc(SIGNATURE, cache=True, **EXACT)
+    def kernel(block):
+        columns, source, centre = block[COLUMNS], block[INPUT], block[CENTRE]
+        while True:
+            task = next_task(block[NEXT])
+            if task >= block[TASKS]:
+                return
+            sums = block[SUMS] + task * columns * 8
+            squares = sums + columns * 4
+            clear(sums, 2 * columns)
+            first = task * block[TASK_ROWS]
+            for row in range(first, min(first + block[TASK_ROWS], block[ROWS])):
+                place = row * columns
+                for j in range(columns):
+                    value = load(kind, source, place + j) - load(FLOAT, centre, j)
+                    store(FLOAT, sums, j, load(FLOAT, sums, j) + value)
+                    store(FLOAT, squares, j, load(FLOAT, squares, j) + value * value)
+
+    return kernel
+
+
+@functools.cache
+def columns_forward(kind: int, which: int, dropout: bool):
+    """OUTPUT = dropout(activation(x * SCALE + SHIFT))."""
+
+    @cfunc(SIGNATURE, cache=True, **EXACT)
+    def kernel(block):
+        columns, source, target, scale, shift = block[COLUMNS], block[INPUT], block[OUTPUT], block[SCALE], block[SHIFT]
+        slope, factor = load(FLOAT, block[SETTINGS], 0), load(FLOAT, block[SETTINGS], 1)
+        key, second, least = np.uint32(block[KEY]), np.uint32(block[SECOND_KEY]), np.uint32(block[LEAST])
+        while True:
+            task = next_task(block[NEXT])
+            if task >= block[TASKS]:
+                return
+            first = task * block[TASK_ROWS]
+            for row in range(first, min(first + block[TASK_ROWS], block[ROWS])):
+                place = row * columns
+                for j in range(columns):
+                    z = load(kind, source, place + j) * load(FLOAT, scale, j) + load(FLOAT, shift, j)
+                    value = activate(which, z, slope)
+                    if dropout:
+                        value = value * factor if kept(place + j, key, second, least) else ZERO
+                    store(kind, target, place + j, value)
+
+    return kernel
+
+
+@functools.cache
+def columns_gradient(kind: int, which: int, dropout: bool):
+    """OUTPUT = g, the derivative of the loss by z = x * SCALE + SHIFT; SUMS of g and g * (x - CENTRE), a column each.
+
+    g is written instead of computed again in the next pass: that costs less than its exponential.
+    """
+
+    @cfunc(SIGNATURE, cache=True, **EXACT)
+    def kernel(block):
+        columns, source, target, scale, shift = block[COLUMNS], block[INPUT], block[OUTPUT], block[SCALE], block[SHIFT]
+        centre, gradients = block[CENTRE], block[GRADIENT]
+        slope, factor = load(FLOAT, block[SETTINGS], 0), load(FLOAT, block[SETTINGS], 1)
+        key, second, least = np.uint32(block[KEY]), np.uint32(block[SECOND_KEY]), np.uint32(block[LEAST])
+        while True:
+            task = next_task(block[NEXT])
+            if task >= block[TASKS]:
+                return
+            sums = block[SUMS] + task * columns * 8
+            products = sums + columns * 4
+            clear(sums, 2 * columns)
+            first = task * block[TASK_ROWS]
+            for row in range(first, min(first + block[TASK_ROWS], block[ROWS])):
+                place = row * columns
+                for j in range(columns):
+                    value = load(kind, source, place + j)
+                    z = value * load(FLOAT, scale, j) + load(FLOAT, shift, j)
+                    gradient = load(kind, gradients, place + j) * slope_of(which, z, slope)
+                    if dropout:
+                        gradient = gradient * factor if kept(place + j, key, second, least) else ZERO
+                    store(kind, target, place + j, gradient)
+                    store(FLOAT, sums, j, load(FLOAT, sums, j) + gradient)
+                    product = gradient * (value - load(FLOAT, centre, j))
+                    store(FLOAT, products, j, load(FLOAT, products, j) + product)
+
+    return kernel
+
+
+@functools.cache
+def columns_backward(kind: int):
+    """OUTPUT = SCALE * (OUTPUT - FIRST - (x - CENTRE) * SECOND): from g to the derivative by x, in place."""
+
+    @cfunc(SIGNATURE, cache=True, **EXACT)
+    def kernel(block):
+        columns, source, target, scale = block[COLUMNS], block[INPUT], block[OUTPUT], block[SCALE]
+        centre, first_term, second_term = block[CENTRE], block[FIRST], block[SECOND]
+        while True:
+            task = next_task(block[NEXT])
+            if task >= block[TASKS]:
+                return
+            first = task * block[TASK_ROWS]
+            for row in range(first, min(first + block[TASK_ROWS], block[ROWS])):
+                place = row * columns
+                for j in range(columns):
+                    gradient = load(kind, target, place + j) - load(FLOAT, first_term, j)
+                    away = load(kind, source, place + j) - load(FLOAT, centre, j)
+                    gradient -= away * load(FLOAT, second_term, j)
+                    store(kind, target, place + j, load(FLOAT, scale, j) * gradient)
+
+    return kernel
+
+
+@njit(**SUMMING)
+def row_sum(kind, source, place, columns):
+    total = ZERO
+    for j in range(columns):
+        total += load(kind, source, place + j)
+    return total
+
+
+@njit(**SUMMING)
+def row_squares(kind, source, place, columns, mean):
+    total = ZERO
+    for j in range(columns):
+        away = load(kind, source, place + j) - mean
+        total += away * away
+    return total
+
+
+@functools.cache
+def rows_forward(kind: int, which: int, dropout: bool, centred: bool):
+    """OUTPUT = dropout(activation(h * SCALE + SHIFT)), h = (x - mean) / deviation of its row; MOMENTS = mean and
+    1 / deviation. Not centred: the mean counts as 0, as in RMSNorm."""
+
+    @cfunc(SIGNATURE, cache=True, **EXACT)
+    def kernel(block):
+        columns, source, target, scale, shift = block[COLUMNS], block[INPUT], block[OUTPUT], block[SCALE], block[SHIFT]
+        settings, moments = block[SETTINGS], block[MOMENTS]
+        slope, factor, epsilon = load(FLOAT, settings, 0), load(FLOAT, settings, 1), load(FLOAT, settings, 2)
+        key, second, least = np.uint32(block[KEY]), np.uint32(block[SECOND_KEY]), np.uint32(block[LEAST])
+        while True:
+            task = next_task(block[NEXT])
+            if task >= block[TASKS]:
+                return
+            first = task * block[TASK_ROWS]
+            for row in range(first, min(first + block[TASK_ROWS], block[ROWS])):
+                place = row * columns
+                mean = row_sum(kind, source, place, columns) / F(columns) if centred else ZERO
+                inverse = ONE / np.sqrt(row_squares(kind, source, place, columns, mean) / F(columns) + epsilon)
+                store(FLOAT, moments, 2 * row, mean)
+                store(FLOAT, moments, 2 * row + 1, inverse)
+                for j in range(columns):
+                    h = (load(kind, source, place + j) - mean) * inverse
+                    value = activate(which, h * load(FLOAT, scale, j) + load(FLOAT, shift, j), slope)
+                    if dropout:
+                        value = value * factor if kept(place + j, key, second, least) else ZERO
+                    store(kind, target, place + j, value)
+
+    return kernel
+
+
+@njit(**SUMMING)
+def row_products(kind, source, target, place, columns, mean, inverse, scale):
+    """Sums over a row of g * SCALE and g * SCALE * h, g being in the target."""
+    plain, product = ZERO, ZERO
+    for j in range(columns):
+        gradient = load(kind, target, place + j) * load(FLOAT, scale, j)
+        plain += gradient
+        product += gradient * ((load(kind, source, place + j) - mean) * inverse)
+    return plain, product
+
+
+@functools.cache
+def rows_backward(kind: int, which: int, dropout: bool, centred: bool):
+    """OUTPUT = derivative by x; SUMS of g and g * h, a column each, g being the derivative by h * SCALE + SHIFT."""
+
+    @cfunc(SIGNATURE, cache=True, **EXACT)
+    def kernel(block):
+        columns, source, target, scale, shift = block[COLUMNS], block[INPUT], block[OUTPUT], block[SCALE], block[SHIFT]
+        gradients, moments, settings = block[GRADIENT], block[MOMENTS], block[SETTINGS]
+        slope, factor = load(FLOAT, settings, 0), load(FLOAT, settings, 1)
+        key, second, least = np.uint32(block[KEY]), np.uint32(block[SECOND_KEY]), np.uint32(block[LEAST])
+        while True:
+            task = next_task(block[NEXT])
+            if task >= block[TASKS]:
+                return
+            sums = block[SUMS] + task * columns * 8
+            products = sums + columns * 4
+            clear(sums, 2 * columns)
+            first = task * block[TASK_ROWS]
+            for row in range(first, min(first + block[TASK_ROWS], block[ROWS])):
+                place = row * columns
+                mean, inverse = load(FLOAT, moments, 2 * row), load(FLOAT, moments, 2 * row + 1)
+                for j in range(columns):
+                    h = (load(kind, source, place + j) - mean) * inverse
+                    z = h * load(FLOAT, scale, j) + load(FLOAT, shift, j)
+                    gradient = load(kind, gradients, place + j) * slope_of(which, z, slope)
+                    if dropout:
+                        gradient = gradient * factor if kept(place + j, key, second, least) else ZERO
+                    store(kind, target, place + j, gradient)
+                    store(FLOAT, sums, j, load(FLOAT, sums, j) + gradient)
+                    store(FLOAT, products, j, load(FLOAT, products, j) + gradient * h)
+                plain, product = row_products(kind, source, target, place, columns, mean, inverse, scale)
+                plain = plain / F(columns) if centred else ZERO
+                product = product / F(columns)
+                for j in range(columns):
+                    h = (load(kind, source, place + j) - mean) * inverse
+                    gradient = load(kind, target, place + j) * load(FLOAT, scale, j)
+                    store(kind, target, place + j, inverse * (gradient - plain - h * product))
+
+    return kernel
+
+
+@njit(cache=True, error_model="numpy")
+def batch_moments(sums, mean, deviation, rows, epsilon):
+    """From SUMS (T, 2, H) about `mean` (H,): the true mean in its place, sqrt(variance + epsilon) in `deviation`.
+
+    Returns the biased variance, (H,) float64.
+    """
+    totals = np.zeros(sums.shape[1:])
+    for task in range(sums.shape[0]):
+        totals += sums[task]
+    variance = np.empty(mean.shape[0])
+    for j in range(mean.shape[0]):
+        away = totals[0, j] / rows
+        spread = totals[1, j] / rows - away * away
+        variance[j] = 0.0 if spread < 0 else spread
+        mean[j] += away
+        deviation[j] = np.sqrt(variance[j] + epsilon)
+    return variance
+
+
+@njit(cache=True, error_model="numpy")
+def total(sums):
+    """(T, 2, H) float32 -> (2, H) float64, added in task order."""
+    totals = np.zeros(sums.shape[1:])
+    for task in range(sums.shape[0]):
+        totals += sums[task]
+    return totals
+
+
+def run(kernel, block: np.ndarray, threads: int) -> None:
+    """Call a kernel on a (BLOCK_SIZE,) int64 block, on up to `threads` of torch's threads; releases the GIL."""
+    counter = np.zeros(1, np.int64)
+    block[NEXT] = counter.ctypes.data
+    threads = min(threads, int(block[TASKS]))
+    parallel = team() if threads > 1 else None
+    if parallel is None:
+        kernel.ctypes(ctypes.cast(block.ctypes.data, ctypes.POINTER(ctypes.c_int64)))
+    else:
+        parallel(kernel.address, block.ctypes.data, threads, 0)
+
+
+@functools.cache
+def team() -> Callable | None:
+    """GNU OpenMP's `GOMP_parallel(function, data, threads, flags)` of the very library that torch computes with.
+
+    A second pool of threads would wait for cores on which torch's threads spin. None where torch has another library:
+    kernels then run on the calling thread.
+    """
+    try:
+        with open("/proc/self/maps", encoding="utf-8", errors="replace") as maps:
+            loaded = {line.split(maxsplit=5)[-1].strip() for line in maps if "libgomp" in line}
+    except OSError:
+        return None
+    ours = [path for path in loaded if "torch" in path] or sorted(loaded)
+    if len(ours) != 1:
+        return None
+    parallel = ctypes.CDLL(ours[0]).GOMP_parallel
+    parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+    parallel.restype = None
+    return parallel
