@@ -14,6 +14,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from .durable import write_atomically
 from .run import Run
@@ -141,6 +142,7 @@ def draw_run(run: Run) -> Figure:
         for axes in (loss, accuracy, rate):
             draw_marks(axes, told, words=axes is rate)
             axes.set_xlim(left=0.0)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         loss.legend(loc="upper right")
     return figure
 
@@ -183,6 +185,8 @@ def draw_runs(runs: Sequence[Run]) -> Figure:
             for axes, name, scale in ((loss, "dev_loss", 1.0), (accuracy, "dev_accuracy", 100.0)):
                 axes.plot(told.epoch_x, scale * told.epochs[name], style, color=colour, linewidth=1.4, marker="o",
                           markersize=2.5, label=told.name)  # fmt: skip
+        for axes in (loss, accuracy):
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         loss.set(title="Dev loss (nats a frame)", xlabel="epochs")
         accuracy.set(title="Dev frame accuracy (%)", xlabel="epochs")
         accuracy.legend(loc="lower right", fontsize=8)

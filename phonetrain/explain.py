@@ -90,10 +90,7 @@ def _segment(
     end = next((event for event in events if event["event"] in ("segment_ended", "run_finished")), None)
     if end is not None:
         reason = str(end.get("reason", "finished"))
-        message = str(end.get("message") or reason).rstrip(".")
-        told += f", and ended because {SIGNALS.get(reason, f'of an error ({message})')}."
-        if reason == "TrainingStopped" and end.get("message"):
-            told = told.removesuffix(SIGNALS[reason] + ".") + f"it stopped itself: {message}."
+        told += f", and ended because {_why(reason, str(end.get('message') or ''))}."
     elif following is not None and following[0].get("by") == "rollback":
         told += ", and was rolled back."
     elif following is None and run.is_held():
@@ -110,9 +107,18 @@ def _segment(
     return sentences
 
 
+def _why(reason: str, message: str) -> str:
+    """The words after "because"; message: the error's own."""
+    if reason in SIGNALS and not (reason == "TrainingStopped" and message):
+        return SIGNALS[reason]
+    told = "it stopped itself" if reason == "TrainingStopped" else f"of an error ({reason})"
+    return f"{told}: {message.rstrip('.')}" if message else told
+
+
 def _changed(event: dict[str, Any]) -> str:
     by = "by the recipe's next stage" if event.get("by") == "stage" else "by hand"
-    return f"At step {event.get('step', 0):,} {event['key']} was changed from {event['old']} to {event['new']}, {by}."
+    old, new = ("none" if event[side] is None else event[side] for side in ("old", "new"))
+    return f"At step {event.get('step', 0):,} {event['key']} was changed from {old} to {new}, {by}."
 
 
 def _recovered(event: dict[str, Any]) -> str:

@@ -27,7 +27,9 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size
 th, td { padding: .22rem .9rem .22rem 0; text-align: right; border-bottom: 1px solid var(--line);
   vertical-align: top }
 th { color: var(--soft); font-weight: 600; white-space: nowrap }
+td { white-space: nowrap }
 .text { text-align: left }
+td.text + td.text { white-space: normal; overflow-wrap: anywhere; min-width: 12rem }
 tr.best td { color: var(--mark); font-weight: 600 }
 .bar { display: inline-block; width: 4.5rem; margin-left: .5rem; text-align: left }
 .bar i { display: inline-block; height: .55rem; background: #8da0b6; border-radius: 2px }

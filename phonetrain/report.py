@@ -27,6 +27,7 @@ from .stages import flattened
 
 Runs = Run | str | os.PathLike[str] | Sequence["Run | str | os.PathLike[str]"] | None
 UNCOMPARED = ("data.corpus", "version")
+NO_EXPERIMENT = ("tracking.", "checkpoint.", "stop.", "schedule.on_extend")  # they change no number of an epoch
 
 
 def report(runs: Runs = None, out: str | os.PathLike[str] | None = None) -> Path:
@@ -107,7 +108,8 @@ def ablation(runs: Sequence[Run]) -> tuple[list[str], list[list[str]], int | Non
     rows, scores = [], []
     for run in runs:
         told = summary(run)
-        changed = "; ".join(f"{key} {show(old)} → {show(new)}" for key, old, new in changes(first, flat_config(run)))
+        changed = "; ".join(f"{key} {show(old)} → {show(new)}" for key, old, new in changes(first, flat_config(run))
+                            if not key.startswith(NO_EXPERIMENT))
         exact = kept_evaluation(run)
         dev = exact["accuracy"] if exact else told["best_accuracy"]
         scores.append(-1.0 if dev is None else dev)
