@@ -2,13 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from .errors import ConfigError
 from .wording import shown
-
-if TYPE_CHECKING:
-    from .config import RunConfig
 
 # What a stage may change. The rest (model, data, window, seed, precision, ...) belongs to the whole run: changing it
 # in the middle would be another run.
@@ -50,6 +47,15 @@ class Stage:
         return any(key == "optimizer.lr" or key.startswith("schedule.") for key, _ in self.changes)
 
 
+class Stageable(Protocol):
+    """What stages need of a RunConfig, which stands above them."""
+
+    epochs: int
+    stage: tuple[Stage, ...]
+
+    def replaced(self, changes: Mapping[str, object]) -> "Stageable": ...
+
+
 @dataclass(frozen=True)
 class StagePlan:
     """What one stage comes to: epochs `start <= epoch < stop` of the run train under `config`.
@@ -61,7 +67,7 @@ class StagePlan:
     is right for every stage.
     """
 
-    config: "RunConfig"
+    config: Stageable
     start: int
     stop: int
     schedule_start: int
@@ -72,7 +78,7 @@ class StagePlan:
         return self.start == self.schedule_start
 
 
-def plan_stages(config: "RunConfig") -> list[StagePlan]:
+def plan_stages(config: Stageable) -> list[StagePlan]:
     """The stages of `config` in order; a run without stages is one stage of all its epochs."""
     stages = config.stage or (Stage(config.epochs),)
     starts = [sum(stage.epochs for stage in stages[:place]) for place in range(len(stages) + 1)]

@@ -18,15 +18,7 @@ def duration(text: str) -> float:
 
 def clock_time(text: str) -> datetime.time:
     """`"23:30"` -> that time of day. Raises ValueError."""
-    found = re.fullmatch(r"(\d{1,2}):(\d{2})(?::(\d{2}))?", text.strip())
+    found = re.fullmatch(r"(\d{1,2}):(\d{2})", text)
     if not found:
         raise ValueError(f"{text!r} is no time of day such as 23:30")
-    return datetime.time(*(int(part or 0) for part in found.groups()))
-
-
-def seconds_until(time: datetime.time, now: datetime.datetime) -> float:
-    """Seconds from `now` to the next moment the clock shows `time`, above 0 and at most a day."""
-    moment = datetime.datetime.combine(now.date(), time, tzinfo=now.tzinfo)
-    if moment <= now:
-        moment += datetime.timedelta(days=1)
-    return (moment - now).total_seconds()
+    return datetime.time(*map(int, found.groups()))

@@ -70,6 +70,7 @@ REFUSED = {
     "augment.time_mask=62": "augment.time_mask = 62: the window has 61 frames",
     "stop.max_time=2x": 'stop.max_time = "2x": wanted a duration such as 2h, 90m or 1h30m',
     "stop.max_time=0h": "wanted a duration",
+    "stop.stop_at=23:30:00": 'stop.stop_at = "23:30:00": wanted a time of day such as 23:30',
     "stop.stop_at=24:30": 'stop.stop_at = "24:30": wanted a time of day such as 23:30',
     "data.train=2020": "data.train = 2020: wanted \"auto\", or partition names joined by +",
     'data.train=" "': 'data.train = " ": wanted "auto"',
@@ -118,7 +119,7 @@ def test_a_setting_said_later_takes_the_place_of_its_rival():
 
 @pytest.mark.parametrize("overrides", [
     [], ["averaging.decay=none"], ["schedule.name=chain", CHAIN], [STAGES], ["model.widths=[64]", "compile=auto"],
-    ["optimizer.name=muon", "optimizer.lr=3"], ["data.corpus=C:\\new\\table \"x\""], ["stop.stop_at=23:30:00"],
+    ["optimizer.name=muon", "optimizer.lr=3"], ["data.corpus=C:\\new\\table \"x\""], ["stop.stop_at=23:30", "stop.max_time=1h30m"],
     ["optimizer.eps=1e-300", "optimizer.lr=0.1000000000000000055"],
 ])
 def test_toml_reads_back_exactly(overrides):
