@@ -119,7 +119,8 @@ def test_a_setting_said_later_takes_the_place_of_its_rival():
 
 @pytest.mark.parametrize("overrides", [
     [], ["averaging.decay=none"], ["schedule.name=chain", CHAIN], [STAGES], ["model.widths=[64]", "compile=auto"],
-    ["optimizer.name=muon", "optimizer.lr=3"], ["data.corpus=C:\\new\\table \"x\""], ["stop.stop_at=23:30", "stop.max_time=1h30m"],
+    ["optimizer.name=muon", "optimizer.lr=3"], ["data.corpus=C:\\new\\table \"x\""],
+    ["stop.stop_at=23:30", "stop.max_time=1h30m"],
     ["optimizer.eps=1e-300", "optimizer.lr=0.1000000000000000055"],
 ])
 def test_toml_reads_back_exactly(overrides):
