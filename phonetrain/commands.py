@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 from pathlib import Path
@@ -10,10 +9,8 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
-from .durable import plain
-
-Overrides = Annotated[tuple[str, ...], Parameter(parse=False)]
-Flag = Annotated[bool, Parameter(negative=())]
+from .recipe_commands import Flag, Overrides, recipes
+from .tables import print_result
 
 app = App(
     name="phonetrain",
@@ -22,7 +19,6 @@ app = App(
     help_format="markdown",
     version=lambda: _version(),
 )
-recipes = App(name="recipes", help="Recipes: whole experiments as TOML files.")
 app.command(recipes)
 
 
@@ -71,14 +67,14 @@ def fit(
         from .plan import plan, plan_text
 
         told = plan(recipe, *settings, corpus=corpus)
-        _show(told, plan_text(told), json)
+        print_result(told, plan_text(told), json)
         return 0
     if find_lr:
         from .find_lr import find_lr as search
         from .find_lr import find_lr_text
 
         found = search(recipe, *settings, corpus=corpus)
-        _show(found, find_lr_text(found), json)
+        print_result(found, find_lr_text(found), json)
         return 0
     from .fit import fit
 
@@ -154,7 +150,7 @@ def evaluate(
     from .tables import evaluation_text
 
     told = evaluate(run, partition, checkpoint, corpus, device)
-    _show(told, evaluation_text(told), json)
+    print_result(told, evaluation_text(told), json)
 
 
 @app.command
@@ -196,7 +192,7 @@ def predict(
     from .predict import predict
 
     path = predict(run, partition, out, checkpoint, corpus, device, labels, header)
-    _show({"predictions": str(path)}, str(path), json)
+    print_result({"predictions": str(path)}, str(path), json)
 
 
 @app.command
@@ -215,7 +211,7 @@ def report(*runs: Path, out: Path | None = None, json: Flag = False) -> None:
     from .report import report
 
     path = report(runs, out)
-    _show({"report": str(path)}, str(path), json)
+    print_result({"report": str(path)}, str(path), json)
 
 
 @app.command
@@ -232,7 +228,7 @@ def explain(run: Path | None = None, *, json: Flag = False) -> None:
     from .explain import explain
 
     sentences = explain(run)
-    _show({"sentences": sentences}, "\n".join(sentences), json)
+    print_result({"sentences": sentences}, "\n".join(sentences), json)
 
 
 @app.command
@@ -253,7 +249,7 @@ def doctor(
     from .doctor import doctor, doctor_text
 
     told = doctor(recipe, *overrides, corpus=corpus)
-    _show(told, doctor_text(told), json)
+    print_result(told, doctor_text(told), json)
     return int(bool(told["problems"]))
 
 
@@ -284,70 +280,7 @@ def export(
     from .export import export
 
     path = export(run, out, checkpoint, onnx)
-    _show({"export": str(path)}, str(path), json)
-
-
-@recipes.command(name="list")
-def list_recipes(*, json: Flag = False) -> None:
-    """The recipes that come with phonetrain, a line each.
-
-    Parameters
-    ----------
-    json
-        Print names and summaries as JSON.
-    """
-    from .recipe import names, summary
-
-    told = {name: summary(name) for name in names()}
-    width = max(map(len, told))
-    _show(told, "\n".join(f"{name:<{width}}  {text}" for name, text in told.items()), json)
-
-
-@recipes.command(name="show")
-def show_recipe(
-    name: str, /, *, corpus: Path | None = None, json: Flag = False, overrides: Overrides = ()
-) -> None:
-    """A recipe's settings and its layers, with parameters and FLOPs a frame; takes key=value settings too.
-
-    Parameters
-    ----------
-    name
-        A name from `phonetrain recipes list`, or a TOML file.
-    corpus
-        Take coefficients and phonemes from this packed corpus; default: packed/ if there, else 28 and 40.
-    json
-        Print it as JSON.
-    """
-    from .plan import show, show_text
-
-    told = show(name, *overrides, corpus=corpus)
-    _show(told, show_text(told), json)
-
-
-@recipes.command(name="copy")
-def copy_recipe(name: str, out: Path | None = None, /) -> None:
-    """Copy a recipe to a file of your own, to change and to train: `phonetrain fit NAME.toml`.
-
-    Parameters
-    ----------
-    name
-        A name from `phonetrain recipes list`.
-    out
-        The new file; default NAME.toml here.
-    """
-    from .errors import ConfigError
-    from .recipe import locate, read_text
-
-    path = out or Path(f"{Path(name).stem}.toml")
-    text = read_text(locate(name))
-    try:
-        with open(path, "x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError:
-        raise ConfigError(f"{path}: is there already; give another name: phonetrain recipes copy {name} FILE") from None
-    except OSError as error:
-        raise ConfigError(f"{path}: could not be written ({error.strerror})") from None
-    print(path)
+    print_result({"export": str(path)}, str(path), json)
 
 
 def _limits(max_time: str | None, stop_at: str | None) -> tuple[str, ...]:
@@ -374,12 +307,8 @@ def _ended(run: Any, as_json: bool) -> int:
         return code
     told = {"run": str(run.path), "status": status, "best": best}
     next_step = f"phonetrain evaluate {run.path}" if code == 0 else f"phonetrain resume {run.path}"
-    _show(told, f"{run.path}: {status}; next: {next_step}", as_json)
+    print_result(told, f"{run.path}: {status}; next: {next_step}", as_json)
     return code
-
-
-def _show(told: Any, text: str, as_json: bool) -> None:
-    print(json.dumps(plain(told), indent=2, allow_nan=False) if as_json else text)
 
 
 def _version() -> str:

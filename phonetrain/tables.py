@@ -1,9 +1,17 @@
-"""Results as text for a terminal: aligned columns, at most 80 wide."""
+"""Results on stdout: JSON, or text for a terminal in aligned columns, at most 80 wide."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
+
+from .durable import plain
+
+
+def print_result(told: Any, text: str, as_json: bool) -> None:
+    """A command's result on stdout: `text` for people, or `told` as strict JSON."""
+    print(json.dumps(plain(told), indent=2, allow_nan=False) if as_json else text)
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
