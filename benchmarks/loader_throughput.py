@@ -190,7 +190,7 @@ def first_batch(corpora: dict, folder: Path, times: int, processes: int) -> dict
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         runs.append([float(word) for word in done.stdout.split()])
     # The first process fills the compile cache and the page cache.
-    first, beyond, frames = (statistics.median(column) for column in zip(*runs[1:]))
+    first, beyond, frames = (statistics.median(column) for column in zip(*(runs[1:] or runs)))
     return {"frames": int(frames), "first_ms": first, "beyond_mb": beyond, "runs": runs}
 
 
@@ -312,7 +312,7 @@ def main() -> None:
         main_case = ways.Case(corpora["float16"], PARTITION)
         extra = {
             "lookup": lookup_times(options.quick),
-            "first_batch": first_batch(corpora, Path(work), *((2, 2) if options.quick else (9, 6))),
+            "first_batch": first_batch(corpora, Path(work), *((2, 1) if options.quick else (9, 6))),
             "start_ms": start_times(main_case),
             "cold": cold_start(Path(work) / "long"),
         }
