@@ -28,6 +28,7 @@ class PanelConsole(Console):
         self.best = ""
 
     def say(self, text: str) -> None:
+        # Left to the terminal to wrap: a command in it must stay one line when it is copied.
         self.screen.print(Text(text), soft_wrap=True)
 
     def warn(self, text: str) -> None:
@@ -37,7 +38,7 @@ class PanelConsole(Console):
         self.close()
         for fact in facts:
             key, _, value = fact.partition(": ")
-            self.screen.print(Text.assemble((f"{key}: ", "dim"), value), soft_wrap=True)
+            self.screen.print(Text.assemble((f"{key}: ", "dim"), value))
         # A print() of somebody else's must not tear the panel; results on a redirected stdout must not move to stderr.
         self.live = Live(
             get_renderable=self.render,
