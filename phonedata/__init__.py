@@ -26,6 +26,7 @@ _ROOMS = {
     "Selection": "selection",
     "pack": "packing",
     "PackReport": "packreport",
+    "extract": "extracting",
     "merge": "merging",
     "inspect": "inspecting",
     "open_loader": "loader",

@@ -102,6 +102,48 @@ def _parse_part(text: str | None) -> tuple[int, int] | None:
 
 
 @app.command
+def extract(
+    audio: Path,
+    raw: Path,
+    *,
+    coefficients: int = 28,
+    mel_bins: int = 40,
+    rate: int = 16000,
+    skip_bad: Flag = False,
+    workers: int | None = None,
+):
+    """Compute MFCC and frame labels of the folder AUDIO into the new raw folder RAW, ready to pack.
+
+    AUDIO holds one folder a partition, with .wav or .flac files at any depth and beside each, except in a test
+    partition, its phones: a TextGrid (MFA), TIMIT's .phn, or a .lab of Festival or HTK.
+
+    Parameters
+    ----------
+    audio
+        Folder of partitions, e.g. AUDIO/train/speaker/ID.wav with ID.TextGrid.
+    raw
+        The raw folder to make.
+    coefficients
+        MFCC a frame, every 10 ms over 25 ms.
+    mel_bins
+        Mel bins that they are computed from.
+    rate
+        Sampling rate in Hz that audio is brought to.
+    skip_bad
+        Leave out utterances that cannot be read, and list them.
+    workers
+        Processes; by default one per processor.
+    """
+    from phonedata.extracting import extract as run
+    from phonedata.raw.frontend import FrontEnd
+    from phonedata.terminal import ProgressLine
+
+    frontend = FrontEnd(rate_hz=rate, mel_bins=mel_bins, coefficients=coefficients)
+    with ProgressLine() as line:
+        print(run(audio, raw, frontend=frontend, skip_bad=skip_bad, workers=workers, progress=line))
+
+
+@app.command
 def merge(packed: Path, *, replace: Flag = False, remove_parts: Flag = False, json_output: Json = False):
     """Merge the parts in PACKED.parts into the corpus PACKED; a second call changes nothing.
 

@@ -78,7 +78,12 @@ def _speak_voice(partition: str, voice: str, speaker: int, num_utterances: int, 
 
 
 def make_speech_corpus(
-    out: Path, hours: float = HOURS, seed: int = 0, jobs: int | None = None, test_labels: Path | None = None
+    out: Path,
+    hours: float = HOURS,
+    seed: int = 0,
+    jobs: int | None = None,
+    test_labels: Path | None = None,
+    most_voices: int | None = None,
 ) -> dict:
     """Write `hours` of training speech to the folder `out`, whole or not at all; a tenth more for dev and test each.
 
@@ -87,7 +92,7 @@ def make_speech_corpus(
     """
     plan = []  # (partition, voice, speaker, utterances)
     for base, partition, share in ((100, "train-clean-100", 1.0), (600, "dev-clean", 0.1), (800, "test-clean", 0.1)):
-        voices = VOICES[partition]
+        voices = VOICES[partition][:most_voices]
         each = max(1, round(hours * 3600 * share / len(voices) / SECONDS_PER_UTTERANCE))
         plan += [(partition, voice, base + 3 * number, each) for number, voice in enumerate(voices)]
     partial = out.with_name(out.name + ".partial")
@@ -139,6 +144,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--hours", type=float, default=HOURS, help=f"hours of training data (default {HOURS})")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, help="processes (default: one a core)")
+    parser.add_argument("--voices", type=int, help="use only the first ones of each partition (default: all)")
     parser.add_argument("--replace", action="store_true", help="replace an existing folder")
     parser.add_argument(
         "--test-labels", type=Path, help="speech only: also write the labels withheld from test-clean to this CSV"
@@ -168,7 +174,9 @@ def main(arguments: list[str] | None = None) -> int:
         elif options.out.exists():
             raise CorpusExists(f"{options.out}: already there; name another folder or give --replace")
         else:
-            frames = make_speech_corpus(options.out, options.hours, options.seed, options.jobs, options.test_labels)
+            frames = make_speech_corpus(
+                options.out, options.hours, options.seed, options.jobs, options.test_labels, options.voices
+            )
     except PhonedataError as error:
         _say(f"error: {error}")
         return 1

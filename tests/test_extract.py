@@ -1,0 +1,211 @@
+"""Audio and alignments: the label of a frame is the phone that covers its centre, whatever the alignment's format."""
+
+import random
+
+import numpy as np
+import pytest
+
+from phonedata import ARPABET, CorpusExists, PackedCorpus, RawDataError, SpecError, extract, pack
+from phonedata.errors import CorpusNotFound, PhonedataError
+from phonedata.raw import open_raw
+from phonedata.raw.frontend import FrontEnd, resample
+
+pytest.importorskip("kaldi_native_fbank", reason="the extra [audio] is not installed")
+pytest.importorskip("praatio", reason="the extra [audio] is not installed")
+soundfile = pytest.importorskip("soundfile", reason="the extra [audio] is not installed")
+PHONES = [
+    (0.00, 0.11, "sil"),
+    (0.11, 0.26, "HH"),
+    (0.26, 0.40, "AH0"),
+    (0.40, 0.47, "L"),
+    (0.47, 0.75, "OW1"),
+    (0.75, 0.9, ""),
+]
+
+
+def write_alignment(file, phones, rate):
+    """Write `phones`, (start, end, symbol) in seconds, in the format that the suffix of `file` names."""
+    kind = file.suffix.lower()
+    if kind == ".textgrid":
+        intervals = "".join(
+            f'        intervals [{n}]:\n            xmin = {a}\n            xmax = {b}\n            text = "{s}"\n'
+            for n, (a, b, s) in enumerate(phones, start=1)
+        )
+        end = phones[-1][1]
+        text = (
+            f'File type = "ooTextFile"\nObject class = "TextGrid"\n\nxmin = 0\nxmax = {end}\n'
+            f"tiers? <exists>\nsize = 1\nitem []:\n"
+            f'    item [1]:\n        class = "IntervalTier"\n        name = "phones"\n'
+            f"        xmin = 0\n        xmax = {end}\n"
+            f"        intervals: size = {len(phones)}\n{intervals}"
+        )
+    elif kind == ".phn":
+        text = "".join(f"{round(a * rate)} {round(b * rate)} {s or 'pau'}\n" for a, b, s in phones)
+    elif rate == 8000:  # the HTK kind, so that both kinds of .lab are seen
+        text = "".join(f"{round(a * 1e7)} {round(b * 1e7)} {s or 'sil'}\n" for a, b, s in phones)
+    else:
+        text = "signal x\n#\n" + "".join(f"    {b:.4f}  100  {s or 'pau'}\n" for _, b, s in phones)
+    file.write_text(text)
+
+
+def write_audio(
+    root, suffix=".TextGrid", rate=16000, seconds=0.9, phones=PHONES, name="train/spk1/utt1.wav", audio=None
+):
+    file = root / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(3).normal(0, 0.1, int(seconds * rate)) if audio is None else audio
+    soundfile.write(file, noise, rate)
+    if suffix:
+        write_alignment(file.with_suffix(suffix), phones, rate)
+    return file
+
+
+def label_truth(phones, num_frames, rate=16000):
+    """The phone at the centre of every frame, one frame at a time; [SIL] where there is none."""
+    labels = []
+    for t in range(num_frames):
+        centre = (t * rate // 100 + rate // 40 / 2) / rate
+        found = [s for a, b, s in phones if a <= centre < b]
+        symbol = found[0].rstrip("012") if found else ""
+        labels.append("[SIL]" if symbol in ("", "sil") else symbol)
+    return labels
+
+
+@pytest.mark.parametrize("suffix", [".TextGrid", ".phn", ".PHN", ".lab"])
+@pytest.mark.parametrize("rate", [16000, 22050, 8000])
+def test_the_label_is_the_phone_that_covers_the_centre(tmp_path, suffix, rate):
+    write_audio(tmp_path, suffix, rate)
+    raw = open_raw(tmp_path)
+    features, labels = raw.partitions[0].read(0)
+    assert raw.layout == "audio" and raw.phonemes == ARPABET
+    assert features.shape == (1 + (14400 - 400) // 160, 28) and features.dtype == np.float32
+    assert [ARPABET.symbols[c] for c in labels] == label_truth(PHONES, len(features))
+
+
+def test_extracted_folder_packs_to_what_the_audio_packs_to(tmp_path):
+    write_audio(tmp_path / "audio")
+    write_audio(tmp_path / "audio", name="train/spk2/utt1.flac", seconds=0.7, phones=PHONES[:4])
+    write_audio(tmp_path / "audio", suffix="", name="test/spk3/utt9.wav", seconds=0.5)
+    report = extract(tmp_path / "audio", tmp_path / "raw", workers=1)
+    assert {name: u for name, (u, _) in report.partitions.items()} == {"train": 2, "test": 1}
+    for source in ("audio", "raw"):
+        pack(tmp_path / source, tmp_path / f"packed-{source}")
+    ours, direct = PackedCorpus(tmp_path / "packed-raw"), PackedCorpus(tmp_path / "packed-audio")
+    for name in ("train", "test"):
+        assert ours[name].utterance_ids == direct[name].utterance_ids
+        assert ours[name].speakers == direct[name].speakers
+        np.testing.assert_array_equal(ours[name].features, direct[name].features)
+    np.testing.assert_array_equal(ours["train"].labels, direct["train"].labels)
+    assert ours["train"].speakers == ["spk1", "spk2"] and not ours["test"].labelled
+    with pytest.raises(CorpusExists):
+        extract(tmp_path / "audio", tmp_path / "raw")
+
+
+def test_extract_is_the_same_for_any_number_of_workers(tmp_path, monkeypatch):
+    monkeypatch.setattr("phonedata.extracting.MOST_PER_TASK", 1)
+    for speaker in range(3):
+        write_audio(tmp_path / "audio", name=f"train/s{speaker}/u.wav", seconds=0.9 + speaker / 10)
+    for workers in (1, 2):
+        extract(tmp_path / "audio", tmp_path / f"raw{workers}", workers=workers)
+    files = sorted(f.relative_to(tmp_path / "raw1") for f in (tmp_path / "raw1").rglob("*") if f.is_file())
+    assert len(files) == 7
+    for file in files:
+        assert (tmp_path / "raw1" / file).read_bytes() == (tmp_path / "raw2" / file).read_bytes(), file
+
+
+def test_a_foreign_inventory_is_kept_and_recorded(tmp_path):
+    phones = [(0.0, 0.2, "h#"), (0.2, 0.4, "axr"), (0.4, 0.6, "kcl"), (0.6, 0.9, "h#")]
+    write_audio(tmp_path / "audio", ".phn", phones=phones)
+    extract(tmp_path / "audio", tmp_path / "raw", workers=1)
+    assert (tmp_path / "raw/phonemes.txt").read_text().split() == ["axr", "h#", "kcl"]
+    raw = open_raw(tmp_path / "raw")
+    _, labels = raw.partitions[0].read(0)
+    assert raw.phonemes.symbols == ("axr", "h#", "kcl") and labels[0] == 1 and labels[25] == 0 and labels[45] == 2
+
+
+def test_speakers_are_the_folders_that_hold_the_files(tmp_path):
+    for name in ("t/DR1/FCJF0/SA1.wav", "t/DR1/MDAB0/SA1.wav", "t/103/1240/103-1240-0007.flac"):
+        write_audio(tmp_path, name=name)
+    (partition,) = open_raw(tmp_path).partitions
+    assert partition.utterance_ids == ["103-1240-0007", "FCJF0-DR1-SA1", "MDAB0-DR1-SA1"]
+    assert partition.speakers == ["103", "FCJF0", "MDAB0"]
+
+
+def test_bad_files_are_named_and_leave_nothing_behind(tmp_path):
+    audio = tmp_path / "audio"
+    write_audio(audio)
+    cases = {
+        "stereo": {"audio": np.zeros((8000, 2))},
+        "short": {"seconds": 0.01, "phones": [(0, 0.01, "sil")]},
+        "shorter-than-said": {"seconds": 0.4},
+        "overlap": {"phones": [(0, 0.5, "AH0"), (0.3, 0.9, "L")], "suffix": ".phn"},
+        "backwards": {"phones": [(0.5, 0.1, "AH0")], "suffix": ".phn"},
+    }
+    for name, how in cases.items():
+        file = write_audio(audio, name=f"train/s/{name}.wav", **how)
+        with pytest.raises(RawDataError, match=name):
+            extract(audio, tmp_path / "raw", workers=1)
+        assert not list(tmp_path.glob("raw*"))
+        report = extract(audio, tmp_path / "raw", workers=1, skip_bad=True)
+        assert len(report.left_out) == 1 and report.partitions["train"][0] == 1
+        for part in (tmp_path / "raw").rglob("*.npy"):
+            part.unlink()
+        __import__("shutil").rmtree(tmp_path / "raw")
+        for part in file.parent.iterdir():
+            part.unlink()
+    write_audio(audio, suffix="", name="train/s/alone.wav")
+    with pytest.raises(RawDataError, match="alone.wav: no alignment"):
+        extract(audio, tmp_path / "raw")
+    with pytest.raises(CorpusNotFound):
+        extract(tmp_path, tmp_path / "raw2") if not (tmp_path / "audio").exists() else extract(
+            tmp_path / "audio/train/spk1", tmp_path / "raw2"
+        )
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"coefficients": 0}, {"coefficients": 41}, {"rate_hz": 100}, {"rate_hz": 22050}, {"frame_shift_ms": 0}],
+)
+def test_an_impossible_front_end_is_refused(wrong):
+    with pytest.raises(SpecError):
+        FrontEnd(**wrong)
+
+
+@pytest.mark.parametrize("rates", [(22050, 16000), (44100, 16000), (48000, 16000), (8000, 16000), (11025, 16000)])
+def test_resampling_keeps_tones_below_the_cutoff_and_removes_those_above(rates):
+    there, here = rates
+    time, wanted = np.arange(there) / there, np.arange(here) / here
+    middle = slice(here // 10, -here // 10)
+    for tone in (100.0, 1234.5, 0.42 * min(rates)):
+        ours = resample(np.sin(2 * np.pi * tone * time), there, here)
+        assert len(ours) == here
+        np.testing.assert_allclose(ours[middle], np.sin(2 * np.pi * tone * wanted)[middle], atol=2e-4)
+    if there > here:
+        alias = resample(np.sin(2 * np.pi * 0.53 * here * time), there, here)
+        assert np.abs(alias[middle]).max() < 1e-4
+
+
+def fuzz(tmp_path, seeds):
+    from .test_foreign_layouts import damage
+
+    for seed in seeds:
+        choice = random.Random(seed)
+        root = tmp_path / str(seed)
+        write_audio(root, choice.choice([".TextGrid", ".phn", ".lab"]), choice.choice([8000, 16000]))
+        damage(choice.choice(sorted(f for f in root.rglob("*") if f.is_file())), choice)
+        try:
+            raw = open_raw(root)
+            features, labels = raw.partitions[0].read(0)
+        except PhonedataError as error:
+            assert "\n" not in str(error), seed
+            continue
+        assert len(features) == len(labels) and labels.max() < len(raw.phonemes), seed
+
+
+def test_damaged_audio_and_alignments_end_in_our_own_error(tmp_path):
+    fuzz(tmp_path, range(50))
+
+
+@pytest.mark.long
+def test_damaged_audio_and_alignments_end_in_our_own_error_3_000_times(tmp_path):
+    fuzz(tmp_path, range(1000, 4000))
