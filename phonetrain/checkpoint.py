@@ -143,13 +143,44 @@ def saved_steps(run: Run) -> list[int]:
 
 
 def prune(run: Run, keep: int) -> None:
-    """Delete all checkpoints but the newest `keep`, the best and the last, and what a killed process left half-made."""
-    pointed = {run.read_pointer("best"), run.read_pointer("last")}
+    """Delete all checkpoints but the newest `keep` and those that a pointer file names, and half-made leftovers.
+
+    Newest is what was saved last: steps above the present one were left aside by a branch or a rollback.
+    """
+    last = run.read_pointer("last")
+    pointed = set(pointers(run).values())
     steps = [step for step in saved_steps(run) if step not in pointed]
+    if last is not None:
+        steps.sort(key=lambda step: (step <= last, step))
     for step in steps[: max(0, len(steps) - max(0, keep - 1))]:
         shutil.rmtree(run.checkpoint_dir(step), ignore_errors=True)
     for leftover in (*run.checkpoints.glob(".step-*.partial"), *run.checkpoints.glob(".step-*.old")):
         shutil.rmtree(leftover, ignore_errors=True)
+
+
+def pointers(run: Run) -> dict[str, int]:
+    """Pointer files by name (last, best, and best-before-segment-K after a branch) with the steps that they name."""
+    names = ["last", "best", *(path.name for path in run.checkpoints.glob("best-before-segment-*"))]
+    return {name: step for name in names if (step := run.read_pointer(name)) is not None}
+
+
+def mend_best(run: Run, progress: Progress) -> None:
+    """Let `best` name the best checkpoint of the life that `progress` stands in.
+
+    It names another after a branch (the best was left aside: `best-before-segment-K` keeps it), and after a kill
+    between a checkpoint and its pointer. Where the best as of then is pruned, the next epoch's score is the best.
+    """
+    pointed = run.read_pointer("best")
+    if progress.best_step is not None and not run.checkpoint_dir(progress.best_step).is_dir():
+        progress.best_score = progress.best_epoch = progress.best_step = None
+    if pointed == progress.best_step:
+        return
+    if pointed is not None and pointed > progress.step:
+        run.write_pointer(f"best-before-segment-{progress.segment}", pointed)
+    if progress.best_step is None:
+        (run.checkpoints / "best").unlink(missing_ok=True)
+    else:
+        run.write_pointer("best", progress.best_step)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import subprocess
@@ -17,9 +18,9 @@ from phonedata import PackedCorpus
 from . import checkpoint
 from .assemble import Parts, assemble, describe, identity, training_selection
 from .config import RunConfig, diff, load_recipe
-from .console import Console, open_console
+from .console import Console, open_console, short
 from .device import Compute, choose_compute, describe_machine
-from .errors import CheckpointError, ConfigError
+from .errors import CheckpointError, ConfigError, TrainingStopped
 from .interrupts import StopRequest, noticed_signals
 from .loop import Trainer
 from .partitions import Roles, check_window, choose_roles, open_corpus, warnings_before_training
@@ -109,13 +110,15 @@ def resume(run: str | os.PathLike[str] | None = None, *overrides: str, corpus: s
         if saved.progress.epoch >= plans[-1].stop:
             raise ConfigError(f"{where.path}: all {plans[-1].stop} epochs are done; "
                               f"`phonetrain resume {where.path} epochs={plans[-1].stop + 10}` trains longer")
-        plan = next(plan for plan in plans if plan.start <= saved.progress.epoch < plan.stop)
+        # The stage whose parts were saved: at its very end that is not yet the stage of the next epoch.
+        plan = next(plan for plan in reversed(plans) if plan.start <= saved.identity["stage"])
         parts = assemble(config, plan, packed, roles, compute)
         restore_parts(parts, saved, [key for key, _, _ in changes])
         progress = parts.state.progress
         progress.finished = False
         parent, progress.segment = progress.segment, 1 + max(event["segment"] for event in where.events()
                                                              if "segment" in event)
+        checkpoint.mend_best(where, progress)
         where.write_text(where.config_path, config.to_toml())
         place = {"segment": progress.segment, "epoch": progress.epoch, "step": progress.step}
         where.append_event("segment_started", parent=parent, checkpoint=saved.path.name, **place)
@@ -124,7 +127,7 @@ def resume(run: str | os.PathLike[str] | None = None, *overrides: str, corpus: s
         shown.say(f"resuming {where.path} at epoch {progress.epoch + 1}, batch {progress.batch}, step {progress.step}")
         for key, before, after in changes:
             shown.say(f"changed: {key} {before} -> {after}")
-        train(where, parts, shown, warnings, save_first=bool(changes))
+        train(where, parts, shown, warnings, save_first=bool(changes) or from_checkpoint is not None)
     return where
 
 
@@ -203,34 +206,35 @@ def train(run: Run, parts: Parts, console: Console, warnings: Sequence[str], sav
         "data": f"{parts.train.num_frames:,} frames of {parts.roles.train}; scored on {parts.roles.dev}",
         "device": f"{parts.compute.reason}, {parts.compute.precision}", "loader": parts.train.reason,
     })
-    reason = "error"
     with noticed_signals() as request:
         trainer = Trainer(run, parts, console, tracker, request)
-        for message in warnings:
-            trainer.warn(message)
         try:
+            for message in warnings:
+                trainer.warn(message)
             if save_first:
                 trainer.save()
             reason = trainer.train()
         except BaseException as error:
-            reason = type(error).__name__
+            # A disk that is full refuses this record too; what is told is the first error.
+            with contextlib.suppress(TrainingStopped):
+                end(trainer, type(error).__name__, request, message=" ".join(str(error).split()))
             raise
-        finally:
-            end(trainer, reason, request)
+        end(trainer, reason, request)
 
 
-def end(trainer: Trainer, reason: str, request: StopRequest) -> None:
-    """Record the end of the segment, close what is open, say what comes next."""
+def end(trainer: Trainer, reason: str, request: StopRequest, **fields: Any) -> None:
+    """Close what is open, record the end of the segment, say what comes next. fields: more for the record."""
     run, progress, console = trainer.run, trainer.progress, trainer.console
     trainer.parts.close()
-    trainer.event("run_finished" if reason == "finished" else "segment_ended", reason=reason)
     best = None if progress.best_score is None else float(progress.best_score)
     trainer.tracker.summary({"best_dev_accuracy": best, "best_epoch": progress.best_epoch, "ended": reason})
     trainer.tracker.finish(request.code)
     if best is not None:
         console.say(f"best dev frame accuracy {100 * best:.2f} % (epoch {progress.best_epoch + 1})")
-    if reason != "finished":
-        console.say(f"{reason}: saved at step {progress.step}; `phonetrain resume {run.path}` goes on")
+    if reason != "finished" and trainer.saved is not None:
+        step, size = trainer.saved
+        console.say(f"{reason}: saved at step {step} ({short(size)}B); `phonetrain resume {run.path}` goes on")
+    trainer.event("run_finished" if reason == "finished" else "segment_ended", reason=reason, **fields)
 
 
 def environment(corpus: PackedCorpus, compute: Compute) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Numbers that go bad: find the first layer, save the evidence, decide what happens next."""
+"""Numbers that go bad: replay the batch, name the first layer, keep the evidence; and warnings while it is time."""
 
 from __future__ import annotations
 
@@ -16,16 +16,14 @@ from phonedata import WindowBatch
 
 from .step import TrainStep
 
-CONSECUTIVE_SKIPS = 10
-
 
 @dataclass
 class Finding:
     """Where a number first went bad, as found by replaying the batch."""
 
-    where: str  # "windows", a module's name, "loss", "gradient of <parameter>", or "not reproduced"
+    where: str  # "windows", a module's name, "loss", a parameter's name, or "not reproduced"
     kind: str  # class of the module, or what the tensor is
-    tensor: str  # "input", "output", "weight", "gradient"
+    tensor: str  # "input", "output", "gradient", or the name of a parameter that is itself not finite
     largest_input: float | None  # largest finite absolute value that went into it
     epoch: int = 0
     step: int = 0
@@ -35,15 +33,29 @@ class Finding:
     loss_scale: float | None = None
     precision: str = ""
     utterances: list[str] = field(default_factory=list)
-    bad_frames: list[int] = field(default_factory=list)
+    bad_frames: list[int] = field(default_factory=list)  # of windows that came in bad, in the loader's numbering
+    bad_utterances: list[str] = field(default_factory=list)  # that those windows are from
 
     def sentence(self) -> str:
         """One line for people."""
         scale = "" if self.loss_scale is None else f", loss scale {self.loss_scale:g}"
         largest = "" if self.largest_input is None else f" (largest value going in {self.largest_input:.4g})"
-        frames = f"; {len(self.bad_frames)} of its windows were already bad" if self.bad_frames else ""
+        frames = ""
+        if self.bad_frames:
+            named = ", ".join(self.bad_utterances[:3]) + ", ..." * (len(self.bad_utterances) > 3)
+            frames = f"; {len(self.bad_frames)} of its windows were bad before the net saw them (utterance {named})"
         return (f"not finite at step {self.step} (epoch {self.epoch + 1}, batch {self.batch}): {self.tensor} of "
                 f"{self.where} [{self.kind}]{largest}; learning rate {self.rate:.3g}, {self.precision}{scale}{frames}")
+
+    def advice(self, run: Path) -> str:
+        """What to type next."""
+        if self.where == "windows":
+            return (f"the net is not at fault: `phonetrain resume {run} guard.policy=skip` leaves such batches out; "
+                    "better, mend the features and pack them again")
+        lower = f"`phonetrain resume {run} optimizer.lr={self.rate / 10:.2g}`"
+        if self.precision == "fp16":
+            lower += " or precision=fp32 (bf16 where the GPU has it)"
+        return f"{lower} may go on; guard.policy=rollback does so by itself"
 
 
 def replay(step: TrainStep, batch: WindowBatch, *, epoch: int, number: int) -> Finding:
@@ -62,13 +74,14 @@ def replay(step: TrainStep, batch: WindowBatch, *, epoch: int, number: int) -> F
             tensors = [value for value in inputs if isinstance(value, Tensor)]
             bad_weight = next((key for key, p in module.named_parameters(recurse=False)
                                if not bool(torch.isfinite(p).all())), None)
-            what = "output" if bad_weight is None else bad_weight
+            came_in_bad = any(not bool(torch.isfinite(tensor).all()) for tensor in tensors)
+            what = bad_weight or ("input" if came_in_bad else "output")
             found.append(Finding(name or "the model", type(module).__name__, what, _largest(tensors)))
 
         return hook
 
-    leaves = [(name, module) for name, module in step.model.named_modules() if not any(module.children())]
-    handles = [module.register_forward_hook(look(name)) for name, module in leaves]
+    # A module is called after what is inside it, so the innermost is named; an outer one where its own sum overflows.
+    handles = [module.register_forward_hook(look(name)) for name, module in step.model.named_modules()]
     try:
         step.seed_generators(number)
         loss_sum, logits = step.forward(batch.windows, batch.labels, batch.frames, epoch)
@@ -113,7 +126,10 @@ def _largest(tensors: list[Tensor]) -> float | None:
 
 
 def save_evidence(directory: Path, finding: Finding, batch: WindowBatch, model: nn.Module) -> None:
-    """Write finding.json, batch.safetensors (windows, labels, frames) and model.safetensors of the moment before."""
+    """Write finding.json, batch.safetensors (windows, labels, frames) and model.safetensors of the moment before.
+
+    Raises OSError.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     tensors = {"windows": batch.windows, "labels": batch.labels, "frames": batch.frames}
     save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()},
@@ -135,6 +151,10 @@ class DivergenceWatch:
         self.factor = factor
         self.level: float | None = None
         self.warned = False
+
+    def forget(self) -> None:
+        """Begin anew: the run went back to an earlier place."""
+        self.level, self.warned = None, False
 
     def look(self, loss: float, step: int, rate: float) -> str | None:
         """A sentence once per excursion, else None. loss: mean of the interval."""

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from dataclasses import replace
 from typing import Any
+
+from phonedata import PhonedataError
 
 from . import checkpoint, guard
 from .assemble import Parts, assemble, describe, identity, transfer
 from .config import diff
-from .console import Console
+from .console import Console, short
 from .device import describe_machine
-from .errors import TrainingStopped
 from .interrupts import Deadline, StopRequest
 from .metrics import FrameSums
+from .recovery import Recovery
 from .run import Run
 from .scoring import score
 from .stages import plan_stages
@@ -37,7 +38,8 @@ class Trainer:
         self.scoring_seconds: float | None = None
         self.recent_seconds: deque[float] = deque(maxlen=20)
         self.saving_seconds = 0.0
-        self.skips_in_a_row, self.skipped_to = 0, -1
+        self.saved: tuple[int, int] | None = None  # step and bytes of the newest checkpoint of this process
+        self.recovery = Recovery(self)
 
     @property
     def progress(self) -> checkpoint.Progress:
@@ -119,15 +121,21 @@ class Trainer:
                 logs = progress.step % log_every == 0
                 # On a CPU the flag costs nothing to read; on CUDA reading it waits for the device.
                 if (on_cpu or logs or progress.batch == batches) and (bad := int(parts.step.halted_at)) >= 0:
-                    self.decide(bad, float(rates[progress.batch - 1 - (progress.step - 1 - bad)]))
+                    self.recovery.after_bad_step(bad, float(rates[progress.batch - 1 - (progress.step - 1 - bad)]))
                     return AGAIN
+                rate = float(rates[progress.batch - 1])
                 if logs:
-                    self.log(float(rates[progress.batch - 1]) * progress.rate_scale, batches)
+                    self.log(rate * progress.rate_scale, batches)
+                if (on_cpu or logs) and self.recovery.after_step(rate):
+                    return AGAIN
                 if progress.batch < batches:
                     if (reason := self.reason_to_stop()) is not None:
                         return reason
                     if time.monotonic() - self.last_saved > 60 * parts.config.checkpoint.every_minutes:
                         self.save()
+        except PhonedataError:
+            self.save()  # the corpus failed between two steps: what was learnt so far is sound
+            raise
         finally:
             stream.close()
         return None
@@ -158,16 +166,14 @@ class Trainer:
                 "frames_per_second": told["frames"] / max(seconds, 1e-9), "gradient_norm": float(step.gradient_norm)}
         scale = {}
         if step.loss_scale is not None:
-            scale = {"loss_scale": float(step.loss_scale.scale), "skipped": int(step.overflows) / progress.step}
+            skipped = int(step.loss_scale.overflows) / progress.step
+            scale = {"loss_scale": float(step.loss_scale.scale), "skipped": skipped}
         self.write_metric("train", **line, **scale, seconds=progress.epoch_seconds)
         shown = {name: line[name] for name in ("loss", "accuracy", "lr", "frames_per_second")}
         self.console.progress(epoch=progress.epoch, step_in_epoch=progress.batch, steps_per_epoch=batches,
                               **shown, **scale)
         if (warning := self.watch.look(told["loss"], progress.step, rate)) is not None:
             self.warn(warning)
-        if scale and step.loss_scale is not None and scale["loss_scale"] < 1.0:
-            self.warn(f"the loss scale fell to {scale['loss_scale']:g}: gradients overflow fp16 at every scale; "
-                      "lower optimizer.lr, set optimizer.clip_norm, or use precision=fp32")
 
     def write_metric(self, kind: str, **numbers: Any) -> None:
         """One line to metrics.jsonl, the same to the tracker."""
@@ -247,68 +253,14 @@ class Trainer:
         """Write a checkpoint of the present position."""
         began, parts = time.monotonic(), self.parts
         about = identity(parts.corpus, parts.run_config, parts.roles) | {
-            "machine": describe_machine(parts.compute), "config": parts.run_config.to_dict(),
+            "machine": describe_machine(parts.compute), "config": parts.run_config.to_dict(), "stage": parts.plan.start,
         }
         path, size = checkpoint.save(self.run, parts.state, about, parts.config.checkpoint.keep)
         self.last_saved = time.monotonic()
         self.saving_seconds = self.last_saved - began
         self.last_logged += self.saving_seconds
+        if self.saved is None:
+            kept = parts.config.checkpoint.keep
+            self.console.say(f"a checkpoint takes {short(size)}B; the newest {kept} and the best are kept")
+        self.saved = self.progress.step, size
         self.event("checkpoint_saved", batch=self.progress.batch, path=path.name, bytes=size)
-
-    def decide(self, bad: int, rate: float) -> None:
-        """A number was not finite at step `bad`: find out why, keep the evidence, then stop, skip or roll back."""
-        progress, parts = self.progress, self.parts
-        behind = progress.step - bad
-        progress.step, progress.batch = bad, progress.batch - behind
-        progress.frames -= behind * parts.config.batch_size
-        batch = parts.train.batch(progress.epoch, progress.batch)
-        finding = guard.replay(parts.step, batch, epoch=progress.epoch, number=bad)
-        finding.batch, finding.rate = progress.batch, rate * progress.rate_scale
-        _, _, utterances = parts.train.selection.locate(batch.frames.cpu().numpy())
-        ids = parts.train.selection.utterance_ids
-        finding.utterances = sorted({ids[utterance] for utterance in utterances})
-        directory = self.run.evidence / f"step-{bad}"
-        guard.save_evidence(directory, finding, batch, parts.state.model)
-        policy = parts.config.guard.policy
-        self.event("nonfinite", policy=policy, message=finding.sentence(), where=finding.where, lr=finding.rate,
-                   evidence=directory.name)
-        self.console.warn(finding.sentence())
-        parts.step.resume_updates()
-        if policy == "skip" and self.skips_in_a_row < guard.CONSECUTIVE_SKIPS:
-            self.skip()
-        elif policy == "rollback" and progress.rollbacks < parts.config.guard.max_rollbacks:
-            self.roll_back()
-        else:
-            self.save()
-            tried = {"stop": "", "skip": f" after {self.skips_in_a_row} batches in a row were left out",
-                     "rollback": f" after {progress.rollbacks} rollbacks"}[policy]
-            raise TrainingStopped(
-                f"stopped{tried}: {finding.sentence()}; evidence in {directory}; weights are as before that batch: "
-                f"`phonetrain resume {self.run.path} optimizer.lr={finding.rate / 10:.2g}` or guard.policy=skip goes on"
-            )
-
-    def skip(self) -> None:
-        """Leave the batch out; the next one has the next step's number and rate."""
-        self.skips_in_a_row = self.skips_in_a_row + 1 if self.progress.step == self.skipped_to else 1
-        self.progress.step += 1
-        self.progress.batch += 1
-        self.skipped_to = self.progress.step
-        self.event("recovered", by="skip")
-
-    def roll_back(self) -> None:
-        """Go back to the last good checkpoint with a lower rate; what was trained since stays in the files."""
-        before = self.progress
-        saved, problems = checkpoint.read_newest(self.run, self.parts.compute.device)
-        for problem in problems:
-            self.warn(problem)
-        checkpoint.restore(self.parts.state, saved)
-        factor = self.parts.config.guard.rollback_factor
-        restored = self.progress
-        self.parts.state.progress = replace(
-            restored, segment=before.segment + 1, rollbacks=before.rollbacks + 1,
-            rate_scale=restored.rate_scale * factor ** (before.rollbacks + 1 - restored.rollbacks),
-        )
-        self.event("segment_started", parent=restored.segment, by="rollback")
-        self.event("recovered", by="rollback", rate_scale=self.progress.rate_scale, from_step=before.step)
-        self.console.warn(f"rolled back from step {before.step} to step {restored.step}; learning rates are multiplied "
-                          f"by {self.progress.rate_scale:g} from here on")
