@@ -34,9 +34,9 @@ SUMMING = {**EXACT, "fastmath": {"contract", "reassoc"}}  # a sum along a row ma
 
 
 @njit(**EXACT)
-def kept(place, key, second_key, least):
-    """Whether dropout keeps the value number `place`."""
-    return random_bits(np.uint32(place), key, second_key) >= least
+def kept(place, j, key, second_key, least):
+    """Whether dropout keeps the value number `place + j`."""
+    return random_bits(place, j, key, second_key) >= least
 
 
 @functools.cache
@@ -108,7 +108,7 @@ def columns_forward(kind: int, which: int, dropout: bool):
                     z = load(kind, source, place + j) * load(FLOAT, scale, j) + load(FLOAT, shift, j)
                     value = activate(which, z, slope)
                     if dropout:
-                        value = value * factor if kept(place + j, key, second, least) else ZERO
+                        value = value * factor if kept(place, j, key, second, least) else ZERO
                     store(kind, target, place + j, value)
 
     return kernel
@@ -142,7 +142,7 @@ def columns_gradient(kind: int, which: int, dropout: bool):
                     z = value * load(FLOAT, scale, j) + load(FLOAT, shift, j)
                     gradient = load(kind, gradients, place + j) * slope_of(which, z, slope)
                     if dropout:
-                        gradient = gradient * factor if kept(place + j, key, second, least) else ZERO
+                        gradient = gradient * factor if kept(place, j, key, second, least) else ZERO
                     store(kind, target, place + j, gradient)
                     store(FLOAT, sums, j, load(FLOAT, sums, j) + gradient)
                     product = gradient * (value - load(FLOAT, centre, j))
@@ -218,7 +218,7 @@ def rows_forward(kind: int, which: int, dropout: bool, centred: bool):
                     h = (load(kind, source, place + j) - mean) * inverse
                     value = activate(which, h * load(FLOAT, scale, j) + load(FLOAT, shift, j), slope)
                     if dropout:
-                        value = value * factor if kept(place + j, key, second, least) else ZERO
+                        value = value * factor if kept(place, j, key, second, least) else ZERO
                     store(kind, target, place + j, value)
 
     return kernel
@@ -261,7 +261,7 @@ def rows_backward(kind: int, which: int, dropout: bool, centred: bool):
                     z = h * load(FLOAT, scale, j) + load(FLOAT, shift, j)
                     gradient = load(kind, gradients, place + j) * slope_of(which, z, slope)
                     if dropout:
-                        gradient = gradient * factor if kept(place + j, key, second, least) else ZERO
+                        gradient = gradient * factor if kept(place, j, key, second, least) else ZERO
                     store(kind, target, place + j, gradient)
                     store(FLOAT, sums, j, load(FLOAT, sums, j) + gradient)
                     store(FLOAT, products, j, load(FLOAT, products, j) + gradient * h)

@@ -99,19 +99,23 @@ def next_task(typingctx, address):
 
 
 @intrinsic
-def random_bits(typingctx, place, key, second_key):
-    """uint32 hash of a uint32 place under two keys: the mixer `lowbias32` (Wellons 2018) with the second key between
-    its two products, so that masks of two calls are not permutations of each other."""
+def random_bits(typingctx, first, index, key, second_key):
+    """uint32 hash of the place first + index (modulo 2^32) under two keys: `lowbias32` (Wellons 2018) with the
+    second key between its two products, so that masks of two calls are not permutations of each other.
+
+    Both parts of the place are cut to 32 bits before they are added: vectors of 64-bit places cost twice as much.
+    """
 
     def codegen(context, builder, signature, args):
         def fold(bits, by):
             return builder.xor(bits, builder.lshr(bits, _word(by)))
 
-        bits = fold(builder.xor(args[0], args[1]), 16)
-        bits = builder.add(fold(builder.mul(bits, _word(0x21F0AAAD)), 15), args[2])
+        place = builder.add(builder.trunc(args[0], _word), builder.trunc(args[1], _word))
+        bits = fold(builder.xor(place, args[2]), 16)
+        bits = builder.add(fold(builder.mul(bits, _word(0x21F0AAAD)), 15), args[3])
         return fold(builder.mul(bits, _word(0x735A2D97)), 15)
 
-    return types.uint32(types.uint32, types.uint32, types.uint32), codegen
+    return types.uint32(types.int64, types.int64, types.uint32, types.uint32), codegen
 
 
 @intrinsic

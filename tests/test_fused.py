@@ -1,4 +1,4 @@
-"""Fused hidden layers: equal to torch's modules, the same for any number of threads; masks repeat, NaN comes through."""
+"""Fused hidden layers: equal to torch's modules for any number of threads; masks repeat, NaN comes through."""
 
 import math
 
