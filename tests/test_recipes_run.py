@@ -19,6 +19,7 @@ SMALL = [
 ]
 SHORT = {
     "chain": ["epochs=2", "schedule.chain.0.epochs=1"],
+    "nan20": ["epochs=2", "optimizer.lr=1e-3"],  # at its own rate it is made to fail
     "long": ["stage.0.epochs=1", "stage.1.epochs=1", "stage.2.epochs=1", "stage.3.epochs=1"],
 }
 CLASSES = {"adamw": "AdamW", "muon": "MuonWithAdamW"}
