@@ -5,6 +5,7 @@ import signal
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
@@ -16,6 +17,19 @@ from phonedata.phonemes import ARPABET
 
 UTTERANCES_PER_JOB = 200
 NOISE_ROWS = 1 << 18
+
+
+@contextmanager
+def interrupts_blocked():
+    """Processes that a pool starts from here on inherit the block: Ctrl-C must not meet them in their imports."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def leave_interrupts_to_parent() -> None:
@@ -98,7 +112,9 @@ def make_fake_corpus(
     frames, began = dict.fromkeys(sizes, 0), time.monotonic()
     pool = ProcessPoolExecutor(jobs or os.cpu_count(), get_context("spawn"), leave_interrupts_to_parent)
     try:
-        for done, (task, count) in enumerate(zip(tasks, pool.map(_write_range, *zip(*tasks))), start=1):
+        with interrupts_blocked():
+            counts = pool.map(_write_range, *zip(*tasks))
+        for done, (task, count) in enumerate(zip(tasks, counts), start=1):
             frames[task[1]] += count
             if done % 20 == 0:
                 total = sum(frames.values())

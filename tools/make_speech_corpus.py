@@ -14,7 +14,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 import numpy as np
-from fake_corpus import leave_interrupts_to_parent, make_fake_corpus
+from fake_corpus import interrupts_blocked, leave_interrupts_to_parent, make_fake_corpus
 from sentences import sentences
 from synthesis import Synthesiser
 
@@ -108,7 +108,8 @@ def make_speech_corpus(
         jobs or os.cpu_count(), multiprocessing.get_context("spawn"), leave_interrupts_to_parent, max_tasks_per_child=1
     )
     try:
-        futures = {pool.submit(_speak_voice, *task, seed, partial): task[0] for task in plan}
+        with interrupts_blocked():
+            futures = {pool.submit(_speak_voice, *task, seed, partial): task[0] for task in plan}
         for future in as_completed(futures):
             partition = futures[future]
             for utterance_id, labels in future.result():
