@@ -1,0 +1,263 @@
+"""Training throughput: our step, a notebook's loop, and the bare matrix products of the net, interleaved in one run.
+
+    python benchmarks/fit_throughput.py [--quick] [--full] [--profile] [--plot FILE] [--json FILE] [--rounds 7]
+
+Ratios are medians over the rounds of ratios within a round. The limit is the time of the net's matrix products alone,
+forward and backward, in the step's precision; `of products` is that time by the step's. Before the clocks start ours
+and the notebook's net must have the same losses. The T4 rows are calculated from counted launches and bytes, until
+somebody with a T4 runs the command above there.
+"""
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import torch
+
+from benchmarks import ways as windows_of
+from benchmarks.conditions import spread, write_results
+from benchmarks.corpora import PARTITION, make_corpora
+from benchmarks.steps import CLASSES, WAYS, Case, Notebook, Ours, check, measure, tally
+from phonedata import open_loader
+from phonetrain.device import choose_compute
+
+NETS = ("cylinder5", "hourglass17")
+SIZES = (2_000_000, 20_000_000)
+BATCHES = (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
+GOALS = {  # share of the products, and how many times the notebook's step
+    ("cylinder5", 2_000_000): (0.75, 2.0), ("cylinder5", 20_000_000): (0.85, 1.6),
+    ("hourglass17", 2_000_000): (0.60, 2.0), ("hourglass17", 20_000_000): (0.78, 1.6),
+}
+# NVIDIA T4, from shared measurements of its users: fp16 products, bytes, and what a launch costs.
+T4 = {"flops": 24e12, "bytes": 0.8 * 320e9, "eager_launch": 6e-6, "captured_launch": 1.5e-6}
+
+
+def cases(options: argparse.Namespace, compute):
+    """The four main cases, then the batch sizes of a small net (or, with --full or on CUDA, of all)."""
+    if options.quick:
+        for net in NETS:
+            yield Case(net, 100_000, 64, compute), tuple(WAYS)
+        return
+    for net in NETS:
+        for size in SIZES:
+            yield Case(net, size, 2048, compute), tuple(WAYS)
+    everything = options.full or compute.device.type == "cuda"
+    for net, size in [(net, size) for net in NETS for size in SIZES] if everything else [("cylinder5", SIZES[0])]:
+        for batch in BATCHES if everything else (512, 8192, 65536):
+            if batch != 2048:
+                yield Case(net, size, batch, compute), ("ours", "products")
+
+
+def run_case(case: Case, names: tuple[str, ...], options: argparse.Namespace) -> dict:
+    ways = {name: WAYS[name](case) for name in names}
+    main_case = "notebook" in names
+    if main_case:
+        check(case)
+    found = measure(case, ways, options.rounds if main_case else max(2, options.rounds // 2), options.seconds)
+    result = {"net": case.net, "parameters": case.model.num_parameters, "batch_size": case.batch_size,
+              "precision": case.compute.precision, "widths": list(case.model.widths),
+              "seconds_a_step": {name: {clock: spread(times) for clock, times in clocks.items()}
+                                 for name, clocks in found.items()},
+              "frames_per_second": {name: case.batch_size / statistics.median(clocks["wall"])
+                                    for name, clocks in found.items()}}
+    for clock in ("wall", "cpu"):
+        result[f"of_products_{clock}"] = ratio(found, "products", "ours", clock)
+        if main_case:
+            result[f"times_notebook_{clock}"] = ratio(found, "notebook", "ours", clock)
+    result["products_flops_per_second"] = ways["products"].flops / statistics.median(found["products"]["wall"])
+    if options.profile and main_case:
+        result["profile"] = profile(ways["ours"], case, 2 if options.quick else 5)
+    return result
+
+
+def ratio(found: dict, first: str, second: str, clock: str) -> float:
+    """Median over the rounds of first / second."""
+    return statistics.median(a / b for a, b in zip(found[first][clock], found[second][clock]))
+
+
+PARTS = {
+    "matrix products": ("aten::mm", "aten::addmm"), "norm, activation, dropout": (
+        "Batch", "BatchBackward", "Plain", "PlainBackward", "Rows", "RowsBackward", "aten::native_batch_norm",
+        "aten::native_batch_norm_backward", "aten::silu", "aten::silu_backward", "aten::native_dropout",
+        "aten::cudnn_batch_norm", "aten::cudnn_batch_norm_backward", "aten::bernoulli_"),
+    "optimizer": ("aten::_fused_adamw_", "Optimizer.step#AdamW.step"),
+    "copies and casts": ("aten::copy_", "aten::fill_", "aten::constant_pad_nd", "aten::zero_"),
+    "averaged weights": ("aten::lerp_", "aten::_foreach_lerp_"),
+    "gradient norm": ("aten::linalg_vector_norm", "aten::_foreach_norm"),
+    "loss": ("aten::_log_softmax", "aten::_log_softmax_backward_data", "aten::nll_loss_forward",
+             "aten::nll_loss_backward"), "metrics": ("aten::argmax",),
+}
+
+
+def profile(ours: Ours, case: Case, steps: int) -> dict[str, float]:
+    """Shares of a step's own time by part, as torch's profiler sees them; what it does not name is "rest"."""
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as profiler
+
+    on_cuda = case.device.type == "cuda"
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_cuda
+    with profiler(activities=activities) as seen:
+        for _ in range(steps):
+            ours()
+        case.wait()
+    times = {each.key: each.self_device_time_total if on_cuda else each.self_cpu_time_total
+             for each in seen.key_averages()}
+    total = sum(times.values()) or 1.0
+    shares = {part: sum(times.get(name, 0) for name in names) / total for part, names in PARTS.items()}
+    return shares | {"rest": 1 - sum(shares.values())}
+
+
+def with_loaders(options: argparse.Namespace, compute, folder: Path) -> dict[str, float]:
+    """Frames/s with the loader counted in: ours by each loader, and the notebook's per-item one."""
+    corpus = make_corpora(folder, 24 if options.quick else 150)["float16"]
+    size, batch = (100_000, 64) if options.quick else (SIZES[0], 2048)
+    case = Case("cylinder5", size, batch, compute)
+    window, count = windows_of.WindowSpec(30, 30), 3 if options.quick else 25
+    found = {}
+    ours = Ours(case)
+    for kind in ("host", "resident", "slab"):
+        order = {"order": "slab"} if kind == "slab" else {}
+        with open_loader(corpus, PARTITION, window=window, batch_size=batch, kind=kind, device=str(case.device),
+                         **order) as loader:
+            found[f"ours, {kind}"] = epoch_rate(
+                ours, ((b.windows, b.labels, b.frames) for b in loader.epoch(0)), count, case)
+    source = windows_of.WindowDataset(windows_of.Case(corpus, PARTITION, batch_size=batch))
+    batches = torch.utils.data.DataLoader(source, batch, shuffle=True, drop_last=True)
+    found["notebook, per item"] = epoch_rate(Notebook(case), ((x, y, None) for x, y in batches), count, case)
+    return found
+
+
+def epoch_rate(way, batches, count: int, case: Case) -> float:
+    """Frames/s over `count` batches, after one."""
+    began, done = 0.0, -1
+    for batch in batches:
+        way.on(*batch)
+        done += 1
+        if done == 0:
+            case.wait()
+            began = time.perf_counter()
+        if done == count:
+            break
+    case.wait()
+    return done * case.batch_size / (time.perf_counter() - began)
+
+
+def first_step(recipe: str = "default") -> float:
+    """Seconds from a fresh interpreter to the end of the first step."""
+    import subprocess
+
+    code = ("from benchmarks.steps import Case, Ours; from phonetrain.device import choose_compute;"
+            f"Ours(Case({recipe!r}, 20_000_000, 2048, choose_compute()))()")
+    began = time.perf_counter()
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
+    return time.perf_counter() - began
+
+
+def calculated_t4(compute, quick: bool) -> list[dict]:
+    """What a T4 would do, from the launches and bytes of a step counted here. Not measured on a T4."""
+    rows = []
+    for net in NETS:
+        for size in (100_000,) if quick else SIZES:
+            batch = 64 if quick else 1024
+            seen = tally(Case(net, size, batch, compute))
+            row = {"calculated": True, "net": net, "parameters": size, "batch_size": batch,
+                   "launches": seen.launches, "bytes_a_frame": seen.bytes / batch, "flops_a_frame": seen.flops / batch}
+            for how in ("eager", "captured"):
+                least = T4[f"{how}_launch"]
+                seconds = sum(max(least, moved / T4["bytes"], flops / T4["flops"]) for moved, flops in seen.calls)
+                row[f"{how}_frames_per_second"] = batch / seconds
+            rows.append(row)
+    return rows
+
+
+def goals(results: list[dict]) -> list[dict]:
+    """Issue goals against what was measured."""
+    table = []
+    for result in results:
+        key = result["net"], next((size for size in SIZES if 0.8 * size < result["parameters"] <= size), 0)
+        if key not in GOALS or "times_notebook_wall" not in result:
+            continue
+        for name, value, wanted in zip(("of products", "times the notebook's step"),
+                                       (result["of_products_wall"], result["times_notebook_wall"]), GOALS[key]):
+            table.append({"goal": f"{key[0]} {key[1] // 1_000_000} M: {name}", "value": value, "wanted": wanted,
+                          "met": value >= wanted})
+    return table
+
+
+def show(case: Case, result: dict) -> None:
+    print(f"\n{case.name}: {result['parameters']:,} parameters, products at "
+          f"{result['products_flops_per_second'] / 1e9:,.0f} GFLOP/s")
+    for name, clocks in result["seconds_a_step"].items():
+        wall, cpu = clocks["wall"], clocks["cpu"]
+        print(f"  {name:<10}{case.batch_size / wall['median']:>12,.0f} frames/s   {1e3 * wall['median']:8.1f} ms "
+              f"({1e3 * wall['low']:.1f} to {1e3 * wall['high']:.1f}), CPU {1e3 * cpu['median']:.1f} ms")
+    notebook = f", {result['times_notebook_wall']:.2f} times the notebook's (CPU {result['times_notebook_cpu']:.2f})" \
+        if "times_notebook_wall" in result else ""
+    print(f"  step: {result['of_products_wall']:.3f} of products (CPU {result['of_products_cpu']:.3f}){notebook}")
+    for part, share in result.get("profile", {}).items():
+        print(f"    {part:<28}{100 * share:6.1f} %")
+
+
+def plot(results: list[dict], file: Path) -> None:
+    """Bars of the main cases, frames/s."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    shown = [result for result in results if "times_notebook_wall" in result]
+    figure, axes = plt.subplots(1, len(shown), figsize=(3.2 * len(shown), 3.6), squeeze=False)
+    for axis, result in zip(axes[0], shown):
+        names = ("notebook", "ours", "products")
+        axis.bar(names, [result["frames_per_second"][name] / 1e3 for name in names])
+        axis.set_title(f"{result['net']}, {result['parameters'] / 1e6:.2g} M")
+    axes[0][0].set_ylabel("thousand frames per second")
+    figure.tight_layout()
+    figure.savefig(file)
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="tiny nets, no numbers worth reading")
+    parser.add_argument("--full", action="store_true", help="every batch size for every net")
+    parser.add_argument("--profile", action="store_true", help="share of time per part")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=0.8, help="of each way's turn in a round")
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--plot", type=Path, metavar="FILE")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    options = parser.parse_args()
+    if options.quick:
+        options.rounds, options.seconds = 2, 0.0
+    compute = choose_compute(options.device, options.precision)
+    print(f"{compute.reason}, {compute.precision}, {torch.get_num_threads()} threads, {CLASSES} classes")
+    results = []
+    for case, names in cases(options, compute):
+        results.append(run_case(case, names, options))
+        show(case, results[-1])
+    extra: dict[str, object] = {"threads": torch.get_num_threads(), "device": str(compute.device)}
+    with tempfile.TemporaryDirectory(prefix="fit-throughput-") as folder:
+        extra["with_loader_frames_per_second"] = with_loaders(options, compute, Path(folder))
+    if not options.quick:
+        extra["first_step_seconds"] = first_step()
+    extra["t4"] = calculated_t4(compute, options.quick)
+    for name, values in extra.items():
+        print(f"\n{name}: {values}")
+    table = goals(results)
+    for row in table:
+        print(f"{'met   ' if row['met'] else 'MISSED'} {row['goal']}: {row['value']:.2f}, wanted {row['wanted']}")
+    if options.plot:
+        plot(results, options.plot)
+    if options.json:
+        write_results(options.json, "fit_throughput", {"results": results, "goals": table, **extra})
+
+
+if __name__ == "__main__":
+    main()
