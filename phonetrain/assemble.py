@@ -167,7 +167,7 @@ def describe(parts: Parts) -> dict[str, Any]:
         "precision": parts.compute.precision,
         "loss_scale": None if state.loss_scale is None else float(state.loss_scale.scale),
         "machine": describe_machine(parts.compute),
-        "loader": {"kind": parts.train.kind, "reason": parts.train.reason, "order": config.loader.order,
+        "loader": {"kind": parts.train.kind, "reason": parts.train.reason, "order": parts.train.plan.order,
                    "partitions": parts.roles.train, "utterances": parts.train.selection.num_utterances,
                    "frames": parts.train.num_frames, "frames_per_epoch": parts.train.frames_per_epoch,
                    "batches_per_epoch": parts.train.batches_per_epoch, "batch_size": parts.train.batch_size,

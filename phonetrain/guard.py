@@ -170,10 +170,10 @@ class DivergenceWatch:
 
 
 def dead_net(dev_loss: float, dev_accuracy: float, majority: float, num_classes: int) -> str | None:
-    """A sentence when a net has learnt nothing in its first epoch, else None. majority: share of the largest class."""
+    """A sentence when a net has learnt nothing so far, else None. majority: share of the largest class."""
     chance = math.log(num_classes)
     if dev_loss >= 0.98 * chance:
-        return (f"the net has learnt nothing in its first epoch: dev loss {dev_loss:.3f}, guessing blindly gives "
+        return (f"the net has learnt nothing so far: dev loss {dev_loss:.3f}, guessing blindly gives "
                 f"ln {num_classes} = {chance:.3f}; look at the learning rate, the initialiser and the norm")
     if abs(dev_accuracy - majority) < 1e-9:
         return (f"the net answers the same phoneme for every frame: dev accuracy {100 * dev_accuracy:.2f} % is exactly "

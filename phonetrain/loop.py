@@ -6,6 +6,8 @@ import time
 from collections import deque
 from typing import Any
 
+import torch
+
 from phonedata import PhonedataError
 
 from . import checkpoint, guard
@@ -170,6 +172,8 @@ class Trainer:
             scale = {"loss_scale": float(step.loss_scale.scale), "skipped": skipped}
         self.write_metric("train", **line, **scale, seconds=progress.epoch_seconds)
         shown = {name: line[name] for name in ("loss", "accuracy", "lr", "frames_per_second")}
+        if self.parts.compute.device.type == "cuda":
+            shown["memory"] = torch.cuda.memory_allocated(self.parts.compute.device)
         self.console.progress(epoch=progress.epoch, step_in_epoch=progress.batch, steps_per_epoch=batches,
                               **shown, **scale)
         if (warning := self.watch.look(told["loss"], progress.step, rate)) is not None:
@@ -197,7 +201,7 @@ class Trainer:
         }
         self.write_metric("epoch", **line)
         self.console.epoch_row({"epoch": progress.epoch, **line})
-        self.check_first_epoch(dev)
+        self.check_life(dev)
         parts.state.schedule.end_epoch({name: line[name] for name in
                                         ("train_loss", "train_accuracy", "dev_loss", "dev_accuracy")})
         progress.seconds += progress.epoch_seconds
@@ -240,9 +244,10 @@ class Trainer:
             self.save()
             self.run.write_pointer("best", self.progress.step)
 
-    def check_first_epoch(self, dev: dict[str, float | int]) -> None:
-        """Say after the first epoch if the net is dead."""
-        if self.progress.epoch:
+    def check_life(self, dev: dict[str, float | int]) -> None:
+        """Say if the net is dead: after the first epoch, or the first that ends well after warm-up."""
+        batches = self.parts.train.batches_per_epoch
+        if self.progress.epoch != 2 * self.parts.state.schedule.warmup_steps(batches) // batches:
             return
         counts = sum(self.parts.corpus[name].label_histogram for name in self.parts.roles.dev.split(" + "))
         message = guard.dead_net(dev["loss"], dev["accuracy"], counts.max() / counts.sum(), len(counts))
