@@ -148,7 +148,7 @@ def identity(corpus: PackedCorpus, config: RunConfig, roles: Roles) -> dict[str,
 
 def describe(parts: Parts) -> dict[str, Any]:
     """What was really built, read from the live objects and not from the configuration."""
-    model, state, config = parts.state.model, parts.state, parts.config
+    model, state = parts.state.model, parts.state
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return {
         "model": {
