@@ -53,6 +53,8 @@ class BatchPlan:
             raise SpecError(f"rank {self.rank} of {self.world_size}; wanted 0 <= rank < world_size")
         if self.batch_size < self.world_size:
             raise SpecError(f"batch_size {self.batch_size} for {self.world_size} ranks; wanted a frame or more each")
+        if self.slab_frames < 1 or self.pool_slabs < 1:
+            raise SpecError(f"slab_frames {self.slab_frames}, pool_slabs {self.pool_slabs}; wanted 1 or more of each")
         if not 0 <= self.seed < 2**64:
             raise SpecError(f"seed {self.seed}; wanted 0..2**64-1")
         if self.batches_per_epoch == 0:

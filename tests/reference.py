@@ -26,6 +26,27 @@ def train_plainly(model, batches, *, lr, weight_decay, betas=(0.9, 0.999), eps=1
     return losses
 
 
+def train_plainly_in_fp16(model, batches, *, lr):
+    """Losses of a loop as notebooks have it: autocast to float16, GradScaler, AdamW, and nobody looks at the loss.
+
+    batches: (windows (B, W, D), labels (B,)) pairs.
+    """
+    import torch
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01)
+    scaler = torch.amp.GradScaler("cpu")
+    losses = []
+    for windows, labels in batches:
+        with torch.autocast("cpu", torch.float16):
+            loss = torch.nn.functional.cross_entropy(model(windows.half()).float(), labels)
+        optimizer.zero_grad()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        losses.append(float(loss.detach()))
+    return losses
+
+
 # Packing
 
 
