@@ -73,9 +73,11 @@ def open_training_loader(selection: Selection, config: RunConfig, compute: Compu
 
 def open_scoring_loader(corpus: PackedCorpus, partitions: str, config: RunConfig, compute: Compute):
     """The loader of every frame of `partitions`, in order, last batch kept."""
+    # Slabs have an order of their own; scores are of frames as they lie.
+    kind = "auto" if config.loader.kind == "slab" else config.loader.kind
     return open_loader(
         corpus, partitions, window=WindowSpec(config.window.left, config.window.right), batch_size=SCORING_BATCH,
-        order="sequential", kind=config.loader.kind, device=str(compute.device), threads=config.loader.threads,
+        order="sequential", kind=kind, device=str(compute.device), threads=config.loader.threads,
         drop_last=False,
     )
 
