@@ -91,7 +91,7 @@ def replay(step: TrainStep, batch: WindowBatch, *, epoch: int, number: int) -> F
                               bad_frames=batch.frames[bad_windows].tolist())
         elif found:
             finding = found[0]
-        elif not math.isfinite(loss := float(loss_sum)):
+        elif not math.isfinite(loss := float(loss_sum.detach())):
             finding = Finding("loss", "cross entropy", "output", _largest([logits]))
         else:
             finding = _bad_gradient(step, loss_sum / batch.labels.shape[0]) or Finding(
