@@ -55,14 +55,16 @@ def labels_in(file: Path) -> np.ndarray:
         return np.array([row["label"] for row in csv.DictReader(lines)])
 
 
-def demo(out: Path, hours: float | None, settings: list[str]) -> None:
-    """Make, pack, fit, evaluate, predict, report and score, all under `out`; prints what came out and where it is."""
+def demo(out: Path, size: list[str], settings: list[str]) -> None:
+    """Make, pack, fit, evaluate, predict, report and score, all under `out`; prints what came out and where it is.
+
+    `size` are options of the corpus tool, `settings` of the recipe.
+    """
     began = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
     for name in MADE_HERE:
         shutil.rmtree(out / name) if (out / name).is_dir() else (out / name).unlink(missing_ok=True)
     raw, packed, run, withheld = (str(out / name) for name in ("raw", "packed", "run", "test-labels.csv"))
-    size = ["--hours", str(hours)] if hours else []
     echo_and_run("python", "tools/make_speech_corpus.py", raw, *size, "--test-labels", withheld)
     echo_and_run("phonedata", "pack", raw, packed)
     echo_and_run("phonetrain", "fit", "demo", "--corpus", packed, "--run", run, *settings)
@@ -99,10 +101,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for everything (default demo)")
     parser.add_argument("--hours", type=float, help="hours of training speech (default: the corpus tool's)")
+    parser.add_argument("--voices", type=int, help="voices in each partition (default: all)")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings of the recipe, such as epochs=5")
     options = parser.parse_args(arguments)
+    given = (("--hours", options.hours), ("--voices", options.voices))
+    size = [word for name, value in given if value is not None for word in (name, str(value))]
     try:
-        demo(options.out, options.hours, options.settings)
+        demo(options.out, size, options.settings)
     except Failed as error:
         return error.status
     except PhonedataError as error:
