@@ -43,8 +43,8 @@ def lookup_times(quick: bool) -> dict:
 FIRST_BATCH = """
 import sys, time, phonedata, numpy, torch, phonedata.loader
 def memory():
-    fields = dict(line.split(":") for line in open("/proc/self/status") if line.startswith(("RssAnon", "VmRSS")))
-    return int(fields["RssAnon"].split()[0]) / 1000
+    fields = dict(line.split(":") for line in open("/proc/self/status") if line.startswith(("RssAnon", "RssShmem")))
+    return sum(int(size.split()[0]) for size in fields.values()) / 1000
 before = memory()
 began = time.perf_counter()
 loader = phonedata.open_loader(sys.argv[1], sys.argv[2], window=phonedata.WindowSpec(30, 30), batch_size=1024)

@@ -213,7 +213,9 @@ def available_cores() -> int:
 
 def _plain(size: int) -> torch.Tensor:
     """Memory of large pages, where the system has them: a ring is touched in 2 MB steps, not in 4 kB ones."""
-    memory = mmap.mmap(-1, size)
+    # Without flags it would be shared with forked children, and of small pages.
+    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+    memory = mmap.mmap(-1, size, **private)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         # A kernel without them refuses; its small pages do.
         with contextlib.suppress(OSError):
