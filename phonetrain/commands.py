@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -307,7 +308,12 @@ def _ended(run: Any, as_json: bool) -> int:
         return code
     told = {"run": str(run.path), "status": status, "best": best}
     next_step = f"phonetrain evaluate {run.path}" if code == 0 else f"phonetrain resume {run.path}"
-    print_result(told, f"{run.path}: {status}; next: {next_step}", as_json)
+    try:
+        print_result(told, f"{run.path}: {status}; next: {next_step}", as_json)
+        sys.stdout.flush()
+    except OSError:
+        # Its terminal was closed, or its reader left: the run is saved all the same, and the code says how it ended.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return code
 
 

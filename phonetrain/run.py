@@ -258,8 +258,11 @@ class Run:
                     f"{self.path} is being trained by {who}; wait for it or stop it, "
                     f"then `phonetrain resume {self.path}`"
                 )
-            file.truncate(0)
-            file.write(f"{os.getpid()}\n".encode())
+            try:
+                file.truncate(0)
+                file.write(f"{os.getpid()}\n".encode())
+            except OSError as error:
+                raise TrainingStopped(unwritable(self.lock_path, error)) from error
             # What a process that was killed left half-written.
             for leftover in (*self.path.glob(".*.tmp"), *self.checkpoints.glob(".*.tmp")):
                 leftover.unlink(missing_ok=True)
