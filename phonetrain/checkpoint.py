@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import json
 import os
 import shutil
@@ -85,15 +86,17 @@ def save(run: Run, state: TrainState, identity: dict[str, Any], keep: int) -> tu
     disk. Raises TrainingStopped, leaving older checkpoints as they were, where the disk refuses.
     """
     target = run.checkpoint_dir(state.progress.step)
-    files = {MODEL: tensors_to_bytes(_contiguous(state.model.state_dict()))}
+    # Into memory first: torch's own writing of a file hides why the disk refused it.
+    training = io.BytesIO()
+    torch.save({name: part.state_dict() for name, part in state.training_parts().items()}, training)
+    files = {TRAINING: training.getvalue(), MODEL: tensors_to_bytes(_contiguous(state.model.state_dict()))}
     if state.averaged is not None:
         files[AVERAGED] = tensors_to_bytes(_contiguous(state.averaged.state_dict()))
     partial = target.with_name(f".{target.name}.partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        torch.save({name: part.state_dict() for name, part in state.training_parts().items()}, partial / TRAINING)
-        digests = {TRAINING: _digest((partial / TRAINING).read_bytes())}
+        digests = {}
         for name, content in files.items():
             (partial / name).write_bytes(content)
             digests[name] = _digest(content)
@@ -107,11 +110,9 @@ def save(run: Run, state: TrainState, identity: dict[str, Any], keep: int) -> tu
                 os.fsync(file.fileno())
         sync_directory(partial)
         _put_in_place(partial, target)
-    except (OSError, RuntimeError) as error:
-        # torch.save reports a full disk as a RuntimeError of its zip writer.
+    except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
-        reason = error if isinstance(error, OSError) else OSError(str(error).splitlines()[0])
-        raise TrainingStopped(unwritable(target, reason)) from error
+        raise TrainingStopped(unwritable(target, error)) from error
     run.write_pointer("last", state.progress.step)
     prune(run, keep)
     return target, size

@@ -200,15 +200,16 @@ def train(run: Run, parts: Parts, console: Console, warnings: Sequence[str], sav
     run.write_json(run.built_path, describe(parts))
     tracker = open_tracker(config.tracking, run, {"config": config.to_dict(), "built": describe(parts)},
                            console.say, console.warn)
-    console.start({
+    plan = {
         "run": str(run.path), "epochs": plan_stages(config)[-1].stop, "steps_per_epoch": parts.train.batches_per_epoch,
         "model": f"{describe(parts)['model']['parameters']:,} parameters",
         "data": f"{parts.train.num_frames:,} frames of {parts.roles.train}; scored on {parts.roles.dev}",
         "device": f"{parts.compute.reason}, {parts.compute.precision}", "loader": parts.train.reason,
-    })
+    }
     with noticed_signals() as request:
         trainer = Trainer(run, parts, console, tracker, request)
         try:
+            console.start(plan)
             for message in warnings:
                 trainer.warn(message)
             if save_first:
