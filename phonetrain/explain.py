@@ -145,7 +145,7 @@ def _standing(run: Run) -> list[str]:
     epochs, best = run.metrics("epoch"), run.best()
     if not epochs:
         return ["No epoch has been scored yet."]
-    told = f"{len(epochs)} epochs are scored"
+    told = f"{len(epochs)} epoch{'s are' if len(epochs) != 1 else ' is'} scored"
     if best is not None:
         told += f"; the best is epoch {best['epoch'] + 1} with {100 * best['dev_accuracy']:.2f} % dev frame accuracy"
     sentences = [told + "."]
