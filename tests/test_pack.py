@@ -1,11 +1,13 @@
 """Laws of packing: every frame and label lands where the format says, whatever the files look like."""
 
+import shutil
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from phonedata import ARPABET, PackedCorpus, pack
+from phonedata import ARPABET, PackedCorpus, RawDataError, pack
 from phonedata.shard import CHUNK_ROWS
 from tests.conftest import REAL_RAW, TINY_DIM, TINY_LENGTHS, place_features, place_label, write_hw1p2
 from tests.reference import cmvn_truth, packed_rows
@@ -264,3 +266,14 @@ def test_reading_a_pipe_never_waits(tmp_path):
     os.mkfifo(tmp_path / "raw/train/mfcc/pipe.npy")
     with pytest.raises(RawDataError, match=r"pipe\.npy: is not a file"):
         pack(tmp_path / "raw", tmp_path / "packed")
+
+
+def test_frame_shift_comes_from_the_front_end(tiny_raw, tmp_path):
+    raw = tmp_path / "raw"
+    shutil.copytree(tiny_raw, raw)
+    (raw / "frontend.toml").write_text('frame_shift_ms = 12.5\nlibrary = "ours"\n')
+    pack(raw, tmp_path / "packed", context=3)
+    assert PackedCorpus(tmp_path / "packed").frame_shift_ms == 12.5
+    (raw / "frontend.toml").write_text('frame_shift_ms = "ten"\n')
+    with pytest.raises(RawDataError, match="frame_shift_ms"):
+        pack(raw, tmp_path / "other", context=3)

@@ -71,8 +71,12 @@ class RawCorpus:
     partitions: tuple[RawPartition, ...]
     phonemes: PhonemeSet
     frontend: dict | None = None
-    frame_shift_ms: float = 10.0
     notes: tuple[str, ...] = field(default=())
+
+    @property
+    def frame_shift_ms(self) -> float:
+        """Milliseconds between frames: the front end's, or the 10 of every course and of Kaldi's default."""
+        return float((self.frontend or {}).get("frame_shift_ms", 10.0))
 
 
 def open_raw(path, layout: str | None = None) -> RawCorpus:
@@ -110,9 +114,13 @@ def read_frontend(root: Path) -> dict | None:
     if not file.is_file():
         return None
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        table = tomllib.loads(file.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RawDataError(f"{file}: not TOML ({error}); mend or remove it") from None
+    shift = table.get("frame_shift_ms", 10.0)
+    if type(shift) not in (int, float) or not 0 < shift < 1000:
+        raise RawDataError(f"{file}: frame_shift_ms = {shift!r}, wanted milliseconds between two frames, as 10")
+    return table
 
 
 def read_phonemes(root: Path, default: PhonemeSet | None) -> PhonemeSet | None:

@@ -57,7 +57,7 @@ def open_layout(root: Path, frontend: FrontEnd | None = None) -> RawCorpus:
     described = {"kind": "mfcc", "rate_hz": frontend.rate_hz, "frame_length_ms": frontend.frame_length_ms}
     described |= {"frame_shift_ms": frontend.frame_shift_ms, "mel_bins": frontend.mel_bins, "low_hz": frontend.low_hz}
     described |= {"coefficients": frontend.coefficients}
-    return RawCorpus(root, "audio", tuple(partitions), phonemes, described, frontend.frame_shift_ms, tuple(notes))
+    return RawCorpus(root, "audio", tuple(partitions), phonemes, described, tuple(notes))
 
 
 def read_waveform(path: str, rate_hz: int) -> tuple[np.ndarray, int]:

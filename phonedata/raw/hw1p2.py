@@ -32,7 +32,7 @@ def open_layout(root: Path) -> RawCorpus:
             both = set(a.utterance_ids) & set(b.utterance_ids)
             if both:
                 notes.append(f"{len(both)} utterance ids are in both {a.name} and {b.name}, e.g. {min(both)}")
-    return RawCorpus(root, "hw1p2", partitions, phonemes, read_frontend(root), 10.0, tuple(notes))
+    return RawCorpus(root, "hw1p2", partitions, phonemes, read_frontend(root), tuple(notes))
 
 
 def speaker_of(utterance_id: str) -> str:

@@ -60,7 +60,7 @@ def open_layout(root: Path) -> RawCorpus:
             + (" (pdf ids)" if pdf == {True} else ", there is no phones.txt")
         )
     partitions = [KaldiPartition(root, folder, alignments[folder], phonemes) for folder in folders]
-    return RawCorpus(root, "kaldi", tuple(partitions), phonemes, read_frontend(root), 10.0, tuple(notes))
+    return RawCorpus(root, "kaldi", tuple(partitions), phonemes, read_frontend(root), tuple(notes))
 
 
 def _alignment_files(folder: Path) -> list[Path]:

@@ -49,7 +49,7 @@ def open_layout(root: Path) -> RawCorpus:
                     f"{root}: {utterance} is in the split lists of {seen[utterance]} and {partition.name}; remove one"
                 )
     partitions.sort(key=lambda partition: partition.name)
-    return RawCorpus(root, "libriphone", tuple(partitions), phonemes, read_frontend(root), 10.0, notes)
+    return RawCorpus(root, "libriphone", tuple(partitions), phonemes, read_frontend(root), notes)
 
 
 class LibriphonePartition:
