@@ -19,6 +19,7 @@ from .metrics import FrameMetrics
 from .model import build_model
 from .optim import build_optimizer, describe_optimizer
 from .partitions import Roles
+from .ranks import here, reduce_norms
 from .scaling import LossScale
 from .schedule import build_schedule
 from .stages import StagePlan
@@ -67,7 +68,7 @@ def open_training_loader(selection: Selection, config: RunConfig, compute: Compu
     return open_loader(
         selection, window=WindowSpec(config.window.left, config.window.right), batch_size=config.batch_size,
         seed=config.seed, order=config.loader.order, kind=config.loader.kind, device=str(compute.device),
-        threads=config.loader.threads, drop_last=True,
+        threads=config.loader.threads, drop_last=True, rank=here().rank, world_size=here().world_size,
     )
 
 
@@ -78,7 +79,7 @@ def open_scoring_loader(corpus: PackedCorpus, partitions: str, config: RunConfig
     return open_loader(
         corpus, partitions, window=WindowSpec(config.window.left, config.window.right), batch_size=SCORING_BATCH,
         order="sequential", kind=kind, device=str(compute.device), threads=config.loader.threads,
-        drop_last=False,
+        drop_last=False, rank=here().rank, world_size=here().world_size,
     )
 
 
@@ -91,6 +92,7 @@ def assemble(run_config: RunConfig, plan: StagePlan, corpus: PackedCorpus, roles
     torch.manual_seed(config.seed)
     num_classes = len(corpus.phonemes)
     model = build_model(config, feature_dim=corpus.feature_dim, num_classes=num_classes).to(compute.device)
+    reduce_norms(model)
     optimizer = build_optimizer(config.optimizer, model, compute.device)
     averaged = None if config.averaging.decay is None else AveragedWeights(model, config.averaging.decay)
     loss_scale = LossScale(compute.device) if compute.scales_loss else None
@@ -103,7 +105,7 @@ def assemble(run_config: RunConfig, plan: StagePlan, corpus: PackedCorpus, roles
     step = TrainStep(
         model, optimizer, metrics, compute, seed=config.seed, augment=augment if augment.active else None,
         averaged=averaged, clip_norm=config.optimizer.clip_norm, accumulation=config.optimizer.accumulation,
-        label_smoothing=config.loss.label_smoothing, loss_scale=loss_scale,
+        label_smoothing=config.loss.label_smoothing, loss_scale=loss_scale, ranks=here(),
     )
     dev = open_scoring_loader(corpus, roles.dev, config, compute)
     return Parts(run_config, plan, corpus, roles, compute, train, dev, state, step)

@@ -83,9 +83,12 @@ def save(run: Run, state: TrainState, identity: dict[str, Any], keep: int) -> tu
 
     identity: what must not change between segments (corpus digest, window, phonemes) and what equality depends on.
     Returns the directory and its size in bytes. The directory appears under its name only when every byte of it is on
-    disk. Raises TrainingStopped, leaving older checkpoints as they were, where the disk refuses.
+    disk. Raises TrainingStopped, leaving older checkpoints as they were, where the disk refuses. An Onlooker saves
+    nothing.
     """
     target = run.checkpoint_dir(state.progress.step)
+    if not run.writes:
+        return target, 0
     # Into memory first: torch's own writing of a file hides why the disk refused it.
     training = io.BytesIO()
     torch.save({name: part.state_dict() for name, part in state.training_parts().items()}, training)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from .errors import ConfigError
+from .ranks import here
 
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -92,4 +93,5 @@ def describe_machine(compute: Compute) -> dict[str, str | int | None]:
         "torch": torch.__version__,
         "cuda": torch.version.cuda if gpu else None,
         "threads": torch.get_num_threads(),
+        "ranks": here().world_size,
     }

@@ -20,14 +20,15 @@ from .assemble import Parts, assemble, describe, identity, training_selection
 from .config import RunConfig, diff, load_recipe
 from .console import Console, open_console, short
 from .device import Compute, choose_compute, describe_machine
-from .errors import CheckpointError, ConfigError, TrainingStopped
+from .errors import CheckpointError, ConfigError, RunNotFound, TrainingStopped
 from .interrupts import StopRequest, noticed_signals
 from .loop import Trainer
 from .partitions import Roles, check_window, choose_roles, open_corpus, warnings_before_training
-from .run import Run
+from .ranks import Ranks, here, joined
+from .run import Onlooker, Run
 from .schedule import refuse_silent_extension
 from .stages import plan_stages
-from .tracking import open_tracker
+from .tracking import Tracker, open_tracker
 
 PACKAGES = ("torch", "numpy", "numba", "zarr", "wandb", "rich", "safetensors")
 # Changing these changes which frames come next, so they may change only where an epoch begins.
@@ -54,25 +55,56 @@ def fit(recipe: str | os.PathLike[str] = "default", *overrides: str, config: Run
     Raises ConfigError, RunExists and phonedata's errors before anything is written, TrainingStopped after.
     """
     config = (config or load_recipe(recipe)).override(list(overrides))
-    packed = open_corpus(config, corpus)
-    if corpus is not None:
-        config = config.replaced({"data.corpus": str(corpus)})
-    roles, compute, parts, warnings = prepare(config, packed)
-    where = Run.create(run, Path(recipe).stem)
-    with where.lock(), (console or open_console()) as shown:
-        where.write_text(where.config_path, config.to_toml())
-        where.write_json(where.environment_path, environment(packed, compute))
-        where.append_event("run_started", segment=0, epoch=0, step=0, recipe=str(recipe))
-        where.append_event("segment_started", segment=0, epoch=0, step=0)
-        train(where, parts, shown, warnings, save_first=True)
+    with joined(config.device) as ranks:
+        begun = ranks.share(begun_before(run) if ranks.restarts and ranks.is_main else None)
+        if begun is not None and checkpoint.saved_steps(Run(begun)):
+            return resume(begun, corpus=corpus, console=console)
+        packed = open_corpus(config, corpus)
+        if corpus is not None:
+            config = config.replaced({"data.corpus": str(corpus)})
+        roles, compute, parts, warnings = prepare(config, packed)
+        where = Run(begun) if begun is not None else Run.create(run, Path(recipe).stem) if ranks.is_main else None
+        where = seen_by(ranks, where)
+        with where.lock(), shown_by(ranks, console) as shown:
+            where.write_text(where.config_path, config.to_toml())
+            where.write_json(where.environment_path, environment(packed, compute))
+            where.append_event("run_started", segment=0, epoch=0, step=0, recipe=str(recipe), **launch(ranks))
+            where.append_event("segment_started", segment=0, epoch=0, step=0)
+            train(where, parts, shown, warnings, save_first=True, ranks=ranks)
     return where
+
+
+def launch(ranks: Ranks) -> dict[str, Any]:
+    """What torchrun calls this launch: processes that it starts again find their run by it."""
+    return {"ranks": ranks.world_size, "launch": os.environ.get("TORCHELASTIC_RUN_ID")} if ranks.world_size > 1 else {}
+
+
+def begun_before(run: str | os.PathLike[str] | None) -> Path | None:
+    """The run that the processes of this launch trained before torchrun started them again; None if there is none."""
+    try:
+        where = Run.open(run)
+    except RunNotFound:
+        return None
+    launches = [event.get("launch") for event in where.events("run_started")]
+    return where.path if run is not None or os.environ.get("TORCHELASTIC_RUN_ID") in launches else None
+
+
+def seen_by(ranks: Ranks, run: Run | None) -> Run:
+    """Rank 0's run, which only rank 0 writes. run: on rank 0."""
+    path = ranks.share(None if run is None else run.path)
+    return Run(path) if ranks.is_main else Onlooker(path)
+
+
+def shown_by(ranks: Ranks, console: Console | None) -> Console:
+    """The console given or found, on rank 0; the others say nothing."""
+    return (console or open_console()) if ranks.is_main else Console()
 
 
 def prepare(config: RunConfig, corpus: PackedCorpus) -> tuple[Roles, Compute, Parts, list[str]]:
     """Everything before a run is written: roles, compute, the parts of the first stage, warnings about the data."""
     roles = choose_roles(corpus, config.data)
     check_window(corpus, config)
-    compute = choose_compute(config.device, config.precision)
+    compute = choose_compute(here().device(config.device), config.precision)
     plan = plan_stages(config)[0]
     warnings = warnings_before_training(corpus, roles, training_selection(corpus, roles, plan.config), plan.config)
     return roles, compute, assemble(config, plan, corpus, roles, compute), warnings
@@ -90,8 +122,12 @@ def resume(run: str | os.PathLike[str] | None = None, *overrides: str, corpus: s
 
     Raises RunNotFound, CheckpointError (damaged, or of another corpus or window), ConfigError, TrainingStopped.
     """
-    where = Run.open(run)
-    with where.lock(), (console or open_console()) as shown:
+    with contextlib.ExitStack() as held:
+        found = Run.open(run)
+        ranks = held.enter_context(joined(RunConfig.from_toml(found.config_path).override(list(overrides)).device))
+        where = seen_by(ranks, found)
+        held.enter_context(where.lock())
+        shown = held.enter_context(shown_by(ranks, console))
         saved, problems = find_checkpoint(where, from_checkpoint)
         config = RunConfig.from_toml(where.config_path).override(list(overrides))
         if corpus is not None:
@@ -104,7 +140,7 @@ def resume(run: str | os.PathLike[str] | None = None, *overrides: str, corpus: s
         packed = open_corpus(config, corpus)
         roles = choose_roles(packed, config.data)
         check_identity(saved, identity(packed, config, roles), where)
-        compute = choose_compute(config.device, config.precision)
+        compute = choose_compute(ranks.device(config.device), config.precision)
         warnings = problems + restore_machine(saved.identity["machine"], compute)
         plans = plan_stages(config)
         if saved.progress.epoch >= plans[-1].stop:
@@ -127,7 +163,7 @@ def resume(run: str | os.PathLike[str] | None = None, *overrides: str, corpus: s
         shown.say(f"resuming {where.path} at epoch {progress.epoch + 1}, batch {progress.batch}, step {progress.step}")
         for key, before, after in changes:
             shown.say(f"changed: {key} {before} -> {after}")
-        train(where, parts, shown, warnings, save_first=bool(changes) or from_checkpoint is not None)
+        train(where, parts, shown, warnings, bool(changes) or from_checkpoint is not None, ranks)
     return where
 
 
@@ -191,15 +227,16 @@ def restore_parts(parts: Parts, saved: checkpoint.Checkpoint, changed: list[str]
         parts.state.schedule.changed_by_hand(parts.state.progress.epoch, changed)
 
 
-def train(run: Run, parts: Parts, console: Console, warnings: Sequence[str], save_first: bool) -> None:
+def train(run: Run, parts: Parts, console: Console, warnings: Sequence[str], save_first: bool, ranks: Ranks) -> None:
     """Run the loop under signal handlers, and record how it ended, whatever happens.
 
     save_first: the present state is in no checkpoint yet; with one, a process that is killed at once can be resumed.
     """
     config = parts.run_config
+    ranks.barrier()  # all have read what rank 0 is about to write
     run.write_json(run.built_path, describe(parts))
-    tracker = open_tracker(config.tracking, run, {"config": config.to_dict(), "built": describe(parts)},
-                           console.say, console.warn)
+    settings = {"config": config.to_dict(), "built": describe(parts)}
+    tracker = open_tracker(config.tracking, run, settings, console.say, console.warn) if ranks.is_main else Tracker()
     plan = {
         "run": str(run.path), "epochs": plan_stages(config)[-1].stop, "steps_per_epoch": parts.train.batches_per_epoch,
         "model": f"{describe(parts)['model']['parameters']:,} parameters",

@@ -17,6 +17,7 @@ from .console import Console, short
 from .device import describe_machine
 from .interrupts import Deadline, StopRequest
 from .metrics import FrameSums
+from .ranks import here
 from .recovery import Recovery
 from .run import Run
 from .scoring import score
@@ -24,6 +25,7 @@ from .stages import plan_stages
 from .times import duration
 from .tracking import Tracker
 
+AGREE_EVERY = 8  # steps; a message between hosts costs about as much as a small step on a fast device
 AGAIN = "again"  # the guard moved the position: enter the epoch anew
 
 
@@ -143,6 +145,13 @@ class Trainer:
         return None
 
     def reason_to_stop(self) -> str | None:
+        """Why to stop now: the same on all ranks, which ask each other every few steps."""
+        ranks, progress = here(), self.progress
+        if ranks.together and progress.batch % AGREE_EVERY:
+            return None
+        return ranks.agree(self.own_reason())
+
+    def own_reason(self) -> str | None:
         """The signal that was received, or "deadline" when only the time to save and score is left."""
         if self.request.reason is not None:
             return self.request.reason
@@ -212,6 +221,8 @@ class Trainer:
         self.save()
         if best:
             self.run.write_pointer("best", progress.step)
+        # The next line's interval begins with the epoch, as its sums do.
+        self.last_logged = time.monotonic()
 
     def score(self) -> dict[str, float | int]:
         """Scores of the dev partition in the training precision."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .ranks import Ranks
+
 
 class FrameMetrics:
     """Sums over frames, kept on the device and fetched when asked for.
@@ -32,15 +34,20 @@ class FrameMetrics:
         )
 
     @torch.no_grad()
-    def update(self, loss_sum: Tensor, logits: Tensor, labels: Tensor, keep: Tensor | None = None) -> None:
+    def update(self, loss_sum: Tensor, logits: Tensor, labels: Tensor, keep: Tensor | None = None,
+               ranks: Ranks | None = None) -> None:
         """Add one batch.
 
         loss_sum: () sum of the frames' losses. logits: (B, C). labels: (B,) int64.
         keep: () bool on the device; False adds nothing at all (a batch that the guard refused).
+        ranks: processes whose batches are added as well, so that the sums are the same on all of them.
         """
         predicted = logits.argmax(1)
         correct = (predicted == labels).sum()
         frames = torch.full_like(self.frames, labels.shape[0])
+        if ranks is not None and ranks.together:
+            loss_sum, correct = loss_sum.double(), correct.clone()
+            ranks.sum_(loss_sum, correct, frames)
         if keep is not None:
             loss_sum = torch.where(keep, loss_sum, 0)
             correct, frames = correct * keep, frames * keep

@@ -11,6 +11,7 @@ import numpy as np
 from . import checkpoint, guard
 from .assemble import assemble
 from .errors import TrainingStopped
+from .ranks import here
 
 if TYPE_CHECKING:
     from .loop import Trainer
@@ -69,12 +70,13 @@ class Recovery:
         trainer, parts = self.trainer, self.trainer.parts
         epoch, policy = trainer.progress.epoch, parts.config.guard.policy
         batch = parts.train.batch(epoch, index)
-        finding = guard.replay(parts.step, batch, epoch=epoch, number=step)
+        with here().apart():  # ranks whose slices are sound stop looking earlier: nobody may wait for the others
+            finding = guard.replay(parts.step, batch, epoch=epoch, number=step)
         finding.batch, finding.rate = index, rate * trainer.progress.rate_scale
         finding.utterances = self.utterances(batch.frames.cpu().numpy())
         finding.bad_utterances = self.utterances(np.array(finding.bad_frames, np.int64))
         evidence = None
-        if len(trainer.run.events("nonfinite")) < KEPT_EVIDENCE:
+        if trainer.run.writes and len(trainer.run.events("nonfinite")) < KEPT_EVIDENCE:
             directory = trainer.run.evidence / f"step-{step}"
             try:
                 guard.save_evidence(directory, finding, batch, parts.state.model)

@@ -54,6 +54,8 @@ class Stretch:
 class Run:
     """One run directory. `Run.create` makes one, `Run.open` finds one; both cost a few directory reads."""
 
+    writes = True
+
     def __init__(self, path: str | os.PathLike[str]):
         self.path = Path(path)
         self.config_path = self.path / "config.toml"
@@ -288,6 +290,28 @@ class Run:
         if best and isinstance(best.get("dev_accuracy"), float):
             told += f", best dev frame accuracy {100 * best['dev_accuracy']:.2f} % after epoch {best['epoch'] + 1}"
         return f"Run({str(self.path)!r}{told})"
+
+
+class Onlooker(Run):
+    """A run as the ranks other than 0 see it: everything can be read, nothing is written."""
+
+    writes = False
+
+    def append_metric(self, line: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def append_event(self, event: str, **fields: Any) -> dict[str, Any]:
+        return {"event": event, **fields}
+
+    def write_pointer(self, name: str, step: int) -> None:
+        """Nothing."""
+
+    def write_text(self, path: Path, text: str) -> None:
+        """Nothing."""
+
+    def lock(self) -> contextlib.AbstractContextManager[None]:
+        """Rank 0 holds it for all."""
+        return contextlib.nullcontext()
 
 
 def _directories(root: Path) -> list[Path]:

@@ -11,6 +11,7 @@ from torch import nn
 from .device import Compute
 from .fused import converted
 from .metrics import FrameMetrics
+from .ranks import here
 
 
 class Batches(Protocol):
@@ -37,4 +38,5 @@ def score(model: nn.Module, loader: Batches, compute: Compute, num_classes: int,
             metrics.update(F.cross_entropy(logits, batch.labels, reduction="sum"), logits, batch.labels)
     finally:
         model.train(was_training)
+    here().sum_(*metrics.state_dict().values())
     return metrics

@@ -13,6 +13,7 @@ from .averaging import AveragedWeights
 from .device import Compute
 from .fused import converted
 from .metrics import FrameMetrics
+from .ranks import Ranks
 from .scaling import LossScale
 
 
@@ -36,16 +37,19 @@ class TrainStep:
     augment: (windows, frames, epoch) -> windows, or None. averaged: averaged weights, or None.
     clip_norm: largest global gradient norm, or None. accumulation: number of equal parts a batch is computed in.
     label_smoothing: as in `torch.nn.functional.cross_entropy`. loss_scale: for fp16, else None.
+    ranks: the processes that share a step; a batch is then this rank's slice, and losses, gradients and metrics are
+    those of the global batch.
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, metrics: FrameMetrics, compute: Compute, *,
                  seed: int, augment: Callable[[Tensor, Tensor, int], Tensor] | None = None,
                  averaged: AveragedWeights | None = None, clip_norm: float | None = None, accumulation: int = 1,
-                 label_smoothing: float = 0.0, loss_scale: LossScale | None = None) -> None:
+                 label_smoothing: float = 0.0, loss_scale: LossScale | None = None,
+                 ranks: Ranks | None = None) -> None:
         self.model, self.optimizer, self.metrics, self.compute = model, optimizer, metrics, compute
         self.seed, self.augment, self.averaged = seed, augment, averaged
         self.clip_norm, self.accumulation, self.label_smoothing = clip_norm, accumulation, label_smoothing
-        self.loss_scale = loss_scale
+        self.loss_scale, self.ranks = loss_scale, ranks or Ranks()
         device = compute.device
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.buffers = list(model.buffers())
@@ -69,17 +73,21 @@ class TrainStep:
         if self.buffers:  # torch's foreach functions refuse an empty list
             torch._foreach_copy_(self.buffers_before, self.buffers)
         losses, parts = torch.zeros_like(self.metrics.loss_sum), []
-        for part in torch.arange(labels.shape[0], device="cpu").chunk(self.accumulation):
+        frames_of_all = self.ranks.total(labels.shape[0])
+        for part in torch.arange(labels.shape[0], device="cpu").tensor_split(self.accumulation):
             rows = slice(int(part[0]), int(part[-1]) + 1)
             loss_sum, logits = self.forward(windows[rows], labels[rows], frames[rows], epoch)
-            loss = loss_sum / labels.shape[0]
+            loss = loss_sum / frames_of_all
             (loss if self.loss_scale is None else loss * self.loss_scale.scale).backward()
             losses += loss_sum.detach()
             parts.append((loss_sum.detach(), logits.detach(), labels[rows]))
+        if self.ranks.together:
+            losses = losses.float()
+            self.ranks.sum_(losses, *(p.grad for p in self.parameters if p.grad is not None))
         self.update(losses, step)
         keep = self.halted == 0
         for loss_sum, logits, part_labels in parts:
-            self.metrics.update(loss_sum, logits, part_labels, keep)
+            self.metrics.update(loss_sum, logits, part_labels, keep, self.ranks)
 
     def forward(self, windows: Tensor, labels: Tensor, frames: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
         """Sum of the frames' losses, () float32, and logits, (B, C) float32."""
@@ -142,8 +150,9 @@ class TrainStep:
                 group["momentum"] = momentum
 
     def seed_generators(self, step: int) -> None:
-        """Seed torch's generators for this step from (seed, step), never from their sum."""
-        torch.manual_seed(int(np.random.SeedSequence([self.seed, step]).generate_state(1, np.uint64)[0]))
+        """Seed torch's generators for this step from (seed, step, rank), never from their sum."""
+        words = [self.seed, step, *([self.ranks.rank] if self.ranks.rank else [])]
+        torch.manual_seed(int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0]))
 
     def resume_updates(self) -> None:
         """Clear the flag: the host has looked and decided."""

@@ -1,0 +1,178 @@
+"""Several processes train as one: the same losses, one writer, and after a kill on from the checkpoint."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from phonetrain.config import load_recipe
+from phonetrain.console import Console
+from phonetrain.fit import fit
+from phonetrain.ranks import Ranks, here, joined, reduce_norms
+from phonetrain.run import Run
+from tests.training import TINY
+
+ROOT = Path(__file__).parents[1]
+PLAIN = (*TINY, "model.dropout=0.0", "augment.time_mask=0", "augment.freq_mask=0", "epochs=1", "precision=fp32")
+
+
+def last_of_each(settings) -> list[str]:
+    """The command line refuses a key that is given twice."""
+    return [f"{key}={value}" for key, value in dict(setting.split("=", 1) for setting in settings).items()]
+
+
+LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+def losses(run: Run) -> list[float]:
+    return [line["loss"] for line in run.metrics("train")] + [line["dev_loss"] for line in run.metrics("epoch")]
+
+
+WAYS = {
+    "batch norm": ("model.norm=batch",),
+    "layer norm, clipped": ("model.norm=layer", "optimizer.clip_norm=0.5"),
+    "no norm, odd slices": ("model.norm=none", "batch_size=255"),
+    "rms norm, in parts": ("model.norm=rms", "optimizer.accumulation=2"),
+    # Not batch norm in parts: a part's frames, which it is normalised by, are others when two processes cut.
+    "batch norm, residual, smoothed": ("model.norm=batch", "model.residual=true", "loss.label_smoothing=0.1"),
+}
+TOGETHER = """
+import sys
+from pathlib import Path
+from phonetrain.ranks import joined
+from tests.test_ranks import PLAIN, WAYS, fit_plainly
+with joined("cpu"):
+    for name in WAYS:
+        fit_plainly(name, Path(sys.argv[1]), Path(sys.argv[2]) / name)
+"""
+
+
+def fit_plainly(name: str, corpus: Path, run: Path) -> Run:
+    config = load_recipe("default").override(last_of_each(PLAIN + WAYS[name]))
+    return fit(config=config, corpus=corpus, run=run, console=Console())
+
+
+@pytest.fixture(scope="module")
+def runs_of_two(learnable_corpus, tmp_path_factory) -> Path:
+    """A folder of runs that two processes trained, one for each of WAYS."""
+    folder = tmp_path_factory.mktemp("two")
+    (folder / "together.py").write_text(TOGETHER)
+    command = [*LAUNCH, "--nproc-per-node", "2", str(folder / "together.py"), str(learnable_corpus.path), str(folder)]
+    told = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=240)
+    assert told.returncode == 0, told.stderr[:3000]
+    return folder
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_two_processes_have_the_losses_of_one(name, runs_of_two, learnable_corpus, tmp_path):
+    one, two = fit_plainly(name, learnable_corpus.path, tmp_path / "one"), Run(runs_of_two / name)
+    assert losses(two) == pytest.approx(losses(one), rel=2e-4)
+    assert [line["accuracy"] for line in two.metrics("train")] == pytest.approx(
+        [line["accuracy"] for line in one.metrics("train")], abs=3e-3)
+    assert two.metrics("epoch")[0]["frames"] == one.metrics("epoch")[0]["frames"]
+    # One writer: every event and every line of a step stands once.
+    steps = [line["step"] for line in two.all_metrics("train")]
+    assert len(steps) == len(set(steps)) > 3
+    assert [event["event"] for event in two.events()].count("run_started") == 1
+    assert two.status == "finished"
+
+
+@pytest.mark.long
+def test_killed_process_is_started_again_and_goes_on_from_the_checkpoint(learnable_corpus, tmp_path):
+    run = Run(tmp_path / "run")
+    settings = last_of_each((*PLAIN, "epochs=60", "checkpoint.every_minutes=0.002"))
+    arguments = ["fit", "default", *settings, "--corpus", str(learnable_corpus.path), "--run", str(run.path)]
+    # Without `--` the argparse of Python 3.11 takes our --run for an abbreviation of torchrun's own --run-path.
+    command = [*LAUNCH, "--nproc-per-node", "2", "--max-restarts", "1", "-m", "--", "phonetrain", *arguments]
+    words = tmp_path / "words.txt"
+    with open(words, "w") as file:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=file, stderr=file)
+    try:
+        wait_for(lambda: len(run.events("checkpoint_saved")) > 4, process, words)
+        holder = int(run.lock_path.read_text())
+        os.kill(holder, signal.SIGKILL)
+        wait_for(lambda: len(run.events("segment_started")) > 1, process, words)
+        second = run.events("segment_started")[-1]
+        assert second["step"] > 0 and second["checkpoint"].startswith("step-")
+        wait_for(lambda: run.events("checkpoint_saved")[-1]["segment"] == second["segment"], process, words)
+        # A signal to torchrun reaches every rank; they agree on the step after which they stop.
+        process.terminate()
+        process.wait(timeout=60)
+        wait_for(lambda: run.status == "SIGTERM", None, words)
+        saved = run.events("checkpoint_saved")[-1]
+        assert run.read_pointer("last") == saved["step"]
+    finally:
+        process.terminate()  # torchrun ends its workers; killed itself it would leave them behind
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=60)
+        process.kill()
+
+
+def wait_for(condition, process, said: Path, seconds: float = 300.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        assert process is None or process.poll() is None, said.read_text()[-3000:]
+        time.sleep(0.05)
+
+
+def test_alone_nothing_is_met():
+    ranks = Ranks()
+    tensor = torch.ones(3)
+    ranks.sum_(tensor)
+    assert torch.equal(tensor, torch.ones(3))
+    assert (ranks.total(5), ranks.agree("deadline"), ranks.share("x")) == (5, "deadline", "x")
+    assert ranks.device("auto") == "auto"
+    with joined() as found:
+        assert found is here() and found.world_size == 1
+    model = nn.Sequential(nn.BatchNorm1d(4))
+    assert type(reduce_norms(model)[0]) is nn.BatchNorm1d
+
+
+NORM = """
+import torch, torch.distributed as dist
+from torch import nn
+from phonetrain.ranks import joined, reduce_norms
+with joined("cpu") as ranks:
+    torch.manual_seed(0)
+    whole, weights = torch.randn(37, 6) * 3 + 5, torch.randn(37, 6)
+    true = nn.BatchNorm1d(6)
+    nn.init.normal_(true.weight)
+    ours = reduce_norms(nn.Sequential(nn.BatchNorm1d(6)))
+    ours[0].load_state_dict(true.state_dict())
+    rows = slice(0, 11) if ranks.is_main else slice(11, 37)
+    one, other = whole.clone().requires_grad_(), whole[rows].clone().requires_grad_()
+    wanted, found = true(one), ours(other)
+    (wanted * weights).sum().backward()
+    (found * weights[rows]).sum().backward()
+    ranks.sum_(ours[0].weight.grad, ours[0].bias.grad)
+    close = lambda a, b: torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+    close(found, wanted[rows]); close(other.grad, one.grad[rows])
+    close(ours[0].weight.grad, true.weight.grad); close(ours[0].bias.grad, true.bias.grad)
+    close(ours[0].running_mean, true.running_mean); close(ours[0].running_var, true.running_var)
+    assert ranks.agree("SIGTERM" if ranks.rank else None) == "SIGTERM"
+    assert ranks.total(3 + ranks.rank) == 7
+    assert ranks.share("a" if ranks.is_main else "b") == "a"
+    with ranks.apart():
+        assert ranks.total(3) == 3
+    ours.eval(); true.eval()
+    close(ours(whole), true(whole))
+"""
+
+
+def test_norm_over_ranks_equals_torch_on_the_whole_batch(tmp_path):
+    (tmp_path / "norm.py").write_text(NORM)
+    command = [*LAUNCH, "--nproc-per-node", "2", str(tmp_path / "norm.py")]
+    told = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120)
+    assert told.returncode == 0, told.stderr[:3000]
