@@ -256,7 +256,7 @@ def test_second_process_is_refused_naming_the_first_which_trains_on(learnable_co
             resume_tiny(Run(tmp_path / "run"))
         assert child.poll() is None
         child.send_signal(signal.SIGTERM)
-        _, errors = child.communicate(timeout=60)
+        _, errors = child.communicate(timeout=300)
     finally:
         child.kill()
     assert child.returncode == 0, errors
@@ -289,13 +289,13 @@ def test_closed_terminal_saves_and_the_run_goes_on(learnable_corpus, whole, tmp_
     os.close(inner)
     fcntl.ioctl(outer, termios.TIOCSWINSZ, b"\x18\0\x50\0\0\0\0\0")
     os.set_blocking(outer, False)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while run.read_pointer("last") in (None, 0) and child.poll() is None and time.monotonic() < deadline:
         with contextlib.suppress(OSError):  # nobody would see it, but a full terminal would hold the child up
             os.read(outer, 65536)
         time.sleep(0.002)
     os.close(outer)
-    child.wait(timeout=60)
+    child.wait(timeout=300)
     assert run.status in ("SIGHUP", "finished")
     if run.status == "SIGHUP":
         assert child.returncode == 128 + signal.SIGHUP
