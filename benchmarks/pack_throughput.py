@@ -11,7 +11,6 @@ of its own that has warmed up (imports, compiled kernels), so that peak memory i
 import argparse
 import json
 import os
-import platform
 import resource
 import shutil
 import statistics
@@ -22,6 +21,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from conditions import write_results
 
 FRAMES, DIM = 1270, 28
 
@@ -134,9 +134,7 @@ def main() -> None:
                     shutil.rmtree(left, ignore_errors=True)
     show(runs, options.utterances, size)
     if options.json:
-        options.json.write_text(
-            json.dumps({"machine": machine(), "utterances": options.utterances, "bytes": size, "runs": runs})
-        )
+        write_results(options.json, "pack_throughput", {"utterances": options.utterances, "bytes": size, "runs": runs})
 
 
 def check(way: str, run: dict, out: Path, raw: Path, size: int) -> None:
@@ -158,16 +156,6 @@ def check(way: str, run: dict, out: Path, raw: Path, size: int) -> None:
         ok = same and run["result"] == corpus["train"].num_frames
     if not ok:
         raise SystemExit(f"{way}: wrong result {run}")
-
-
-def machine() -> dict:
-    return {
-        "cpus": os.cpu_count(),
-        "processor": platform.processor() or platform.machine(),
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-        "load": os.getloadavg(),
-    }
 
 
 def show(runs: dict[str, list[dict]], utterances: int, size: int) -> None:
