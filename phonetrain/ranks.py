@@ -125,9 +125,12 @@ def joined(device: str = "auto") -> Iterator[Ranks]:
     local = int(os.environ.get("LOCAL_RANK", "0"))
     if on_cuda:
         torch.cuda.set_device(local)
-    dist.init_process_group("nccl" if on_cuda else "gloo", timeout=PATIENCE)
+    rank, restarts = int(os.environ["RANK"]), int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    # torchrun's store outlives the processes: without a room of its own, an attempt finds the addresses of the dead.
+    store = dist.PrefixStore(f"phonetrain attempt {restarts}", next(dist.rendezvous("env://", timeout=PATIENCE))[0])
+    dist.init_process_group("nccl" if on_cuda else "gloo", store=store, rank=rank, world_size=size, timeout=PATIENCE)
     _hosts[:] = [dist.new_group(backend="gloo", timeout=PATIENCE) if on_cuda else dist.group.WORLD]
-    _here = Ranks(int(os.environ["RANK"]), size, local, int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")))
+    _here = Ranks(rank, size, local, restarts)
     try:
         yield _here
     finally:
