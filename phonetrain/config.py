@@ -45,8 +45,6 @@ class RunConfig(Section):
     "auto takes cuda where there is one, else cpu."
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     "auto: bf16 where the device has it, else fp16 with loss scaling on CUDA and fp32 on CPUs."
-    compile: bool | Literal["auto"] = False
-    "Compile the model with torch.compile; without a C compiler the run says so and goes on without."
     data: DataConfig = field(default_factory=DataConfig)
     window: WindowConfig = field(default_factory=WindowConfig)
     loader: LoaderConfig = field(default_factory=LoaderConfig)

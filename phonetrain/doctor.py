@@ -92,8 +92,6 @@ def look_at_devices(facts: dict[str, str], problems: list[str]) -> None:
         f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}, bf16 instructions: "
         + ("yes, precision auto takes bf16" if cpu_has_bf16() else "no, precision auto takes fp32")
     )
-    compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", ""), "g++", "clang++", "c++", "cl"))), None)
-    facts["compiler"] = compiler or "none: compile=true would go on without compiling"
 
 
 def driver_cuda() -> str | None:

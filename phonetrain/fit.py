@@ -107,8 +107,6 @@ def prepare(config: RunConfig, corpus: PackedCorpus) -> tuple[Roles, Compute, Pa
     compute = choose_compute(here().device(config.device), config.precision)
     plan = plan_stages(config)[0]
     warnings = warnings_before_training(corpus, roles, training_selection(corpus, roles, plan.config), plan.config)
-    if config.compile:
-        warnings.append(f"compile = {config.compile}: this version trains eagerly all the same")
     return roles, compute, assemble(config, plan, corpus, roles, compute), warnings
 
 

@@ -41,7 +41,7 @@ REFUSED = {
     "model.dropout=.3": 'model.dropout = ".3": wanted a number, at least 0 and below 1; in TOML it is written 0.3',
     "model.residual=True": 'model.residual = "True": wanted true or false; in TOML it is written true',
     "model.residual=1": "model.residual = 1: wanted true or false",
-    "compile=maybe": 'compile = "maybe": wanted true or false or one of "auto"',
+    "compile=true": "compile: unknown setting",
     "device=gpu": 'device = "gpu": wanted auto, cpu, cuda or cuda:N',
     "model.archetype=diamnd": 'did you mean "diamond"?',
     "optimizer.name=adamW": 'did you mean "adamw"?',
@@ -118,7 +118,7 @@ def test_a_setting_said_later_takes_the_place_of_its_rival():
 
 
 @pytest.mark.parametrize("overrides", [
-    [], ["averaging.decay=none"], ["schedule.name=chain", CHAIN], [STAGES], ["model.widths=[64]", "compile=auto"],
+    [], ["averaging.decay=none"], ["schedule.name=chain", CHAIN], [STAGES], ["model.widths=[64]", "precision=bf16"],
     ["optimizer.name=muon", "optimizer.lr=3"], ["data.corpus=C:\\new\\table \"x\""],
     ["stop.stop_at=23:30", "stop.max_time=1h30m"],
     ["optimizer.eps=1e-300", "optimizer.lr=0.1000000000000000055"],
