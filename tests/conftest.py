@@ -1,6 +1,7 @@
 """Small corpora whose values name their place, made once per test session."""
 
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,16 @@ def disk_need_not_spin():
     real, os.fsync = os.fsync, lambda fd: None
     yield
     os.fsync = real
+
+
+@pytest.fixture(autouse=True, scope="session")
+def ctrl_c_is_heard():
+    """A shell that starts the tests in the background lets them ignore Ctrl-C, and a run would respect that.
+
+    Commands that the tests start inherit what holds here.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def write_hw1p2(root: Path, partition: str, utterances: dict, labelled: bool = True) -> None:
