@@ -79,6 +79,15 @@ class PackedCorpus:
         # A pickled memory map would carry its data along.
         return PackedCorpus, (self.path,)
 
+    def zarr_group(self):
+        """The corpus as a read-only zarr group, for what is built on zarr (dask, xarray, remote stores).
+
+        `corpus.zarr_group()["dev-clean/features"][:]` equals `corpus["dev-clean"].features`.
+        """
+        import zarr
+
+        return zarr.open_group(self.path, mode="r")
+
     def verify(self, progress=None) -> int:
         """Read every byte against the digests; returns the bytes read, raises FormatError naming the first bad file."""
         size = verify_files(self.path, progress)

@@ -167,3 +167,10 @@ def test_the_zarr_of_another_python_reads_the_same(large):
     partition = PackedCorpus(large)["train"]
     assert done.returncode == 0, done.stderr.decode()
     assert done.stdout == partition.features.tobytes() + partition.labels.tobytes()
+
+
+def test_zarr_group_of_a_corpus_holds_the_rows_that_are_mapped(tiny_corpus):
+    group = tiny_corpus.zarr_group()
+    for name, partition in tiny_corpus.partitions.items():
+        np.testing.assert_array_equal(group[f"{name}/features"][:], partition.features)
+        np.testing.assert_array_equal(group[f"{name}/utterance_end"][:], partition.utterance_end)
