@@ -101,7 +101,9 @@ class Schedule:
         phases = self.phases
         number = max((each for each, phase in enumerate(phases) if phase.start <= epoch), default=0)
         phase = phases[number]
-        warm = self.warmup_steps(num_steps) if phase.start == phases[0].start else 0
+        # A rate set by hand is meant at once: warm-up protects a net that has learnt nothing yet.
+        first = phase.start == phases[0].start and self.by_hand is None
+        warm = self.warmup_steps(num_steps) if first else 0
         warm = min(warm, (phase.stop - phase.start) * num_steps - 1)
         steps = (epoch - phase.start) * num_steps + np.arange(num_steps) - warm
         delay = warm // num_steps
