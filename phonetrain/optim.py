@@ -67,11 +67,25 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module, device: torch.dev
     if config.name == "muon":
         return MuonWithAdamW(groups, config, fused)
     if config.name in ("sgd", "nesterov"):
-        return SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.name == "nesterov", fused=fused)
+        return start_momenta(
+            SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.name == "nesterov", fused=fused)
+        )
     if config.name == "rmsprop":
         return RMSprop(groups, lr=config.lr, momentum=config.momentum, alpha=config.alpha, eps=config.eps)
     kind = Adam if config.name == "adam" else AdamW
     return kind(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
+
+
+def start_momenta(optimizer: SGD) -> SGD:
+    """Give every parameter a momentum of 0, which the first update makes into its gradient, as torch's first does.
+
+    torch's fused kernel makes them at the first update out of uninitialised memory, and leaves them so where that
+    update is skipped, as fp16's first one commonly is; the second update then adds the garbage to the weights.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group["momentum"] else ():
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def parameter_groups(config: OptimizerConfig, model: nn.Module) -> list[dict]:

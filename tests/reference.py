@@ -4,7 +4,8 @@
 # Training
 
 
-def train_plainly(model, batches, *, lr, weight_decay, betas=(0.9, 0.999), eps=1e-8, label_smoothing=0.0, clip_norm=None):
+def train_plainly(model, batches, *, lr, weight_decay, betas=(0.9, 0.999), eps=1e-8, label_smoothing=0.0,
+                  clip_norm=None):
     """The loop of a textbook: AdamW in float32, one group for matrices with decay and one without. Losses (steps,)."""
     import torch
 

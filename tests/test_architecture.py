@@ -108,7 +108,8 @@ def test_packing_runs_without_torch(tiny_raw, tmp_path):
     packed = str(tmp_path / "packed")
     code = ("import sys; sys.modules['torch'] = None\n"
             "from phonedata.cli import main\n"
-            f"for words in (['pack', {str(tiny_raw)!r}, {packed!r}], ['verify', {packed!r}], ['inspect', {packed!r}]):\n"
+            f"raw, packed = {str(tiny_raw)!r}, {packed!r}\n"
+            "for words in (['pack', raw, packed], ['verify', packed], ['inspect', packed]):\n"
             "    try: main(words)\n"
             "    except SystemExit as end: assert not end.code, (words, end.code)\n"
             "print('all three ran')")

@@ -123,6 +123,24 @@ def test_fused_kernels_skip_a_step_on_the_device(name):
         assert all(torch.equal(before[1][place][key], tensor) for key, tensor in state.items())
 
 
+@pytest.mark.parametrize("name", ["sgd", "nesterov"])
+def test_a_first_update_that_is_skipped_leaves_no_garbage_behind(name):
+    model, optimizer = model_and_optimizer(name)
+    plain = copy.deepcopy(model)
+    other = torch.optim.SGD([{"params": [parameter], "weight_decay": 0.1 if parameter.ndim == 2 else 0.0}
+                             for parameter in plain.parameters()],
+                            lr=0.01, momentum=0.9, nesterov=name == "nesterov")
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, torch.inf)
+    junk = [torch.full_like(parameter, 1e30) for parameter in model.parameters()]
+    del junk  # what an allocator would hand out again as it is
+    optimizer.found_inf = torch.ones(())
+    optimizer.step()
+    optimizer.found_inf = torch.zeros(())
+    optimizer.zero_grad()
+    assert train(model, optimizer, 0, 3) == pytest.approx(train(plain, other, 0, 3), rel=1e-5)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_description_is_read_from_the_live_object(name):
     model, optimizer = model_and_optimizer(name)
