@@ -1,8 +1,11 @@
 """libriphone and Kaldi: every frame and label as written, and a hostile file ends in one line of our own."""
 
+import gc
+import gzip
 import pickle
 import random
 import struct
+import tempfile
 
 import numpy as np
 import pytest
@@ -127,6 +130,55 @@ def test_kaldi_phones_table_names_the_classes_and_symbols_may_stand_for_them(tmp
     for index, wanted in ((0, "label 3 is outside 0..2"), (1, "'XX' is neither")):
         with pytest.raises(RawDataError, match=wanted):
             partition.read(index)
+
+
+@pytest.mark.parametrize("names", [["ali.txt.gz"], ["ali.1.gz", "ali.2.gz"], ["ali.1.txt", "ali.2.txt.gz"]])
+def test_gzipped_alignments_are_read_like_plain_ones(tmp_path, monkeypatch, names):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    told = utterances()
+    write_kaldi(tmp_path / "raw/train", told)
+    lines = (tmp_path / "raw/train/ali.txt").read_bytes().splitlines(keepends=True)
+    (tmp_path / "raw/train/ali.txt").unlink()
+    for n, name in enumerate(names):
+        text = b"".join(lines[n :: len(names)])
+        (tmp_path / "raw/train" / name).write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
+    raw = open_raw(tmp_path / "raw")
+    got = read_all(raw)["train"]
+    copy = pickle.loads(pickle.dumps(raw.partitions[0]))
+    for n, u in enumerate(copy.utterance_ids):
+        np.testing.assert_array_equal(got[u][1], told[u][1])
+        np.testing.assert_array_equal(copy.read(n)[1], told[u][1])
+    assert list(tmp_path.glob("phonedata-*"))
+    del raw, copy
+    gc.collect()
+    assert not list(tmp_path.glob("phonedata-*"))  # what was unpacked goes with who needed it
+
+
+HOSTILE_GZIP = {
+    "cut": (lambda text: gzip.compress(text)[:-9], "damaged or cut"),
+    "flipped": (lambda text: bytes(b ^ (255 * (n == 20)) for n, b in enumerate(gzip.compress(text))), "damaged or cut"),
+    "no gzip": (lambda text: text, "damaged or cut"),
+    "wrong sum": (lambda text: gzip.compress(text)[:-8] + b"12345678", "damaged or cut"),
+    "bomb of lines": (lambda text: gzip.compress(b"\n" * (100 << 20)), "unpacks to more than 200 times"),
+    "one long line": (lambda text: gzip.compress(b"a " + b"1 " * (34 << 20)), "unpacks to more|longer than 64 MB"),
+    "binary ark": (lambda text: gzip.compress(b"a \0B\4\3\0\0\0" + bytes(15)), "binary archive.*ali-to-phones"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE_GZIP)
+def test_hostile_gzip_files_end_in_our_own_error(tmp_path, monkeypatch, case):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    make, wanted = HOSTILE_GZIP[case]
+    write_kaldi(tmp_path / "raw/train", utterances({"a": 3}))
+    text = (tmp_path / "raw/train/ali.txt").read_bytes()
+    (tmp_path / "raw/train/ali.txt").unlink()
+    (tmp_path / "raw/train/ali.txt.gz").write_bytes(make(text))
+    with pytest.raises(RawDataError, match=wanted) as caught:
+        open_raw(tmp_path / "raw")
+    assert "\n" not in str(caught.value) and "ali.txt.gz" in str(caught.value)
+    del caught
+    gc.collect()
+    assert not list(tmp_path.glob("phonedata-*"))
 
 
 @pytest.mark.parametrize(
@@ -267,6 +319,10 @@ def fuzz(tmp_path, seeds):
         else:
             write_kaldi(root / "train", utterances({"a": 9, "b": 4}), choice.choice([None, 2, 3, 5]))
             (root / "phones.txt").write_text("".join(f"p{i} {i}\n" for i in range(40)))
+            if choice.random() < 0.5:
+                text = root / "train/ali.txt"
+                text.with_name("ali.txt.gz").write_bytes(gzip.compress(text.read_bytes()))
+                text.unlink()
         damage(choice.choice(sorted(f for f in root.rglob("*") if f.is_file())), choice)
         try:
             raw = open_raw(root)

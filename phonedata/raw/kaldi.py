@@ -14,9 +14,9 @@ from phonedata.phonemes import PhonemeSet
 from phonedata.raw import Problem, RawCorpus, check_name, read_frontend
 from phonedata.raw.lines import LabelLines, OpenFile, checked_labels, read_list, text_id
 
-LOOKS_FOR = "feats.scp, or folders that have one, with ali*.txt or pdf*.txt beside it"
+LOOKS_FOR = "feats.scp, or folders that have one, with ali*.txt or pdf*.txt (also .gz) beside it"
 _VALUE_BYTES = {b"FM": 4, b"DM": 8, b"CM": 1, b"CM2": 2, b"CM3": 1}
-_ALIGNMENTS = re.compile(r"(ali|pdf|phones?[-_.]ali|ali[-_.]pdf)[\w.-]*\.txt")
+_ALIGNMENTS = re.compile(r"(ali|pdf|phones?[-_.]ali|ali[-_.]pdf)[\w.-]*\.(txt|gz)")
 _DISAMBIGUATION = re.compile(r"#\d+")
 _MOST_CLASSES = 65535
 

@@ -1,6 +1,11 @@
-"""LabelLines: text files with a line per utterance, `ID label label ...`, read line by line from where they lie."""
+"""LabelLines: text files, perhaps gzipped, with a line of labels per utterance, read line by line where they lie."""
 
+import gzip
 import os
+import tempfile
+import weakref
+import zlib
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +14,8 @@ from phonedata.errors import RawDataError
 from phonedata.raw import check_name
 
 _LONGEST_LINE = 1 << 26  # 64 MB: hours of one utterance; longer is no label file
+# Label text shrinks 10 to 50 times; deflate's most, a thousand, is what files made to fill a disk have.
+_MOST_INFLATED = 200
 
 
 class OpenFile:
@@ -51,6 +58,9 @@ class OpenFile:
 class LabelLines:
     """Where each utterance's line lies in `files`; the labels themselves stay on disk. Picklable.
 
+    A gzipped file is unpacked into the temporary folder for as long as this object lives, since nobody can begin to
+    read in its middle; copies share it.
+
     Raises RawDataError for a file that cannot be read, an id that is listed twice or cannot be an id.
     """
 
@@ -58,9 +68,13 @@ class LabelLines:
         self.files = [str(file) for file in files]
         self.places: dict[str, tuple[int, int, int]] = {}
         self._file = OpenFile()
+        self._readable = list(self.files)
         for number, file in enumerate(files):
             try:
-                with open(file, "rb") as lines:
+                if file.suffix == ".gz":
+                    self._readable[number] = _unpack(file)
+                    weakref.finalize(self, _remove, self._readable[number])
+                with open(self._readable[number], "rb") as lines:
                     offset = 0
                     while line := lines.readline(_LONGEST_LINE):
                         if len(line) == _LONGEST_LINE:
@@ -76,6 +90,11 @@ class LabelLines:
         head = line.split(None, 1)
         if not head:
             return
+        if head[1:] and head[1][:2] == b"\0B":
+            raise RawDataError(
+                f"{file}: is a binary archive, wanted text with one label a frame; write it with "
+                "ali-to-phones --per-frame final.mdl 'ark:gunzip -c ali.1.gz|' ark,t:ali.1.txt (or ali-to-pdf)"
+            )
         utterance = text_id(head[0], file)
         if utterance in self.places:
             raise RawDataError(f"{file}: lists {utterance!r} twice; remove one line")
@@ -84,7 +103,7 @@ class LabelLines:
     def _line(self, utterance: str) -> bytes:
         number, offset, length = self.places[utterance]
         try:
-            line = self._file.read(self.files[number], offset, length)
+            line = self._file.read(self._readable[number], offset, length)
         except OSError as error:
             raise RawDataError(f"{self.files[number]}: cannot be read ({error.strerror}); check the file") from None
         if line.split(None, 1)[:1] != [utterance.encode()]:
@@ -109,6 +128,34 @@ class LabelLines:
                 f"{where}: label {bad.decode(errors='replace')!r} is neither an integer nor a known symbol; "
                 f"wanted one per frame, or a phones.txt that lists it"
             ) from None
+
+
+def _unpack(file: Path) -> str:
+    """A temporary file with the text of gzipped `file`; the caller removes it. Raises RawDataError, OSError."""
+    left = os.stat(file).st_size * _MOST_INFLATED + _LONGEST_LINE
+    descriptor, path = tempfile.mkstemp(prefix="phonedata-", suffix=".txt")
+    try:
+        with open(descriptor, "wb") as text, gzip.open(file) as packed:
+            while piece := packed.read(1 << 20):
+                left -= len(piece)
+                if left < 0:
+                    raise RawDataError(
+                        f"{file}: unpacks to more than {_MOST_INFLATED} times its size, which no labels do; "
+                        "if it is in order, unpack it with gunzip"
+                    )
+                text.write(piece)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        _remove(path)
+        raise RawDataError(f"{file}: damaged or cut gzip file ({str(error)[:80]}); copy or make it again") from None
+    except BaseException:
+        _remove(path)
+        raise
+    return path
+
+
+def _remove(path: str) -> None:
+    with suppress(OSError):
+        os.unlink(path)
 
 
 def text_id(word: bytes, where) -> str:
