@@ -12,6 +12,7 @@ from phonedata import PackedCorpus, Selection, WindowSpec, open_loader
 from .augment import Augment
 from .averaging import AveragedWeights
 from .checkpoint import Progress, TrainState
+from .compiling import compiled
 from .config import RunConfig
 from .device import Compute, describe_machine
 from .errors import CheckpointError
@@ -24,6 +25,7 @@ from .scaling import LossScale
 from .schedule import build_schedule
 from .stages import StagePlan
 from .step import TrainStep
+from .updates import Updates
 
 SCORING_BATCH = 4096
 
@@ -41,6 +43,8 @@ class Parts:
     dev: Any
     state: TrainState
     step: TrainStep
+    updates: Updates
+    compiling: str  # one line on what became of `compile`
 
     @property
     def config(self) -> RunConfig:
@@ -102,13 +106,17 @@ def assemble(run_config: RunConfig, plan: StagePlan, corpus: PackedCorpus, roles
     train = open_training_loader(training_selection(corpus, roles, config), config, compute)
     schedule = build_schedule(config, train.batches_per_epoch, first_epoch=plan.schedule_start)
     state = TrainState(model, optimizer, schedule, metrics, averaged, loss_scale, Progress())
+    network, compiling = compiled(model, compute.device) if config.compile == "on" else (None, "off")
     step = TrainStep(
         model, optimizer, metrics, compute, seed=config.seed, augment=augment if augment.active else None,
         averaged=averaged, clip_norm=config.optimizer.clip_norm, accumulation=config.optimizer.accumulation,
         label_smoothing=config.loss.label_smoothing, loss_scale=loss_scale, ranks=here(),
+        network=network,
     )
     dev = open_scoring_loader(corpus, roles.dev, config, compute)
-    return Parts(run_config, plan, corpus, roles, compute, train, dev, state, step)
+    moves_momentum = schedule.momenta(plan.start, train.batches_per_epoch) is not None
+    updates = Updates(step, train, capture=config.capture == "auto", cycles_momentum=moves_momentum)
+    return Parts(run_config, plan, corpus, roles, compute, train, dev, state, step, updates, compiling)
 
 
 def transfer(old: Parts, new: Parts) -> None:
@@ -169,6 +177,9 @@ def describe(parts: Parts) -> dict[str, Any]:
         "accumulation": parts.step.accumulation,
         "device": str(parts.compute.device),
         "precision": parts.compute.precision,
+        "capture": parts.updates.how,
+        "compile": parts.compiling,
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
         "loss_scale": None if state.loss_scale is None else float(state.loss_scale.scale),
         "machine": describe_machine(parts.compute),
         "loader": {"kind": parts.train.kind, "reason": parts.train.reason, "order": parts.train.plan.order,

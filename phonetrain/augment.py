@@ -61,6 +61,8 @@ class Augment:
 
     def set_epoch(self, epoch: int, device: torch.device) -> None:
         """Put the key of `epoch`, () int64 hashed from (seed, epoch), where `__call__` reads it."""
+        if epoch == self.epoch and self.key is not None and self.key.device == device:
+            return
         key = int(np.random.SeedSequence([self.seed, epoch]).generate_state(1, np.uint64).view(np.int64)[0])
         if self.key is None or self.key.device != device:
             self.key = torch.tensor(key, device=device)
@@ -73,8 +75,7 @@ class Augment:
         """windows: (B, W, D) float; frames: (B,) int64 -> new windows of the same dtype; the old are not touched."""
         if not self.active:
             return windows
-        if epoch != self.epoch or self.key.device != windows.device:
-            self.set_epoch(epoch, windows.device)
+        self.set_epoch(epoch, windows.device)
         hashes = mix(frames * GOLDEN + self.key)
         if self.config.noise > 0:
             windows = self.with_noise(windows, hashes)

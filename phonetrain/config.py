@@ -45,6 +45,12 @@ class RunConfig(Section):
     "auto takes cuda where there is one, else cpu."
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     "auto: bf16 where the device has it, else fp16 with loss scaling on CUDA and fp32 on CPUs."
+    capture: Literal["auto", "off"] = "auto"
+    "auto: on CUDA the training step is captured as a graph as far as it can be; off: every step runs eagerly."
+    compile: Literal["on", "off"] = "off"
+    "on: torch.compile makes kernels for the model; without a compiler the run says so and goes on eagerly."
+    deterministic: bool = False
+    "Refuse CUDA operations whose sums depend on timing, so that a resumed run is equal bit for bit; CPUs always are."
     data: DataConfig = field(default_factory=DataConfig)
     window: WindowConfig = field(default_factory=WindowConfig)
     loader: LoaderConfig = field(default_factory=LoaderConfig)

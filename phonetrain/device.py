@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import platform
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -73,6 +75,25 @@ def _cuda_compute(device: torch.device, precision: str) -> Compute:
     if precision == "auto":
         precision = "bf16" if native_bf16 else "fp16"
     return Compute(device, precision, name)
+
+
+@contextlib.contextmanager
+def determinism(wanted: bool) -> Iterator[None]:
+    """Within the block operations on CUDA whose sums depend on timing are replaced or refused, if that is wanted.
+
+    cuBLAS reads its workspaces from the environment at its first use in the process (NVIDIA, cuBLAS library, "Results
+    reproducibility"). CPUs give the same bits at the same number of threads anyway.
+    """
+    before, filled = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # a way to find bugs, at the price of a pass
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        torch.utils.deterministic.fill_uninitialized_memory = filled
 
 
 def cpu_has_bf16() -> bool:

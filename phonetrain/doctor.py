@@ -5,12 +5,14 @@ Facts are looked up, speeds are measured for about a second each, and a problem 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import re
 import shutil
 import subprocess
 import time
+from collections.abc import Generator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -209,18 +211,11 @@ def measure_recipe(
     _, compute, parts, problems = prepare(config, packed)
     try:
         batches = parts.train.batches_per_epoch
-        loader_rate = measure(lambda batch: None, parts.train, compute, 0.4 * MEASURE_SECONDS)
-        step = 0
-
-        def train(batch: Any) -> None:
-            nonlocal step
-            rate = float(parts.state.schedule.rates(0, batches)[min(step, batches - 1)])
-            parts.step(batch.windows, batch.labels, batch.frames, epoch=0, step=step, rate=rate)
-            step += 1
-
+        loader_rate = measure((len(batch.frames) for batch in parts.train.epoch(0)), compute, 0.4 * MEASURE_SECONDS)
         if compute.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(compute.device)
-        frames_per_second = measure(train, parts.train, compute, MEASURE_SECONDS)
+        rates, momenta = (make(0, batches) for make in (parts.state.schedule.rates, parts.state.schedule.momenta))
+        frames_per_second = measure(parts.updates.epoch(0, 0, 0, rates, momenta), compute, MEASURE_SECONDS)
         memory = torch.cuda.max_memory_allocated(compute.device) if compute.device.type == "cuda" else own_memory()
     finally:
         parts.close()
@@ -237,22 +232,18 @@ def measure_recipe(
     }  # fmt: skip
 
 
-def measure(act: Any, loader: Any, compute: Any, seconds: float) -> float:
-    """Frames a second of `act(batch)` over the loader's batches, the first three not counted."""
+def measure(stream: Generator[int], compute: Any, seconds: float) -> float:
+    """Frames a second of what `stream` does while it yields numbers of frames, the first three not counted."""
     frames, began, place = 0, 0.0, 0
-    stream = loader.epoch(0)
-    try:
-        for place, batch in enumerate(stream):
-            act(batch)
+    with contextlib.closing(stream):
+        for place, count in enumerate(stream):
             if place == 2:
                 _wait(compute)
                 began = time.perf_counter()
             elif place > 2:
-                frames += batch.frames.shape[0]
+                frames += count
                 if place % 8 == 0 and time.perf_counter() - began > seconds:
                     break
-    finally:
-        stream.close()
     if not frames:
         raise ConfigError(f"an epoch has only {place + 1} batches: too few to measure; use a smaller batch_size")
     _wait(compute)

@@ -19,7 +19,7 @@ from . import checkpoint
 from .assemble import Parts, assemble, describe, identity, training_selection
 from .config import RunConfig, diff, load_recipe
 from .console import Console, open_console, short
-from .device import Compute, choose_compute, describe_machine
+from .device import Compute, choose_compute, describe_machine, determinism
 from .errors import CheckpointError, ConfigError, RunNotFound, TrainingStopped
 from .interrupts import StopRequest, noticed_signals
 from .loop import Trainer
@@ -65,7 +65,7 @@ def fit(recipe: str | os.PathLike[str] = "default", *overrides: str, config: Run
         roles, compute, parts, warnings = prepare(config, packed)
         where = Run(begun) if begun is not None else Run.create(run, Path(recipe).stem) if ranks.is_main else None
         where = seen_by(ranks, where)
-        with where.lock(), shown_by(ranks, console) as shown:
+        with where.lock(), shown_by(ranks, console) as shown, determinism(config.deterministic):
             where.write_text(where.config_path, config.to_toml())
             where.write_json(where.environment_path, environment(packed, compute))
             where.append_event("run_started", segment=0, epoch=0, step=0, recipe=str(recipe), **launch(ranks))
@@ -141,6 +141,7 @@ def resume(run: str | os.PathLike[str] | None = None, *overrides: str, corpus: s
         roles = choose_roles(packed, config.data)
         check_identity(saved, identity(packed, config, roles), where)
         compute = choose_compute(ranks.device(config.device), config.precision)
+        held.enter_context(determinism(config.deterministic))
         warnings = problems + restore_machine(saved.identity["machine"], compute)
         plans = plan_stages(config)
         if saved.progress.epoch >= plans[-1].stop:

@@ -81,6 +81,7 @@ def replay(step: TrainStep, batch: WindowBatch, *, epoch: int, number: int) -> F
         return hook
 
     # A module is called after what is inside it, so the innermost is named; an outer one where its own sum overflows.
+    network, step.network = step.network, step.model  # compiled code calls no hooks
     handles = [module.register_forward_hook(look(name)) for name, module in step.model.named_modules()]
     try:
         step.seed_generators(number)
@@ -97,6 +98,7 @@ def replay(step: TrainStep, batch: WindowBatch, *, epoch: int, number: int) -> F
             finding = _bad_gradient(step, loss_sum / batch.labels.shape[0]) or Finding(
                 "not reproduced", f"loss {loss / batch.labels.shape[0]:.4g} on replay", "output", None)
     finally:
+        step.network = network
         for handle in handles:
             handle.remove()
         step.optimizer.zero_grad()

@@ -108,17 +108,13 @@ class Trainer:
         log_every = parts.config.tracking.log_every
         start, clock = progress.epoch_seconds, time.monotonic()
         began = clock
-        stream = parts.train.epoch(progress.epoch, start_batch=progress.batch)
+        stream = parts.updates.epoch(progress.epoch, progress.batch, progress.step, rates * progress.rate_scale,
+                                     momenta, warn=self.not_captured)
         try:
-            for batch in stream:
-                parts.step(
-                    batch.windows, batch.labels, batch.frames, epoch=progress.epoch, step=progress.step,
-                    rate=float(rates[progress.batch]) * progress.rate_scale,
-                    momentum=None if momenta is None else float(momenta[progress.batch]),
-                )
+            for frames in stream:
                 progress.batch += 1
                 progress.step += 1
-                progress.frames += batch.labels.shape[0]
+                progress.frames += frames
                 now = time.monotonic()
                 self.recent_seconds.append(now - began)
                 began, progress.epoch_seconds = now, start + now - clock
@@ -143,6 +139,11 @@ class Trainer:
         finally:
             stream.close()
         return None
+
+    def not_captured(self, message: str) -> None:
+        """The step turned out not to be capturable: say so, and correct what is recorded as built."""
+        self.warn(message)
+        self.run.write_json(self.run.built_path, describe(self.parts))
 
     def reason_to_stop(self) -> str | None:
         """Why to stop now: the same on all ranks, which ask each other every few steps."""

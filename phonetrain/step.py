@@ -16,6 +16,8 @@ from .metrics import FrameMetrics
 from .ranks import Ranks
 from .scaling import LossScale
 
+Part = tuple[Tensor, Tensor, Tensor]  # loss sum (), logits (B, C) and labels (B,) of one forward pass
+
 
 class TrainStep:
     """Augment, autocast forward, loss, backward, guard, update.
@@ -39,14 +41,16 @@ class TrainStep:
     label_smoothing: as in `torch.nn.functional.cross_entropy`. loss_scale: for fp16, else None.
     ranks: the processes that share a step; a batch is then this rank's slice, and losses, gradients and metrics are
     those of the global batch.
+    network: what is called in place of `model`, with the same parameters and buffers: a compiled form of it, or None.
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, metrics: FrameMetrics, compute: Compute, *,
                  seed: int, augment: Callable[[Tensor, Tensor, int], Tensor] | None = None,
                  averaged: AveragedWeights | None = None, clip_norm: float | None = None, accumulation: int = 1,
                  label_smoothing: float = 0.0, loss_scale: LossScale | None = None,
-                 ranks: Ranks | None = None) -> None:
+                 ranks: Ranks | None = None, network: Callable[[Tensor], Tensor] | None = None) -> None:
         self.model, self.optimizer, self.metrics, self.compute = model, optimizer, metrics, compute
+        self.network = model if network is None else network
         self.seed, self.augment, self.averaged = seed, augment, averaged
         self.clip_norm, self.accumulation, self.label_smoothing = clip_norm, accumulation, label_smoothing
         self.loss_scale, self.ranks = loss_scale, ranks or Ranks()
@@ -60,6 +64,11 @@ class TrainStep:
         # Fused kernels read `found_inf` on the device and leave weights and state alone where it is 1. The others
         # have to be held back by the host, which costs a synchronisation a step on CUDA.
         self.skips_on_device = all(group.get("fused") for group in optimizer.param_groups)
+        # What a step needs to know besides its batch lies on the device, where a captured graph can read and count it.
+        self.epoch, self.number = 0, torch.zeros((), dtype=torch.int64, device=device)
+        self.rates: list[Tensor] | None = None
+        if device.type != "cpu" and self.skips_on_device:
+            self.rates = [torch.zeros((), device=device) for _ in optimizer.param_groups]
 
     def __call__(self, windows: Tensor, labels: Tensor, frames: Tensor, *, epoch: int, step: int, rate: float,
                  momentum: float | None = None) -> None:
@@ -69,22 +78,40 @@ class TrainStep:
         epoch, step: counted from 0 over the whole run. rate: learning rate of this step; momentum: or None.
         """
         self.set_rates(rate, momentum)
+        self.begin(epoch, step)
+        self.number.fill_(step)
+        self.apply(self.gradients(windows, labels, frames))
+
+    def begin(self, epoch: int, step: int) -> None:
+        """Tell the generators and the augmentation which step is next: all that a replayed graph needs of the host."""
+        self.epoch = epoch
         self.seed_generators(step)
+        if self.augment is not None:
+            self.augment.set_epoch(epoch, self.compute.device)
+
+    def gradients(self, windows: Tensor, labels: Tensor, frames: Tensor) -> list[Part]:
+        """Forward and backward, part by part; the gradients are left where the optimizer finds them."""
         if self.buffers:  # torch's foreach functions refuse an empty list
             torch._foreach_copy_(self.buffers_before, self.buffers)
-        losses, parts = torch.zeros_like(self.metrics.loss_sum), []
+        parts = []
         frames_of_all = self.ranks.total(labels.shape[0])
-        for part in torch.arange(labels.shape[0], device="cpu").tensor_split(self.accumulation):
-            rows = slice(int(part[0]), int(part[-1]) + 1)
-            loss_sum, logits = self.forward(windows[rows], labels[rows], frames[rows], epoch)
+        for rows in parts_of(labels.shape[0], self.accumulation):
+            loss_sum, logits = self.forward(windows[rows], labels[rows], frames[rows], self.epoch)
             loss = loss_sum / frames_of_all
             (loss if self.loss_scale is None else loss * self.loss_scale.scale).backward()
-            losses += loss_sum.detach()
             parts.append((loss_sum.detach(), logits.detach(), labels[rows]))
+        return parts
+
+    @torch.no_grad()
+    def apply(self, parts: list[Part]) -> None:
+        """From the gradients and losses of `parts` to new weights and sums, or to no change at all."""
+        losses = torch.zeros_like(self.metrics.loss_sum)
+        for loss_sum, _, _ in parts:
+            losses += loss_sum
         if self.ranks.together:
             losses = losses.float()
             self.ranks.sum_(losses, *(p.grad for p in self.parameters if p.grad is not None))
-        self.update(losses, step)
+        self.update(losses)
         keep = self.halted == 0
         for loss_sum, logits, part_labels in parts:
             self.metrics.update(loss_sum, logits, part_labels, keep, self.ranks)
@@ -95,13 +122,12 @@ class TrainStep:
         if self.augment is not None:
             windows = self.augment(windows, frames, epoch)
         with self.compute.autocast():
-            logits = self.model(windows)
+            logits = self.network(windows)
         logits = logits.float()
         loss = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=self.label_smoothing)
         return loss, logits
 
-    @torch.no_grad()
-    def update(self, losses: Tensor, step: int) -> None:
+    def update(self, losses: Tensor) -> None:
         """From accumulated gradients to new weights, or to no change at all. losses: () sum over the batch."""
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         overflow = torch.zeros_like(self.halted)
@@ -111,7 +137,7 @@ class TrainStep:
         finite = torch.isfinite(losses)
         if self.loss_scale is None:
             finite &= torch.isfinite(norm)
-        self.halted_at.copy_(torch.where((self.halted == 0) & ~finite, step, self.halted_at))
+        self.halted_at.copy_(torch.where((self.halted == 0) & ~finite, self.number, self.halted_at))
         self.halted.copy_(torch.maximum(self.halted, (~finite).float()))
         if self.clip_norm is not None:
             torch._foreach_mul_(gradients, torch.clamp(self.clip_norm / (norm + 1e-6), max=1.0))
@@ -136,12 +162,10 @@ class TrainStep:
 
     def set_rates(self, rate: float, momentum: float | None) -> None:
         """Write this step's learning rate, and momentum where the schedule cycles it, into the optimizer's groups."""
-        for group in self.optimizer.param_groups:
-            value = rate * group.get("lr_ratio", 1.0)
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(value)
-            else:
-                group["lr"] = value
+        for place, group in enumerate(self.optimizer.param_groups):
+            group["lr"] = rate * group.get("lr_ratio", 1.0)
+            if self.rates is not None:
+                group["lr"] = self.rates[place].fill_(group["lr"])
             if momentum is None:
                 continue
             if "betas" in group:
@@ -158,3 +182,10 @@ class TrainStep:
         """Clear the flag: the host has looked and decided."""
         self.halted.zero_()
         self.halted_at.fill_(-1)
+
+
+def parts_of(count: int, pieces: int) -> list[slice]:
+    """`count` rows in `pieces` neighbouring parts, as equal as can be, the longer ones first."""
+    size, longer = divmod(count, pieces)
+    stops = [(place + 1) * size + min(place + 1, longer) for place in range(pieces)]
+    return [slice(start, stop) for start, stop in zip([0, *stops], stops)]

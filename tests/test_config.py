@@ -41,7 +41,7 @@ REFUSED = {
     "model.dropout=.3": 'model.dropout = ".3": wanted a number, at least 0 and below 1; in TOML it is written 0.3',
     "model.residual=True": 'model.residual = "True": wanted true or false; in TOML it is written true',
     "model.residual=1": "model.residual = 1: wanted true or false",
-    "compile=true": "compile: unknown setting",
+    "compile=true": 'compile = true: wanted one of "on", "off"',
     "device=gpu": 'device = "gpu": wanted auto, cpu, cuda or cuda:N',
     "model.archetype=diamnd": 'did you mean "diamond"?',
     "optimizer.name=adamW": 'did you mean "adamw"?',

@@ -5,6 +5,7 @@ import math
 import signal
 
 import pytest
+import torch
 
 from phonetrain.config import RunConfig
 from phonetrain.errors import ConfigError, RunExists, TrainingStopped
@@ -162,3 +163,18 @@ def test_guard_names_the_first_bad_layer_and_keeps_evidence(learnable_corpus, tm
     assert "resume" in str(stopped.value)
     if policy == "rollback":
         assert len(run.events("recovered")) >= 1
+
+
+def test_deterministic_is_on_while_it_trains_and_changes_no_number(learnable_corpus, tmp_path):
+    plain = fit_tiny(learnable_corpus, tmp_path / "plain")
+    run = fit_tiny(learnable_corpus, tmp_path / "run", "deterministic=true")
+    assert json.loads(run.built_path.read_text())["deterministic"] is True
+    assert json.loads(plain.built_path.read_text())["deterministic"] is False
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert weights(run) == weights(plain)
+
+
+def test_what_became_of_capture_and_compile_is_recorded(learnable_corpus, tmp_path):
+    built = json.loads(fit_tiny(learnable_corpus, tmp_path / "run").built_path.read_text())
+    assert built["compile"] == "off"
+    assert built["capture"] == "eager on cpu"

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import shutil
 
 import pytest
 import torch
@@ -146,3 +147,31 @@ def test_rates_are_shared_by_lr_ratio_and_momentum_cycles():
     for group in step.optimizer.param_groups:
         assert group["lr"] == 0.5 * group["lr_ratio"]
         assert 0.87 in (group.get("momentum"), group.get("betas", (None,))[0])
+
+
+@pytest.mark.filterwarnings("default")  # torch's compiler has its own about torch
+def test_a_compiled_model_trains_like_the_plain_one():
+    from phonetrain.compiling import compiled
+
+    made, plain = batches(12), build(net())
+    model = net()
+    network, told = compiled(model, torch.device("cpu"))
+    if shutil.which("g++") is None:
+        pytest.skip(f"no C++ compiler here: {told}")
+    assert told == "on"
+    losses = run(build(model, network=network), made)
+    assert losses == pytest.approx(run(plain, made), rel=1e-4)  # other kernels round otherwise
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.filterwarnings("default")
+def test_without_a_compiler_the_model_runs_as_it_is_and_the_reason_is_one_line(monkeypatch):
+    from phonetrain.compiling import compiled
+
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
+    torch._dynamo.reset()
+    model = net()
+    with torch._inductor.utils.fresh_cache():
+        network, told = compiled(model, torch.device("cpu"))
+    assert network is model
+    assert told.startswith("off: ") and "compiler" in told and "\n" not in told

@@ -1,0 +1,199 @@
+"""CapturedStep: the training step as one CUDA graph, together with the loader's order, lookup and gather."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .step import Part, TrainStep
+
+WARM_UP = 3  # eager steps before a capture: libraries choose their kernels and ask for their workspaces in the first
+
+
+def record_graph(unit: Callable[[], None]) -> Callable[[], None]:
+    """Capture what `unit` asks of the device; returns the replay, which asks the same of the same memory."""
+    graph = torch.cuda.CUDAGraph()
+    # Producer threads of the host loader pin and copy meanwhile; only this thread's calls are captured.
+    with torch.cuda.graph(graph, stream=torch.cuda.Stream(), capture_error_mode="thread_local"):
+        unit()
+    return graph.replay
+
+
+class CapturedStep:
+    """A TrainStep on full batches, recorded once and replayed.
+
+    Replays read what changes from the device: the rates of the epoch (a table), the number of the batch and of the
+    step (counted there), the keys of the order and of the augmentation. The host only seeds torch's generator, which
+    a graph reads anew at each replay, so dropout's masks are those of the eager step.
+
+    Warm-up and capture run under the step's own halt flag, under which an update changes nothing: weights, moments,
+    norm buffers, averages, loss scale and sums need not be put back. A graph is bound to memory, so `begin` records
+    anew where a checkpoint was loaded into other tensors.
+
+    Parameters
+    ----------
+    step: eager step on the same device.
+    loader: gives the batches. A ResidentLoader's `device_batch` becomes part of the graph; the batches of others are
+    copied into memory that the graph reads.
+    whole: the update is part of the graph; else forward and backward are, and the host makes the update.
+    record: how a sequence of device operations becomes a replay.
+    """
+
+    def __init__(self, step: TrainStep, loader: Any, *, whole: bool,
+                 record: Callable[[Callable[[], None]], Callable[[], None]] = record_graph) -> None:
+        self.step, self.loader, self.whole, self.record = step, loader, whole, record
+        device = step.compute.device
+        self.index = torch.zeros((), dtype=torch.int64, device=device)
+        self.table = torch.zeros(loader.batches_per_epoch, dtype=torch.float64, device=device)
+        self.on_device = gathers_on_device(loader)
+        if self.on_device:
+            self.keys = loader.epoch_keys(0)
+        else:
+            self.inputs = [tensor.clone() for tensor in loader.batch(0, 0)]
+        self.replay: Callable[[], None] | None = None
+        self.bound_to: list[int] = []
+        self.parts: list[Part] = []
+        self.gradients: list[Tensor | None] = []
+
+    def begin(self, epoch: int, index: int, number: int, rates: np.ndarray) -> None:
+        """Stand before batch `index` of `epoch`, the run's step `number`; rates: (batches_per_epoch,) of the epoch.
+
+        Raises RuntimeError where something in the step cannot be captured; the step is then as it was before.
+        """
+        self.step.begin(epoch, number)
+        if self.on_device:
+            self.keys.copy_(self.loader.epoch_keys(epoch))
+        self.table.copy_(torch.from_numpy(np.ascontiguousarray(rates, np.float64)))
+        if self.replay is None or self.addresses() != self.bound_to:
+            self.capture()
+        self.index.fill_(index)
+        self.step.number.fill_(number)
+
+    def __call__(self, epoch: int, number: int, batch: Any = None, rate: float = 0.0,
+                 momentum: float | None = None) -> None:
+        """Make the next update. batch: where the loader's batches are not part of the graph. rate, momentum: read
+        only where the update is not."""
+        if not self.on_device:
+            for memory, tensor in zip(self.inputs, batch, strict=True):
+                memory.copy_(tensor, non_blocking=True)
+        self.step.begin(epoch, number)
+        self.replay()
+        if not self.whole:
+            for parameter, gradient in zip(self.step.parameters, self.gradients, strict=True):
+                parameter.grad = gradient
+            self.step.set_rates(rate, momentum)
+            self.step.apply(self.parts)
+
+    def unit(self) -> None:
+        """What a replay repeats: nothing in here may depend on a number that the host has."""
+        step = self.step
+        if self.on_device:
+            start = self.index * self.loader.batch_size + self.loader.plan.bounds(0)[0]
+            batch = self.loader.device_batch(self.keys, start)
+            windows, labels, frames = batch.windows, batch.labels, batch.frames
+        else:
+            windows, labels, frames = self.inputs
+        parts = step.gradients(windows, labels, frames)
+        if self.whole:
+            rate = self.table.index_select(0, self.index.view(1)).view(())
+            for tensor, group in zip(step.rates, step.optimizer.param_groups, strict=True):
+                group["lr"] = tensor.copy_(rate * group.get("lr_ratio", 1.0))
+            step.apply(parts)
+        else:
+            self.parts = parts
+            self.gradients = [parameter.grad for parameter in step.parameters]
+            step.optimizer.zero_grad()
+        self.index += 1
+        step.number += 1
+
+    def capture(self) -> None:
+        """Record `unit`, which changes nothing but the counters meanwhile."""
+        step = self.step
+        self.replay = None
+        self.index.zero_()
+        step.halted.fill_(1)
+        buffers = [buffer.clone() for buffer in step.buffers]
+        try:
+            with side_stream(step.compute.device):
+                for again in range(WARM_UP):
+                    # A model that waits for the device cannot be captured; here it says so while nothing is broken.
+                    with waiting_refused(step.compute.device) if again else contextlib.nullcontext():
+                        self.unit()
+            self.index.zero_()
+            with on(step.compute.device), capturable(step.optimizer):
+                replay = self.record(self.unit)
+        finally:
+            # The update takes back what forward passes do to norms, but it may not have been reached.
+            if buffers:
+                torch._foreach_copy_(step.buffers, buffers)
+            step.optimizer.zero_grad()
+            step.resume_updates()
+        self.replay, self.bound_to = replay, self.addresses()
+
+    def addresses(self) -> list[int]:
+        """Where everything lies that a replay reads or writes and that others may exchange."""
+        step = self.step
+        tensors = [*step.parameters, *step.buffers, *step.metrics.state_dict().values()]
+        for part in (step.averaged, step.loss_scale):
+            tensors += [] if part is None else part.state_dict().values()
+        if self.whole:
+            for state in step.optimizer.state.values():
+                tensors += [value for value in state.values() if isinstance(value, Tensor)]
+        return [tensor.data_ptr() for tensor in tensors]
+
+
+def gathers_on_device(loader: Any) -> bool:
+    """Whether the loader's order, lookup and gather can be part of a graph."""
+    return loader.kind == "resident" and loader.plan.order != "slab"
+
+
+@contextlib.contextmanager
+def waiting_refused(device: torch.device) -> Iterator[None]:
+    """Let operations on a CUDA device that make the host wait raise RuntimeError."""
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+def on(device: torch.device) -> contextlib.AbstractContextManager:
+    """New streams are of this device."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def side_stream(device: torch.device) -> Iterator[None]:
+    """A CUDA stream beside the current one, which waits for it before and after."""
+    if device.type != "cuda":
+        yield
+        return
+    stream, current = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+    stream.wait_stream(current)
+    with torch.cuda.stream(stream):
+        yield
+    current.wait_stream(stream)
+
+
+@contextlib.contextmanager
+def capturable(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Tell torch's Adams that their step is being captured: their fused kernels need to know no more, and would warn
+    at every eager step that says so."""
+    groups = [group for group in optimizer.param_groups if "capturable" in group]
+    before = [group["capturable"] for group in groups]
+    try:
+        for group in groups:
+            group["capturable"] = True
+        yield
+    finally:
+        for group, value in zip(groups, before, strict=True):
+            group["capturable"] = value
