@@ -4,6 +4,7 @@ import os
 import pickle
 import random
 import struct
+from io import BytesIO
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from phonedata import PackedCorpus, PhonedataError, RawDataError, pack
-from phonedata.raw.npy import NpyReader
+from phonedata.raw.npy import NpyReader, parse_header
 from tests.conftest import place_features, place_label, write_hw1p2
 
 READER = NpyReader()
@@ -86,6 +87,10 @@ HEADERS = [
     "[" * 5000,
     "9" * 5000,
     "{'descr': 'a' * 99, 'fortran_order': False, 'shape': (3, 2), }",
+    "{'descr': '<f4', 'fortran_order': False, 'shape': (3 2), }\n",
+    "{'descr': '<f4', 'fortran_order': False, 'shape': (03, 2), }\n",
+    "{'descr': '<f4', 'fortran_order': False, 'shape': (, 6), }\n",
+    "{'descr': '<f4', 'fortran_order': False, 'shape': (6), }\n",
     "\x00\x01\x02",
     "",
 ]
@@ -100,6 +105,25 @@ def test_lying_headers_are_refused(tmp_path, header, version):
     path.write_bytes(b"\x93NUMPY" + bytes([version, 0]) + size + body + bytes(24))
     with pytest.raises(RawDataError, match=r"a\.npy"):
         READER.load(str(path))
+
+
+@pytest.mark.parametrize("shape", [(), (10,), (110, 28), (3, 2, 2)])
+def test_a_header_with_any_byte_changed_says_what_it_says_to_numpy_or_is_refused(shape):
+    whole = BytesIO()
+    np.lib.format.write_array_header_1_0(whole, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    header, accepted = whole.getvalue(), 0
+    for at in range(10, header.rindex(b"}") + 2):
+        for value in {*range(32, 127), 0, 9, 10, 13, 128, 160, 255} - {header[at]}:
+            changed = header[:at] + bytes([value]) + header[at + 1 :]
+            try:
+                dtype, fortran, found, start = parse_header(changed, "a.npy")
+            except RawDataError:
+                continue
+            file = BytesIO(changed[8:])
+            assert (found, fortran, dtype) == np.lib.format.read_array_header_1_0(file), changed
+            assert start == 8 + file.tell()
+            accepted += 1
+    assert accepted > 40
 
 
 def spoil(data: bytes, random: random.Random) -> bytes:

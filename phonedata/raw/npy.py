@@ -10,10 +10,13 @@ import numpy as np
 from phonedata.errors import RawDataError
 
 _MAGIC = b"\x93NUMPY"
-# What np.save writes; anything else takes the slow, general parse.
+# What np.save writes for one and two axes, to the letter; anything else takes the slow, general parse.
 _USUAL = re.compile(
-    rb"\{'descr': '([<>|=]?[a-zA-Z]\d+)', 'fortran_order': (True|False), 'shape': \((\d{0,12}),? ?(\d{0,12})\), \} *\n"
+    rb"\{'descr': '([<>|=]?[a-zA-Z]\d+)', 'fortran_order': (True|False), "
+    rb"'shape': \((0|[1-9]\d{0,11}),(?: (0|[1-9]\d{0,11}))?\), \} *\n"
 )
+# numpy knows more names, some of which it only warns about.
+_TYPE = re.compile(r"[<>|=]?[?biufcSUO][0-9]{0,9}")
 _LONGEST_HEADER = 10_000  # numpy's own limit: longer ones can make the parser run for minutes
 # Opening a FIFO for reading waits for a writer unless told not to.
 _FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
@@ -53,10 +56,10 @@ def parse_header(data: bytes, where: str) -> tuple[np.dtype, bool, tuple[int, ..
         except (ValueError, SyntaxError, TypeError, KeyError, MemoryError, RecursionError):
             raise RawDataError(f"{where}: damaged .npy header {bytes(header[:60])!r}; save it again") from None
     try:
-        dtype = np.dtype(descr) if isinstance(descr, str) else None
+        dtype = np.dtype(descr) if isinstance(descr, str) and _TYPE.fullmatch(descr) else None
     except (TypeError, ValueError, SyntaxError):
         dtype = None
-    if dtype is None or dtype.fields is not None or dtype.subdtype is not None:
+    if dtype is None:
         raise RawDataError(f"{where}: .npy of type {str(descr)[:60]!r}, wanted numbers or text; save it again")
     if dtype.hasobject:
         raise RawDataError(
