@@ -115,10 +115,12 @@ def corpus(learnable_corpus):
     return learnable_corpus
 
 
-def loader_of(corpus, kind="resident"):
+def loader_of(corpus, kind="resident", device="cpu"):
     """About nine batches an epoch."""
     selection = Selection.of(corpus, "train-clean", subset=0.05, seed=0)
-    return open_loader(selection, window=WINDOW, batch_size=BATCH, seed=5, kind=kind, device="cpu", drop_last=True)
+    order = "slab" if kind == "slab" else "global"
+    return open_loader(selection, window=WINDOW, batch_size=BATCH, seed=5, kind=kind, order=order, device=device,
+                       drop_last=True)
 
 
 def rates_of(loader, epoch: int) -> np.ndarray:
@@ -154,8 +156,8 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("case", "kind"), [*((case, "resident") for case in CASES), ({}, "host"), (CASES[-1], "host")],
-                         ids=str)
+@pytest.mark.parametrize(("case", "kind"), [*((case, "resident") for case in CASES), ({}, "host"), ({}, "slab"),
+                                            (CASES[-1], "host")], ids=str)
 def test_replays_equal_eager_steps_bit_for_bit(corpus, as_on_cuda, case, kind):
     with loader_of(corpus, kind) as loader:
         count = loader.batches_per_epoch + 5  # over an epoch's end
@@ -282,3 +284,19 @@ def test_nothing_in_the_resident_loaders_batch_touches_the_host(corpus):
         with NoHost():
             batch = loader.device_batch(keys, start)
     assert batch.windows.shape == (BATCH, WINDOW.width, corpus.feature_dim)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(("case", "kind"), [*((case, "resident") for case in CASES), ({}, "host"), ({}, "slab"),
+                                            ({"name": "muon"}, "resident"), ({"name": "rmsprop"}, "host")], ids=str)
+def test_graphs_equal_eager_steps_on_a_cuda_device(corpus, case, kind):
+    if case.get("precision") == "bf16" and torch.cuda.get_device_capability()[0] < 8:
+        pytest.skip("this device only emulates bf16")
+    with loader_of(corpus, kind, "cuda") as loader:
+        count = loader.batches_per_epoch + 5
+        eager, captured = make_step(corpus, "cuda", **case), make_step(corpus, "cuda", **case)
+        train(Updates(eager, loader, capture=False), 0, count)
+        updates = Updates(captured, loader, capture=True)
+        train(updates, 0, count)
+        assert "captured" in updates.how and "cannot" not in updates.how
+        assert same(eager, captured)
