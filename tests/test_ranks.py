@@ -88,7 +88,27 @@ def test_two_processes_have_the_losses_of_one(name, runs_of_two, learnable_corpu
     assert two.status == "finished"
 
 
-@pytest.mark.long
+RESTARTED = """
+import os, signal, time
+from phonetrain.ranks import joined
+again = os.environ["TORCHELASTIC_RESTART_COUNT"] != "0"
+if again and os.environ["RANK"] == "0":
+    time.sleep(3)  # the other looks for this one's address before it is written
+with joined("cpu") as ranks:
+    ranks.barrier()
+    if not again and ranks.is_main:
+        os.kill(os.getpid(), signal.SIGKILL)
+    assert ranks.total(1 + ranks.rank) == 3
+"""
+
+
+def test_processes_started_again_do_not_look_for_the_dead(tmp_path):
+    (tmp_path / "again.py").write_text(RESTARTED)
+    command = [*LAUNCH, "--nproc-per-node", "2", "--max-restarts", "1", str(tmp_path / "again.py")]
+    told = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120)
+    assert told.returncode == 0, told.stderr[:3000]
+
+
 def test_killed_process_is_started_again_and_goes_on_from_the_checkpoint(learnable_corpus, tmp_path):
     run = Run(tmp_path / "run")
     settings = last_of_each((*PLAIN, "epochs=60", "checkpoint.every_minutes=0.002"))
