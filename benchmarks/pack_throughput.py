@@ -1,11 +1,12 @@
 """Packing speed: ours, the obvious way, and one readv per file, interleaved in one run on one generated raw folder.
 
-    python benchmarks/pack_throughput.py [--utterances 3000] [--repeats 5] [--folder DIR] [--json FILE]
+    python benchmarks/pack_throughput.py [--utterances 3000] [--repeats 5] [--folder DIR] [--under CMD] [--json FILE]
 
 The raw folder has the size of LibriSpeech's course files: 28 coefficients, 1,270 frames an utterance, `<U5`
 transcripts. All files are in the page cache. Rates are medians over the repeats, per second of wall time and per
 second of CPU time of the process. Every result is checked before its clock counts. Each measurement runs in a process
-of its own that has warmed up (imports, compiled kernels), so that peak memory is its own.
+of its own that has warmed up (imports, compiled kernels), so that peak memory is its own. On a busy machine
+`--under "chrt -f 10"` gives the measured processes the cores, so that wall time is theirs.
 """
 
 import argparse
@@ -110,6 +111,7 @@ def main() -> None:
     parser.add_argument("--utterances", type=int, default=3000)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--folder", type=Path, help="where to work, e.g. a tmpfs; default: the temporary folder")
+    parser.add_argument("--under", default="", help='start each measurement under this command, e.g. "chrt -f 10"')
     parser.add_argument("--json", type=Path)
     parser.add_argument("--one", nargs=3, metavar=("WAY", "RAW", "OUT"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -126,7 +128,7 @@ def main() -> None:
         for _ in range(options.repeats):
             for way in WAYS:
                 out = Path(work) / "out"
-                command = [sys.executable, __file__, "--one", way, str(raw), str(out)]
+                command = [*options.under.split(), sys.executable, __file__, "--one", way, str(raw), str(out)]
                 done = subprocess.run(command, capture_output=True, text=True, check=True)
                 runs[way].append(json.loads(done.stdout))
                 check(way, runs[way][-1], out, raw, size)
@@ -134,7 +136,8 @@ def main() -> None:
                     shutil.rmtree(left, ignore_errors=True)
     show(runs, options.utterances, size)
     if options.json:
-        write_results(options.json, "pack_throughput", {"utterances": options.utterances, "bytes": size, "runs": runs})
+        found = {"utterances": options.utterances, "bytes": size, "under": options.under, "runs": runs}
+        write_results(options.json, "pack_throughput", found)
 
 
 def check(way: str, run: dict, out: Path, raw: Path, size: int) -> None:

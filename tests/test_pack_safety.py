@@ -151,7 +151,7 @@ def test_interrupted_pack_continues_to_the_same_bytes(raw, tmp_path, cmvn, worke
     assert not staging_path(tmp_path / "packed").exists()
 
 
-def test_finished_chunks_are_not_read_again(raw, tmp_path):
+def test_finished_chunks_are_not_read_again(raw, tmp_path, monkeypatch):
     """The second call does not open the raw files of chunks that the first one finished."""
     opened = []
 
@@ -162,13 +162,13 @@ def test_finished_chunks_are_not_read_again(raw, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         pack(raw, tmp_path / "packed", workers=1, progress=interrupt)
     from phonedata.raw.npy import NpyReader
+    from phonedata.raw.usual import UsualFiles
 
-    load = NpyReader.load
-    try:
-        NpyReader.load = lambda self, path: opened.append(path) or load(self, path)
-        pack(raw, tmp_path / "packed", workers=1)
-    finally:
-        NpyReader.load = load
+    load, fill = NpyReader.load, UsualFiles.fill
+    monkeypatch.setattr(NpyReader, "load", lambda self, path: opened.append(path) or load(self, path))
+    monkeypatch.setattr(UsualFiles, "fill", lambda self, paths, *a: opened.extend(paths[0]) or fill(self, paths, *a))
+    pack(raw, tmp_path / "packed", workers=1)
+    assert opened
     # D is found by looking at a few utterances of one partition, whatever was done before.
     assert not any("/test/" in path for path in opened)
 

@@ -120,10 +120,10 @@ class Hw1p2Partition:
         self.stamp = xxhash.xxh3_128_hexdigest("\n".join(ids).encode() + seen.tobytes())
         self._reader = NpyReader()
         self._label_reader = NpyReader()
-        self._table = None
+        self._table = self._usual = None
 
     def __getstate__(self):
-        return {**self.__dict__, "_table": None}
+        return {**self.__dict__, "_table": None, "_usual": None}
 
     def _given_order(self, file: Path, ids: list[str]) -> list[str]:
         """The order of `test_order.csv` (S22): file names or ids, one a line, perhaps under a header."""
@@ -161,6 +161,24 @@ class Hw1p2Partition:
     def where(self, index: int) -> str:
         return f"{self._mfcc}/{self._files[index]}"
 
+    def _symbols(self):
+        if self._table is None:
+            from phonedata.raw.symbols import SymbolTable
+
+            self._table = SymbolTable(self.phonemes)
+        return self._table
+
+    def fill_usual(self, indices: list[int], *chunk) -> np.ndarray:
+        """See UsualFiles.fill; `indices` name the utterances."""
+        if self._usual is None:
+            from phonedata.raw.usual import UsualFiles
+
+            self._usual = UsualFiles(self._symbols())
+        paths = [[f"{self._mfcc}/{self._files[i]}" for i in indices]]
+        if self.labelled:
+            paths.append([f"{self._transcript}/{self._label_files[i]}" for i in indices])
+        return self._usual.fill(paths, *chunk)
+
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
         """See raw.RawPartition.read."""
         path = f"{self._mfcc}/{self._files[index]}"
@@ -176,11 +194,7 @@ class Hw1p2Partition:
         if not self.labelled:
             return features, None
         path = f"{self._transcript}/{self._label_files[index]}"
-        if self._table is None:
-            from phonedata.raw.symbols import SymbolTable
-
-            self._table = SymbolTable(self.phonemes)
-        labels = self._table.encode(self._label_reader.load(path), path)
+        labels = self._symbols().encode(self._label_reader.load(path), path)
         if len(labels) != len(features):
             raise RawDataError(
                 f"{path}: {len(labels)} labels, but {self.where(index)} has {len(features)} frames; both must count "

@@ -38,7 +38,7 @@ def _lookup(points, slots, spellings):
 
 
 @njit("int64(uint32[:, ::1], int32[::1], uint32[:, ::1], uint16[::1])", cache=True, nogil=True)
-def _encode(text, slots, spellings, classes):
+def encode_text(text, slots, spellings, classes):
     """Class of every row of `text` (T, W) into `classes` (T,); returns the first unknown row, or -1.
 
     Labels repeat for several frames: comparing with the row before is cheaper than hashing. W = 5, what every course
@@ -81,17 +81,17 @@ class SymbolTable:
         names = list(phonemes.classes)
         width = max(len(n) for n in names)
         # The class rides in one more column, out of reach of the comparison.
-        self._spellings = np.zeros((len(names), width + 1), np.uint32)
-        for row, name in zip(self._spellings, names):
+        self.spellings = np.zeros((len(names), width + 1), np.uint32)
+        for row, name in zip(self.spellings, names):
             row[: len(name)] = [ord(c) for c in name]
             row[width] = phonemes.classes[name]
         # At most an eighth full, so that most lookups end at their first slot, and one always ends.
-        self._slots = np.full(1 << (len(names) * 8 - 1).bit_length(), -1, np.int32)
-        for entry, row in enumerate(self._spellings):
-            slot = int(_hash(row[:width])) & (len(self._slots) - 1)
-            while self._slots[slot] >= 0:
-                slot = (slot + 1) & (len(self._slots) - 1)
-            self._slots[slot] = entry
+        self.slots = np.full(1 << (len(names) * 8 - 1).bit_length(), -1, np.int32)
+        for entry, row in enumerate(self.spellings):
+            slot = int(_hash(row[:width])) & (len(self.slots) - 1)
+            while self.slots[slot] >= 0:
+                slot = (slot + 1) & (len(self.slots) - 1)
+            self.slots[slot] = entry
         self._out = np.empty(0, np.uint16)
 
     def encode(self, labels: np.ndarray, where: str) -> np.ndarray:
@@ -134,7 +134,7 @@ class SymbolTable:
                 text = text[1:-1]
         if len(self._out) < len(text):
             self._out = np.empty(len(text) * 2, np.uint16)
-        unknown = _encode(text, self._slots, self._spellings, self._out[: len(text)])
+        unknown = encode_text(text, self.slots, self.spellings, self._out[: len(text)])
         if unknown >= 0:
             symbol = _symbol(text[unknown])
             raise RawDataError(
