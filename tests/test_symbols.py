@@ -31,10 +31,13 @@ def test_unknown_symbols_never_become_a_class(symbol, at):
             TABLE.encode(text, "f")
 
 
-def test_damaged_code_points_are_an_error_not_a_crash():
-    text = np.array(["AA", "B", "ZH"], "<U5")
-    text.view(np.uint32)[7] = 0xFFFFFFFF
-    with pytest.raises(RawDataError, match="unknown symbol 'B\\ufffd|unknown symbol 'B"):
+@pytest.mark.parametrize("width", [1, 5])  # numpy's own item() raises SystemError for symbols of one character
+@pytest.mark.parametrize("frame", [0, 1, 2])
+@pytest.mark.parametrize("value", [0x110000, 0xFFFFFFFF])
+def test_damaged_code_points_are_an_error_not_a_crash(width, frame, value):
+    text = np.array(["B", "B", "B"], f"<U{width}")
+    text.view(np.uint32)[width * frame + width // 2] = value
+    with pytest.raises(RawDataError, match=f"unknown symbol .*\ufffd' at frame {frame}"):
         TABLE.encode(text, "f")
 
 

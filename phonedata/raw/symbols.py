@@ -120,10 +120,8 @@ class SymbolTable:
         text = np.ascontiguousarray(labels, labels.dtype.newbyteorder("=")).view(np.uint32)
         text = text.reshape(len(labels), labels.dtype.itemsize // 4)
         if len(text) >= 2:
-            try:
-                first, last = labels.item(0), labels.item(len(labels) - 1)
-            except ValueError:  # code points that are no text: the lookup will name them
-                first = last = ""
+            # Not labels.item: it raises SystemError for a symbol of one damaged code point.
+            first, last = _symbol(text[0]), _symbol(text[-1])
             opened, closed = first in START_MARKS, last in END_MARKS
             if opened != closed:
                 raise RawDataError(
