@@ -23,7 +23,7 @@ def check_options(options: PackOptions) -> None:
         raise SpecError(f"context {options.context}, wanted 0 to 10000 rows")
     if options.train_partition is not None and options.cmvn != "train":
         raise SpecError(
-            f"train partition {options.train_partition!r} is named, but cmvn is {options.cmvn!r}; add --cmvn train"
+            f"train partition {options.train_partition!r} is named, but cmvn is {options.cmvn!r}; add cmvn='train'"
         )
     if options.part is not None and not 1 <= options.part[0] <= options.part[1] <= 100_000:
         raise SpecError(f"part {options.part[0]}/{options.part[1]}, wanted I/N with 1 <= I <= N")
@@ -44,7 +44,7 @@ def check_target(target: Path, replace: bool) -> None:
     if not ours:
         raise CorpusExists(f"{target}: is there and is no packed corpus, so it is never replaced; choose another name")
     if not replace:
-        raise CorpusExists(f"{target}: a packed corpus is already there; replace it with --replace")
+        raise CorpusExists(f"{target}: a packed corpus is already there; replace it with replace=True")
 
 
 def check_space(place: Path, wanted: int) -> None:
@@ -67,7 +67,7 @@ def check_partitions(corpus: RawCorpus, options: PackOptions) -> None:
             found = [n for n in names if n.startswith("train")]
             raise SpecError(
                 f"cmvn train needs the partition that its statistics come from: add "
-                f"--train-partition {found[0] if found else names[0]} (partitions: {', '.join(names)})"
+                f"train_partition={found[0] if found else names[0]!r} (partitions: {', '.join(names)})"
             )
         if options.train_partition not in names:
             raise SpecError(f"train partition {options.train_partition!r} is not there; partitions: {', '.join(names)}")

@@ -67,7 +67,7 @@ class UtteranceReader:
             )
         if frames == 0:
             raise RawDataError(
-                f"{partition.where(index)}: no frames (T = 0), wanted at least one; remove it or use --skip-bad"
+                f"{partition.where(index)}: no frames (T = 0), wanted at least one; remove it or use skip_bad=True"
             )
         if labels is not None and len(labels) != frames:
             raise RawDataError(
@@ -81,7 +81,7 @@ class UtteranceReader:
                 t, d = np.argwhere(~finite)[0]
                 what = f"{features[t, d]} at frame {t}, coefficient {d}"
             raise RawDataError(
-                f"{partition.where(index)}: {what}, wanted finite numbers; make it again or use --skip-bad"
+                f"{partition.where(index)}: {what}, wanted finite numbers; make it again or use skip_bad=True"
             )
         return features, labels
 
@@ -193,7 +193,7 @@ class ChunkFiller:
 
     def _refuse(self, partition: str, index: int, largest: float) -> None:
         where = self.reader.partitions[partition].where(index)
-        way_out = "pack with --dtype float32, or with CMVN" if self.dtype == "float16" else "scale the features down"
+        way_out = "pack with dtype='float32', or with CMVN" if self.dtype == "float16" else "scale the features down"
         raise SpecError(
             f"{where}: a value of {largest:.6g} does not fit {self.dtype} (at most {self._limit:.6g}); "
             f"{way_out}"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -220,12 +221,22 @@ def verify(packed: Path, *, json_output: Json = False):
     print(json.dumps(result) if json_output else f"{packed}: intact, {size:,} bytes, {corpus.digest}")
 
 
+def as_flags(message: str) -> str:
+    """An error's words for the command line: `replace=True` is `--replace` here, `cmvn='train'` is `--cmvn train`."""
+
+    def flag(found: re.Match) -> str:
+        name = found[1].replace("_", "-")
+        return f"--{name}" if found[2] == "True" else f"--{name} {found[3]}"
+
+    return re.sub(r"\b(replace|skip_bad|cmvn|dtype|train_partition)=(True|'([^']*)')", flag, message)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; only phonedata's own errors become one line, anything else keeps its traceback."""
     try:
         app(arguments)
     except PhonedataError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {as_flags(str(error))}", file=sys.stderr)
         sys.exit(1)
     except BrokenPipeError:
         # The reader of our output (`| head`) has gone; what is still buffered goes nowhere.

@@ -10,7 +10,7 @@ class CorpusNotFound(PhonedataError, FileNotFoundError):
 
 
 class CorpusExists(PhonedataError, FileExistsError):
-    """A packed corpus is already there and `--replace` was not given."""
+    """A packed corpus is already there and `replace` was not asked for."""
 
 
 class FormatError(PhonedataError, ValueError):

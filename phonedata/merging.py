@@ -75,7 +75,7 @@ def _open_parts(target: Path) -> list[PackedCorpus]:
         keys = [k for k in _MUST_AGREE if part.attributes.get(k) != parts[0].attributes.get(k)]
         if keys or own["source"] != parts[0].attributes["part"]["source"]:
             what = f"{keys[0]} {part.attributes.get(keys[0])!r:.80}" if keys else "other raw files or options"
-            raise FormatError(f"{part.path}: made from {what}, unlike {parts[0].path}; pack it again with --replace")
+            raise FormatError(f"{part.path}: made from {what}, unlike {parts[0].path}; pack it again with replace=True")
     return parts
 
 

@@ -16,7 +16,7 @@ from .tables import print_result
 app = App(
     name="phonetrain",
     help="Turns context windows into phonemes: train, resume, evaluate, predict, report. "
-    "With nothing given, `fit` finds packed/ and trains the default recipe; the others take the newest run.",
+    "With nothing given, `fit` finds packed/ and trains the default recipe; the others take the run trained last.",
     help_format="markdown",
     version=lambda: _version(),
 )
@@ -100,7 +100,7 @@ def resume(
     Parameters
     ----------
     run
-        The run's directory or name; default: the newest.
+        The run's directory or name; default: the one trained last.
     corpus
         The packed corpus, where it has moved; it is recognised by its digest.
     from_
@@ -135,7 +135,7 @@ def evaluate(
     Parameters
     ----------
     run
-        The run's directory or name; default: the newest.
+        The run's directory or name; default: the one trained last.
     partition
         A labelled partition; default: the run's dev.
     checkpoint
@@ -172,7 +172,7 @@ def predict(
     Parameters
     ----------
     run
-        The run's directory or name; default: the newest.
+        The run's directory or name; default: the one trained last.
     partition
         Default: the run's test.
     out
@@ -203,7 +203,7 @@ def report(*runs: Path, out: Path | None = None, json: Flag = False) -> None:
     Parameters
     ----------
     runs
-        Run directories or names; default: the newest.
+        Run directories or names; default: the one trained last.
     out
         The HTML file; default RUN/report.html, for several runs report.html.
     json
@@ -222,7 +222,7 @@ def explain(run: Path | None = None, *, json: Flag = False) -> None:
     Parameters
     ----------
     run
-        The run's directory or name; default: the newest.
+        The run's directory or name; default: the one trained last.
     json
         Print the sentences as JSON.
     """
@@ -268,7 +268,7 @@ def export(
     Parameters
     ----------
     run
-        The run's directory or name; default: the newest.
+        The run's directory or name; default: the one trained last.
     out
         The directory; default RUN/export.
     checkpoint
@@ -307,9 +307,8 @@ def _ended(run: Any, as_json: bool) -> int:
     if not _is_main():
         return code
     told = {"run": str(run.path), "status": status, "best": best}
-    next_step = f"phonetrain evaluate {run.path}" if code == 0 else f"phonetrain resume {run.path}"
     try:
-        print_result(told, f"{run.path}: {status}; next: {next_step}", as_json)
+        print_result(told, f"{run.path}: {status}", as_json)
         sys.stdout.flush()
     except OSError:
         # Its terminal was closed, or its reader left: the run is saved all the same, and the code says how it ended.

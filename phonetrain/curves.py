@@ -62,13 +62,14 @@ class Curves:
         train, epochs = run.metrics("train"), run.metrics("epoch")
         to_epochs = epoch_scale(train, epochs)
         names = ("train_loss", "train_accuracy", "dev_loss", "dev_accuracy")
-        best = [place for place, line in enumerate(epochs) if line.get("best")]
+        scores = run.scores()
+        best = [place for place, line in enumerate(scores) if line.get("best")]
         return cls(
             name=run.name,
             train_x=thinned(to_epochs([line["step"] for line in train]), np.max),
             train={name: thinned(column(train, name), np.mean) for name in ("loss", "accuracy", "lr")},
-            epoch_x=np.array([line["epoch"] + 1.0 for line in epochs]),
-            epochs={name: column(epochs, name) for name in names},
+            epoch_x=to_epochs([line["step"] for line in scores]),
+            epochs={name: column(scores, name) for name in names},
             best=best[-1] if best else None,
             marks=marks(run, to_epochs),
         )
@@ -133,7 +134,7 @@ def draw_run(run: Run) -> Figure:
         accuracy.set(title="Frame accuracy (%)", xlabel="epochs")
         rate.plot(told.train_x, told.train["lr"], color=TRAIN, linewidth=1.4)
         if not told.train_x.size and told.epoch_x.size:
-            rate.plot(told.epoch_x, column(run.metrics("epoch"), "lr"), color=TRAIN, linewidth=1.4)
+            rate.plot(told.epoch_x, column(run.scores(), "lr"), color=TRAIN, linewidth=1.4)
         positive = told.train["lr"][told.train["lr"] > 0]
         # A cosine reads best on a plain axis, rates that were cut again and again on a logarithmic one.
         if positive.size and positive.max() > 20 * np.median(positive):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-import tomllib
 from datetime import datetime
 from typing import Any
 
+from .advice import after_bad_numbers, against_overfitting, longer
+from .config import RunConfig
 from .console import clock, short
-from .run import Run
+from .run import Run, where_scored
 
 RISING = 0.001  # frame accuracy gained over the last epochs that still counts as learning
 OVERFIT = 0.10  # train above dev by this much
@@ -22,7 +23,6 @@ SIGNALS = {
     "finished": "all its epochs were done",
     "TrainingStopped": "it stopped itself, for the reason told above or on its terminal",
 }
-LENGTH_BOUND = ("cosine", "onecycle")
 
 
 def explain(run: Run | str | os.PathLike[str] | None = None) -> list[str]:
@@ -144,17 +144,20 @@ def _happening(event: dict[str, Any]) -> str:
 def _standing(run: Run) -> list[str]:
     epochs, best = run.metrics("epoch"), run.best()
     if not epochs:
-        return ["No epoch has been scored yet."]
+        if best is None:
+            return ["No epoch has been scored yet."]
+        scored = f"{100 * best['dev_accuracy']:.2f} % dev frame accuracy"
+        return [f"The first epoch is not over; its weights so far scored {scored}."]
     told = f"{len(epochs)} epoch{'s are' if len(epochs) != 1 else ' is'} scored"
     if best is not None:
-        told += f"; the best is epoch {best['epoch'] + 1} with {100 * best['dev_accuracy']:.2f} % dev frame accuracy"
+        told += f"; the best score is {100 * best['dev_accuracy']:.2f} % dev frame accuracy, in {where_scored(best)}"
     sentences = [told + "."]
     newest = epochs[-1]
     if newest["train_accuracy"] - newest["dev_accuracy"] > OVERFIT:
         sentences.append(
             f"Train accuracy ({100 * newest['train_accuracy']:.2f} %) is far above dev "
-            f"({100 * newest['dev_accuracy']:.2f} %): more dropout, masks, averaged weights or data help more than "
-            "more epochs."
+            f"({100 * newest['dev_accuracy']:.2f} %): {', '.join(against_overfitting(run))} may help more than more "
+            "epochs."
         )
     return sentences
 
@@ -169,19 +172,14 @@ def _next_steps(run: Run) -> list[str]:
             return ["Next: it ended before the first checkpoint; phonetrain fit starts it again, under another name."]
         again = f"Next: phonetrain resume {run.path} goes on from the last checkpoint."
         if any(event["event"] == "nonfinite" for event in run.events()) and status == "TrainingStopped":
-            again += (
-                " After numbers that went bad change something first: a lower optimizer.lr, optimizer.clip_norm=1.0, "
-                "precision=fp32, or guard.policy=rollback."
-            )
+            again += f" After numbers that went bad change something first: {' or '.join(after_bad_numbers(run))}."
         return [again]
     told = [f"Next: {look}."]
     if status == "finished" and len(epochs) >= 4:
         gained = epochs[-1]["dev_accuracy"] - max(line["dev_accuracy"] for line in epochs[:-3])
         if gained > RISING:
-            more = f"phonetrain resume {run.path} epochs={epochs[-1]['epoch'] + 1 + max(5, len(epochs) // 2)}"
-            with open(run.config_path, "rb") as file:
-                schedule = tomllib.load(file).get("schedule", {}).get("name", "")
-            more += " schedule.on_extend=stretch" * schedule.startswith(LENGTH_BOUND)
+            until = epochs[-1]["epoch"] + 1 + max(5, len(epochs) // 2)
+            more = longer(run, RunConfig.from_toml(run.config_path), until)
             told.append(f"It was still gaining ({100 * gained:.2f} points in the last 3 epochs): {more} may gain more.")
     return told
 

@@ -15,7 +15,7 @@ import torch
 
 from phonedata import PackedCorpus
 
-from . import checkpoint
+from . import advice, checkpoint
 from .assemble import Parts, assemble, describe, identity, training_selection
 from .config import RunConfig, diff, load_recipe
 from .console import Console, open_console, short
@@ -25,7 +25,7 @@ from .interrupts import StopRequest, noticed_signals
 from .loop import Trainer
 from .partitions import Roles, check_window, choose_roles, open_corpus, warnings_before_training
 from .ranks import Ranks, here, joined
-from .run import Onlooker, Run
+from .run import Onlooker, Run, where_scored
 from .schedule import refuse_silent_extension
 from .stages import plan_stages
 from .tracking import Tracker, open_tracker
@@ -145,8 +145,10 @@ def resume(run: str | os.PathLike[str] | None = None, *overrides: str, corpus: s
         warnings = problems + restore_machine(saved.identity["machine"], compute)
         plans = plan_stages(config)
         if saved.progress.epoch >= plans[-1].stop:
-            raise ConfigError(f"{where.path}: all {plans[-1].stop} epochs are done; "
-                              f"`phonetrain resume {where.path} epochs={plans[-1].stop + 10}` trains longer")
+            done = saved.progress.epoch
+            more = advice.longer(where, old, max(old.epochs, done) + 10)
+            raise ConfigError(f"{where.path}: {done} epochs are done, of {plans[-1].stop} wanted; "
+                              f"`{more}` trains longer")
         # The stage whose parts were saved: at its very end that is not yet the stage of the next epoch.
         plan = next(plan for plan in reversed(plans) if plan.start <= saved.identity["stage"])
         parts = assemble(config, plan, packed, roles, compute)
@@ -163,9 +165,13 @@ def resume(run: str | os.PathLike[str] | None = None, *overrides: str, corpus: s
             where.append_event("config_changed", key=key, old=before, new=after, by="resume", **place)
         shown.say(f"resuming {where.path} at epoch {progress.epoch + 1}, batch {progress.batch}, step {progress.step}")
         for key, before, after in changes:
-            shown.say(f"changed: {key} {before} -> {after}")
+            shown.say(f"changed: {key} {_told(before)} -> {_told(after)}")
         train(where, parts, shown, warnings, bool(changes) or from_checkpoint is not None, ranks)
     return where
+
+
+def _told(value: Any) -> Any:
+    return "none" if value is None else value
 
 
 def find_checkpoint(run: Run, wanted: str | int | None) -> tuple[checkpoint.Checkpoint, list[str]]:
@@ -241,7 +247,8 @@ def train(run: Run, parts: Parts, console: Console, warnings: Sequence[str], sav
     plan = {
         "run": str(run.path), "epochs": plan_stages(config)[-1].stop, "steps_per_epoch": parts.train.batches_per_epoch,
         "model": f"{describe(parts)['model']['parameters']:,} parameters",
-        "data": f"{parts.train.num_frames:,} frames of {parts.roles.train}; scored on {parts.roles.dev}",
+        "data": f"{parts.train.num_frames:,} frames of {parts.roles.train}; scored on {parts.roles.dev} "
+                f"in {parts.compute.precision}",
         "device": f"{parts.compute.reason}, {parts.compute.precision}", "loader": parts.train.reason,
     }
     with noticed_signals() as request:
@@ -268,11 +275,17 @@ def end(trainer: Trainer, reason: str, request: StopRequest, **fields: Any) -> N
     best = None if progress.best_score is None else float(progress.best_score)
     trainer.tracker.summary({"best_dev_accuracy": best, "best_epoch": progress.best_epoch, "ended": reason})
     trainer.tracker.finish(request.code)
+    told = []
     if best is not None:
-        console.say(f"best dev frame accuracy {100 * best:.2f} % (epoch {progress.best_epoch + 1})")
-    if reason != "finished" and trainer.saved is not None:
+        line = run.best()
+        where = f" ({where_scored(line)})" if line is not None else ""
+        told.append(f"best dev frame accuracy {100 * best:.2f} %{where}")
+    if trainer.saved is not None:
         step, size = trainer.saved
-        console.say(f"{reason}: saved at step {step} ({short(size)}B); `phonetrain resume {run.path}` goes on")
+        told.append(f"{reason}: saved at step {step} ({short(size)}B)")
+        told += [f"next: {way}" for way in advice.after_end(run, reason, best is not None)]
+    if told:
+        console.say("\n".join(told))
     trainer.event("run_finished" if reason == "finished" else "segment_ended", reason=reason, **fields)
 
 

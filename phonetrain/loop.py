@@ -276,7 +276,7 @@ class Trainer:
         self.last_saved = time.monotonic()
         self.saving_seconds = self.last_saved - began
         self.last_logged += self.saving_seconds
-        if self.saved is None or size > 1.5 * self.saved[1]:  # the first of a run holds no moments yet
+        if self.progress.step and (self.saved is None or not self.saved[0]):  # before any step there are no moments
             kept = parts.config.checkpoint.keep
             self.console.say(f"a checkpoint takes {short(size)}B; the newest {kept} and the best are kept")
         self.saved = self.progress.step, size

@@ -81,6 +81,10 @@ def check_window(corpus: PackedCorpus, config: RunConfig) -> None:
                           f"phonedata pack RAW {corpus.path} --context {wanted} --replace")
 
 
+# The demo warms up over a sixth of its steps and is the better for it; beyond a fifth little is left to learn in.
+LONGEST_WARMUP, FITTING_WARMUP = 0.2, 0.05
+
+
 def warnings_before_training(corpus: PackedCorpus, roles: Roles, train: Selection, config: RunConfig) -> list[str]:
     """Sentences about data that will train badly; raises ConfigError for data that cannot train at all."""
     said = []
@@ -91,6 +95,7 @@ def warnings_before_training(corpus: PackedCorpus, roles: Roles, train: Selectio
     if batches < 20:
         said.append(f"an epoch is only {batches} updates ({train.num_frames:,} frames, batch_size "
                     f"{config.batch_size:,}); a smaller batch_size learns more from so little")
+    said += long_warmup(config, batches)
     symbols = corpus.phonemes.symbols
     trained = sum(corpus[name].label_histogram for name in roles.train.split(" + "))
     scored = sum(corpus[name].label_histogram for name in roles.dev.split(" + "))
@@ -104,6 +109,19 @@ def warnings_before_training(corpus: PackedCorpus, roles: Roles, train: Selectio
         said.append(f"no frame is labelled {_names(symbols, absent)}: {absent.size} of {len(symbols)} outputs "
                     "learn nothing")
     return said
+
+
+def long_warmup(config: RunConfig, batches: int) -> list[str]:
+    """A sentence where warm-up takes too much of the run. batches: updates an epoch."""
+    schedule, updates = config.schedule, batches * config.epochs
+    by_epochs = schedule.warmup_epochs is not None
+    warm = schedule.warmup_epochs * batches if by_epochs else schedule.warmup_steps or 0
+    if warm <= LONGEST_WARMUP * updates:
+        return []
+    setting = f"schedule.warmup_epochs = {schedule.warmup_epochs}" if by_epochs else "schedule.warmup_steps"
+    fitting = f"schedule.warmup_steps={max(1, round(FITTING_WARMUP * updates))}"
+    return [f"warm-up takes {warm:,} of the run's {updates:,} updates ({setting}): the learning rate is hardly at its "
+            f"height before the run ends; {fitting} fits" + " (with schedule.warmup_epochs=none)" * by_epochs]
 
 
 def _names(symbols: tuple[str, ...], indices: np.ndarray) -> str:

@@ -99,7 +99,8 @@ def evaluate(
 
     loss is the mean cross entropy in nats a frame, accuracy and error_rate are shares of frames; majority is what
     answering the commonest phoneme everywhere would score. phonemes has frames, recall and precision of each class,
-    confused the pairs that cost most frames, confusion the (C, C) counts, true class by predicted class. The result is
+    confused the pairs that cost most frames, confusion the (C, C) counts, true class by predicted class. in_training is
+    the accuracy that the same weights had there in training, with its precision, or None. The result is
     also kept in the run's evaluations/. Raises ConfigError where the partition has no labels.
     """
     trained = open_trained(run, checkpoint, corpus, device)
@@ -120,6 +121,7 @@ def evaluate(
         raise PhonetrainError(f"{name}: {result['frames']} frames were scored, wanted {frames}; please report this")
     confusion = metrics.confusion.cpu().numpy()
     told = trained.conditions | {"partition": name, "utterances": sum(part.num_utterances for part in partitions)}
+    told["in_training"] = _scored_in_training(trained, name)
     told |= result | describe_confusion(confusion, trained.corpus.phonemes.symbols) | {"confusion": confusion.tolist()}
     _keep(trained.run, told)
     return told
@@ -264,6 +266,14 @@ class _Watched:
             for batch in self.loader.epoch(epoch, start_batch):
                 yield batch
                 bar.advance(task, batch.frames.shape[0])
+
+
+def _scored_in_training(trained: Trained, partition: str) -> dict[str, Any] | None:
+    run, built = trained.run, trained.run.read_json(trained.run.built_path)
+    there = [line for line in run.scores() if line.get("step") == trained.saved.progress.step]
+    same = partition == (built.get("scoring") or {}).get("partitions")
+    same = same and trained.conditions["corpus_is_the_trained_one"]
+    return {"accuracy": there[-1]["dev_accuracy"], "precision": built.get("precision")} if there and same else None
 
 
 def _keep(run: Run, told: dict[str, Any]) -> None:

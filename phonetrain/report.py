@@ -22,7 +22,7 @@ from .curves import as_image, as_svg, draw_confusion, draw_run, draw_runs, write
 from .durable import write_atomically
 from .errors import PhonetrainError, RunNotFound
 from .explain import explain
-from .run import Run
+from .run import Run, where_scored
 from .stages import flattened
 
 Runs = Run | str | os.PathLike[str] | Sequence["Run | str | os.PathLike[str]"] | None
@@ -88,7 +88,7 @@ def several_runs(runs: Sequence[Run]) -> str:
 
 
 CONDITIONS = (
-    "Dev frame accuracy and loss are of the best epoch, scored in the training precision unless a row says fp32; "
+    "Dev frame accuracy and loss are of the best score, made in the training precision unless a row says fp32; "
     "frames seen counts every training frame as often as it was used. Changes are against the first run. One seed a "
     "row: a difference smaller than the spread between seeds says nothing."
 )
@@ -133,6 +133,7 @@ def summary(run: Run) -> dict[str, Any]:
         "status": run.status,
         "epochs": len(epochs),
         "best_epoch": best.get("epoch"),
+        "best_in": where_scored(best) if best else None,
         "best_accuracy": best.get("dev_accuracy"),
         "best_loss": best.get("dev_loss"),
         "train_accuracy": best.get("train_accuracy"),
@@ -180,7 +181,7 @@ def headline(told: dict[str, Any], scores: dict[str, Any] | str) -> str:
             (f"{percent(scores['majority']['share'])} %", f"answering {scores['majority']['phoneme']} everywhere"),
         ]
     elif told["best_accuracy"] is not None:
-        where = f"best dev frame accuracy, epoch {told['best_epoch'] + 1}, {told['precision']}"
+        where = f"best dev frame accuracy, {told['best_in']}, {told['precision']}"
         pairs.append((f"{percent(told['best_accuracy'])} %", where))
     pairs += [
         (count(told["parameters"]), "parameters"),
@@ -218,11 +219,14 @@ def evaluation_sections(scores: dict[str, Any] | str) -> list[str]:
 
 
 def epoch_table(run: Run) -> str:
-    epochs = run.metrics("epoch")
-    best = [place for place, line in enumerate(epochs) if line.get("best")]
-    rows = [(line["epoch"] + 1, number(line.get("train_loss")), percent(line.get("train_accuracy")),
-             number(line.get("dev_loss")), percent(line.get("dev_accuracy")), f"{line.get('lr', 0):.2e}",
-             clock(line.get("seconds")), line.get("segment", 0) + 1) for line in epochs]  # fmt: skip
+    scores = run.scores()
+    best = [place for place, line in enumerate(scores) if line.get("best")]
+    rows = [
+        (where_scored(line).removeprefix("epoch "), number(line.get("train_loss")), percent(line.get("train_accuracy")),
+         number(line.get("dev_loss")), percent(line.get("dev_accuracy")), f"{line['lr']:.2e}" if "lr" in line else "–",
+         clock(line["seconds"]) if "seconds" in line else "–", line.get("segment", 0) + 1)
+        for line in scores
+    ]  # fmt: skip
     header = ("epoch", "train loss", "train %", "dev loss", "dev %", "learning rate", "time", "part")
     return page.table(header, rows, best[-1] if best else None)
 

@@ -113,7 +113,8 @@ class Run:
     def open(cls, path: str | os.PathLike[str] | None = None, root: Path = RUNS) -> Run:
         """The run at `path` (a directory, or the bare name of one under `root`); None takes the newest under `root`.
 
-        Newest is by the time of the last event, so that copying directories or evaluating an old run changes nothing.
+        Newest is the one trained last, by the time of its last event: looking at an old run, or copying directories,
+        changes nothing.
         Raises RunNotFound.
         """
         if path is None:
@@ -205,9 +206,13 @@ class Run:
                 break
         return "running"
 
+    def scores(self) -> list[dict[str, Any]]:
+        """The lines with a dev score, in step order: one an epoch, and those made inside one before a deadline."""
+        return [line for line in self.metrics() if line.get("kind") in ("epoch", "evaluate")]
+
     def best(self) -> dict[str, Any] | None:
-        """The epoch line with the best score so far, or None before the first."""
-        return next((line for line in reversed(self.metrics("epoch")) if line.get("best")), None)
+        """The line with the best score so far, an epoch's or one made inside an epoch; None before the first."""
+        return next((line for line in reversed(self.scores()) if line.get("best")), None)
 
     # Checkpoints and small files
 
@@ -288,8 +293,13 @@ class Run:
         epochs, best = self.metrics("epoch"), self.best()
         told = f", {len(epochs)} epoch{'s' * (len(epochs) != 1)}" if epochs else ""
         if best and isinstance(best.get("dev_accuracy"), float):
-            told += f", best dev frame accuracy {100 * best['dev_accuracy']:.2f} % after epoch {best['epoch'] + 1}"
+            told += f", best dev frame accuracy {100 * best['dev_accuracy']:.2f} % in {where_scored(best)}"
         return f"Run({str(self.path)!r}{told})"
+
+
+def where_scored(line: dict[str, Any]) -> str:
+    """A line of `Run.scores` placed for people, who count epochs from 1."""
+    return f"epoch {line['epoch'] + 1}" + ", before its end" * (line.get("kind") == "evaluate")
 
 
 class Onlooker(Run):

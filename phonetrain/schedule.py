@@ -262,10 +262,13 @@ def extension_question(old: RunConfig, new: RunConfig) -> str | None:
         schedule = plan.config.schedule
         last = schedule.chain[-1] if schedule.name == "chain" else schedule
         if before != plan.schedule_stop and last.name in NEEDS_LENGTH and schedule.on_extend is None:
+            hold = "keep it, then hold its last rate"
+            if plan.schedule_stop < before:
+                hold = f"keep it: the run ends at epoch {plan.schedule_stop}, before the rate is down"
             return (
                 f"epochs {old.epochs} -> {new.epochs}: {last.name} was laid out to end at epoch {before}; say "
                 f"schedule.on_extend=stretch (lay it out to epoch {plan.schedule_stop}: the rate jumps now) or "
-                "schedule.on_extend=hold (keep it, then hold its last rate)"
+                f"schedule.on_extend=hold ({hold})"
             )
     return None
 

@@ -34,8 +34,8 @@ def percent(share: float | None) -> str:
 def evaluation_text(told: dict[str, Any]) -> str:
     """What `evaluate` returned, for people."""
     lines = [
-        f"{told['run']}, {told['checkpoint']} ({told['epochs_done']} epochs), {told['weights']} weights, fp32 on "
-        f"{told['device']}",
+        f"{told['run']}, {told['checkpoint']} ({told['epochs_done']} epochs), {told['weights']} weights, "
+        f"{told['precision']} on {told['device']}",
         f"{told['partition']}: {told['utterances']:,} utterances, {told['frames']:,} frames",
         "",
         f"frame accuracy    {percent(told['accuracy'])} %     (answering {told['majority']['phoneme']} everywhere: "
@@ -44,6 +44,10 @@ def evaluation_text(told: dict[str, Any]) -> str:
         f"loss              {told['loss']:.4f} nats a frame",
         "",
     ]
+    before = told["in_training"]
+    if before is not None and before["precision"] != told["precision"]:
+        lines.insert(-1, f"in training       {percent(before['accuracy'])} %     (in {before['precision']}: the "
+                         "difference is rounding)")
     if not told["corpus_is_the_trained_one"]:
         lines.insert(2, f"note: {told['corpus']} is not the corpus this run was trained on (its digest differs)")
     half = -(-len(told["phonemes"]) // 2)

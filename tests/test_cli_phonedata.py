@@ -118,3 +118,19 @@ def test_closed_pipe_is_no_traceback(tiny_corpus):
     command = f"{sys.executable} -m phonedata inspect {tiny_corpus.path} --json | head -c 10"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
     assert done.stderr == ""
+
+
+def test_errors_name_the_keyword_in_python_and_the_flag_on_the_command_line(tiny_raw, tmp_path):
+    from phonedata import pack
+    from phonedata.cli import as_flags
+    from phonedata.errors import CorpusExists, SpecError
+
+    pack(tiny_raw, tmp_path / "packed")
+    with pytest.raises(CorpusExists, match="replace it with replace=True"):
+        pack(tiny_raw, tmp_path / "packed")
+    done = run("pack", tiny_raw, tmp_path / "packed")
+    assert done.returncode == 1 and "replace it with --replace" in done.stderr
+    with pytest.raises(SpecError, match="train_partition='train-clean'") as refused:
+        pack(tiny_raw, tmp_path / "other", cmvn="train")
+    assert "--train-partition train-clean" in as_flags(str(refused.value))
+    assert as_flags("use skip_bad=True, cmvn='train' of a=True") == "use --skip-bad, --cmvn train of a=True"

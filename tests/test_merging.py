@@ -112,7 +112,7 @@ def test_merge_replaces_another_corpus_only_on_demand(raw, tmp_path):
     pack(raw, tmp_path / "packed", context=2)
     for i in (1, 2):
         pack(raw, tmp_path / "packed", part=(i, 2))
-    with pytest.raises(CorpusExists, match="--replace"):
+    with pytest.raises(CorpusExists, match="replace=True"):
         merge(tmp_path / "packed")
     merge(tmp_path / "packed", replace=True)
     assert PackedCorpus(tmp_path / "packed").context == 50

@@ -171,7 +171,7 @@ def test_bad_utterance_leaves_a_good_corpus_untouched(raw, tmp_path):
 
 def test_existing_corpus_is_replaced_only_on_demand(raw, tmp_path):
     pack(raw, tmp_path / "packed")
-    with pytest.raises(CorpusExists, match="--replace"):
+    with pytest.raises(CorpusExists, match="replace it with replace=True"):
         pack(raw, tmp_path / "packed")
     pack(raw, tmp_path / "packed", replace=True, context=7)
     assert PackedCorpus(tmp_path / "packed").context == 7
@@ -222,7 +222,7 @@ def test_values_too_large_for_float16_name_the_way_out(raw, tmp_path):
         mfcc(raw, f"1-{utterance}-000{utterance}").unlink()
         transcript(raw, f"1-{utterance}-000{utterance}").unlink()
     np.save(mfcc(raw), np.load(mfcc(raw)) % 70_001)
-    with pytest.raises(SpecError, match=r"1-1-0001.npy: a value of 70000 does not fit float16.*--dtype float32"):
+    with pytest.raises(SpecError, match=r"1-1-0001.npy: a value of 70000 does not fit float16.*dtype='float32'"):
         pack(raw, tmp_path / "packed", cmvn="none")
     pack(raw, tmp_path / "packed", cmvn="none", dtype="float32")
 
@@ -233,9 +233,9 @@ def test_values_too_large_for_float16_name_the_way_out(raw, tmp_path):
         ({"cmvn": "global"}, "cmvn 'global' is unknown"),
         ({"dtype": "int8"}, "dtype 'int8'"),
         ({"context": -1}, "context -1"),
-        ({"cmvn": "train"}, "--train-partition train"),
+        ({"cmvn": "train"}, "train_partition='train'"),
         ({"cmvn": "train", "train_partition": "trian"}, "'trian' is not there"),
-        ({"train_partition": "train"}, "add --cmvn train"),
+        ({"train_partition": "train"}, "add cmvn='train'"),
         ({"part": (3, 2)}, "part 3/2"),
         ({"stats_only": True}, "stats only"),
     ],

@@ -124,7 +124,7 @@ class AudioPartition:
             elif self.labelled and partner is None:
                 self.problems.append(
                     Problem(
-                        utterance, f"{path}: no alignment beside it (.TextGrid, .phn or .lab); add it or use --skip-bad"
+                        utterance, f"{path}: no alignment beside it (.TextGrid, .phn or .lab); add it, or skip_bad=True"
                     )
                 )
             else:

@@ -93,7 +93,7 @@ class Hw1p2Partition:
                     Problem(
                         i,
                         f"{self._mfcc}/{features[i][0]}: no transcript {self._transcript}/{i}.npy; add it or "
-                        "use --skip-bad",
+                        "use skip_bad=True",
                     )
                 )
             for i in sorted(labels.keys() - features.keys() - refused):
@@ -101,7 +101,7 @@ class Hw1p2Partition:
                     Problem(
                         i,
                         f"{self._transcript}/{labels[i][0]}: no features {self._mfcc}/{i}.npy; add them or use "
-                        "--skip-bad",
+                        "skip_bad=True",
                     )
                 )
             refused = {p.utterance_id for p in self.problems}
@@ -198,6 +198,6 @@ class Hw1p2Partition:
         if len(labels) != len(features):
             raise RawDataError(
                 f"{path}: {len(labels)} labels, but {self.where(index)} has {len(features)} frames; both must count "
-                f"the same frames: make one of them again, or use --skip-bad"
+                f"the same frames: make one of them again, or use skip_bad=True"
             )
         return features, labels

@@ -133,11 +133,11 @@ class KaldiPartition:
         if self.labelled:
             for utterance in sorted(places.keys() - lines.places.keys()):
                 self.problems.append(
-                    Problem(utterance, f"{scp}: {utterance} has no line in {lines.files[0]}; add it or use --skip-bad")
+                    Problem(utterance, f"{scp}: {utterance} has no line in {lines.files[0]}; add it, or skip_bad=True")
                 )
             for utterance in sorted(lines.places.keys() - places.keys()):
                 self.problems.append(
-                    Problem(utterance, f"{lines.files[0]}: {utterance} has no line in {scp}; add it or use --skip-bad")
+                    Problem(utterance, f"{lines.files[0]}: {utterance} has no line in {scp}; add it, or skip_bad=True")
                 )
         self.utterance_ids = sorted(u for u in places if not self.labelled or u in lines.places)
         self.speakers = [speakers.get(utterance, utterance) for utterance in self.utterance_ids]

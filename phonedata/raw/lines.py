@@ -186,7 +186,7 @@ def checked_labels(
     if len(labels) != num_frames:
         raise RawDataError(
             f"{features}: {num_frames} feature frames but {len(labels)} labels in {where}; both must count the same "
-            "frames: make one of them again, or use --skip-bad"
+            "frames: make one of them again, or use skip_bad=True"
         )
     if len(labels) and (labels.min() < 0 or labels.max() >= num_classes):
         bad = int(labels.max() if labels.max() >= num_classes else labels.min())

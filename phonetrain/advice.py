@@ -1,0 +1,72 @@
+"""What a person may do next: commands that work when pasted, and only what the run did not have already."""
+
+from __future__ import annotations
+
+import shlex
+import tomllib
+from typing import Any
+
+from .config import RunConfig
+from .errors import ConfigError
+from .run import Run
+from .schedule import extension_question
+from .stages import flattened
+
+
+def longer(run: Run, config: RunConfig, epochs: int) -> str:
+    """The command that trains a run on up to `epochs` epochs, with the answer its schedule will ask for."""
+    command = f"{resume(run)} epochs={epochs}"
+    try:
+        asked = extension_question(config, config.replaced({"epochs": epochs}))
+    except ConfigError:  # a chain whose phases are all counted: its last one is said with the epochs
+        last = len(config.schedule.chain) - 1
+        phase = (config.schedule.chain[last].epochs or 0) + epochs - config.epochs
+        return f"{command} schedule.chain.{last}.epochs={phase}"
+    return command + " schedule.on_extend=stretch" * (asked is not None)
+
+
+def resume(run: Run) -> str:
+    return f"phonetrain resume {shlex.quote(str(run.path))}"
+
+
+def evaluate(run: Run) -> str:
+    return f"phonetrain evaluate {shlex.quote(str(run.path))}"
+
+
+def after_end(run: Run, reason: str, scored: bool) -> list[str]:
+    """The lines under "next" when a segment has ended. scored: there is a best checkpoint."""
+    done = reason in ("finished", "early_stopped")
+    ways = [f"{evaluate(run)}    scores the best checkpoint, in fp32"] if scored else []
+    on = [] if done else [f"{resume(run)}    goes on where it stopped"]
+    return [*on, *ways]
+
+
+def against_overfitting(run: Run) -> list[str]:
+    """What the run did not have yet, as settings where one says it."""
+    had = settings(run)
+    kept = had.get("subset", 1.0)
+    masked = had.get("augment.time_mask") or had.get("augment.freq_mask")
+    return [
+        *(["all of the data (subset=1.0)"] if kept < 1 else []),
+        *([] if masked else ["masks (augment.time_mask, augment.freq_mask)"]),
+        *([] if had.get("averaging.decay") else ["averaged weights (averaging.decay=0.999)"]),
+        "more dropout" if had.get("model.dropout") else "dropout (model.dropout)",
+        "more data" if kept >= 1 else "a smaller net",
+    ]
+
+
+def after_bad_numbers(run: Run) -> list[str]:
+    """What to change before going on, less what the run had already."""
+    had = settings(run)
+    return [
+        "a lower optimizer.lr",
+        *([] if had.get("optimizer.clip_norm") else ["optimizer.clip_norm=1.0"]),
+        *([] if run.read_json(run.built_path).get("precision") == "fp32" else ["precision=fp32"]),
+        *([] if had.get("guard.policy") == "rollback" else ["guard.policy=rollback"]),
+    ]
+
+
+def settings(run: Run) -> dict[str, Any]:
+    """Dotted key -> value of config.toml; what is none is left out."""
+    with open(run.config_path, "rb") as file:
+        return dict(flattened(tomllib.load(file)))

@@ -1,0 +1,149 @@
+"""What a run says to people: epochs counted from 1, each thing once, advice that fits and commands that work."""
+
+import os
+import shutil
+
+import pytest
+
+from phonetrain.cli import exit_code
+from phonetrain.config import RunConfig
+from phonetrain.console import Console
+from phonetrain.errors import ConfigError
+from phonetrain.explain import explain
+from phonetrain.predict import evaluate
+from phonetrain.report import epoch_table, summary
+from phonetrain.run import Run
+from phonetrain.tables import evaluation_text
+from tests.test_report import lived
+from tests.training import StopAt, fit_tiny, resume_tiny
+
+
+class Hearing(Console):
+    """Keeps what it is told."""
+
+    def __init__(self):
+        super().__init__()
+        self.said = []
+
+    def say(self, text):
+        self.said += text.splitlines()
+
+    warn = say
+
+
+@pytest.fixture(scope="module")
+def whole(learnable_corpus, tmp_path_factory):
+    console = Hearing()
+    run = fit_tiny(learnable_corpus, tmp_path_factory.mktemp("whole") / "run", "precision=bf16", console=console)
+    return run, console.said
+
+
+def test_size_of_a_checkpoint_is_said_once_and_is_true(whole):
+    run, said = whole
+    told = [line for line in said if "a checkpoint takes" in line]
+    assert len(told) == 1
+    last = run.checkpoint_dir(run.read_pointer("last"))
+    kilobytes = sum(path.stat().st_size for path in last.iterdir()) / 1e3
+    assert float(told[0].split()[3]) == pytest.approx(kilobytes, rel=0.01)
+
+
+def test_end_is_one_block_with_each_next_command_once(learnable_corpus, tmp_path, whole):
+    assert [line.split("    ")[0] for line in whole[1][-1:]] == [f"next: phonetrain evaluate {whole[0].path}"]
+    console = Hearing()
+    run = fit_tiny(learnable_corpus, tmp_path / "a run", "epochs=100000", "stop.max_time=4s", console=console)
+    block = console.said[-4:]
+    assert block[0].startswith("best dev frame accuracy") and block[1].startswith("deadline: saved at step")
+    assert block[2].startswith(f"next: phonetrain resume '{run.path}'")
+    assert block[3].startswith(f"next: phonetrain evaluate '{run.path}'")
+    assert sum("phonetrain" in line for line in console.said) == 2
+
+
+def test_changed_time_limit_is_said(learnable_corpus, tmp_path):
+    run = fit_tiny(learnable_corpus, tmp_path / "run", console=StopAt(8))
+    console = Hearing()
+    resume_tiny(run, 'stop.max_time="2h"', 'stop.stop_at="23:59"', console=console)
+    assert {"changed: stop.max_time none -> 2h", "changed: stop.stop_at none -> 23:59"} <= set(console.said)
+
+
+def test_best_score_inside_an_epoch_is_the_best_everywhere(tmp_path):
+    run = lived(tmp_path / "run")
+    run.append_metric({"kind": "evaluate", "segment": 2, "epoch": 4, "step": 45, "partition": "dev-clean",
+                       "dev_loss": 0.5, "dev_accuracy": 0.91, "best": True})  # fmt: skip
+    assert run.best()["step"] == 45 and "epoch 5, before its end" in repr(run)
+    assert "the best score is 91.00 % dev frame accuracy, in epoch 5, before its end" in " ".join(explain(run))
+    assert summary(run)["best_in"] == "epoch 5, before its end" and summary(run)["best_accuracy"] == 0.91
+    assert "5, before its end" in epoch_table(run)
+
+
+def test_a_score_of_the_first_epoch_is_not_forgotten(tmp_path):
+    run = Run.create(tmp_path / "run")
+    shutil.copy(lived(tmp_path / "other").config_path, run.config_path)
+    run.append_event("segment_started", segment=0, epoch=0, step=0)
+    run.append_metric({"kind": "evaluate", "segment": 0, "epoch": 0, "step": 5, "dev_loss": 2.0, "dev_accuracy": 0.25,
+                       "best": True})  # fmt: skip
+    assert "so far scored 25.00 %" in " ".join(explain(run))
+
+
+def test_evaluation_names_its_precision_and_what_training_had_seen(whole):
+    told = evaluate(whole[0])
+    line = next(line for line in whole[0].scores() if line["step"] == told["step"])
+    assert told["in_training"] == {"accuracy": line["dev_accuracy"], "precision": "bf16"}
+    text = evaluation_text(told)
+    assert "weights, fp32 on" in text and "(in bf16: the difference is rounding)" in text
+    assert evaluate(whole[0], "train-clean")["in_training"] is None
+
+
+def test_shortening_a_cosine_is_asked_about_in_fitting_words(learnable_corpus, tmp_path):
+    run = fit_tiny(learnable_corpus, tmp_path / "run", "epochs=6", console=StopAt(30))
+    with pytest.raises(ConfigError, match="the run ends at epoch 3, before the rate is down"):
+        resume_tiny(run, "epochs=3")
+    resume_tiny(run, "epochs=3", "schedule.on_extend=hold")
+    assert run.status == "finished" and len(run.metrics("epoch")) == 3
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "constant", "onecycle"])
+def test_hint_of_a_finished_run_works_when_pasted(learnable_corpus, tmp_path, schedule, monkeypatch, capsys):
+    run = fit_tiny(learnable_corpus, tmp_path / "run", "epochs=1", f"schedule.name={schedule}")
+    with pytest.raises(ConfigError) as refused:
+        resume_tiny(run)
+    command = str(refused.value).split("`")[1].split()
+    assert command[:2] == ["phonetrain", "resume"] and ("on_extend" in command[-1]) == (schedule != "constant")
+    assert exit_code([*command[1:], 'stop.max_time="3s"', "--quiet"]) == 0
+    assert run.events("segment_started")[-1]["segment"] == 1
+
+
+def test_advice_leaves_out_what_the_run_had(tmp_path):
+    run = lived(tmp_path / "run")
+    config = RunConfig.from_toml(run.config_path)
+    assert config.averaging.decay and config.augment.time_mask and config.model.dropout
+    told = " ".join(explain(run))
+    assert "more dropout, more data may help" in told and "averaged weights" not in told and "masks" not in told
+    run.write_text(run.config_path, config.replaced({"averaging.decay": None, "subset": 0.5}).to_toml())
+    told = " ".join(explain(run))
+    assert "averaging.decay=" in told and "subset=1.0" in told
+
+
+def test_long_warmup_is_warned_of_with_a_value_that_fits(learnable_corpus, tmp_path, whole):
+    assert not [line for line in whole[1] if "warm-up" in line]
+    console = Hearing()
+    run = fit_tiny(learnable_corpus, tmp_path / "run", "epochs=2", "schedule.warmup_steps=20", console=console)
+    (told,) = [event["message"] for event in run.events("warning") if "warm-up" in event["message"]]
+    assert "20 of the run's 46 updates" in told and "schedule.warmup_steps=2 " in told and told in console.said
+    console = Hearing()
+    fit_tiny(learnable_corpus, tmp_path / "mended", "epochs=2", "schedule.warmup_steps=2", console=console)
+    assert not [line for line in console.said if "warm-up" in line]
+
+
+def test_looking_at_an_older_run_does_not_make_it_the_newest(learnable_corpus, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    fit_tiny(learnable_corpus, tmp_path / "runs" / "older", "epochs=1")
+    fit_tiny(learnable_corpus, tmp_path / "runs" / "newer", "epochs=1")
+    for command in ("evaluate", "predict", "report", "explain"):
+        assert exit_code([command, "runs/older"]) == 0
+    os.utime(tmp_path / "runs" / "older")
+    assert Run.open().name == "newer"
+    with pytest.raises(ConfigError):
+        resume_tiny(Run.open("older"))  # refused: nothing was trained
+    assert Run.open().name == "newer"
+    resume_tiny(Run.open("older"), "epochs=2", "schedule.on_extend=hold")
+    assert Run.open().name == "older"
