@@ -34,10 +34,13 @@ def evaluate(run: Run) -> str:
 
 
 def after_end(run: Run, reason: str, scored: bool) -> list[str]:
-    """The lines under "next" when a segment has ended. scored: there is a best checkpoint."""
+    """What comes next when a segment has ended, as commands whose explanation a shell takes for a comment.
+
+    scored: there is a best checkpoint.
+    """
     done = reason in ("finished", "early_stopped")
-    ways = [f"{evaluate(run)}    scores the best checkpoint, in fp32"] if scored else []
-    on = [] if done else [f"{resume(run)}    goes on where it stopped"]
+    ways = [f"{evaluate(run)}    # scores the best checkpoint, in fp32"] if scored else []
+    on = [] if done else [f"{resume(run)}    # goes on where it stopped"]
     return [*on, *ways]
 
 
