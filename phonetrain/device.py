@@ -59,9 +59,9 @@ def choose_compute(device: str = "auto", precision: str = "auto") -> Compute:
                               "use device=cpu, or run `phonetrain doctor` to see why")
         return _cuda_compute(chosen, precision)
     if precision == "auto":
-        if cpu_has_bf16():
+        if cpu_gains_by_bf16():
             return Compute(chosen, "bf16", "cpu with bf16 instructions")
-        return Compute(chosen, "fp32", "cpu without bf16 instructions")
+        return Compute(chosen, "fp32", "cpu that bf16 would not speed up")
     return Compute(chosen, precision, f"cpu, {precision} as asked")
 
 
@@ -96,10 +96,30 @@ def determinism(wanted: bool) -> Iterator[None]:
         torch.utils.deterministic.fill_uninitialized_memory = filled
 
 
-def cpu_has_bf16() -> bool:
-    """Whether this CPU multiplies bf16 natively (AVX-512 BF16 or AMX); elsewhere bf16 is slower than fp32."""
-    probes = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
-    return any(probe() for probe in probes if probe is not None)
+def cpu_gains_by_bf16() -> bool:
+    """Whether this CPU multiplies bf16 matrices faster than float32 ones: by what it is, never by a stopwatch.
+
+    A run that is resumed must find the same answer, so nothing is timed. AMX always gains. AVX-512 BF16 gains on AMD,
+    whose cores issue as many of its instructions as of float32's; Intel's issue half as many, and torch's products
+    then take twice float32's time (docs/PERFORMANCE.md). Elsewhere bf16 is emulated.
+    """
+    if _supports("_is_amx_tile_supported"):
+        return True
+    return _supports("_is_avx512_bf16_supported") and cpu_vendor() != "GenuineIntel"
+
+
+def _supports(probe: str) -> bool:
+    return bool(getattr(torch.cpu, probe, bool)())
+
+
+def cpu_vendor() -> str:
+    """The CPU's vendor as Linux tells it ("AuthenticAMD", "GenuineIntel"); empty where nobody tells."""
+    try:
+        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
+            lines = (line.partition(":") for line in file)
+            return next((value.strip() for key, _, value in lines if key.strip() == "vendor_id"), "")
+    except OSError:
+        return ""
 
 
 def describe_machine(compute: Compute) -> dict[str, str | int | None]:
@@ -114,5 +134,6 @@ def describe_machine(compute: Compute) -> dict[str, str | int | None]:
         "torch": torch.__version__,
         "cuda": torch.version.cuda if gpu else None,
         "threads": torch.get_num_threads(),
+        "precision": compute.precision,
         "ranks": here().world_size,
     }

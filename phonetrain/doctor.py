@@ -22,7 +22,7 @@ import torch
 
 from . import recipe as recipes
 from .console import clock, own_memory, short
-from .device import cpu_has_bf16
+from .device import cpu_gains_by_bf16
 from .errors import ConfigError
 
 PACKAGES = ("phonedata", "torch", "numpy", "numba", "zarr", "wandb", "rich", "cyclopts", "safetensors", "matplotlib")
@@ -92,7 +92,7 @@ def look_at_devices(facts: dict[str, str], problems: list[str]) -> None:
         facts["cuda"] = "no GPU driver here; training runs on the CPU"
     facts["cpu"] = (
         f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}, bf16 instructions: "
-        + ("yes, precision auto takes bf16" if cpu_has_bf16() else "no, precision auto takes fp32")
+        + ("yes, precision auto takes bf16" if cpu_gains_by_bf16() else "no, precision auto takes fp32")
     )
 
 
