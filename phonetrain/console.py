@@ -150,6 +150,13 @@ class Console:
         return tuple(clock(self.pace.seconds(end - done)) for end in (self.epoch + 1, self.epochs))
 
 
+class Mute(Console):
+    """The console of processes whose words another one already says."""
+
+    def warn(self, text: str) -> None:
+        """Nothing."""
+
+
 class PlainConsole(Console):
     """Plain lines, each whole on its own: for log files, CI and dumb terminals. ASCII only."""
 

@@ -18,7 +18,7 @@ from phonedata import PackedCorpus
 from . import advice, checkpoint
 from .assemble import Parts, assemble, describe, identity, training_selection
 from .config import RunConfig, diff, load_recipe
-from .console import Console, open_console, short
+from .console import Console, Mute, open_console, short
 from .device import Compute, choose_compute, describe_machine, determinism
 from .errors import CheckpointError, ConfigError, RunNotFound, TrainingStopped
 from .interrupts import StopRequest, noticed_signals
@@ -97,7 +97,7 @@ def seen_by(ranks: Ranks, run: Run | None) -> Run:
 
 def shown_by(ranks: Ranks, console: Console | None) -> Console:
     """The console given or found, on rank 0; the others say nothing."""
-    return (console or open_console()) if ranks.is_main else Console()
+    return (console or open_console()) if ranks.is_main else Mute()
 
 
 def prepare(config: RunConfig, corpus: PackedCorpus) -> tuple[Roles, Compute, Parts, list[str]]:
@@ -144,7 +144,9 @@ def resume(run: str | os.PathLike[str] | None = None, *overrides: str, corpus: s
         held.enter_context(determinism(config.deterministic))
         warnings = problems + restore_machine(saved.identity["machine"], compute)
         plans = plan_stages(config)
-        if saved.progress.epoch >= plans[-1].stop:
+        # Killed after its last checkpoint and before its end was recorded: that is all that is left to do.
+        only_the_end = saved.progress.finished and not changes and where.status == "running"
+        if saved.progress.epoch >= plans[-1].stop and not only_the_end:
             done = saved.progress.epoch
             more = advice.longer(where, old, max(old.epochs, done) + 10)
             raise ConfigError(f"{where.path}: {done} epochs are done, of {plans[-1].stop} wanted; "
@@ -154,7 +156,7 @@ def resume(run: str | os.PathLike[str] | None = None, *overrides: str, corpus: s
         parts = assemble(config, plan, packed, roles, compute)
         restore_parts(parts, saved, [key for key, _, _ in changes])
         progress = parts.state.progress
-        progress.finished = False
+        progress.finished = only_the_end
         parent, progress.segment = progress.segment, 1 + max(event["segment"] for event in where.events()
                                                              if "segment" in event)
         checkpoint.mend_best(where, progress)
@@ -163,7 +165,9 @@ def resume(run: str | os.PathLike[str] | None = None, *overrides: str, corpus: s
         where.append_event("segment_started", parent=parent, checkpoint=saved.path.name, **place)
         for key, before, after in changes:
             where.append_event("config_changed", key=key, old=before, new=after, by="resume", **place)
-        shown.say(f"resuming {where.path} at epoch {progress.epoch + 1}, batch {progress.batch}, step {progress.step}")
+        position = f"epoch {progress.epoch + 1}, batch {progress.batch}, step {progress.step}"
+        shown.say(f"{where.path}: all {progress.epoch} epochs are done; only the end was not recorded" if only_the_end
+                  else f"resuming {where.path} at {position}")
         for key, before, after in changes:
             shown.say(f"changed: {key} {_told(before)} -> {_told(after)}")
         train(where, parts, shown, warnings, bool(changes) or from_checkpoint is not None, ranks)

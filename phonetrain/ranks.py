@@ -122,6 +122,10 @@ def joined(device: str = "auto") -> Iterator[Ranks]:
         yield _here
         return
     on_cuda = device != "cpu" and torch.cuda.is_available()
+    # Functions of this module keep the group of the moment of its import as a default argument, and torch's optimizers
+    # import it: after our group is made, the group's threads would outlive it and now and then abort the exit.
+    from torch.distributed.nn import functional  # noqa: F401
+
     local = int(os.environ.get("LOCAL_RANK", "0"))
     if on_cuda:
         torch.cuda.set_device(local)

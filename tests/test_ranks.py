@@ -71,6 +71,8 @@ def runs_of_two(learnable_corpus, tmp_path_factory) -> Path:
     command = [*LAUNCH, "--nproc-per-node", "2", str(folder / "together.py"), str(learnable_corpus.path), str(folder)]
     told = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=240)
     assert told.returncode == 0, told.stderr[:3000]
+    # Of several processes one talks: each of the runs warns once of its long warm-up.
+    assert told.stderr.count("warm-up takes") == len(WAYS)
     return folder
 
 
@@ -189,6 +191,26 @@ with joined("cpu") as ranks:
     ours.eval(); true.eval()
     close(ours(whole), true(whole))
 """
+
+
+LEFT = """
+import pathlib, torch
+from phonetrain.ranks import joined
+with joined("cpu") as ranks:
+    ranks.barrier()
+    torch.optim.AdamW([torch.zeros(3, requires_grad=True)], fused=True).step()  # imports much of torch.distributed
+names = [task.read_text().strip() for task in pathlib.Path("/proc/self/task").glob("*/comm")]
+assert not any("gloo" in name for name in names), names
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="lists threads in Linux's /proc")
+def test_no_thread_of_the_group_outlives_it(tmp_path):
+    """One that was left aborted the interpreter's exit now and then: `terminate called without an active exception`."""
+    (tmp_path / "left.py").write_text(LEFT)
+    command = [*LAUNCH, "--nproc-per-node", "2", str(tmp_path / "left.py")]
+    told = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120)
+    assert told.returncode == 0, told.stderr[:3000]
 
 
 def test_norm_over_ranks_equals_torch_on_the_whole_batch(tmp_path):

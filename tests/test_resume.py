@@ -167,6 +167,21 @@ def test_moved_corpus_is_recognised_and_another_one_refused_with_both_digests(
     assert run.status == "finished"
 
 
+def test_run_killed_before_its_end_was_recorded_is_finished_by_resume(learnable_corpus, whole, tmp_path):
+    shutil.copytree(whole.path, tmp_path / "run")
+    run = Run(tmp_path / "run")
+    lines = run.events_path.read_text().splitlines(keepends=True)
+    assert '"run_finished"' in lines[-1]
+    run.events_path.write_text("".join(lines[:-1]))
+    assert run.status == "running"
+    resume_tiny(run)
+    assert run.status == "finished"
+    assert weights(run) == weights(whole)
+    assert numbers(run) == numbers(whole)
+    with pytest.raises(ConfigError, match="3 epochs are done"):
+        resume_tiny(run)
+
+
 def test_copied_run_directory_resumes_elsewhere(learnable_corpus, whole, tmp_path):
     run = interrupted(learnable_corpus, tmp_path / "run")
     shutil.move(run.path, tmp_path / "drive")
