@@ -88,17 +88,27 @@ def fit(recipe: str | os.PathLike[str] | None = None, *overrides: str, config: R
 
 def launch(ranks: Ranks) -> dict[str, Any]:
     """What torchrun calls this launch: processes that it starts again find their run by it."""
-    return {"ranks": ranks.world_size, "launch": os.environ.get("TORCHELASTIC_RUN_ID")} if ranks.world_size > 1 else {}
+    return {"ranks": ranks.world_size, "launch": launch_id()} if ranks.world_size > 1 else {}
+
+
+def launch_id() -> str:
+    """torchrun's id of this launch; where it was started without `--standalone` or an id, all its launches are called
+    `none`, and the process that started this one tells them apart."""
+    told = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    return f"process {os.getppid()}" if told == "none" else told
 
 
 def begun_before(run: str | os.PathLike[str] | None) -> Path | None:
-    """The run that the processes of this launch trained before torchrun started them again; None if there is none."""
+    """The run that the processes of this launch trained before torchrun started them again; None if there is none.
+
+    run: as given to fit. A directory that holds the run of another launch is no reason to go on with it.
+    """
     try:
         where = Run.open(run)
     except RunNotFound:
         return None
     launches = [event.get("launch") for event in where.events("run_started")]
-    return where.path if run is not None or os.environ.get("TORCHELASTIC_RUN_ID") in launches else None
+    return where.path if launch_id() in launches else None
 
 
 def seen_by(ranks: Ranks, run: Run | None) -> Run:

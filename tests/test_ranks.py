@@ -14,7 +14,7 @@ from torch import nn
 
 from phonetrain.config import load_recipe
 from phonetrain.console import Console
-from phonetrain.fit import fit
+from phonetrain.fit import begun_before, fit, launch_id
 from phonetrain.ranks import Ranks, here, joined, reduce_norms
 from phonetrain.run import Run
 from tests.training import TINY
@@ -147,6 +147,20 @@ def wait_for(condition, process, said: Path, seconds: float = 300.0) -> None:
         assert time.monotonic() < end, "waited too long"
         assert process is None or process.poll() is None, said.read_text()[-3000:]
         time.sleep(0.05)
+
+
+@pytest.mark.parametrize("launch", ["aaa", "none"])
+def test_started_again_is_only_what_this_launch_began(tmp_path, monkeypatch, launch):
+    """With --run the launch was not compared: a restart went on with whatever run was there."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", launch)
+    run = Run.create(tmp_path / "runs" / "old")
+    run.config_path.write_text("epochs = 1\n")
+    for of_another in ({}, {"launch": None}, {"launch": "none"}, {"launch": "bbb"}):
+        run.append_event("run_started", **of_another)
+    monkeypatch.chdir(tmp_path)
+    assert begun_before(run.path) is None and begun_before(None) is None
+    run.append_event("run_started", launch=launch_id())
+    assert begun_before(run.path) == run.path and begun_before(None).name == "old"
 
 
 def test_alone_nothing_is_met():
