@@ -17,6 +17,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+
+from .errors import ConfigError
 
 REASONS = (None, "deadline", "SIGHUP", "SIGTERM", "SIGINT")  # why a rank wants to stop; the last one wins
 PATIENCE = timedelta(minutes=30)  # for a rank that packs, compiles or reads a cold corpus
@@ -144,29 +147,44 @@ def joined(device: str = "auto") -> Iterator[Ranks]:
 
 
 def reduce_norms(model: nn.Module) -> nn.Module:
-    """Let the batch norms of `model` sum over all ranks, in place; names, parameters and buffers stay what they are."""
-    if here().world_size > 1:
-        for module in model.modules():
-            if type(module) is nn.BatchNorm1d:
-                module.__class__ = ReducedBatchNorm1d
+    """Let the batch norms of `model` sum over all ranks, in place; names, parameters and buffers stay what they are.
+
+    Raises ConfigError for a norm with running statistics that cannot: every rank would keep statistics of its own.
+    """
+    if here().world_size == 1:
+        return model
+    for name, module in model.named_modules():
+        if not isinstance(module, _NormBase) or isinstance(module, nn.SyncBatchNorm):
+            continue
+        summed = type(module) is nn.BatchNorm1d and module.affine and module.momentum is not None
+        if summed and module.track_running_stats:
+            module.__class__ = ReducedBatchNorm1d
+        elif isinstance(module, _BatchNorm) or module.track_running_stats:
+            raise ConfigError(
+                f"model: {name} is {module}, which cannot be summed over {here().world_size} processes; wanted "
+                "nn.BatchNorm1d(affine=True, track_running_stats=True, momentum=a number), LayerNorm or GroupNorm: "
+                "use one of them in model.factory, or train in one process"
+            )
     return model
 
 
 class ReducedBatchNorm1d(nn.BatchNorm1d):
     """nn.BatchNorm1d over the global batch: one small reduction each way, which gloo can do too.
 
-    (B, H) -> (B, H). SyncBatchNorm refuses CPUs.
+    (B, H) -> (B, H), or (B, H, L) -> (B, H, L) with statistics over B and L. SyncBatchNorm refuses CPUs.
     """
 
     def forward(self, hidden: Tensor) -> Tensor:
         if not (self.training and here().together):
             return super().forward(hidden)
-        output, mean, variance, count = NormOverRanks.apply(hidden, self.weight, self.bias, self.running_mean, self.eps)
+        self._check_input_dim(hidden)
+        rows = hidden if hidden.ndim == 2 else hidden.transpose(1, 2).flatten(0, 1)
+        output, mean, variance, count = NormOverRanks.apply(rows, self.weight, self.bias, self.running_mean, self.eps)
         with torch.no_grad():
             self.num_batches_tracked.add_(1)
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
-        return output
+        return output if hidden.ndim == 2 else output.unflatten(0, (len(hidden), -1)).transpose(1, 2)
 
 
 class NormOverRanks(torch.autograd.Function):

@@ -14,6 +14,7 @@ from torch import nn
 
 from phonetrain.config import load_recipe
 from phonetrain.console import Console
+from phonetrain.errors import ConfigError
 from phonetrain.fit import begun_before, fit, launch_id
 from phonetrain.ranks import Ranks, here, joined, reduce_norms
 from phonetrain.run import Run
@@ -197,6 +198,10 @@ with joined("cpu") as ranks:
     close(found, wanted[rows]); close(other.grad, one.grad[rows])
     close(ours[0].weight.grad, true.weight.grad); close(ours[0].bias.grad, true.bias.grad)
     close(ours[0].running_mean, true.running_mean); close(ours[0].running_var, true.running_var)
+    ours.train(); true.train()
+    long = torch.randn(37, 6, 5)
+    close(ours(long[rows]), true(long)[rows])
+    close(ours[0].running_mean, true.running_mean); close(ours[0].running_var, true.running_var)
     assert ranks.agree("SIGTERM" if ranks.rank else None) == "SIGTERM"
     assert ranks.total(3 + ranks.rank) == 7
     assert ranks.share("a" if ranks.is_main else "b") == "a"
@@ -205,6 +210,18 @@ with joined("cpu") as ranks:
     ours.eval(); true.eval()
     close(ours(whole), true(whole))
 """
+
+
+@pytest.mark.parametrize("norm", [
+    nn.BatchNorm1d(4, affine=False), nn.BatchNorm1d(4, momentum=None), nn.BatchNorm1d(4, track_running_stats=False),
+    nn.BatchNorm2d(4), nn.BatchNorm3d(4), nn.InstanceNorm1d(4, track_running_stats=True),
+])  # fmt: skip
+def test_norm_that_cannot_be_summed_over_ranks_is_refused_by_name(monkeypatch, norm):
+    model = nn.ModuleDict({"fine": nn.LayerNorm(4), "also": nn.InstanceNorm1d(4), "odd": norm})
+    assert reduce_norms(model) is model
+    monkeypatch.setattr("phonetrain.ranks._here", Ranks(world_size=2))
+    with pytest.raises(ConfigError, match="model: odd is .*Norm.*cannot be summed over 2 processes; wanted"):
+        reduce_norms(model)
 
 
 LEFT = """
