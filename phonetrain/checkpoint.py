@@ -93,9 +93,9 @@ def save(run: Run, state: TrainState, identity: dict[str, Any], keep: int) -> tu
     # Into memory first: torch's own writing of a file hides why the disk refused it.
     training = io.BytesIO()
     torch.save({name: part.state_dict() for name, part in state.training_parts().items()}, training)
-    files = {TRAINING: training.getvalue(), MODEL: tensors_to_bytes(_contiguous(state.model.state_dict()))}
+    files = {TRAINING: training.getvalue(), MODEL: tensors_to_bytes(apart_on_cpu(state.model.state_dict()))}
     if state.averaged is not None:
-        files[AVERAGED] = tensors_to_bytes(_contiguous(state.averaged.state_dict()))
+        files[AVERAGED] = tensors_to_bytes(apart_on_cpu(state.averaged.state_dict()))
     partial = target.with_name(f".{target.name}.partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)
@@ -122,8 +122,16 @@ def save(run: Run, state: TrainState, identity: dict[str, Any], keep: int) -> tu
     return target, size
 
 
-def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+def apart_on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """On the CPU, each with memory of its own: safetensors refuses tied weights, which are one tensor of two names."""
+    apart: dict[str, Tensor] = {}
+    seen = set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        memory = tensor.untyped_storage().data_ptr()
+        apart[name] = tensor.clone() if memory in seen else tensor
+        seen.add(memory)
+    return apart
 
 
 def _digest(content: bytes) -> str:

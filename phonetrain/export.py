@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import save as tensors_to_bytes
 from torch import nn
 
+from .checkpoint import apart_on_cpu
 from .durable import plain, write_atomically
 from .errors import ConfigError, PhonetrainError
 from .predict import Trained, open_trained
@@ -50,7 +51,7 @@ def export(
     program = torch.export.export(model, (windows,), dynamic_shapes=dynamic)
     data = io.BytesIO()
     torch.export.save(program, data)
-    weights = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
+    weights = apart_on_cpu(model.state_dict())
     write_atomically(path / "model.pt2", data.getvalue())
     write_atomically(path / "model.safetensors", tensors_to_bytes(weights))
     write_atomically(path / "model.json", (json.dumps(plain(description(trained)), indent=2) + "\n").encode())

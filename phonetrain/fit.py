@@ -180,8 +180,8 @@ def resume(run: str | os.PathLike[str] | None = None, *overrides: str, corpus: s
         restore_parts(parts, saved, [key for key, _, _ in changes])
         progress = parts.state.progress
         progress.finished = only_the_end
-        parent, progress.segment = progress.segment, 1 + max(event["segment"] for event in where.events()
-                                                             if "segment" in event)
+        begun = [event["segment"] for event in where.events() if "segment" in event]
+        parent, progress.segment = progress.segment, 1 + max([progress.segment, *begun])
         checkpoint.mend_best(where, progress)
         where.write_text(where.config_path, config.to_toml())
         place = {"segment": progress.segment, "epoch": progress.epoch, "step": progress.step}
@@ -202,15 +202,20 @@ def _told(value: Any) -> Any:
 
 
 def find_checkpoint(run: Run, wanted: str | int | None) -> tuple[checkpoint.Checkpoint, list[str]]:
-    """The checkpoint to go on from, and sentences about newer ones that are damaged. Raises CheckpointError."""
+    """The checkpoint to go on from, and sentences about newer ones that are damaged and events that are lost.
+
+    Raises CheckpointError.
+    """
+    lost = [] if run.events_path.is_file() else [f"{run.events_path} is missing: what the run did before is not told"]
     if wanted is None:
-        return checkpoint.read_newest(run)
+        saved, problems = checkpoint.read_newest(run)
+        return saved, [*lost, *problems]
     name = str(wanted).removeprefix("step-")
     steps = checkpoint.saved_steps(run)
     if not name.isdigit() or int(name) not in steps:
         raise CheckpointError(f"{run.path}: no checkpoint {wanted!r}; there are "
                               f"{', '.join(f'step-{step}' for step in steps) or 'none'}")
-    return checkpoint.read(run.checkpoint_dir(int(name))), []
+    return checkpoint.read(run.checkpoint_dir(int(name))), lost
 
 
 def check_changes(run: Run, changes: Sequence[tuple[str, Any, Any]], old: RunConfig, new: RunConfig,

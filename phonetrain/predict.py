@@ -77,15 +77,21 @@ def open_trained(
     packed = open_corpus(config, corpus)
     saved = _read(run, checkpoint)
     _check_same_world(packed, saved, run)
+    _check_coefficients(packed, config, run)
     check_window(packed, config)
     compute = choose_compute(device, "fp32")
     model = build_model(config, feature_dim=packed.feature_dim, num_classes=len(packed.phonemes))
-    if saved.averaged is None:
-        model.load_state_dict(saved.model)
-    else:
-        averaged = AveragedWeights(model, config.averaging.decay or 0.0)
-        averaged.load_state_dict(saved.averaged)
-        model = averaged.model
+    try:
+        if saved.averaged is None:
+            model.load_state_dict(saved.model)
+        else:
+            averaged = AveragedWeights(model, config.averaging.decay or 0.0)
+            averaged.load_state_dict(saved.averaged)
+            model = averaged.model
+    except RuntimeError as error:  # a model.factory whose file has changed, or that makes another net of this corpus
+        raise CheckpointError(f"{saved.path}: its weights do not fit the model that is built for {packed.path} "
+                              f"({' '.join(str(error).split())[:300]}); give the corpus and the model.factory that "
+                              "it was trained with") from error
     return Trained(run, config, packed, compute, model.to(compute.device).eval(), saved)
 
 
@@ -234,6 +240,17 @@ def _check_same_world(corpus: PackedCorpus, saved: checkpoints.Checkpoint, run: 
         raise CheckpointError(
             f"{corpus.path} has other phonemes (fingerprint {found}) than {run.path} was trained on ({wanted}); "
             "give the corpus it was trained on with --corpus"
+        )
+
+
+def _check_coefficients(corpus: PackedCorpus, config: RunConfig, run: Run) -> None:
+    """By what was built: the matrix itself is padded, and would take a few coefficients more of a narrow window."""
+    layers = (run.read_json(run.built_path).get("model") or {}).get("layers")
+    width = config.window.left + 1 + config.window.right
+    if layers and layers[0]["inputs"] != width * corpus.feature_dim:
+        raise CheckpointError(
+            f"{corpus.path} has {corpus.feature_dim} coefficients a frame, but {run.path} was trained on "
+            f"{layers[0]['inputs'] // width}; give a corpus like that with --corpus"
         )
 
 

@@ -10,7 +10,7 @@ import torch
 from phonetrain.errors import CheckpointError, ConfigError, PhonetrainError, TrainingStopped
 from phonetrain.predict import describe_confusion, evaluate, label_frames, open_trained, predict
 from phonetrain.run import Run
-from tests.training import fit_tiny
+from tests.training import StopAt, fit_tiny, resume_tiny, weights
 
 room = sys.modules["phonetrain.predict"]
 
@@ -133,6 +133,56 @@ def test_corpus_with_other_phonemes_is_refused(trained_run, tmp_path):
     saved.identity["phonemes"] = "0" * 32
     with pytest.raises(CheckpointError, match="other phonemes"):
         room._check_same_world(run.corpus, saved, trained_run)
+
+
+def other_coefficients(folder):
+    """A corpus with the usual phonemes and 7 coefficients a frame."""
+    from phonedata import pack
+    from tests.conftest import write_hw1p2
+
+    random = np.random.default_rng(0)
+    for partition in ("train-clean", "dev-clean"):
+        utterances = {f"{partition}-1": (random.normal(size=(400, 7)).astype(np.float32), np.arange(400) % 40)}
+        write_hw1p2(folder / "raw", partition, utterances)
+    pack(folder / "raw", folder / "packed")
+    return folder / "packed"
+
+
+@pytest.mark.parametrize("context", [5, 0])
+def test_corpus_with_other_coefficients_is_refused(learnable_corpus, tmp_path, context):
+    """Of one frame, 12 coefficients and 7 are padded to 16 and 8; of 12 and 15 the matrices would even be the same."""
+    run = fit_tiny(learnable_corpus, tmp_path / "run", "epochs=1", f"window.left={context}",
+                   f"window.right={context}", "augment.time_mask=0")  # fmt: skip
+    with pytest.raises(CheckpointError, match="7 coefficients a frame, but .* was trained on 12"):
+        evaluate(run, corpus=other_coefficients(tmp_path))
+
+
+TIED = """
+from torch import nn
+def build(feature_dim, window_width, num_classes):
+    one, other = nn.Linear(32, 32), nn.Linear(32, 32)
+    other.weight = one.weight
+    first = nn.Linear(feature_dim * window_width, 32)
+    return nn.Sequential(nn.Flatten(), first, nn.ReLU(), one, nn.ReLU(), other, nn.ReLU(), nn.Linear(32, num_classes))
+"""
+
+
+def test_tied_weights_of_a_factory_are_saved_resumed_scored_and_exported(learnable_corpus, tmp_path):
+    from phonetrain.export import export
+
+    (tmp_path / "tied.py").write_text(TIED)
+    options = (f"model.factory={tmp_path / 'tied.py'}:build", "epochs=1")
+    whole = fit_tiny(learnable_corpus, tmp_path / "whole", *options)
+    run = fit_tiny(learnable_corpus, tmp_path / "run", *options, console=StopAt(8))
+    resume_tiny(run)
+    assert weights(run) == weights(whole)
+    trained = open_trained(run, "last")
+    assert trained.model[3].weight is trained.model[5].weight
+    assert evaluate(run)["loss"] == evaluate(whole)["loss"]
+    assert (export(run, tmp_path / "export") / "model.safetensors").is_file()
+    (tmp_path / "tied.py").write_text(TIED.replace("32", "24"))
+    with pytest.raises(CheckpointError, match="do not fit the model that is built .*model.factory"):
+        evaluate(run)
 
 
 def test_missing_and_damaged_checkpoints_are_named(trained_run, learnable_corpus, tmp_path):

@@ -216,6 +216,15 @@ def test_run_whose_checkpoints_are_gone_keeps_its_directory(learnable_corpus, wh
     assert run.events() == before
 
 
+def test_run_without_its_events_goes_on_and_says_so(learnable_corpus, whole, tmp_path):
+    run = interrupted(learnable_corpus, tmp_path / "run")
+    run.events_path.unlink()
+    resume_tiny(run)
+    assert weights(run) == weights(whole)
+    assert any("events.jsonl is missing" in event["message"] for event in run.events("warning"))
+    assert run.events("segment_started")[0]["segment"] == 1
+
+
 def test_copied_run_directory_resumes_elsewhere(learnable_corpus, whole, tmp_path):
     run = interrupted(learnable_corpus, tmp_path / "run")
     shutil.move(run.path, tmp_path / "drive")
