@@ -80,7 +80,7 @@ def test_newest_whole_one_is_found_and_each_newer_one_is_told_of(run):
     assert saved.progress.step == 23
     assert ["step-69" in problems[0], "step-46" in problems[1]] == [True, True]
     shutil.rmtree(run.checkpoint_dir(23))
-    with pytest.raises(CheckpointError, match="step-69.*step-46.*start again"):
+    with pytest.raises(CheckpointError, match="step-69.*step-46.*starts a new run"):
         checkpoint.read_newest(run)
 
 
