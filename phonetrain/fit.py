@@ -26,7 +26,7 @@ from .loop import Trainer
 from .partitions import Roles, check_window, choose_roles, open_corpus, warnings_before_training
 from .ranks import Ranks, here, joined
 from .run import Onlooker, Run, where_scored
-from .schedule import refuse_silent_extension
+from .schedule import refuse_silent_extension, sets_rate
 from .stages import plan_stages
 from .tracking import Tracker, open_tracker
 
@@ -170,8 +170,18 @@ def resume(run: str | os.PathLike[str] | None = None, *overrides: str, corpus: s
                   else f"resuming {where.path} at {position}")
         for key, before, after in changes:
             shown.say(f"changed: {key} {_told(before)} -> {_told(after)}")
+        if any(key == "epochs" or sets_rate(key) for key, _, _ in changes):
+            shown.say(f"learning rate: {told_rate(where, parts)}")
         train(where, parts, shown, warnings, bool(changes) or from_checkpoint is not None, ranks)
     return where
+
+
+def told_rate(run: Run, parts: Parts) -> str:
+    """The learning rate of the next step, behind the last one that was logged."""
+    progress, batches = parts.state.progress, parts.train.batches_per_epoch
+    rate = float(parts.state.schedule.rates(progress.epoch, batches)[progress.batch]) * progress.rate_scale
+    before = [line["lr"] for line in run.metrics("train") if line["step"] <= progress.step]
+    return f"{before[-1]:.3g} -> {rate:.3g}" if before else f"{rate:.3g}"
 
 
 def _told(value: Any) -> Any:
@@ -216,19 +226,28 @@ def check_identity(saved: checkpoint.Checkpoint, now: dict[str, Any], run: Run) 
 
 
 def restore_machine(before: dict[str, Any], compute: Compute) -> list[str]:
-    """Set the recorded number of threads; returns a sentence for what differs so that equality cannot be promised."""
-    if before.get("threads"):
+    """Set the recorded number of threads; returns a sentence for what differs so that equality cannot be promised.
+
+    Threads stay as they are on a machine that differs in other ways too, or has not so many cores: there is no equality
+    to be had by them, and more threads than cores wait for each other.
+    """
+    def differing() -> dict[str, Any]:
+        return {name: value for name, value in describe_machine(compute).items() if before.get(name) != value}
+
+    if set(differing()) == {"threads"} and 0 < (before.get("threads") or 0) <= (os.cpu_count() or 1):
         torch.set_num_threads(before["threads"])
-    now = describe_machine(compute)
-    differing = [f"{name} {before.get(name)} -> {value}" for name, value in now.items() if before.get(name) != value]
-    if not differing:
+    told = [f"{name} {before.get(name)} -> {value}" for name, value in differing().items()]
+    if not told:
         return []
-    return [f"this machine is not the one before ({', '.join(differing)}): training goes on, but bit for bit equality "
+    return [f"this machine is not the one before ({', '.join(told)}): training goes on, but bit for bit equality "
             "with an uninterrupted run is not promised"]
 
 
 def restore_parts(parts: Parts, saved: checkpoint.Checkpoint, changed: list[str]) -> None:
-    """Load a checkpoint into fresh parts; changed: keys that were changed by hand since it was saved."""
+    """Load a checkpoint into fresh parts; changed: keys that were changed by hand since it was saved.
+
+    A rate set by hand is the rate that is trained with: what rollbacks had multiplied it by is over.
+    """
     built = parts.state.optimizer.state_dict()["param_groups"]
     checkpoint.restore(parts.state, saved)
     if changed:
@@ -236,6 +255,8 @@ def restore_parts(parts: Parts, saved: checkpoint.Checkpoint, changed: list[str]
         state = parts.state.optimizer.state_dict()
         parts.state.optimizer.load_state_dict({**state, "param_groups": built})
         parts.state.schedule.changed_by_hand(parts.state.progress.epoch, changed)
+    if any(map(sets_rate, changed)):
+        parts.state.progress.rate_scale, parts.state.progress.rollbacks = 1.0, 0
 
 
 def train(run: Run, parts: Parts, console: Console, warnings: Sequence[str], save_first: bool, ranks: Ranks) -> None:
