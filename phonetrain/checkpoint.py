@@ -197,6 +197,7 @@ class Checkpoint:
     training: dict[str, Any]
     progress: Progress
     identity: dict[str, Any]
+    weights_digest: str
 
     @property
     def scored_weights(self) -> dict[str, Tensor]:
@@ -224,6 +225,7 @@ def read(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
             training=torch.load(path / TRAINING, map_location=device, weights_only=True),
             progress=Progress(**summary["progress"]),
             identity=summary["identity"],
+            weights_digest=_scored_digest(summary),
         )
     except CheckpointError:
         raise
@@ -233,6 +235,24 @@ def read(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
     except Exception as error:  # json, safetensors and torch each have their own errors for damaged bytes
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"{path}: cannot be read ({first_line}): the checkpoint is damaged or is none") from error
+
+
+def scored_as(path: Path) -> dict[str, Any] | None:
+    """What a score of this checkpoint on its own corpus carries: weights_digest, of the file that is scored, and
+    corpus_digest. Costs one small file; None where that cannot be read.
+
+    A step's number does not name its weights: a branch or a rollback comes to the same step with others.
+    """
+    try:
+        summary = json.loads((path / STATE).read_text(encoding="utf-8"))
+        return {"weights_digest": _scored_digest(summary), "corpus_digest": summary["identity"]["corpus"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _scored_digest(summary: dict[str, Any]) -> str:
+    digests = summary["digests"]
+    return digests.get(AVERAGED, digests[MODEL])
 
 
 def read_newest(run: Run, device: torch.device | str = "cpu") -> tuple[Checkpoint, list[str]]:

@@ -52,6 +52,7 @@ class Trained:
             "step": self.saved.progress.step,
             "epochs_done": self.saved.progress.epoch,
             "weights": "averaged" if self.saved.averaged is not None else "trained",
+            "weights_digest": self.saved.weights_digest,
             "precision": "fp32",
             "device": str(self.compute.device),
             "corpus": str(self.corpus.path),
@@ -276,10 +277,18 @@ def _scored_in_training(trained: Trained, partition: str) -> dict[str, Any] | No
     return {"accuracy": there[-1]["dev_accuracy"], "precision": built.get("precision")} if there and same else None
 
 
+def kept_at(run: Run, partition: str, checkpoint: str, other_corpus: str | None = None) -> Path:
+    """Where an evaluation is kept. checkpoint: as step-1200. other_corpus: digest of a corpus that is not the run's:
+    partitions of two corpora may have the same name."""
+    suffix = f"-corpus-{other_corpus[:12]}" if other_corpus else ""
+    return run.evaluations / f"{partition.replace(' ', '')}-{checkpoint}{suffix}.json"
+
+
 def _keep(run: Run, told: dict[str, Any]) -> None:
     """Keep an evaluation for the report; a run that this user cannot write to is scored all the same."""
+    elsewhere = None if told["corpus_is_the_trained_one"] else told["corpus_digest"]
     try:
-        run.write_json(run.evaluations / f"{told['partition'].replace(' ', '')}-{told['checkpoint']}.json", told)
+        run.write_json(kept_at(run, told["partition"], told["checkpoint"], elsewhere), told)
     except PhonetrainError as error:
         print(f"warning: the scores are not kept: {error}", file=sys.stderr)
 

@@ -147,11 +147,17 @@ def summary(run: Run) -> dict[str, Any]:
 
 
 def kept_evaluation(run: Run) -> dict[str, Any] | None:
-    """The kept fp32 evaluation of the best checkpoint on dev, if there is one."""
+    """The kept fp32 evaluation of the best checkpoint on dev, if there is one of these very weights."""
+    from . import checkpoint
+    from .predict import kept_at
+
     step = run.read_pointer("best")
+    wanted = None if step is None else checkpoint.scored_as(run.checkpoint_dir(step))
+    if wanted is None:
+        return None
     partition = (run.read_json(run.built_path).get("scoring") or {}).get("partitions", "")
-    path = run.evaluations / f"{partition.replace(' ', '')}-step-{step}.json"
-    return run.read_json(path) or None
+    kept = run.read_json(kept_at(run, partition, f"step-{step}"))
+    return kept if all(kept.get(name) == value for name, value in wanted.items()) else None
 
 
 def best_evaluation(run: Run) -> dict[str, Any] | str:
@@ -166,9 +172,14 @@ def best_evaluation(run: Run) -> dict[str, Any] | str:
 
     try:
         print(f"{run.path}: scoring its best checkpoint on dev, once, for the confusion matrix", file=sys.stderr)
-        return evaluate(run)
+        scores = evaluate(run)
     except (PhonetrainError, PhonedataError) as error:
         return f"The best checkpoint could not be scored for this report: {error}"
+    if not scores["corpus_is_the_trained_one"]:
+        return (f"The best checkpoint is not scored here: {scores['corpus']} is another corpus now (digest "
+                f"{scores['corpus_digest']}) than the run was trained on; `phonetrain evaluate {run.path} --corpus DIR` "
+                "scores it on the one it was trained on")
+    return scores
 
 
 def headline(told: dict[str, Any], scores: dict[str, Any] | str) -> str:

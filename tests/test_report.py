@@ -2,17 +2,20 @@
 
 import importlib.util
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from phonedata import pack
 from phonetrain.config import load_recipe
 from phonetrain.curves import Curves, as_png, draw_run, epoch_scale
 from phonetrain.errors import RunNotFound
 from phonetrain.explain import explain
-from phonetrain.report import ablation_markdown, command, kept_evaluation, report
+from phonetrain.predict import evaluate
+from phonetrain.report import ablation_markdown, best_evaluation, command, kept_evaluation, report
 from phonetrain.run import Run
 from tests.training import fit_tiny, resume_tiny
 
@@ -86,6 +89,31 @@ def test_page_is_one_whole_file_with_the_runs_numbers(runs):
     assert all(words in text for words in (*numbers, "optimizer.lr"))
     assert runs[0].curves_path.read_bytes().startswith(b"\x89PNG")
     assert str(Path.home()) not in text.replace(str(runs[0].path), "")
+
+
+def test_score_of_weights_that_a_branch_replaced_is_no_result_of_the_run(learnable_corpus, tmp_path):
+    run = fit_tiny(learnable_corpus, tmp_path / "run", "epochs=2", "checkpoint.keep=5")
+    step = run.read_pointer("best")
+    before = evaluate(run)
+    assert kept_evaluation(run) == before
+    resume_tiny(run, "optimizer.lr=5e-4", from_checkpoint=run.metrics("epoch")[0]["step"])
+    assert run.read_pointer("best") == step and kept_evaluation(run) is None
+    after = evaluate(run)
+    assert kept_evaluation(run) == after and after["loss"] != before["loss"]
+
+
+def test_score_on_another_corpus_is_kept_beside_the_runs_own(learnable_corpus, tmp_path):
+    run = fit_tiny(learnable_corpus, tmp_path / "run", "epochs=1")
+    own = evaluate(run)
+    pack(learnable_corpus.path.parent / "raw", tmp_path / "other", cmvn="none")
+    other = evaluate(run, corpus=tmp_path / "other")
+    assert other["loss"] != own["loss"] and kept_evaluation(run) == own
+    assert len(list(run.evaluations.iterdir())) == 2
+    # Where the run's corpus was packed anew in its place, its report says so and shows no other corpus' numbers.
+    shutil.rmtree(run.evaluations)
+    run.write_text(run.config_path, run.config_path.read_text().replace(str(learnable_corpus.path),
+                                                                        str(tmp_path / "other")))  # fmt: skip
+    assert "is another corpus now" in best_evaluation(run)
 
 
 def test_several_runs_make_an_ablation_table_with_commands(runs, tmp_path):
