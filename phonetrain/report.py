@@ -6,24 +6,29 @@ the best checkpoint was never scored on dev in fp32 it is scored now, for the co
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shlex
 import sys
 import tomllib
 from collections.abc import Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from . import page
+from . import advice, page
+from .config import RunConfig, diff, load_recipe
 from .console import clock, short
 from .curves import as_image, as_svg, draw_confusion, draw_run, draw_runs, write_curves
 from .durable import write_atomically
-from .errors import PhonetrainError, RunNotFound
+from .errors import ConfigError, PhonetrainError, RunNotFound
 from .explain import explain
 from .run import Run, where_scored
 from .stages import flattened
+from .wording import toml_value
 
 Runs = Run | str | os.PathLike[str] | Sequence["Run | str | os.PathLike[str]"] | None
 UNCOMPARED = ("data.corpus", "version")
@@ -129,7 +134,7 @@ def summary(run: Run) -> dict[str, Any]:
     started = next(iter(run.events("run_started")), {})
     best = best or {}
     return {
-        "recipe": started.get("recipe", "?"),
+        "recipe": started.get("recipe") or "none",
         "status": run.status,
         "epochs": len(epochs),
         "best_epoch": best.get("epoch"),
@@ -177,7 +182,7 @@ def best_evaluation(run: Run) -> dict[str, Any] | str:
         return f"The best checkpoint could not be scored for this report: {error}"
     if not scores["corpus_is_the_trained_one"]:
         return (f"The best checkpoint is not scored here: {scores['corpus']} is another corpus now (digest "
-                f"{scores['corpus_digest']}) than the run was trained on; `phonetrain evaluate {run.path} --corpus DIR` "
+                f"{scores['corpus_digest']}) than the run was trained on; `{advice.evaluate(run)} --corpus DIR` "
                 "scores it on the one it was trained on")
     return scores
 
@@ -256,19 +261,29 @@ def built_tables(run: Run) -> list[str]:
 
 
 def command(run: Run) -> str:
-    """The command that trains the same again: the recipe and how the run's settings differ from it."""
-    from .config import load_recipe
-    from .errors import ConfigError
-    from .wording import toml_value
+    """The command, for a POSIX shell, that trains under the run's settings again.
 
-    recipe = next(iter(run.events("run_started")), {}).get("recipe", "default")
-    try:
-        base = load_recipe(recipe).flat()
-    except ConfigError:
-        return f"phonetrain fit {run.config_path.as_posix()}"
-    settings = [f"{key}={new if isinstance(new, str) else toml_value(new)}".replace(" ", "")
-                for key, _, new in changes(base, flat_config(run)) if new is not None]  # fmt: skip
-    return " ".join(["phonetrain fit", recipe, *settings])
+    It is the run's recipe and how the settings differ from it, tried here: where that gives other settings (the recipe
+    is gone or unknown, or a difference cannot be said as `key=value`), it is the run's own config.toml.
+    """
+    config = RunConfig.from_toml(run.config_path)
+    recipe = next(iter(run.events("run_started")), {}).get("recipe")
+    words = [run.config_path.as_posix()]
+    with contextlib.suppress(ConfigError):
+        base = load_recipe(recipe or "default")
+        # A setting is left out of a config because it is none, which is said, or because nothing reads it.
+        settings = [f"{key}={new if isinstance(new, str) else 'none' if new is None else toml_value(new)}"
+                    for key, _, new in diff(base, config) if key not in UNCOMPARED
+                    and (new is not None or attrgetter(key)(config) is None)]  # fmt: skip
+        if recipe and elsewhere(base.override(settings)) == elsewhere(config):
+            words = [recipe, *settings]
+    corpus = [] if config.data.corpus is None else ["--corpus", config.data.corpus]
+    return shlex.join(["phonetrain", "fit", *words, *corpus])
+
+
+def elsewhere(config: RunConfig) -> RunConfig:
+    """The settings without the place of the corpus."""
+    return config.replaced({"data.corpus": None})
 
 
 def flat_config(run: Run) -> dict[str, Any]:

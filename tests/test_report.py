@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import shlex
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
@@ -127,13 +128,28 @@ def test_several_runs_make_an_ablation_table_with_commands(runs, tmp_path):
     assert table.splitlines()[1].count("|") == table.splitlines()[2].count("|")
 
 
-def test_command_of_a_row_gives_the_same_settings(runs):
-    words = command(runs[1]).split()
-    again = load_recipe(words[2]).override(words[3:])
-    from phonetrain.config import RunConfig
-
-    ran = RunConfig.from_toml(runs[1].config_path).replaced({"data.corpus": None})
-    assert again.replaced({"data.corpus": None}) == ran
+@pytest.mark.parametrize("settings", [
+    ["model.dropout=0.1", "averaging.decay=none", "schedule.warmup_steps=none", "data.train=train a + train-b"],
+    ["schedule.name=step", "schedule.step_size=3", "schedule.gamma=0.5", "model.widths=[512, 256]"],
+    ["stage=[{epochs = 2, subset = 0.5}, {epochs = 3, 'optimizer.lr' = 1e-4}]", "tracking.project=it's 1"],
+    ["schedule.name=chain", "schedule.chain=[{name='onecycle', epochs=2}, {name='plateau', lr='previous'}]"],
+    ["data.corpus=a place/packed", "stop.max_time=2h", "tracking.project='17'"],
+])  # fmt: skip
+@pytest.mark.parametrize("recipe", ["default", "chain", "gone.toml", None])
+def test_printed_command_as_a_shell_reads_it_gives_the_runs_settings(tmp_path, recipe, settings):
+    run = lived(tmp_path / "a run", recipe=recipe)
+    if recipe == "chain":
+        settings = ["epochs=3", "schedule.chain.0.epochs=1", *settings[3:]]
+    config = load_recipe("chain" if recipe == "chain" else "default").override(settings)
+    run.write_text(run.config_path, config.to_toml())
+    program, verb, source, *words = shlex.split(command(run))
+    corpus = {}
+    if "--corpus" in words:
+        corpus = {"data.corpus": words.pop()}
+        words.remove("--corpus")
+    assert (program, verb) == ("phonetrain", "fit")
+    assert load_recipe(source).override(words).replaced(corpus) == config
+    assert (source == recipe) == (recipe in ("default", "chain") and "'17'" not in str(settings))
 
 
 def test_life_is_told_in_order_with_ends_changes_and_what_was_left_aside(tmp_path):
