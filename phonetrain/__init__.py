@@ -3,10 +3,10 @@
 In a notebook:
 
     import phonetrain
-    run = phonetrain.fit("default", "epochs=5", corpus="packed")
+    run = phonetrain.fit("default", "epochs=5", corpus="packed")    # settings as texts, "optimizer.lr=5e-4" too
     phonetrain.evaluate(run)["accuracy"]
     phonetrain.predict(run)
-    phonetrain.resume(run, "epochs=10")
+    phonetrain.resume(run, "epochs=10", "schedule.on_extend=stretch")
     phonetrain.report(run)
 """
 

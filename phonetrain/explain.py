@@ -57,7 +57,9 @@ def _by_segment(events: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
 def _beginning(run: Run, events: list[dict[str, Any]]) -> str:
     started = next((event for event in events if event["event"] == "run_started"), {})
     built, environment = run.read_json(run.built_path), run.read_json(run.environment_path)
-    told = f"{run.path} began {_day(started.get('time'))} with the recipe {started.get('recipe', '(not recorded)')}"
+    recipe = started.get("recipe", "(not recorded)")
+    source = "a config that was given" if recipe is None else f"the recipe {recipe}"
+    told = f"{run.path} began {_day(started.get('time'))} with {source}"
     model, loader = built.get("model") or {}, built.get("loader") or {}
     if model.get("parameters"):
         told += f": {model['parameters']:,} parameters"

@@ -23,6 +23,7 @@ from .device import Compute, choose_compute, describe_machine, determinism
 from .errors import CheckpointError, ConfigError, RunNotFound, TrainingStopped
 from .interrupts import StopRequest, noticed_signals
 from .loop import Trainer
+from .overrides import refuse_keywords
 from .partitions import Roles, check_window, choose_roles, open_corpus, warnings_before_training
 from .ranks import Ranks, here, joined
 from .run import Onlooker, Run, where_scored
@@ -37,16 +38,17 @@ ORDER_KEYS = ("subset", "batch_size", "optimizer.accumulation", "loader.order")
 FIXED_KEYS = ("seed", "window.", "model.", "optimizer.name", "optimizer.decay_all", "data.train", "data.dev", "stage")
 
 
-def fit(recipe: str | os.PathLike[str] = "default", *overrides: str, config: RunConfig | None = None,
+def fit(recipe: str | os.PathLike[str] | None = None, *overrides: str, config: RunConfig | None = None,
         corpus: str | os.PathLike[str] | None = None, run: str | os.PathLike[str] | None = None,
-        console: Console | None = None) -> Run:
+        console: Console | None = None, **unknown: object) -> Run:
     """Train a recipe on a packed corpus in a new run directory.
 
     Parameters
     ----------
-    recipe: name of a recipe (`phonetrain recipes list`) or path of a TOML file. overrides: "key=value" settings.
-    config: a finished RunConfig in place of both. corpus: packed corpus; default: the config's, else packed/.
-    run: run directory; default runs/<recipe>-<n>. console: where progress is shown; default: what fits the place.
+    recipe: name of a recipe (`phonetrain recipes list`) or path of a TOML file; default: the recipe `default`.
+    overrides: "key=value" settings, each a text of its own. config: a RunConfig in place of a recipe.
+    corpus: packed corpus; default: the config's, else packed/. run: run directory; default runs/<recipe>-<n>.
+    console: where progress is shown; default: what fits the place. unknown: other keywords are refused.
 
     Returns
     -------
@@ -54,7 +56,13 @@ def fit(recipe: str | os.PathLike[str] = "default", *overrides: str, config: Run
 
     Raises ConfigError, RunExists and phonedata's errors before anything is written, TrainingStopped after.
     """
-    config = (config or load_recipe(recipe)).override(list(overrides))
+    refuse_keywords('fit("default", ...)', unknown)
+    if recipe is not None and config is not None:
+        raise ConfigError(f"fit: got the recipe {recipe} and a config, wanted one of them; load_recipe makes a config")
+    if config is None:
+        recipe = os.fspath(recipe or "default")
+        config = load_recipe(recipe)
+    config = config.override(list(overrides))
     with joined(config.device) as ranks:
         begun = ranks.share(begun_before(run) if ranks.restarts and ranks.is_main else None)
         if begun is not None and checkpoint.saved_steps(Run(begun)):
@@ -63,12 +71,12 @@ def fit(recipe: str | os.PathLike[str] = "default", *overrides: str, config: Run
         if corpus is not None:
             config = config.replaced({"data.corpus": str(corpus)})
         roles, compute, parts, warnings = prepare(config, packed)
-        where = Run(begun) if begun is not None else Run.create(run, Path(recipe).stem) if ranks.is_main else None
+        where = Run(begun) if begun is not None else Run.create(run, recipe or "run") if ranks.is_main else None
         where = seen_by(ranks, where)
         with where.lock(), shown_by(ranks, console) as shown, determinism(config.deterministic):
             where.write_text(where.config_path, config.to_toml())
             where.write_json(where.environment_path, environment(packed, compute))
-            where.append_event("run_started", segment=0, epoch=0, step=0, recipe=str(recipe), **launch(ranks))
+            where.append_event("run_started", segment=0, epoch=0, step=0, recipe=recipe, **launch(ranks))
             where.append_event("segment_started", segment=0, epoch=0, step=0)
             train(where, parts, shown, warnings, save_first=True, ranks=ranks)
     return where
@@ -111,7 +119,7 @@ def prepare(config: RunConfig, corpus: PackedCorpus) -> tuple[Roles, Compute, Pa
 
 
 def resume(run: str | os.PathLike[str] | None = None, *overrides: str, corpus: str | os.PathLike[str] | None = None,
-           from_checkpoint: str | int | None = None, console: Console | None = None) -> Run:
+           from_checkpoint: str | int | None = None, console: Console | None = None, **unknown: object) -> Run:
     """Continue a run from its newest whole checkpoint, exactly as if it had not stopped, or with changes that are said.
 
     Parameters
@@ -122,6 +130,7 @@ def resume(run: str | os.PathLike[str] | None = None, *overrides: str, corpus: s
 
     Raises RunNotFound, CheckpointError (damaged, or of another corpus or window), ConfigError, TrainingStopped.
     """
+    refuse_keywords("resume(run, ...)", unknown)
     with contextlib.ExitStack() as held:
         found = Run.open(run)
         ranks = held.enter_context(joined(RunConfig.from_toml(found.config_path).override(list(overrides)).device))

@@ -27,11 +27,21 @@ def parsed(texts: Iterable[str]) -> dict[str, object]:
         texts = [texts]
     changes: dict[str, object] = {}
     for text in texts:
+        if not isinstance(text, str):
+            raise ConfigError(f"{shown(text)}: wanted every setting as a text of its own, as \"epochs=5\", \"seed=1\"")
         key, value = parse_override(text)
         if key in changes and changes[key] != value:
             raise ConfigError(f"{key}: said twice, as {shown(changes[key])} and as {shown(value)}")
         changes[key] = value
     return changes
+
+
+def refuse_keywords(call: str, said: Mapping[str, object]) -> None:
+    """Raises ConfigError for keywords that `call`, as `fit("default", ...)`, does not have: a notebook's `epochs=5`."""
+    for name, value in said.items():
+        setting = f"{name}={value if isinstance(value, str) else shown(value)}"
+        instead = call.replace("...", repr(setting))
+        raise ConfigError(f"{setting}: is no argument of its own; settings are texts: {instead}")
 
 
 def applied(table: dict[str, object], changes: Mapping[str, object], root: type[Section]) -> dict[str, object]:

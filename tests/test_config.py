@@ -241,3 +241,8 @@ def test_chain_phases_fit_the_run():
 def test_config_is_read_without_torch():
     code = "import sys, phonetrain.config as c; c.load_recipe('default'); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_list_of_settings_in_place_of_texts_is_refused_with_a_sentence():
+    with pytest.raises(ConfigError, match='wanted every setting as a text of its own, as "epochs=5"'):
+        DEFAULT.override([["epochs=5"]])

@@ -2,14 +2,19 @@
 
 import json
 import math
+import re
 import signal
+import textwrap
+from pathlib import Path
 
 import pytest
 import torch
 
-from phonetrain.config import RunConfig
+import phonetrain
+from phonetrain.config import RunConfig, load_recipe
 from phonetrain.errors import ConfigError, RunExists, TrainingStopped
-from phonetrain.fit import fit
+from phonetrain.explain import explain
+from phonetrain.fit import fit, resume
 from phonetrain.run import Run
 from tests.training import TINY, StopAt, fit_tiny, numbers, resume_tiny, weights
 
@@ -178,3 +183,34 @@ def test_what_became_of_capture_and_compile_is_recorded(learnable_corpus, tmp_pa
     built = json.loads(fit_tiny(learnable_corpus, tmp_path / "run").built_path.read_text())
     assert built["compile"] == "off"
     assert built["capture"] == "eager on cpu"
+
+
+def test_setting_said_as_a_keyword_or_in_a_list_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"settings are texts: fit\(\"default\", 'epochs=5'\)"):
+        fit("default", epochs=5)
+    with pytest.raises(ConfigError, match=r"settings are texts: resume\(run, 'device=cpu'\)"):
+        resume("run", device="cpu")
+    with pytest.raises(ConfigError, match="a text of its own"):
+        fit("default", ["epochs=5"])
+
+
+def test_recipe_beside_a_config_is_refused_and_a_config_alone_is_recorded_as_no_recipe(finished):
+    with pytest.raises(ConfigError, match="the recipe diamond and a config, wanted one"):
+        fit("diamond", config=load_recipe("default"))
+    assert finished.events("run_started")[0]["recipe"] is None
+    assert "began" in explain(finished)[0] and "with a config that was given" in explain(finished)[0]
+
+
+def test_examples_of_the_package_and_of_the_readme_run(learnable_corpus, tmp_path, monkeypatch):
+    """The calls of the docstring and of the README's notebook cell, on a small net."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "packed").symlink_to(learnable_corpus.path)
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    cell = re.search(r"```python\n!pip.*?(run = phonetrain\.fit.*?)```", readme, re.DOTALL)[1]
+    small = ", ".join(repr(setting) for setting in TINY if not setting.startswith(("epochs", "optimizer.lr")))
+    for code in (textwrap.dedent(phonetrain.__doc__.split("In a notebook:")[1]), cell):
+        code = code.replace('"epochs=5"', f'"epochs=5", {small}').replace('"epochs=10"', '"epochs=6"')
+        assert "epochs=6" in code and "hidden=32" in code
+        exec("import phonetrain\n" + code, {})
+    assert [len(Run.open(f"default-{place}").metrics("epoch")) for place in (1, 2)] == [6, 6]

@@ -124,7 +124,7 @@ def test_several_runs_make_an_ablation_table_with_commands(runs, tmp_path):
     assert page.open == []
     table = path.with_suffix(".md").read_text(encoding="utf-8")
     assert "model.dropout 0.3 → 0.1" in table and "(the first)" in table
-    assert re.search(r"phonetrain fit default .*model\.dropout=0\.1", table)
+    assert re.search(r"phonetrain fit \S*second/config\.toml --corpus ", table)
     assert table.splitlines()[1].count("|") == table.splitlines()[2].count("|")
 
 
