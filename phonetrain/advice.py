@@ -25,6 +25,11 @@ def longer(run: Run, config: RunConfig, epochs: int) -> str:
     return command + " schedule.on_extend=stretch" * (asked is not None)
 
 
+def start_again(run: Run) -> str:
+    """The command that begins a run anew in its own directory, which a run that never trained lets be taken."""
+    return f"phonetrain fit {shlex.quote(str(run.config_path))} --run {shlex.quote(str(run.path))}"
+
+
 def resume(run: Run) -> str:
     return f"phonetrain resume {shlex.quote(str(run.path))}"
 

@@ -18,6 +18,7 @@ from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor, nn
 
+from . import advice
 from .averaging import AveragedWeights
 from .durable import sync_directory, unwritable
 from .errors import CheckpointError, TrainingStopped
@@ -270,8 +271,9 @@ def read_newest(run: Run, device: torch.device | str = "cpu") -> tuple[Checkpoin
             return read(run.checkpoint_dir(step), device), problems
         except CheckpointError as error:
             problems.append(f"{error}; an older checkpoint is used")
-    said = "; ".join(problems) or "it stopped before the first one was saved"
-    raise CheckpointError(f"{run.path}: no whole checkpoint to resume from: {said}; start again with `phonetrain fit`")
+    said = "; ".join(problems) or ("they are gone" if run.has_trained else "it stopped before the first one was saved")
+    again = "`phonetrain fit` starts a new run" if run.has_trained else f"`{advice.start_again(run)}` starts it again"
+    raise CheckpointError(f"{run.path}: no whole checkpoint to resume from: {said}; {again}")
 
 
 def restore(state: TrainState, checkpoint: Checkpoint) -> None:

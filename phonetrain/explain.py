@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import shlex
 from datetime import datetime
 from typing import Any
 
-from .advice import after_bad_numbers, against_overfitting, longer
+from .advice import after_bad_numbers, against_overfitting, longer, resume, start_again
 from .config import RunConfig
 from .console import clock, short
 from .run import Run, where_scored
@@ -166,13 +167,16 @@ def _standing(run: Run) -> list[str]:
 
 def _next_steps(run: Run) -> list[str]:
     status, epochs = run.status, run.metrics("epoch")
-    look = f"phonetrain evaluate {run.path}, phonetrain predict {run.path}, phonetrain report {run.path}"
+    path = shlex.quote(str(run.path))
+    look = f"phonetrain evaluate {path}, phonetrain predict {path}, phonetrain report {path}"
     if status == "running" and run.is_held():
         return ["Next: let it train, or press Ctrl-C once: it saves and says how to go on."]
     if status not in ("finished", "early_stopped"):
         if not any(run.checkpoints.glob("step-*")):
-            return ["Next: it ended before the first checkpoint; phonetrain fit starts it again, under another name."]
-        again = f"Next: phonetrain resume {run.path} goes on from the last checkpoint."
+            if run.has_trained:
+                return ["Next: its checkpoints are gone; phonetrain fit starts a new run."]
+            return [f"Next: it ended before the first checkpoint; {start_again(run)} starts it again."]
+        again = f"Next: {resume(run)} goes on from the last checkpoint."
         if any(event["event"] == "nonfinite" for event in run.events()) and status == "TrainingStopped":
             again += f" After numbers that went bad change something first: {' or '.join(after_bad_numbers(run))}."
         return [again]

@@ -54,6 +54,8 @@ def fit(recipe: str | os.PathLike[str] | None = None, *overrides: str, config: R
     -------
     The run; `run.status` says how it ended: finished, early_stopped, deadline, or the name of a signal.
 
+    A directory whose run ended before its first checkpoint is taken again, and that is said.
+
     Raises ConfigError, RunExists and phonedata's errors before anything is written, TrainingStopped after.
     """
     refuse_keywords('fit("default", ...)', unknown)
@@ -74,6 +76,8 @@ def fit(recipe: str | os.PathLike[str] | None = None, *overrides: str, config: R
         where = Run(begun) if begun is not None else Run.create(run, recipe or "run") if ranks.is_main else None
         where = seen_by(ranks, where)
         with where.lock(), shown_by(ranks, console) as shown, determinism(config.deterministic):
+            if aside := where.set_aside():
+                shown.say(aside)
             where.write_text(where.config_path, config.to_toml())
             where.write_json(where.environment_path, environment(packed, compute))
             where.append_event("run_started", segment=0, epoch=0, step=0, recipe=recipe, **launch(ranks))

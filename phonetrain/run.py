@@ -84,15 +84,15 @@ class Run:
     def create(cls, path: str | os.PathLike[str] | None = None, recipe: str = "default", root: Path = RUNS) -> Run:
         """Make the directory of a new run: `path`, or `root/<recipe>-<n>` with the first n above all that are there.
 
-        Raises RunExists where `path` already holds a run (an empty directory, or one with other files, is taken).
+        Raises RunExists where `path` already holds a run that trained (an empty directory, one with other files, or
+        one whose run never trained, is taken).
         """
         if path is not None:
             run = cls(path)
-            if run.holds_run:
-                raise RunExists(
-                    f"{run.path} already holds a run; `phonetrain resume {run.path}` continues it, "
-                    "another `--run` starts a new one"
-                )
+            # A config.toml alone may be anybody's.
+            ours = run.events_path.is_file() or run.lock_path.is_file()
+            if run.has_trained or (run.holds_run and not ours):
+                raise run.exists_already()
             make_directory(run.path)
             return run
         stem = re.sub(r"[^\w.-]+", "-", Path(recipe).stem) or "run"
@@ -137,6 +137,35 @@ class Run:
     @property
     def holds_run(self) -> bool:
         return self.config_path.is_file() or self.events_path.is_file()
+
+    @property
+    def has_trained(self) -> bool:
+        """Whether it left anything to go on from, or any number: a run saves before its first step."""
+        return self.metrics_path.is_file() or any(self.checkpoints.glob("step-*"))
+
+    def exists_already(self) -> RunExists:
+        return RunExists(
+            f"{self.path} already holds a run; `phonetrain resume {self.path}` continues it, "
+            "another `--run` starts a new one"
+        )
+
+    def set_aside(self) -> str | None:
+        """Rename the events of a run that never trained, so that the run that begins here has a life of its own.
+
+        Returns a sentence where there was one. To be called under the lock, which nobody who trains it can hold then.
+        Raises RunExists where it trained since it was looked at.
+        """
+        if self.has_trained:
+            raise self.exists_already()
+        if not self.events_path.is_file():
+            return None
+        number = 1 + len(list(self.path.glob("events.before-*.jsonl")))
+        aside = self.path / f"events.before-{number}.jsonl"
+        try:
+            self.events_path.rename(aside)
+        except OSError as error:
+            raise TrainingStopped(unwritable(aside, error)) from error
+        return f"{self.path}: the run that was here ended before its first checkpoint; its events are in {aside.name}"
 
     def _last_sign_of_life(self) -> tuple[str, float]:
         times = [str(event["time"]) for event in self.events() if "time" in event]
@@ -317,6 +346,9 @@ class Onlooker(Run):
         """Nothing."""
 
     def write_text(self, path: Path, text: str) -> None:
+        """Nothing."""
+
+    def set_aside(self) -> str | None:
         """Nothing."""
 
     def lock(self) -> contextlib.AbstractContextManager[None]:

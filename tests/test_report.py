@@ -172,7 +172,7 @@ def test_life_is_told_in_order_with_ends_changes_and_what_was_left_aside(tmp_pat
 
 def test_killed_run_is_told_as_killed_and_a_held_one_as_running(tmp_path):
     run = lived(tmp_path / "run", killed=True)
-    assert "before the first checkpoint" in explain(run)[-1]
+    assert "its checkpoints are gone" in explain(run)[-1]
     run.checkpoint_dir(40).mkdir(parents=True)
     told = "\n".join(explain(run))
     assert "was killed: no end is recorded" in told and f"phonetrain resume {run.path}" in told

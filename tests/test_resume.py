@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -13,7 +14,9 @@ from pathlib import Path
 import pytest
 
 from phonetrain import checkpoint
-from phonetrain.errors import CheckpointError, ConfigError, TrainingStopped
+from phonetrain.cli import exit_code
+from phonetrain.errors import CheckpointError, ConfigError, RunExists, TrainingStopped
+from phonetrain.explain import explain
 from phonetrain.run import Run
 from tests.training import StopAt, fit_tiny, numbers, resume_tiny, weights
 
@@ -180,6 +183,37 @@ def test_run_killed_before_its_end_was_recorded_is_finished_by_resume(learnable_
     assert numbers(run) == numbers(whole)
     with pytest.raises(ConfigError, match="3 epochs are done"):
         resume_tiny(run)
+
+
+def test_run_killed_before_its_first_checkpoint_starts_again_as_told(learnable_corpus, whole, tmp_path, capsys):
+    run = Run.create(tmp_path / "a run")
+    shutil.copy(whole.config_path, run.config_path)
+    run.append_event("run_started", segment=0, epoch=0, step=0, recipe="default")
+    run.append_event("segment_started", segment=0, epoch=0, step=0)
+    run.append_event("warning", segment=0, message="of the run before")
+    with pytest.raises(CheckpointError, match="before the first one was saved") as refused:
+        resume_tiny(run)
+    command = str(refused.value).split("`")[1]
+    assert command in explain(run)[-1]
+    with run.lock():
+        assert exit_code(shlex.split(command)[1:]) == 1
+    assert "being trained by" in capsys.readouterr().err and len(run.events()) == 3
+    assert exit_code(shlex.split(command)[1:]) == 0
+    assert "events.before-1.jsonl" in capsys.readouterr().err
+    assert weights(run) == weights(whole) and numbers(run) == numbers(whole)
+    assert not [event for event in run.events("warning") if event["message"] == "of the run before"]
+
+
+def test_run_whose_checkpoints_are_gone_keeps_its_directory(learnable_corpus, whole, tmp_path):
+    shutil.copytree(whole.path, tmp_path / "run")
+    run = Run(tmp_path / "run")
+    shutil.rmtree(run.checkpoints)
+    before = run.events()
+    with pytest.raises(CheckpointError, match="they are gone; `phonetrain fit` starts a new run"):
+        resume_tiny(run)
+    with pytest.raises(RunExists):
+        fit_tiny(learnable_corpus, run.path)
+    assert run.events() == before
 
 
 def test_copied_run_directory_resumes_elsewhere(learnable_corpus, whole, tmp_path):

@@ -43,6 +43,24 @@ def test_directory_with_a_run_is_refused_and_resume_named(tmp_path):
     holding(tmp_path / "a")
     with pytest.raises(RunExists, match=r"phonetrain resume .*a"):
         Run.create(tmp_path / "a")
+    run = Run.create(tmp_path / "b")
+    run.append_event("run_started")
+    run.append_metric({"kind": "train", "step": 1})
+    with pytest.raises(RunExists, match=r"phonetrain resume .*b"):
+        Run.create(tmp_path / "b")
+
+
+def test_run_that_never_trained_is_taken_again_and_set_aside_under_the_lock(tmp_path):
+    run = Run.create(tmp_path / "a")
+    for killed in (1, 2):
+        run.append_event("run_started", killed=killed)
+        again = Run.create(tmp_path / "a")
+        with again.lock():
+            assert f"events.before-{killed}.jsonl" in again.set_aside()
+        assert again.events() == [] and again.set_aside() is None
+    run.append_metric({"kind": "train", "step": 1})
+    with again.lock(), pytest.raises(RunExists):  # another process trained it since
+        again.set_aside()
 
 
 def test_empty_directory_is_taken(tmp_path):
