@@ -6,23 +6,24 @@ import shlex
 import tomllib
 from typing import Any
 
-from .config import RunConfig
-from .errors import ConfigError
+from .config import RunConfig, lengthened
 from .run import Run
 from .schedule import extension_question
 from .stages import flattened
 
 
-def longer(run: Run, config: RunConfig, epochs: int) -> str:
-    """The command that trains a run on up to `epochs` epochs, with the answer its schedule will ask for."""
+def longer(run: Run, config: RunConfig, epochs: int) -> str | None:
+    """The command that trains a run on up to `epochs` epochs, with the answer its schedule will ask for.
+
+    None where no command does: a stage with a chain of counted phases cannot be made longer.
+    """
+    new = lengthened(config, epochs)
+    if new.epochs != epochs:
+        return None
     command = f"{resume(run)} epochs={epochs}"
-    try:
-        asked = extension_question(config, config.replaced({"epochs": epochs}))
-    except ConfigError:  # a chain whose phases are all counted: its last one is said with the epochs
-        last = len(config.schedule.chain) - 1
-        phase = (config.schedule.chain[last].epochs or 0) + epochs - config.epochs
-        return f"{command} schedule.chain.{last}.epochs={phase}"
-    return command + " schedule.on_extend=stretch" * (asked is not None)
+    if not config.stage and new.schedule.chain != config.schedule.chain:
+        command += f" schedule.chain.{len(new.schedule.chain) - 1}.epochs={new.schedule.chain[-1].epochs}"
+    return command + " schedule.on_extend=stretch" * (extension_question(config, new) is not None)
 
 
 def start_again(run: Run) -> str:

@@ -156,10 +156,31 @@ def newer(version: object) -> ConfigError:
 
 
 def diff(old: RunConfig, new: RunConfig) -> list[tuple[str, object, object]]:
-    """(dotted key, old value, new value) of every setting that differs; None where a config leaves it out."""
-    before, after = old.flat(), new.flat()
-    keys = list(dict.fromkeys([*before, *after]))
+    """(dotted key, old value, new value) of every setting that differs; None where a config leaves it out.
+
+    `stage` and `schedule.chain` are left out where they differ only as `lengthened` makes them: their last part takes
+    the epochs that `epochs` has gained, which is one change and not two.
+    """
+    before, after, grown = old.flat(), new.flat(), lengthened(old, new.epochs).flat()
+    follow = [key for key in ("stage", "schedule.chain") if grown.get(key) == after.get(key)]
+    keys = [key for key in dict.fromkeys([*before, *after]) if key not in follow]
     return [(key, before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)]
+
+
+def lengthened(config: RunConfig, epochs: int) -> RunConfig:
+    """`config` with more epochs, taken by its last stage, or by the last phase of a chain whose phases are counted.
+
+    `config` itself where they are not more, or where nothing can take them: a stage whose chain is counted.
+    """
+    if epochs <= config.epochs:
+        return config
+    chain, changes = config.schedule.chain, {"epochs": epochs}
+    if chain and chain[-1].epochs is not None and not config.stage:
+        changes[f"schedule.chain.{len(chain) - 1}.epochs"] = chain[-1].epochs + epochs - config.epochs
+    try:
+        return config.replaced(changes)
+    except ConfigError:
+        return config
 
 
 def recipe_names() -> list[str]:

@@ -184,9 +184,10 @@ def _next_steps(run: Run) -> list[str]:
     if status == "finished" and len(epochs) >= 4:
         gained = epochs[-1]["dev_accuracy"] - max(line["dev_accuracy"] for line in epochs[:-3])
         if gained > RISING:
-            until = epochs[-1]["epoch"] + 1 + max(5, len(epochs) // 2)
-            more = longer(run, RunConfig.from_toml(run.config_path), until)
-            told.append(f"It was still gaining ({100 * gained:.2f} points in the last 3 epochs): {more} may gain more.")
+            config = RunConfig.from_toml(run.config_path)
+            more = longer(run, config, config.epochs + max(5, len(epochs) // 2))
+            gaining = f"It was still gaining ({100 * gained:.2f} points in the last 3 epochs)"
+            told.append(f"{gaining}." if more is None else f"{gaining}: {more} may gain more.")
     return told
 
 

@@ -162,8 +162,8 @@ def resume(run: str | os.PathLike[str] | None = None, *overrides: str, corpus: s
         if saved.progress.epoch >= plans[-1].stop and not only_the_end:
             done = saved.progress.epoch
             more = advice.longer(where, old, max(old.epochs, done) + 10)
-            raise ConfigError(f"{where.path}: {done} epochs are done, of {plans[-1].stop} wanted; "
-                              f"`{more}` trains longer")
+            way = f"`{more}` trains longer" if more else "a new run of a recipe with a longer last stage trains longer"
+            raise ConfigError(f"{where.path}: {done} epochs are done, of {plans[-1].stop} wanted; {way}")
         # The stage whose parts were saved: at its very end that is not yet the stage of the next epoch.
         plan = next(plan for plan in reversed(plans) if plan.start <= saved.identity["stage"])
         parts = assemble(config, plan, packed, roles, compute)

@@ -86,7 +86,7 @@ def plan_stages(config: Stageable) -> list[StagePlan]:
     plans = []
     changes: dict[str, object] = {}
     for place, stage in enumerate(stages):
-        changes.update(stage.changes)
+        changes.update((key, thawed(value)) for key, value in stage.changes)
         opened = max(each for each in opens if each <= place)
         closed = min([each for each in opens if each > place], default=len(stages))
         span = starts[closed] - starts[opened]

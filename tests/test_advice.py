@@ -1,12 +1,14 @@
 """What a run says to people: epochs counted from 1, each thing once, advice that fits and commands that work."""
 
 import os
+import shlex
 import shutil
 
 import pytest
 
+from phonetrain.advice import longer
 from phonetrain.cli import exit_code
-from phonetrain.config import RunConfig
+from phonetrain.config import RunConfig, load_recipe
 from phonetrain.console import Console
 from phonetrain.errors import ConfigError
 from phonetrain.explain import explain
@@ -101,15 +103,53 @@ def test_shortening_a_cosine_is_asked_about_in_fitting_words(learnable_corpus, t
     assert run.status == "finished" and len(run.metrics("epoch")) == 3
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "constant", "onecycle"])
-def test_hint_of_a_finished_run_works_when_pasted(learnable_corpus, tmp_path, schedule, monkeypatch, capsys):
-    run = fit_tiny(learnable_corpus, tmp_path / "run", "epochs=1", f"schedule.name={schedule}")
+ONE_EPOCH = {
+    "cosine": (["epochs=1", "schedule.name=cosine"], True),
+    "constant": (["epochs=1", "schedule.name=constant"], False),
+    "onecycle": (["epochs=1", "schedule.name=onecycle"], True),
+    "stages": (["stage=[{epochs=1}, {epochs=1, 'optimizer.lr'=1e-4}]"], True),
+    "stages of one schedule": (["schedule.name=plateau", "stage=[{epochs=1}, {epochs=1, subset=0.5}]"], False),
+    "open chain": (["epochs=2", "schedule.name=chain",
+                    "schedule.chain=[{name='onecycle', epochs=1}, {name='plateau', lr='previous'}]"], False),
+    "counted chain": (["epochs=2", "schedule.name=chain",
+                       "schedule.chain=[{name='onecycle', epochs=1}, {name='plateau', lr=2e-4, epochs=1}]"], False),
+    "counted chain, cosine last": (["epochs=2", "schedule.name=chain",
+                                    "schedule.chain=[{name='constant', epochs=1}, {name='cosine', epochs=1}]"], True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ONE_EPOCH)
+def test_hint_of_a_finished_run_works_when_pasted(learnable_corpus, tmp_path, name, capsys):
+    settings, asks = ONE_EPOCH[name]
+    run = fit_tiny(learnable_corpus, tmp_path / "a run", *settings)
+    before = {line["step"]: line["lr"] for line in run.metrics("train")}
     with pytest.raises(ConfigError) as refused:
         resume_tiny(run)
-    command = str(refused.value).split("`")[1].split()
-    assert command[:2] == ["phonetrain", "resume"] and ("on_extend" in command[-1]) == (schedule != "constant")
+    command = shlex.split(str(refused.value).split("`")[1])
+    assert command[:2] == ["phonetrain", "resume"] and ("on_extend" in command[-1]) == asks
     assert exit_code([*command[1:], 'stop.max_time="3s"', "--quiet"]) == 0
     assert run.events("segment_started")[-1]["segment"] == 1
+    changed = [event["key"] for event in run.events("config_changed") if event["by"] == "resume"]
+    assert sorted(changed) == sorted(["epochs", "stop.max_time", *(["schedule.on_extend"] if asks else [])])
+    rates = {line["lr"] for line in run.metrics("train") if line["segment"] == 1}
+    if not asks:  # nothing starts anew: the rate of the end is held
+        assert rates == {before[max(before)]} or name == "open chain"
+
+
+def test_no_command_is_told_where_none_trains_longer(tmp_path):
+    chain = "[{name='constant', epochs=1}, {name='cosine', epochs=1}]"
+    staged = f"stage=[{{epochs=1}}, {{epochs=2, 'schedule.name'='chain', 'schedule.chain'={chain}}}]"
+    assert longer(Run(tmp_path), load_recipe("start").override([staged]), 9) is None
+
+
+@pytest.mark.parametrize("change", [
+    "stage=[{epochs=1}, {epochs=3, 'optimizer.lr'=2e-4}]", "stage=[{epochs=3}, {epochs=1, 'optimizer.lr'=1e-4}]",
+    "stage=[{epochs=1}, {epochs=1, 'optimizer.lr'=1e-4}, {epochs=2}]",
+])  # fmt: skip
+def test_other_stages_are_another_experiment(learnable_corpus, tmp_path, change):
+    run = fit_tiny(learnable_corpus, tmp_path / "run", *ONE_EPOCH["stages"][0])
+    with pytest.raises(ConfigError, match="stage: .* would be another experiment"):
+        resume_tiny(run, change, "schedule.on_extend=stretch")
 
 
 def test_advice_leaves_out_what_the_run_had(tmp_path):

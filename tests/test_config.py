@@ -246,3 +246,14 @@ def test_config_is_read_without_torch():
 def test_list_of_settings_in_place_of_texts_is_refused_with_a_sentence():
     with pytest.raises(ConfigError, match='wanted every setting as a text of its own, as "epochs=5"'):
         DEFAULT.override([["epochs=5"]])
+
+
+def test_longer_last_stage_and_longer_last_phase_are_the_change_of_epochs_said_once():
+    staged = DEFAULT.override(["stage=[{epochs = 2}, {epochs = 3, subset = 0.5}]"])
+    assert diff(staged, staged.override(["epochs=9"])) == [("epochs", 5, 9)]
+    assert [key for key, *_ in diff(staged, staged.override(["epochs=4"]))] == ["epochs", "stage"]
+    chain = "schedule.chain=[{name = 'onecycle', epochs = 2}, {name = 'plateau', epochs = 3}]"
+    chained = DEFAULT.override(["epochs=5", "schedule.name=chain", chain])
+    assert diff(chained, chained.override(["epochs=9", "schedule.chain.1.epochs=7"])) == [("epochs", 5, 9)]
+    other = chained.override(["epochs=9", "schedule.chain.0.epochs=6"])
+    assert [key for key, *_ in diff(chained, other)] == ["epochs", "schedule.chain"]
