@@ -1,6 +1,7 @@
 """Audio and alignments: the label of a frame is the phone that covers its centre, whatever the alignment's format."""
 
 import random
+import shutil
 
 import numpy as np
 import pytest
@@ -113,6 +114,76 @@ def test_extract_is_the_same_for_any_number_of_workers(tmp_path, monkeypatch):
         assert (tmp_path / "raw1" / file).read_bytes() == (tmp_path / "raw2" / file).read_bytes(), file
 
 
+def make_audio(folder, count):
+    for number in range(count):
+        write_audio(folder, ".phn", name=f"train/s/u{number}.wav", seconds=0.9 + number / 50)
+    write_audio(folder, "", name="test/s/t.wav")
+
+
+def all_bytes(folder):
+    return {f.relative_to(folder): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+
+
+def test_two_extracts_to_one_target_lose_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("phonedata.extracting.MOST_PER_TASK", 1)
+    make_audio(tmp_path / "audio", 4)
+    refused = []
+
+    def second(stage, done, total, unit):
+        if done == 2:
+            with pytest.raises(PhonedataError, match="another process is writing to it") as caught:
+                extract(tmp_path / "audio", tmp_path / "raw", workers=1)
+            refused.append(caught.value)
+
+    report = extract(tmp_path / "audio", tmp_path / "raw", workers=1, progress=second)
+    assert len(refused) == 1 and report.partitions["train"][0] == 4
+    assert len(list((tmp_path / "raw/train/mfcc").iterdir())) == 4
+    assert not list(tmp_path.glob("raw?*"))
+
+
+def test_an_extract_whose_files_were_taken_away_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("phonedata.extracting.MOST_PER_TASK", 1)
+    make_audio(tmp_path / "audio", 3)
+
+    def thief(stage, done, total, unit):
+        if done == 4:
+            next(tmp_path.rglob("train/mfcc/*.npy")).unlink()
+
+    with pytest.raises(PhonedataError, match="train: 2 and 3 files of .* wanted 3 each"):
+        extract(tmp_path / "audio", tmp_path / "raw", workers=1, progress=thief)
+    assert not list(tmp_path.glob("raw*"))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_interrupted_extract_continues_where_it_stopped(tmp_path, monkeypatch, workers):
+    monkeypatch.setattr("phonedata.extracting.MOST_PER_TASK", 1)
+    make_audio(tmp_path / "audio", 5)
+    extract(tmp_path / "audio", tmp_path / "whole", workers=1)
+
+    def stop(stage, done, total, unit):
+        if done == 3:
+            raise KeyboardInterrupt
+
+    def begin():
+        with pytest.raises(KeyboardInterrupt):
+            extract(tmp_path / "audio", tmp_path / "raw", workers=workers, progress=stop)
+        assert not (tmp_path / "raw").exists()
+
+    begin()
+    seen = []
+    report = extract(tmp_path / "audio", tmp_path / "raw", workers=workers, progress=lambda *now: seen.append(now[1]))
+    assert seen == [4, 5, 6] and "3 utterances kept" in str(report)
+    assert report.partitions == extract(tmp_path / "audio", tmp_path / "again", workers=1).partitions
+    assert all_bytes(tmp_path / "raw") == all_bytes(tmp_path / "whole")
+    shutil.rmtree(tmp_path / "raw")
+    begin()
+    # Another front end is another result: nothing of the first try may be in it.
+    report = extract(tmp_path / "audio", tmp_path / "raw", workers=workers, frontend=FrontEnd(coefficients=13))
+    assert "kept" not in str(report)
+    assert {np.load(f).shape[1] for f in (tmp_path / "raw").rglob("mfcc/*.npy")} == {13}
+    assert not list(tmp_path.glob("raw?*"))
+
+
 def test_a_foreign_inventory_is_kept_and_recorded(tmp_path):
     phones = [(0.0, 0.2, "h#"), (0.2, 0.4, "axr"), (0.4, 0.6, "kcl"), (0.6, 0.9, "h#")]
     write_audio(tmp_path / "audio", ".phn", phones=phones)
@@ -150,7 +221,7 @@ def test_bad_files_are_named_and_leave_nothing_behind(tmp_path):
         assert len(report.left_out) == 1 and report.partitions["train"][0] == 1
         for part in (tmp_path / "raw").rglob("*.npy"):
             part.unlink()
-        __import__("shutil").rmtree(tmp_path / "raw")
+        shutil.rmtree(tmp_path / "raw")
         for part in file.parent.iterdir():
             part.unlink()
     write_audio(audio, suffix="", name="train/s/alone.wav")
