@@ -9,6 +9,7 @@ import pytest
 from phonedata import ARPABET, CorpusExists, PackedCorpus, RawDataError, SpecError, extract, pack
 from phonedata.errors import CorpusNotFound, PhonedataError
 from phonedata.raw import open_raw
+from phonedata.raw.alignments import read_alignment
 from phonedata.raw.frontend import FrontEnd, resample
 
 pytest.importorskip("kaldi_native_fbank", reason="the extra [audio] is not installed")
@@ -81,6 +82,14 @@ def test_the_label_is_the_phone_that_covers_the_centre(tmp_path, suffix, rate):
     assert raw.layout == "audio" and raw.phonemes == ARPABET
     assert features.shape == (1 + (14400 - 400) // 160, 28) and features.dtype == np.float32
     assert [ARPABET.symbols[c] for c in labels] == label_truth(PHONES, len(features))
+
+
+def test_a_lab_file_may_begin_with_its_hash(tmp_path):
+    """CMU ARCTIC's do: nothing stands before the #."""
+    (tmp_path / "a.lab").write_text("#\n0.11 100 pau\n0.26 100 hh\n")
+    found = read_alignment(str(tmp_path / "a.lab"), 16000)
+    assert found.symbols == ["pau", "hh"]
+    assert found.starts.tolist() == [0, 0.11] and found.ends.tolist() == [0.11, 0.26]
 
 
 def test_extracted_folder_packs_to_what_the_audio_packs_to(tmp_path):
