@@ -8,7 +8,8 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context, parent_process
+from multiprocessing import current_process, parent_process
+from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from phonedata.phonemes import ARPABET
 from phonedata.raw import Problem, RawCorpus, RawPartition
 from phonedata.raw import audio as audio_layout
 from phonedata.raw.frontend import FrontEnd
+from phonedata.team import available_cores
 
 MOST_PER_TASK = 200
 
@@ -51,9 +53,13 @@ def extract(
     """Compute MFCC and frame labels of the folder `audio` and write them to the new folder `raw`.
 
     The label of a frame is the phone that covers its centre. `progress(stage, done, total, unit)` counts them. An
-    interrupted call continues where it stopped when it is repeated. Raises CorpusNotFound, CorpusExists, RawDataError
-    (unless `skip_bad`), MissingReader, PhonedataError (disk, another process at work on `raw`).
+    interrupted call continues where it stopped when it is repeated. `workers` processes (default: the cores this one
+    may use) import the calling script, which must call under `if __name__ == "__main__":`. Raises CorpusNotFound,
+    CorpusExists, RawDataError (unless `skip_bad`), MissingReader, PhonedataError (disk, another process writing `raw`).
     """
+    if current_process().name.startswith(_Extractor.__name__):
+        # One of our own processes imports a script without a guard; the one who started it says so, once.
+        raise SystemExit(1)
     source, target, frontend = Path(audio), Path(raw), frontend or FrontEnd()
     if not source.is_dir() or not audio_layout.detect(source):
         raise CorpusNotFound(f"{source}: no audio found; looked for {audio_layout.LOOKS_FOR}")
@@ -72,15 +78,21 @@ def extract(
         staging = Staging(target, f"extract {stamp}")
         try:
             _check_absent(target)
-            report = _extract(corpus, target, staging, skip_bad, workers or os.cpu_count() or 1, progress)
+            report = _extract(corpus, target, staging, skip_bad, workers or available_cores(), progress)
             (staging.corpus / "frontend.toml").write_text(toml, encoding="utf-8")
             if corpus.phonemes != ARPABET:
                 lines = "\n".join(corpus.phonemes.symbols) + "\n"
                 (staging.corpus / "phonemes.txt").write_text(lines, encoding="utf-8")
             staging.corpus.rename(target)
-        except (KeyboardInterrupt, BrokenProcessPool):
+        except KeyboardInterrupt:
             staging.release()
             raise
+        except BrokenProcessPool:
+            staging.release()
+            raise PhonedataError(
+                f"{target}: a worker process ended early; a script must call extract under `if __name__ == "
+                f'"__main__":` or with workers=1, and where memory ran out the same call with fewer workers goes on'
+            ) from None
         except BaseException:
             staging.remove()
             raise
@@ -112,7 +124,7 @@ def _extract(corpus: RawCorpus, target: Path, staging: Staging, skip_bad, worker
     open_tasks = [(p, begin, end) for p, begin, end in tasks if (p.name, begin, end) not in finished]
     kept = done = total - sum(end - begin for _, begin, end in open_tasks)
     workers = min(workers, len(open_tasks))
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), _belong_to_parent) if workers > 1 else None
+    pool = ProcessPoolExecutor(workers, _Extractors(), _belong_to_parent) if workers > 1 else None
     try:
         jobs = [(*task, str(staging.corpus), skip_bad) for task in open_tasks]
         results = (pool.map if pool else map)(_extract_some, *zip(*jobs)) if jobs else ()
@@ -152,6 +164,14 @@ def _check_files(out: Path, partition: RawPartition, utterances: int, size: int)
             f"{out / partition.name}: {' and '.join(str(len(files)) for files in sizes)} files of {found:,} bytes, "
             f"wanted {utterances} each and {size:,} bytes; another program changed them, extract again"
         )
+
+
+class _Extractor(SpawnProcess):
+    """A process of the pool: its name, which starts with that of the class, is known before it imports the script."""
+
+
+class _Extractors(SpawnContext):
+    Process = _Extractor
 
 
 def _belong_to_parent() -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import mmap
-import os
 from collections.abc import Iterator
 from functools import partial
 
@@ -20,6 +19,7 @@ from phonedata.crew import Crew
 from phonedata.errors import SpecError
 from phonedata.gather import LINE, FrameTable
 from phonedata.pages import MappedFiles
+from phonedata.team import available_cores
 from phonedata.windows import WindowBatch
 
 MEMORIES = ("map", "ram")
@@ -204,11 +204,6 @@ class Transfer:
     def close(self) -> None:
         """Wait for the copies under way."""
         self._stream.synchronize()
-
-
-def available_cores() -> int:
-    """Cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _plain(size: int) -> torch.Tensor:

@@ -1,7 +1,11 @@
 """Audio and alignments: the label of a frame is the phone that covers its centre, whatever the alignment's format."""
 
+import os
 import random
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -191,6 +195,29 @@ def test_an_interrupted_extract_continues_where_it_stopped(tmp_path, monkeypatch
     assert "kept" not in str(report)
     assert {np.load(f).shape[1] for f in (tmp_path / "raw").rglob("mfcc/*.npy")} == {13}
     assert not list(tmp_path.glob("raw?*"))
+
+
+@pytest.mark.parametrize("guard", ["", "if __name__ == '__main__': "])
+def test_a_script_without_a_guard_ends_in_one_line_that_names_it(tmp_path, guard):
+    make_audio(tmp_path / "audio", 2)
+    script = tmp_path / "script.py"
+    script.write_text(f"import phonedata\n{guard}print(phonedata.extract('audio', 'raw', workers=2))\n")
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100
+    )
+    if guard:
+        assert done.returncode == 0 and "2 utterances" in done.stdout, done.stderr
+        return
+    assert done.returncode == 1 and done.stderr.count("Traceback") == 1, done.stderr
+    assert 'under `if __name__ == "__main__":` or with workers=1' in done.stderr.splitlines()[-1]
+
+
+def test_a_target_that_no_folder_can_hold_is_our_own_error(tmp_path):
+    make_audio(tmp_path / "audio", 1)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(PhonedataError, match=r"file/raw: cannot be written \(Not a directory\)"):
+        extract(tmp_path / "audio", tmp_path / "file/raw")
 
 
 def test_a_foreign_inventory_is_kept_and_recorded(tmp_path):
