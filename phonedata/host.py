@@ -187,7 +187,8 @@ class Transfer:
 
     def send(self, slot: int, copies: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
         """Copy each (device side, pinned host side) of the slot, after the consumer's last use of it."""
-        with torch.cuda.stream(self._stream):
+        # A thread starts on device 0; leaving a stream from there would open a context on that device, for every rank.
+        with torch.cuda.device(self._stream.device), torch.cuda.stream(self._stream):
             self._stream.wait_event(self._read[slot])
             for target, source in copies:
                 target.copy_(source, non_blocking=True)

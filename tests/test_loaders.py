@@ -15,6 +15,13 @@ TRAIN = "train-clean + train-other"
 KINDS_OF = {"global": ("host", "resident"), "sequential": ("host", "resident"), "slab": ("host", "resident", "slab")}
 EVERY = [(order, kind) for order, kinds in KINDS_OF.items() for kind in kinds]
 SLABS = {"slab_frames": 37, "pool_slabs": 3}
+NO_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=NO_CUDA)])
+def device(request):
+    """Where the laws of equality are held: on the CPU, and on a CUDA device where there is one."""
+    return request.param
 
 
 def open_tiny(corpus, kind, order="global", partitions=TRAIN, **options):
@@ -41,16 +48,16 @@ def assert_same(first, second):
     # Values that name their place do not fit float16.
     ("stored", "dtype"), [("tiny_corpus", "float16"), ("tiny_corpus", "float32"), ("tiny_exact_corpus", "float32")]
 )
-def test_every_window_of_an_epoch_is_the_reference_window(request, stored, order, kind, left, right, dtype):
+def test_every_window_of_an_epoch_is_the_reference_window(request, stored, order, kind, left, right, dtype, device):
     corpus = request.getfixturevalue(stored)
     options = {"window": WindowSpec(left, right), "dtype": dtype, "drop_last": False, "batch_size": 50}
-    with open_tiny(corpus, kind, order, **options) as loader:
+    with open_tiny(corpus, kind, order, device=device, **options) as loader:
         windows, labels = reference.selection_windows(loader.selection, left, right, dtype)
         seen = []
         for batch in loader.epoch(2):
-            frames = batch.frames.numpy()
-            np.testing.assert_array_equal(batch.windows.numpy(), windows[frames])
-            np.testing.assert_array_equal(batch.labels.numpy(), labels[frames])
+            frames = batch.frames.cpu().numpy()
+            np.testing.assert_array_equal(batch.windows.cpu().numpy(), windows[frames])
+            np.testing.assert_array_equal(batch.labels.cpu().numpy(), labels[frames])
             assert batch.windows.dtype == getattr(torch, dtype)
             assert batch.labels.dtype == batch.frames.dtype == torch.int64
             seen.append(frames.copy())
@@ -88,8 +95,11 @@ def test_window_never_crosses_utterance(tiny_exact_corpus):
     slabs=st.sampled_from([(37, 3), (5, 2), (1000, 2), (1, 4)]),
 )
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_same_batches_whoever_wherever(tiny_corpus, order, start, threads, world, drop, batch_size, epoch, slabs):
-    options = {"batch_size": batch_size, "drop_last": drop, "slab_frames": slabs[0], "pool_slabs": slabs[1]}
+def test_same_batches_whoever_wherever(
+    tiny_corpus, device, order, start, threads, world, drop, batch_size, epoch, slabs
+):
+    options = {"batch_size": batch_size, "drop_last": drop, "device": device}
+    options |= {"slab_frames": slabs[0], "pool_slabs": slabs[1]}
     with open_tiny(tiny_corpus, "resident", order, **options) as truth:
         batches = [owned(b) for b in truth.epoch(epoch)]
     assert len(batches) == truth.batches_per_epoch
@@ -133,23 +143,23 @@ def test_all_ranks_together_visit_each_frame_once(tiny_corpus, order, kind, drop
 
 
 @pytest.mark.parametrize(("order", "kind"), EVERY)
-def test_unlabelled_partitions_give_no_labels(tiny_corpus, order, kind):
-    with open_tiny(tiny_corpus, kind, order, partitions="test-clean", drop_last=False) as loader:
+def test_unlabelled_partitions_give_no_labels(tiny_corpus, order, kind, device):
+    with open_tiny(tiny_corpus, kind, order, device=device, partitions="test-clean", drop_last=False) as loader:
         windows, labels = reference.selection_windows(loader.selection, 3, 2, "float16")
         assert labels is None
         for batch in loader.epoch(0):
             assert batch.labels is None
-            np.testing.assert_array_equal(batch.windows.numpy(), windows[batch.frames.numpy()])
+            np.testing.assert_array_equal(batch.windows.cpu().numpy(), windows[batch.frames.cpu().numpy()])
 
 
 @pytest.mark.parametrize(("order", "kind"), EVERY)
-def test_a_subset_is_its_utterances_and_nothing_else(tiny_corpus, order, kind):
-    with open_tiny(tiny_corpus, kind, order, subset=0.5, drop_last=False) as loader:
+def test_a_subset_is_its_utterances_and_nothing_else(tiny_corpus, order, kind, device):
+    with open_tiny(tiny_corpus, kind, order, device=device, subset=0.5, drop_last=False) as loader:
         windows, labels = reference.selection_windows(loader.selection, 3, 2, "float16")
         assert loader.num_frames == len(windows) < Selection.of(tiny_corpus, TRAIN).num_frames
         for batch in loader.epoch(1):
-            np.testing.assert_array_equal(batch.windows.numpy(), windows[batch.frames.numpy()])
-            np.testing.assert_array_equal(batch.labels.numpy(), labels[batch.frames.numpy()])
+            np.testing.assert_array_equal(batch.windows.cpu().numpy(), windows[batch.frames.cpu().numpy()])
+            np.testing.assert_array_equal(batch.labels.cpu().numpy(), labels[batch.frames.cpu().numpy()])
 
 
 def test_rows_of_a_slot_start_on_cache_lines(tiny_corpus):
@@ -168,8 +178,8 @@ def test_ram_gives_the_same_as_the_map(tiny_corpus):
 
 
 @pytest.mark.parametrize(("order", "kind"), EVERY)
-def test_a_batch_stays_until_the_next_is_asked_for(tiny_corpus, order, kind):
-    with open_tiny(tiny_corpus, kind, order, batch_size=8, threads=3) as loader:
+def test_a_batch_stays_until_the_next_is_asked_for(tiny_corpus, order, kind, device):
+    with open_tiny(tiny_corpus, kind, order, device=device, batch_size=8, threads=3) as loader:
         previous = None
         for index, batch in enumerate(loader.epoch(0)):
             kept = owned(batch)
@@ -179,20 +189,20 @@ def test_a_batch_stays_until_the_next_is_asked_for(tiny_corpus, order, kind):
             previous = kept
 
 
-def test_two_epochs_at_once_do_not_disturb_each_other(tiny_corpus):
+def test_two_epochs_at_once_do_not_disturb_each_other(tiny_corpus, device):
     for order, kind in EVERY:
-        with open_tiny(tiny_corpus, kind, order) as loader:
+        with open_tiny(tiny_corpus, kind, order, device=device) as loader:
             alone = [owned(b) for b in loader.epoch(1)]
             for a, b, truth in zip(loader.epoch(1), loader.epoch(1), alone):
                 assert_same(a, truth)
                 assert_same(b, truth)
 
 
-def test_device_batch_equals_the_epoch_without_the_host(tiny_corpus):
+def test_device_batch_equals_the_epoch_without_the_host(tiny_corpus, device):
     for order in ("global", "sequential"):
         for rank in range(3):
-            with open_tiny(tiny_corpus, "resident", order, rank=rank, world_size=3) as loader:
-                keys, start = loader.epoch_keys(5), torch.zeros(1, dtype=torch.int64)
+            with open_tiny(tiny_corpus, "resident", order, device=device, rank=rank, world_size=3) as loader:
+                keys, start = loader.epoch_keys(5), torch.zeros(1, dtype=torch.int64, device=device)
                 for index, batch in enumerate(loader.epoch(5)):
                     start.fill_(loader.plan.bounds(index)[0])
                     assert_same(owned(loader.device_batch(keys, start)), batch)
