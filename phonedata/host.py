@@ -178,7 +178,8 @@ class Transfer:
         self._stream = torch.cuda.Stream(device)
         # The allocator may hand out memory that the current stream still reads.
         self._stream.wait_stream(torch.cuda.current_stream(device))
-        self._sent = [torch.cuda.Event() for _ in range(slots)]
+        # Who waits for `sent` sleeps: by default an event is waited for by spinning, a core for each thread.
+        self._sent = [torch.cuda.Event(blocking=True) for _ in range(slots)]
         self._read = [torch.cuda.Event() for _ in range(slots)]
 
     def wait(self, slot: int) -> None:

@@ -11,6 +11,7 @@ from phonedata.batches import BatchPlan, Loader
 from phonedata.corpus import PackedCorpus
 from phonedata.errors import SpecError
 from phonedata.host import HostLoader
+from phonedata.joined import joined_label_dtype, num_joined_rows
 from phonedata.order import POOL_SLABS, SLAB_FRAMES
 from phonedata.resident import ResidentLoader
 from phonedata.selection import Selection
@@ -83,9 +84,9 @@ def choose(selection: Selection, device: torch.device, order: str) -> tuple[str,
     """The kind of loader for this selection on this device, and the reason in one line."""
     if device.type != "cuda":
         return "host", f"on {device.type} the corpus is read where it is mapped, without a copy"
-    corpus = selection.corpus
-    num_rows = selection.num_frames + corpus.context * (selection.num_utterances + 1)
-    needed = num_rows * (corpus.feature_dim * corpus.dtype.itemsize + corpus.phonemes.label_dtype.itemsize)
+    corpus, label_dtype = selection.corpus, joined_label_dtype(selection)
+    row_bytes = corpus.feature_dim * corpus.dtype.itemsize + (0 if label_dtype is None else label_dtype.itemsize)
+    needed = num_joined_rows(selection) * row_bytes
     free = torch.cuda.mem_get_info(device)[0]
     sizes = f"{needed / 2**30:.1f} GiB of rows and {RESERVE_BYTES / 2**30:.0f} GiB reserve"
     if needed + RESERVE_BYTES <= free:

@@ -1,6 +1,7 @@
 """One law for all loaders: batch k of epoch e is the same frames, windows and labels, whoever gives it."""
 
 import itertools
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,8 +9,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from phonedata import PackedCorpus, Selection, SpecError, WindowSpec, open_loader
+from phonedata import ARPABET, PackedCorpus, Selection, SpecError, WindowSpec, open_loader, pack
+from phonedata.loader import RESERVE_BYTES, choose
+from phonedata.slab import Pool
 from tests import reference
+from tests.conftest import place_features, place_label, write_hw1p2
 
 TRAIN = "train-clean + train-other"
 KINDS_OF = {"global": ("host", "resident"), "sequential": ("host", "resident"), "slab": ("host", "resident", "slab")}
@@ -222,6 +226,54 @@ def test_auto_says_why_in_one_line(tiny_corpus):
         assert "\n" not in loader.reason
     with open_tiny(tiny_corpus, "resident") as loader:
         assert (loader.kind, loader.reason) == ("resident", "asked for")
+
+
+def test_resident_is_chosen_where_the_rows_with_their_labels_fit(tmp_path, monkeypatch):
+    symbols = [*ARPABET.symbols, *(f"X{n}" for n in range(300))]
+    write_hw1p2(tmp_path / "raw", "train", {"a-1-0": (place_features(0, 50, 5), place_label(0, 50))})
+    write_hw1p2(tmp_path / "raw", "test", {"a-2-0": (place_features(1, 50, 5), place_label(1, 50))}, labelled=False)
+    (tmp_path / "raw/phonemes.txt").write_text("\n".join(symbols))
+    pack(tmp_path / "raw", tmp_path / "packed", context=10)
+    # More than 255 classes: 4 bytes a label, which are int32 on the device.
+    for partition, row_bytes in (("train", 5 * 2 + 4), ("test", 5 * 2)):
+        selection = Selection.of(PackedCorpus(tmp_path / "packed"), partition)
+        for short, kind in ((0, "resident"), (1, "host")):
+            free = RESERVE_BYTES + 70 * row_bytes - short
+            monkeypatch.setattr("torch.cuda.mem_get_info", lambda _, free=free: (free, free))
+            assert choose(selection, torch.device("cuda"), "global")[0] == kind
+
+
+class LateTransfer:
+    """Stands for CUDA's copies: each is done at the last moment, when somebody waits for it."""
+
+    def __init__(self):
+        self.copies = {}
+
+    def send(self, slot, copies):
+        self.wait(slot)
+        self.copies[slot] = copies
+
+    def wait(self, slot):
+        for target, source in self.copies.pop(slot, ()):
+            target.copy_(source)
+
+
+def test_a_slab_is_staged_only_when_the_last_one_in_that_memory_has_gone(tiny_corpus):
+    with open_tiny(tiny_corpus, "slab", "slab") as loader:
+        pool = Pool(loader._joined, 40, 4, loader.plan, torch.device("cpu"))
+        pool._transfer = LateTransfer()
+        pool._staging.extend((pool._host_slab(False), None) for _ in range(2))
+        for load in range(11):
+            first = 7 * load
+            pool.fill(load % 4, 40, partial(loader._joined.read, first, first + 40))
+            # Two may be on the way; the slab before them has arrived, in its own slot.
+            assert set(pool._transfer.copies) == {(load - n) % 4 for n in range(min(load + 1, 2))}
+            if load >= 2:
+                rows, labels = np.empty((40, 5), np.float16), np.empty(40, np.uint8)
+                loader._joined.read(first - 14, first + 26, rows, labels)
+                there, their_labels = pool._parts((load - 2) % 4, 40)
+                np.testing.assert_array_equal(there.numpy(), rows)
+                np.testing.assert_array_equal(their_labels.numpy(), labels)
 
 
 def test_a_path_a_corpus_and_a_selection_open_alike(tiny_corpus):
