@@ -14,7 +14,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from phonedata.batches import BatchPlan, Loader
+from phonedata.batches import BatchPlan, Loader, whole_number
 from phonedata.crew import Crew
 from phonedata.errors import SpecError
 from phonedata.gather import LINE, FrameTable
@@ -39,7 +39,7 @@ class HostLoader(Loader):
         self, plan: BatchPlan, device="cpu", *, threads: int | None = None, memory: str = "map", reason: str = ""
     ):
         super().__init__(plan, device, reason)
-        if threads is not None and threads < 1:
+        if threads is not None and whole_number("threads", threads) < 1:
             raise SpecError(f"threads {threads}; wanted 1 or more, or None to choose from the cores")
         if memory not in MEMORIES:
             raise SpecError(f"loader memory {memory!r}; wanted one of {', '.join(MEMORIES)}")

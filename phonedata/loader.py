@@ -7,7 +7,7 @@ from os import PathLike
 
 import torch
 
-from phonedata.batches import BatchPlan, Loader
+from phonedata.batches import BatchPlan, Loader, find_device
 from phonedata.corpus import PackedCorpus
 from phonedata.errors import SpecError
 from phonedata.host import HostLoader
@@ -27,7 +27,7 @@ def open_loader(
     corpus: str | PathLike | PackedCorpus | Selection,
     partitions: str | Sequence[str] | None = None,
     *,
-    window: WindowSpec,
+    window: WindowSpec | tuple[int, int] | int,
     batch_size: int,
     seed: int = 0,
     order: str = "global",
@@ -45,9 +45,10 @@ def open_loader(
 ) -> Loader:
     """A loader of WindowBatches; `.kind` and `.reason` say which and why.
 
-    `corpus` is a packed corpus or its path, with the names of one or more `partitions`, or a Selection. `batch_size`
-    counts the frames over all ranks; a rank yields its fixed slice. `order` is "global" (every frame at random),
-    "slab" or "sequential"; `subset` keeps a share of the utterances; `dtype` is the windows', "float16" or "float32".
+    `corpus` is a packed corpus or its path, with the names of one or more `partitions`, or a Selection. `window` is a
+    WindowSpec, (left, right) or one number for both sides. `batch_size` counts the frames over all ranks; a rank yields
+    its fixed slice. `order` is "global" (every frame at random), "slab" or "sequential"; `subset` keeps a share of the
+    utterances; `dtype` is the windows', "float16" or "float32".
     `threads` and `memory` ("map" or "ram") are for the host loader, `slab_frames` and `pool_slabs` for order "slab".
     Raises SpecError, CorpusNotFound, FormatError.
     """
@@ -57,7 +58,7 @@ def open_loader(
     plan = BatchPlan(
         selection, window, batch_size, order, seed, dtype, rank, world_size, drop_last, slab_frames, pool_slabs
     )
-    device = torch.device(device)
+    device = find_device(device)
     reason = "asked for"
     if kind == "auto":
         kind, reason = choose(selection, device, order)

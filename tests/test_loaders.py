@@ -312,11 +312,30 @@ def test_a_path_a_corpus_and_a_selection_open_alike(tiny_corpus):
         ({"kind": "slab"}, "the slab loader gives order slab, not 'global'"),
         ({"partitions": "train"}, "no partition 'train'"),
         ({"order": "slab", "slab_frames": 0}, "slab_frames 0"),
+        ({"window": "30"}, r"window '30'; wanted WindowSpec\(left, right\), \(left, right\) or one number"),
+        ({"window": (1, 2, 3)}, r"window \(1, 2, 3\)"),
+        ({"window": (1, 2.0)}, "window.right is 2.0"),
+        ({"window": True}, "window.left is True"),
+        ({"batch_size": 8.0}, "batch_size 8.0; wanted a whole number"),
+        ({"batch_size": "8"}, "batch_size '8'"),
+        ({"seed": 1.5}, "seed 1.5"),
+        ({"world_size": True}, "world_size True"),
+        ({"threads": 2.0}, "threads 2.0"),
+        ({"device": "gpu"}, "device 'gpu'; wanted cpu, cuda or cuda:N"),
+        ({"device": None}, "device None"),
+        ({"device": "cuda:99"}, "device 'cuda:99', but torch .* sees .* CUDA devices; take device='cpu'"),
     ],
 )
 def test_the_impossible_is_refused_with_what_was_wanted(tiny_corpus, options, message):
     with pytest.raises(SpecError, match=message):
         open_tiny(tiny_corpus, **{"kind": "host", **options})
+
+
+def test_a_window_is_a_spec_a_pair_or_one_number(tiny_corpus):
+    for window in (3, np.int64(3), (3, 3), [3, 3]):
+        with open_tiny(tiny_corpus, "host", window=window, batch_size=np.int32(16)) as loader:
+            assert loader.window == WindowSpec(3, 3) and type(loader.batch_size) is int
+            assert loader.batch(0, 0).windows.shape == (16, 7, 5)
 
 
 def test_positions_outside_an_epoch_are_refused(tiny_corpus):
