@@ -5,14 +5,41 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from phonedata.errors import SpecError
 from phonedata.order import POOL_SLABS, SLAB_FRAMES, EpochOrder, SequentialOrder, SlabOrder
 from phonedata.selection import Selection
 from phonedata.windows import WindowBatch, WindowSpec
 
+if TYPE_CHECKING:
+    import torch
+
 ORDERS = ("global", "slab", "sequential")
 DTYPES = ("float16", "float32")
+
+
+def whole_number(name: str, value) -> int:
+    """`value` as an int; raises SpecError for 8.0, "8" and True."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise SpecError(f"{name} {value!r}; wanted a whole number")
+    return int(value)
+
+
+def find_device(device) -> torch.device:
+    """The torch.device that `device` names; raises SpecError where there is none of that name or number."""
+    import torch
+
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise SpecError(f"device {device!r}; wanted cpu, cuda or cuda:N") from None
+    if found.type == "cuda" and (found.index or 0) >= (count := torch.cuda.device_count()):
+        seen = f"torch {torch.__version__} sees {count} CUDA devices"
+        raise SpecError(f"device {str(found)!r}, but {seen}; take device='cpu'")
+    return found
 
 
 @dataclass(frozen=True)
@@ -21,7 +48,7 @@ class BatchPlan:
 
     Attributes:
         selection: N frames.
-        window: what is around each frame.
+        window: what is around each frame; anything that `WindowSpec.of` takes.
         batch_size: frames in one batch over all ranks.
         order: "global", "slab" or "sequential".
         seed: of the order.
@@ -44,6 +71,9 @@ class BatchPlan:
     pool_slabs: int = POOL_SLABS
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "window", WindowSpec.of(self.window))
+        for name in ("batch_size", "seed", "rank", "world_size", "slab_frames", "pool_slabs"):
+            object.__setattr__(self, name, whole_number(name, getattr(self, name)))
         self.window.check_fits(self.selection.corpus.context)
         if self.order not in ORDERS:
             raise SpecError(f"order {self.order!r}; wanted one of {', '.join(ORDERS)}")
@@ -120,10 +150,7 @@ class Loader:
     kind = ""
 
     def __init__(self, plan: BatchPlan, device, reason: str = ""):
-        import torch
-
-        self.plan, self.reason = plan, reason
-        self.device = torch.device(device)
+        self.plan, self.reason, self.device = plan, reason, find_device(device)
         self.selection, self.window, self.batch_size = plan.selection, plan.window, plan.batch_size
         self.num_frames = plan.num_frames
         self.batches_per_epoch, self.frames_per_epoch = plan.batches_per_epoch, plan.frames_per_epoch

@@ -116,7 +116,8 @@ def extract(
     """Compute MFCC and frame labels of the folder AUDIO into the new raw folder RAW, ready to pack.
 
     AUDIO holds one folder a partition, with .wav or .flac files at any depth and beside each, except in a test
-    partition, its phones: a TextGrid (MFA), TIMIT's .phn, or a .lab of Festival or HTK.
+    partition, its phones: a TextGrid (MFA), TIMIT's .phn, or a .lab of Festival or HTK. Repeat an interrupted call and
+    it continues where it stopped.
 
     Parameters
     ----------
@@ -243,5 +244,8 @@ def main(arguments: list[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except KeyboardInterrupt:
-        print("interrupted; the same command continues where it stopped", file=sys.stderr)
+        command = (sys.argv[1:] if arguments is None else arguments)[:1]
+        # The others keep nothing of an interrupted call, nor leave anything behind.
+        onward = "; the same command continues where it stopped" if command in (["pack"], ["extract"]) else ""
+        print(f"interrupted{onward}", file=sys.stderr)
         sys.exit(130)

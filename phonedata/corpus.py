@@ -1,17 +1,28 @@
 """PackedCorpus: the packed format, opened and described; docs/FORMAT.md has it byte by byte."""
 
+import contextlib
 import json
+import operator
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from phonedata.errors import CorpusNotFound, FormatError, SpecError
+from phonedata.errors import CorpusNotFound, FormatError, PhonedataError, SpecError
 from phonedata.exchange import recover
 from phonedata.phonemes import PhonemeSet
 from phonedata.verify import verify_files
 
 FORMAT_VERSION = 1
+
+
+@contextlib.contextmanager
+def _reading(path: Path):
+    """What may not be read is one line that names it."""
+    try:
+        yield
+    except PermissionError as error:
+        raise PhonedataError(f"{path}: cannot be read ({error.strerror}); mend its permissions") from None
 
 
 def read_group(file: Path) -> dict:
@@ -34,18 +45,20 @@ class PackedCorpus:
     utterances), `frame_shift_ms`, `cmvn` (dict, with its "kind"), `dtype` (of the stored features), `digest` (hex, of
     everything in it), `partitions` (name -> Partition, sorted by name).
 
-    Raises CorpusNotFound when nothing is there, FormatError for another format version or damaged metadata.
+    Raises CorpusNotFound when nothing is there, FormatError for another format version or damaged metadata,
+    PhonedataError where it may not be read.
     `verify()` reads every byte.
     """
 
     def __init__(self, path):
         self.path = Path(path)
-        recover(self.path)
         root = self.path / "zarr.json"
-        if not root.is_file():
-            found = "no packed corpus (no zarr.json in it)" if self.path.exists() else "does not exist"
-            raise CorpusNotFound(f"{self.path}: {found}; make one with: phonedata pack RAW {self.path}")
-        self.attributes = read_group(root)
+        with _reading(self.path):
+            recover(self.path)
+            if not root.is_file():
+                found = "no packed corpus (no zarr.json in it)" if self.path.exists() else "does not exist"
+                raise CorpusNotFound(f"{self.path}: {found}; make one with: phonedata pack RAW {self.path}")
+            self.attributes = read_group(root)
         version = self.attributes.get("format")
         if version != FORMAT_VERSION:
             raise FormatError(
@@ -76,8 +89,8 @@ class PackedCorpus:
         return f"PackedCorpus({str(self.path)!r}: {frames} frames)"
 
     def __reduce__(self):
-        # A pickled memory map would carry its data along.
-        return PackedCorpus, (self.path,)
+        # A pickled memory map would carry its data along: who unpickles opens the corpus.
+        return _reopen, (self.path, self.digest)
 
     def zarr_group(self):
         """The corpus as a read-only zarr group, for what is built on zarr (dask, xarray, remote stores).
@@ -96,6 +109,14 @@ class PackedCorpus:
         return size
 
 
+def _reopen(path: Path, digest: str) -> PackedCorpus:
+    corpus = PackedCorpus(path)
+    if corpus.digest != digest:
+        # What came with it, such as the rows of a selection, is of the other one.
+        raise FormatError(f"{path}: holds another corpus than when it was pickled; open it again")
+    return corpus
+
+
 class Partition:
     """One partition: memory maps of its rows, and where its utterances lie. Opened by PackedCorpus.
 
@@ -104,7 +125,8 @@ class Partition:
 
     def __init__(self, corpus: PackedCorpus, name: str):
         self.corpus, self.name, self.path = corpus, name, corpus.path / name
-        self.attributes = read_group(self.path / "zarr.json")
+        with _reading(self.path):
+            self.attributes = read_group(self.path / "zarr.json")
         try:
             self.num_utterances = int(self.attributes["utterances"])
             self.num_frames = int(self.attributes["frames"])
@@ -126,6 +148,9 @@ class Partition:
                 f"utterances with context {corpus.context} need another count; run: phonedata verify {corpus.path}"
             )
 
+    def __reduce__(self):
+        return operator.getitem, (self.corpus, self.name)
+
     def check_rows(self) -> None:
         """What digests cannot say: that rows, labels and utterances fit together. Raises FormatError."""
         lengths = np.diff(self.utterance_end, prepend=0)
@@ -141,13 +166,14 @@ class Partition:
     def _map(self, file: str, dtype, shape) -> np.ndarray:
         path = self.path / file
         wanted = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        found = path.stat().st_size if path.is_file() else -1
-        if found < wanted:
-            raise FormatError(
-                f"{path}: {'missing' if found < 0 else f'{found} bytes'}, wanted at least {wanted}; "
-                f"copy the corpus again or pack again"
-            )
-        return np.memmap(path, dtype=dtype, mode="r", shape=shape)
+        with _reading(path):
+            found = path.stat().st_size if path.is_file() else -1
+            if found < wanted:
+                raise FormatError(
+                    f"{path}: {'missing' if found < 0 else f'{found} bytes'}, wanted at least {wanted}; "
+                    f"copy the corpus again or pack again"
+                )
+            return np.memmap(path, dtype=dtype, mode="r", shape=shape)
 
     def array(self, name: str, dtype, count: int) -> np.ndarray:
         """A small 1-d array of the partition, (count,), as a memory map."""

@@ -6,7 +6,6 @@ numba has no float16 on CPUs: values move as bytes or as LLVM vectors of `half`,
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,6 +14,7 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from phonedata.halves import FLOAT, HALF, IS_X86, narrow, widen
 from phonedata.selection import Selection
 from phonedata.windows import WindowSpec
 
@@ -24,13 +24,12 @@ PREFETCH_WINDOWS, PREFETCH_BYTES = 2, 512
 """How far ahead the kernel asks for a window, and for how much of it; the hardware prefetcher follows from there."""
 PREFETCH_LOOKUPS, TABLE_ROW = 12, 32
 """How many frames ahead the kernel asks for a row of the utterance table, and the bytes of such a row."""
-IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
 
 COPY, STREAM, WIDEN, NARROW = 0, 1, 2, 3
 """What the kernel does with values: copy bytes (memcpy); copy bytes past the cache; float16 to float32; float32 to
 float16. The last three write whole cache lines with non-temporal stores on x86, plain ones elsewhere."""
 
-_HALF, _FLOAT, _BYTE = ir.HalfType(), ir.FloatType(), ir.IntType(8)
+_BYTE = ir.IntType(8)
 _void = types.void
 
 
@@ -61,7 +60,7 @@ def _widen_line(typingctx, target, source):
     """16 float16 at `source` to 16 float32 at `target` (64 bytes, aligned)."""
 
     def codegen(context, builder, signature, args):
-        _store_line(builder, args[0], builder.fpext(_load(builder, args[1], _HALF, 16), ir.VectorType(_FLOAT, 16)))
+        _store_line(builder, args[0], widen(context, builder, _load(builder, args[1], HALF, 16)))
         return context.get_dummy_value()
 
     return _void(types.int64, types.int64), codegen
@@ -72,7 +71,7 @@ def _narrow_line(typingctx, target, source):
     """32 float32 at `source` to 32 float16 at `target` (64 bytes, aligned), rounded to nearest even."""
 
     def codegen(context, builder, signature, args):
-        _store_line(builder, args[0], builder.fptrunc(_load(builder, args[1], _FLOAT, 32), ir.VectorType(_HALF, 32)))
+        _store_line(builder, args[0], narrow(context, builder, _load(builder, args[1], FLOAT, 32)))
         return context.get_dummy_value()
 
     return _void(types.int64, types.int64), codegen

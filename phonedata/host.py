@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import mmap
-import os
 from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
 import torch
 
-from phonedata.batches import BatchPlan, Loader
+from phonedata.batches import BatchPlan, Loader, whole_number
 from phonedata.crew import Crew
 from phonedata.errors import SpecError
 from phonedata.gather import LINE, FrameTable
 from phonedata.pages import MappedFiles
+from phonedata.team import available_cores
 from phonedata.windows import WindowBatch
 
 MEMORIES = ("map", "ram")
@@ -39,7 +39,7 @@ class HostLoader(Loader):
         self, plan: BatchPlan, device="cpu", *, threads: int | None = None, memory: str = "map", reason: str = ""
     ):
         super().__init__(plan, device, reason)
-        if threads is not None and threads < 1:
+        if threads is not None and whole_number("threads", threads) < 1:
             raise SpecError(f"threads {threads}; wanted 1 or more, or None to choose from the cores")
         if memory not in MEMORIES:
             raise SpecError(f"loader memory {memory!r}; wanted one of {', '.join(MEMORIES)}")
@@ -178,7 +178,8 @@ class Transfer:
         self._stream = torch.cuda.Stream(device)
         # The allocator may hand out memory that the current stream still reads.
         self._stream.wait_stream(torch.cuda.current_stream(device))
-        self._sent = [torch.cuda.Event() for _ in range(slots)]
+        # Who waits for `sent` sleeps: by default an event is waited for by spinning, a core for each thread.
+        self._sent = [torch.cuda.Event(blocking=True) for _ in range(slots)]
         self._read = [torch.cuda.Event() for _ in range(slots)]
 
     def wait(self, slot: int) -> None:
@@ -187,7 +188,8 @@ class Transfer:
 
     def send(self, slot: int, copies: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
         """Copy each (device side, pinned host side) of the slot, after the consumer's last use of it."""
-        with torch.cuda.stream(self._stream):
+        # A thread starts on device 0; leaving a stream from there would open a context on that device, for every rank.
+        with torch.cuda.device(self._stream.device), torch.cuda.stream(self._stream):
             self._stream.wait_event(self._read[slot])
             for target, source in copies:
                 target.copy_(source, non_blocking=True)
@@ -204,11 +206,6 @@ class Transfer:
     def close(self) -> None:
         """Wait for the copies under way."""
         self._stream.synchronize()
-
-
-def available_cores() -> int:
-    """Cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _plain(size: int) -> torch.Tensor:

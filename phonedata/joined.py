@@ -11,18 +11,16 @@ from phonedata.selection import Selection
 class JoinedRows:
     """Frame `f` of the selection's utterance `u` is row `f + context * (u + 1)` of R = N + context * (U + 1) rows.
 
-    Attributes: `context`, `num_rows` R, `dim` D, `dtype` of the rows, `label_dtype` that `read` gives (uint8, or int32
-    for more than 255 classes: torch gathers no uint16; None where there are no labels).
+    Attributes: `context`, `num_rows` R, `dim` D, `dtype` of the rows, `label_dtype` that `read` gives.
     """
 
     def __init__(self, selection: Selection):
         self._selection, self.context = selection, selection.corpus.context
-        self.num_rows = selection.num_frames + self.context * (selection.num_utterances + 1)
+        self.num_rows = num_joined_rows(selection)
         self.dim, self.dtype = selection.corpus.feature_dim, selection.corpus.dtype
-        self.label_dtype = None
+        self.label_dtype = joined_label_dtype(selection)
         maps = [p.features for p in selection.partitions]
         if selection.labelled:
-            self.label_dtype = np.dtype(np.uint8 if selection.corpus.phonemes.label_dtype == np.uint8 else np.int32)
             maps += [p.labels for p in selection.partitions]
         self._files = MappedFiles(maps)
         self._source, self._row, self._first, self._end = _runs(selection)
@@ -53,6 +51,18 @@ class JoinedRows:
     def close(self) -> None:
         """Let the files go."""
         self._files.close()
+
+
+def num_joined_rows(selection: Selection) -> int:
+    """R of `JoinedRows`."""
+    return selection.num_frames + selection.corpus.context * (selection.num_utterances + 1)
+
+
+def joined_label_dtype(selection: Selection) -> np.dtype | None:
+    """uint8, or int32 for more than 255 classes (torch gathers no uint16); None where there are no labels."""
+    if not selection.labelled:
+        return None
+    return np.dtype(np.uint8 if selection.corpus.phonemes.label_dtype == np.uint8 else np.int32)
 
 
 def _runs(selection: Selection) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""The staging folder of a pack: its lock, and the journal from which an interrupted pack continues."""
+"""The staging folder of a pack or an extract: its lock, and the journal from which an interrupted one continues."""
 
 import errno
 import json
@@ -34,7 +34,7 @@ class Staging:
     """The folder beside the target in which one process builds: `corpus/`, `journal`, `lock`.
 
     The lock dies with its process, so a killed pack never blocks the next one. Raises PhonedataError when another
-    process packs to the same target, or the place cannot be written.
+    process writes to the same target, or the place cannot be written.
     """
 
     def __init__(self, target: Path, fingerprint: str):
@@ -62,7 +62,7 @@ class Staging:
             if not _lock(self._fd):
                 os.close(self._fd)
                 raise PhonedataError(
-                    f"{target}: another process is packing to it; wait for it or choose another target"
+                    f"{target}: another process is writing to it; wait for it or choose another target"
                 )
             try:
                 # Its holder may have removed the folder meanwhile: a lock without a name protects nothing.
@@ -73,7 +73,7 @@ class Staging:
             os.close(self._fd)
 
     def _read_journal(self, fingerprint: str) -> list[dict]:
-        """The records of an earlier try of this very pack; none if it was another one. A torn last line is dropped."""
+        """The records of an earlier try of this very work; none if it was another one. A torn last line is dropped."""
         try:
             lines = (self.path / "journal").read_bytes().split(b"\n")
         except FileNotFoundError:

@@ -7,10 +7,11 @@ from os import PathLike
 
 import torch
 
-from phonedata.batches import BatchPlan, Loader
+from phonedata.batches import BatchPlan, Loader, find_device
 from phonedata.corpus import PackedCorpus
 from phonedata.errors import SpecError
 from phonedata.host import HostLoader
+from phonedata.joined import joined_label_dtype, num_joined_rows
 from phonedata.order import POOL_SLABS, SLAB_FRAMES
 from phonedata.resident import ResidentLoader
 from phonedata.selection import Selection
@@ -26,7 +27,7 @@ def open_loader(
     corpus: str | PathLike | PackedCorpus | Selection,
     partitions: str | Sequence[str] | None = None,
     *,
-    window: WindowSpec,
+    window: WindowSpec | tuple[int, int] | int,
     batch_size: int,
     seed: int = 0,
     order: str = "global",
@@ -44,9 +45,10 @@ def open_loader(
 ) -> Loader:
     """A loader of WindowBatches; `.kind` and `.reason` say which and why.
 
-    `corpus` is a packed corpus or its path, with the names of one or more `partitions`, or a Selection. `batch_size`
-    counts the frames over all ranks; a rank yields its fixed slice. `order` is "global" (every frame at random),
-    "slab" or "sequential"; `subset` keeps a share of the utterances; `dtype` is the windows', "float16" or "float32".
+    `corpus` is a packed corpus or its path, with the names of one or more `partitions`, or a Selection. `window` is a
+    WindowSpec, (left, right) or one number for both sides. `batch_size` counts the frames over all ranks; a rank yields
+    its fixed slice. `order` is "global" (every frame at random), "slab" or "sequential"; `subset` keeps a share of the
+    utterances; `dtype` is the windows', "float16" or "float32".
     `threads` and `memory` ("map" or "ram") are for the host loader, `slab_frames` and `pool_slabs` for order "slab".
     Raises SpecError, CorpusNotFound, FormatError.
     """
@@ -56,7 +58,7 @@ def open_loader(
     plan = BatchPlan(
         selection, window, batch_size, order, seed, dtype, rank, world_size, drop_last, slab_frames, pool_slabs
     )
-    device = torch.device(device)
+    device = find_device(device)
     reason = "asked for"
     if kind == "auto":
         kind, reason = choose(selection, device, order)
@@ -83,9 +85,9 @@ def choose(selection: Selection, device: torch.device, order: str) -> tuple[str,
     """The kind of loader for this selection on this device, and the reason in one line."""
     if device.type != "cuda":
         return "host", f"on {device.type} the corpus is read where it is mapped, without a copy"
-    corpus = selection.corpus
-    num_rows = selection.num_frames + corpus.context * (selection.num_utterances + 1)
-    needed = num_rows * (corpus.feature_dim * corpus.dtype.itemsize + corpus.phonemes.label_dtype.itemsize)
+    corpus, label_dtype = selection.corpus, joined_label_dtype(selection)
+    row_bytes = corpus.feature_dim * corpus.dtype.itemsize + (0 if label_dtype is None else label_dtype.itemsize)
+    needed = num_joined_rows(selection) * row_bytes
     free = torch.cuda.mem_get_info(device)[0]
     sizes = f"{needed / 2**30:.1f} GiB of rows and {RESERVE_BYTES / 2**30:.0f} GiB reserve"
     if needed + RESERVE_BYTES <= free:

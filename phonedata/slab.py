@@ -6,6 +6,7 @@ where windows would cross W times.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -75,13 +76,16 @@ class SlabLoader(Loader):
             pool.close()
 
     def _gather(self, order: SlabOrder, pool: Pool, start: int, stop: int) -> WindowBatch:
-        both = np.empty((2, stop - start), np.int64)
+        # Page-locked, so that the copy need not wait for the steps before it; torch gives such memory out again only
+        # when its copies are over.
+        both = torch.empty((2, stop - start), dtype=torch.int64, pin_memory=self.device.type == "cuda")
+        frames, rows = both.numpy()
         loads = np.empty(stop - start, np.int64)
-        order.into(start, both[0], loads)
+        order.into(start, frames, loads)
         pool_rows(
-            both[0],
+            frames,
             loads,
-            both[1],
+            rows,
             self._ends,
             self._buckets,
             self._shift,
@@ -91,8 +95,7 @@ class SlabLoader(Loader):
             self._slab_rows,
             pool.slots,
         )
-        frames, rows = torch.from_numpy(both).to(self.device, non_blocking=True)
-        return pool.store.gather(frames, rows)
+        return pool.store.gather(*both.to(self.device, non_blocking=True))
 
     def _load(self, order: SlabOrder, pool: Pool, load: int, slot: int) -> int:
         slab = int(order.sequence[load % order.num_slabs])
@@ -113,20 +116,21 @@ class SlabLoader(Loader):
 
 
 class Pool:
-    """Room for `slots` slabs of rows and labels on the device; on CUDA they come through one pinned slab."""
+    """Room for `slots` slabs of rows and labels on the device; on CUDA they come through two pinned slabs in turn."""
 
     def __init__(self, joined: JoinedRows, slab_rows: int, slots: int, plan: BatchPlan, device: torch.device):
         self.slots, self._slab_rows = slots, slab_rows
         self.store = RowStore(joined, slots * slab_rows, plan, device)
-        self._transfer = Transfer(device, slots) if device.type == "cuda" else None
-        self._staging = None
+        cuda = device.type == "cuda"
+        self._transfer = Transfer(device, slots) if cuda else None
+        # Each with the slot that it was last sent to. Slots are more than two, so that slot's event is of that sending.
+        self._staging: deque = deque()
         if device.type != "cpu":
-            rows, labels = self._parts(0, slab_rows)
-            pinned = device.type == "cuda"
-            self._staging = [
-                None if part is None else torch.empty(part.shape, dtype=part.dtype, pin_memory=pinned)
-                for part in (rows, labels)
-            ]
+            self._staging.extend((self._host_slab(cuda), None) for _ in range(2 if cuda else 1))
+
+    def _host_slab(self, pinned: bool) -> list[torch.Tensor | None]:
+        parts = self._parts(0, self._slab_rows)
+        return [None if p is None else torch.empty(p.shape, dtype=p.dtype, pin_memory=pinned) for p in parts]
 
     def _parts(self, slot: int, count: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         part = slice(slot * self._slab_rows, slot * self._slab_rows + count)
@@ -135,19 +139,23 @@ class Pool:
     def fill(self, slot: int, count: int, read: Callable) -> None:
         """`read(rows, labels)` writes `count` rows on the host; they are in the slot, or on the way, at return."""
         targets = self._parts(slot, count)
-        if self._staging is None:
+        if not self._staging:
             read(*(None if part is None else part.numpy() for part in targets))
             return
-        sources = [None if part is None else part[:count] for part in self._staging]
+        slab, sent_to = self._staging[0]
+        if sent_to is not None:
+            # The slab before last: its copy waits for the consumer, and meanwhile the last one was read.
+            self._transfer.wait(sent_to)
+        sources = [None if part is None else part[:count] for part in slab]
         read(*(None if part is None else part.numpy() for part in sources))
         copies = [(target, source) for target, source in zip(targets, sources) if target is not None]
-        if self._transfer is None:
+        if self._transfer is not None:
+            self._transfer.send(slot, copies)
+        else:
             for target, source in copies:
                 target.copy_(source)
-            return
-        self._transfer.send(slot, copies)
-        # There is one staging slab; the thread that fills it has nothing else to do.
-        self._transfer.wait(slot)
+        self._staging.popleft()
+        self._staging.append((slab, None if self._transfer is None else slot))
 
     def receive(self, slot: int) -> None:
         """Let the current stream see what was sent to the slot."""

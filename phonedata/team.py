@@ -1,5 +1,6 @@
 """Team: worker threads whose results come back in the order of their tasks."""
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -48,3 +49,8 @@ class Team:
             return function(tool, task)
         finally:
             self._idle.append(tool)
+
+
+def available_cores() -> int:
+    """Cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -29,6 +29,17 @@ class WindowSpec:
             if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
                 raise SpecError(f"window.{name} is {value!r}; wanted a whole number of frames, 0 or more")
 
+    @classmethod
+    def of(cls, window) -> WindowSpec:
+        """A WindowSpec as it is, k as k frames on both sides, (left, right) as those; raises SpecError for the rest."""
+        if isinstance(window, cls):
+            return window
+        if isinstance(window, (tuple, list)) and len(window) == 2:
+            return cls(*window)
+        if isinstance(window, (int, np.integer)):
+            return cls(window, window)
+        raise SpecError(f"window {window!r}; wanted WindowSpec(left, right), (left, right) or one number for both")
+
     @property
     def width(self) -> int:
         """W, the frames in one window."""

@@ -11,8 +11,15 @@ In a notebook:
 """
 
 import importlib
+import os
 import sys
 import types
+
+# The threads of a step meet several times a layer. GNU OpenMP, which reads this when torch is imported, lets those that
+# wait spin for milliseconds: beside any other program on the same cores, a thread that was put aside keeps the others
+# spinning. After this many turns, some tenths of a millisecond, they sleep (docs/PERFORMANCE.md).
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 # Public name -> the room it lives in. Rooms are imported when first asked for, so that `import phonetrain` is free.
 _ROOMS = {

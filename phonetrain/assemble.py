@@ -57,14 +57,21 @@ class Parts:
         return self.state.model if self.state.averaged is None else self.state.averaged.model
 
     def close(self) -> None:
-        """Stop the loaders' threads."""
-        self.train.close()
-        self.dev.close()
+        """Stop the loaders' threads, and let go what they and a captured step hold on the device."""
+        for loader in (self.train, self.dev):
+            if loader is not None:
+                loader.close()
+        self.train = self.dev = self.updates = None
 
 
 def training_selection(corpus: PackedCorpus, roles: Roles, config: RunConfig) -> Selection:
     """The utterances that are trained on: `subset` of them, nested and seeded."""
     return Selection.of(corpus, roles.train, subset=config.subset, seed=config.seed)
+
+
+def window_dtype(corpus: PackedCorpus, compute: Compute) -> str:
+    """In what windows come: as packed, but float16 for a net that computes in it anyway."""
+    return "float16" if compute.precision == "fp16" else str(corpus.dtype)
 
 
 def open_training_loader(selection: Selection, config: RunConfig, compute: Compute):
@@ -73,6 +80,7 @@ def open_training_loader(selection: Selection, config: RunConfig, compute: Compu
         selection, window=WindowSpec(config.window.left, config.window.right), batch_size=config.batch_size,
         seed=config.seed, order=config.loader.order, kind=config.loader.kind, device=str(compute.device),
         threads=config.loader.threads, drop_last=True, rank=here().rank, world_size=here().world_size,
+        dtype=window_dtype(selection.corpus, compute),
     )
 
 
@@ -83,7 +91,7 @@ def open_scoring_loader(corpus: PackedCorpus, partitions: str, config: RunConfig
     return open_loader(
         corpus, partitions, window=WindowSpec(config.window.left, config.window.right), batch_size=SCORING_BATCH,
         order="sequential", kind=kind, device=str(compute.device), threads=config.loader.threads,
-        drop_last=False, rank=here().rank, world_size=here().world_size,
+        drop_last=False, rank=here().rank, world_size=here().world_size, dtype=window_dtype(corpus, compute),
     )
 
 

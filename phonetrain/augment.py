@@ -60,15 +60,17 @@ class Augment:
         }
 
     def set_epoch(self, epoch: int, device: torch.device) -> None:
-        """Put the key of `epoch`, () int64 hashed from (seed, epoch), where `__call__` reads it."""
-        if epoch == self.epoch and self.key is not None and self.key.device == device:
-            return
-        key = int(np.random.SeedSequence([self.seed, epoch]).generate_state(1, np.uint64).view(np.int64)[0])
-        if self.key is None or self.key.device != device:
-            self.key = torch.tensor(key, device=device)
-        else:
-            self.key.fill_(key)
-        self.epoch = epoch
+        """Put the key of `epoch`, () int64 hashed from (seed, epoch), where `__call__` reads it.
+
+        The key stays where it was put first, for a captured graph reads it there; another device gets one of its own.
+        """
+        there = self.key is not None and self.key.device.type == device.type
+        if not there or device.index not in (None, self.key.device.index):
+            self.key, self.epoch = torch.zeros((), dtype=torch.int64, device=device), None
+        if epoch != self.epoch:
+            words = np.random.SeedSequence([self.seed, epoch]).generate_state(1, np.uint64)
+            self.key.fill_(int(words.view(np.int64)[0]))
+            self.epoch = epoch
 
     @torch.no_grad()
     def __call__(self, windows: Tensor, frames: Tensor, epoch: int) -> Tensor:

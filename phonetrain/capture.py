@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -87,7 +88,8 @@ class CapturedStep:
             for parameter, gradient in zip(self.step.parameters, self.gradients, strict=True):
                 parameter.grad = gradient
             self.step.set_rates(rate, momentum)
-            self.step.apply(self.parts)
+            self.step.apply(self.parts)  # which says at which step a number went bad
+            self.step.number += 1
 
     def unit(self) -> None:
         """What a replay repeats: nothing in here may depend on a number that the host has."""
@@ -104,23 +106,23 @@ class CapturedStep:
             for tensor, group in zip(step.rates, step.optimizer.param_groups, strict=True):
                 group["lr"] = tensor.copy_(rate * group.get("lr_ratio", 1.0))
             step.apply(parts)
+            step.number += 1
         else:
             self.parts = parts
             self.gradients = [parameter.grad for parameter in step.parameters]
             step.optimizer.zero_grad()
         self.index += 1
-        step.number += 1
 
     def capture(self) -> None:
         """Record `unit`, which changes nothing but the counters meanwhile."""
         step = self.step
         self.replay = None
-        self.index.zero_()
         step.halted.fill_(1)
         buffers = [buffer.clone() for buffer in step.buffers]
         try:
             with side_stream(step.compute.device):
                 for again in range(WARM_UP):
+                    self.index.zero_()  # an epoch may have one batch
                     # A model that waits for the device cannot be captured; here it says so while nothing is broken.
                     with waiting_refused(step.compute.device) if again else contextlib.nullcontext():
                         self.unit()
@@ -141,6 +143,8 @@ class CapturedStep:
         tensors = [*step.parameters, *step.buffers, *step.metrics.state_dict().values()]
         for part in (step.averaged, step.loss_scale):
             tensors += [] if part is None else part.state_dict().values()
+        if step.augment is not None:
+            tensors.append(step.augment.key)
         if self.whole:
             for state in step.optimizer.state.values():
                 tensors += [value for value in state.values() if isinstance(value, Tensor)]
@@ -159,7 +163,9 @@ def waiting_refused(device: torch.device) -> Iterator[None]:
         yield
         return
     before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype")
+        torch.cuda.set_sync_debug_mode("error")
     try:
         yield
     finally:

@@ -290,5 +290,7 @@ def restore(state: TrainState, checkpoint: Checkpoint) -> None:
     if state.averaged is not None:
         state.averaged.load_state_dict(checkpoint.averaged or checkpoint.model)
     for name, part in state.training_parts().items():
-        part.load_state_dict(checkpoint.training[name])
+        # A run that goes on in fp16 where it was bf16 or fp32 finds its loss scale anew.
+        if name in checkpoint.training or name != "loss_scale":
+            part.load_state_dict(checkpoint.training[name])
     state.progress = dataclasses.replace(checkpoint.progress)

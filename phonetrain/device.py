@@ -57,7 +57,9 @@ def choose_compute(device: str = "auto", precision: str = "auto") -> Compute:
         if (chosen.index or 0) >= count:
             raise ConfigError(f"device: got {device!r}, but torch {torch.__version__} sees {count} CUDA devices; "
                               "use device=cpu, or run `phonetrain doctor` to see why")
-        return _cuda_compute(chosen, precision)
+        # Tensors know the number of their device: "cuda" without one equals none of theirs.
+        index = torch.cuda.current_device() if chosen.index is None else chosen.index
+        return _cuda_compute(torch.device("cuda", index), precision)
     if precision == "auto":
         if cpu_gains_by_bf16():
             return Compute(chosen, "bf16", "cpu with bf16 instructions")

@@ -11,8 +11,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from phonedata import PackedCorpus
 
 from . import advice, checkpoint
@@ -20,22 +18,19 @@ from .assemble import Parts, assemble, describe, identity, training_selection
 from .config import RunConfig, diff, load_recipe
 from .console import Console, Mute, open_console, short
 from .device import Compute, choose_compute, describe_machine, determinism
-from .errors import CheckpointError, ConfigError, RunNotFound, TrainingStopped
+from .errors import ConfigError, RunNotFound, TrainingStopped
 from .interrupts import StopRequest, noticed_signals
 from .loop import Trainer
 from .overrides import refuse_keywords
 from .partitions import Roles, check_window, choose_roles, open_corpus, warnings_before_training
 from .ranks import Ranks, here, joined
+from .resuming import check_changes, check_identity, find_checkpoint, restore_machine, restore_parts
 from .run import Onlooker, Run, where_scored
-from .schedule import refuse_silent_extension
+from .schedule import sets_rate
 from .stages import plan_stages
 from .tracking import Tracker, open_tracker
 
 PACKAGES = ("torch", "numpy", "numba", "zarr", "wandb", "rich", "safetensors")
-# Changing these changes which frames come next, so they may change only where an epoch begins.
-ORDER_KEYS = ("subset", "batch_size", "optimizer.accumulation", "loader.order")
-# These make another experiment: a checkpoint cannot go on under another value.
-FIXED_KEYS = ("seed", "window.", "model.", "optimizer.name", "optimizer.decay_all", "data.train", "data.dev", "stage")
 
 
 def fit(recipe: str | os.PathLike[str] | None = None, *overrides: str, config: RunConfig | None = None,
@@ -193,77 +188,22 @@ def resume(run: str | os.PathLike[str] | None = None, *overrides: str, corpus: s
                   else f"resuming {where.path} at {position}")
         for key, before, after in changes:
             shown.say(f"changed: {key} {_told(before)} -> {_told(after)}")
+        if any(key == "epochs" or sets_rate(key) for key, _, _ in changes):
+            shown.say(f"learning rate: {told_rate(where, parts)}")
         train(where, parts, shown, warnings, bool(changes) or from_checkpoint is not None, ranks)
     return where
 
 
+def told_rate(run: Run, parts: Parts) -> str:
+    """The learning rate of the next step, behind the last one that was logged."""
+    progress, batches = parts.state.progress, parts.train.batches_per_epoch
+    rate = float(parts.state.schedule.rates(progress.epoch, batches)[progress.batch]) * progress.rate_scale
+    before = [line["lr"] for line in run.metrics("train") if line["step"] <= progress.step]
+    return f"{before[-1]:.3g} -> {rate:.3g}" if before else f"{rate:.3g}"
+
+
 def _told(value: Any) -> Any:
     return "none" if value is None else value
-
-
-def find_checkpoint(run: Run, wanted: str | int | None) -> tuple[checkpoint.Checkpoint, list[str]]:
-    """The checkpoint to go on from, and sentences about newer ones that are damaged and events that are lost.
-
-    Raises CheckpointError.
-    """
-    lost = [] if run.events_path.is_file() else [f"{run.events_path} is missing: what the run did before is not told"]
-    if wanted is None:
-        saved, problems = checkpoint.read_newest(run)
-        return saved, [*lost, *problems]
-    name = str(wanted).removeprefix("step-")
-    steps = checkpoint.saved_steps(run)
-    if not name.isdigit() or int(name) not in steps:
-        raise CheckpointError(f"{run.path}: no checkpoint {wanted!r}; there are "
-                              f"{', '.join(f'step-{step}' for step in steps) or 'none'}")
-    return checkpoint.read(run.checkpoint_dir(int(name))), lost
-
-
-def check_changes(run: Run, changes: Sequence[tuple[str, Any, Any]], old: RunConfig, new: RunConfig,
-                  progress: checkpoint.Progress) -> None:
-    """Refuse a change that would make another experiment, or that cannot take effect in the middle of an epoch."""
-    for key, before, after in changes:
-        if key.startswith(tuple(name for name in FIXED_KEYS if name.endswith("."))) or key in FIXED_KEYS:
-            raise ConfigError(f"{key}: {before} -> {after} would be another experiment; start one: phonetrain fit")
-        if key in ORDER_KEYS and progress.batch:
-            ends = [event["step"] for event in run.events("checkpoint_saved")
-                    if event["batch"] == 0 and run.checkpoint_dir(event["step"]).is_dir()]
-            again = f"; or go back to the last epoch's end: --from step-{ends[-1]}" if ends else ""
-            raise ConfigError(f"{key}: {before} -> {after} changes which frames come next, and the run stands inside "
-                              f"epoch {progress.epoch + 1} (batch {progress.batch}); resume without it until the epoch "
-                              f"ends{again}")
-    refuse_silent_extension(old, new)
-
-
-def check_identity(saved: checkpoint.Checkpoint, now: dict[str, Any], run: Run) -> None:
-    """Refuse to go on with another corpus, window or phoneme set than the checkpoint was trained with."""
-    for name, value in now.items():
-        before = saved.identity.get(name)
-        if before != value:
-            raise CheckpointError(f"{run.path}: {name} is {value}, but the run was trained with {before}; give the "
-                                  "same corpus with `--corpus DIR`, or start a new run")
-
-
-def restore_machine(before: dict[str, Any], compute: Compute) -> list[str]:
-    """Set the recorded number of threads; returns a sentence for what differs so that equality cannot be promised."""
-    if before.get("threads"):
-        torch.set_num_threads(before["threads"])
-    now = describe_machine(compute)
-    differing = [f"{name} {before.get(name)} -> {value}" for name, value in now.items() if before.get(name) != value]
-    if not differing:
-        return []
-    return [f"this machine is not the one before ({', '.join(differing)}): training goes on, but bit for bit equality "
-            "with an uninterrupted run is not promised"]
-
-
-def restore_parts(parts: Parts, saved: checkpoint.Checkpoint, changed: list[str]) -> None:
-    """Load a checkpoint into fresh parts; changed: keys that were changed by hand since it was saved."""
-    built = parts.state.optimizer.state_dict()["param_groups"]
-    checkpoint.restore(parts.state, saved)
-    if changed:
-        # The saved groups carry the settings of then (decay, betas); the configuration says what they are now.
-        state = parts.state.optimizer.state_dict()
-        parts.state.optimizer.load_state_dict({**state, "param_groups": built})
-        parts.state.schedule.changed_by_hand(parts.state.progress.epoch, changed)
 
 
 def train(run: Run, parts: Parts, console: Console, warnings: Sequence[str], save_first: bool, ranks: Ranks) -> None:

@@ -16,6 +16,8 @@ from phonedata import WindowBatch
 
 from .step import TrainStep
 
+NOT_REPRODUCED = "not reproduced"
+
 
 @dataclass
 class Finding:
@@ -84,19 +86,21 @@ def replay(step: TrainStep, batch: WindowBatch, *, epoch: int, number: int) -> F
     network, step.network = step.network, step.model  # compiled code calls no hooks
     handles = [module.register_forward_hook(look(name)) for name, module in step.model.named_modules()]
     try:
-        step.seed_generators(number)
-        loss_sum, logits = step.forward(batch.windows, batch.labels, batch.frames, epoch)
+        step.begin(epoch, number)
+        step.optimizer.zero_grad()
+        parts = step.gradients(batch.windows, batch.labels, batch.frames)
+        loss = sum(float(loss_sum) for loss_sum, _, _ in parts) / batch.labels.shape[0]
         bad_windows = ~torch.isfinite(batch.windows.flatten(1)).all(1)
         if bool(bad_windows.any()):
             finding = Finding("windows", "features of the corpus", "input", _largest([batch.windows]),
                               bad_frames=batch.frames[bad_windows].tolist())
         elif found:
             finding = found[0]
-        elif not math.isfinite(loss := float(loss_sum.detach())):
-            finding = Finding("loss", "cross entropy", "output", _largest([logits]))
+        elif not math.isfinite(loss):
+            finding = Finding("loss", "cross entropy", "output", _largest([logits for _, logits, _ in parts]))
         else:
-            finding = _bad_gradient(step, loss_sum / batch.labels.shape[0]) or Finding(
-                "not reproduced", f"loss {loss / batch.labels.shape[0]:.4g} on replay", "output", None)
+            finding = _bad_gradient(step) or Finding(
+                NOT_REPRODUCED, f"loss {loss:.4g} on replay", "output", None)
     finally:
         step.network = network
         for handle in handles:
@@ -106,15 +110,18 @@ def replay(step: TrainStep, batch: WindowBatch, *, epoch: int, number: int) -> F
             for buffer, value in zip(step.buffers, before, strict=True):
                 buffer.copy_(value)
     finding.epoch, finding.step = epoch, number
-    finding.loss = float(loss_sum.detach()) / batch.labels.shape[0]
+    finding.loss = loss
     finding.precision = step.compute.precision
     finding.loss_scale = None if step.loss_scale is None else float(step.loss_scale.scale)
     return finding
 
 
-def _bad_gradient(step: TrainStep, loss: Tensor) -> Finding | None:
-    step.optimizer.zero_grad()
-    loss.backward()
+def on_host(batch: WindowBatch) -> WindowBatch:
+    """A copy of a batch that can be sent to other processes."""
+    return WindowBatch(*(None if part is None else part.detach().cpu().contiguous() for part in batch))
+
+
+def _bad_gradient(step: TrainStep) -> Finding | None:
     for name, parameter in reversed(list(step.model.named_parameters())):
         if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
             return Finding(name, "gradient in backward order", "gradient", _largest([parameter.grad]))

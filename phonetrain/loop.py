@@ -21,10 +21,12 @@ from .ranks import here
 from .recovery import Recovery
 from .run import Run
 from .scoring import score
+from .shapes import Table
 from .stages import plan_stages
 from .times import duration
 from .tracking import Tracker
 
+SAVE = "checkpoint"  # not a reason to stop, but to look at the device and save
 AGREE_EVERY = 8  # steps; a message between hosts costs about as much as a small step on a fast device
 AGAIN = "again"  # the guard moved the position: enter the epoch anew
 
@@ -40,7 +42,7 @@ class Trainer:
         self.watch = guard.DivergenceWatch(parts.config.guard.divergence)
         self.last_saved = self.last_logged = time.monotonic()
         self.scoring_seconds: float | None = None
-        self.recent_seconds: deque[float] = deque(maxlen=20)
+        self.recent_paces: deque[float] = deque(maxlen=20)  # seconds a frame
         self.saving_seconds = 0.0
         self.saved: tuple[int, int] | None = None  # step and bytes of the newest checkpoint of this process
         self.recovery = Recovery(self)
@@ -48,6 +50,11 @@ class Trainer:
     @property
     def progress(self) -> checkpoint.Progress:
         return self.parts.state.progress
+
+    @property
+    def sees_every_step(self) -> bool:
+        """Whether the host looks at what each step came to: on a CPU that costs nothing, on CUDA it would wait."""
+        return self.parts.compute.device.type == "cpu"
 
     def event(self, name: str, **fields: Any) -> None:
         """Record an event at the present position."""
@@ -74,7 +81,9 @@ class Trainer:
                 self.end_epoch()
                 if patience is not None and self.progress.epochs_since_best >= patience:
                     return "early_stopped"
-                reason = self.reason_to_stop()
+                reason = self.reason_to_pause()
+                if reason == SAVE:  # done at the epoch's end
+                    reason = None
             if self.progress.finished:
                 break
             if reason is not None:
@@ -90,9 +99,9 @@ class Trainer:
         if plan == self.parts.plan:
             return
         old = self.parts
+        old.close()  # first: a device that holds the corpus once may not have room for it twice
         self.parts = assemble(old.run_config, plan, old.corpus, old.roles, old.compute)
         transfer(old, self.parts)
-        old.close()
         for key, before, after in diff(old.config, plan.config):
             self.event("config_changed", key=key, old=before, new=after, by="stage")
             self.console.say(f"stage: {key} {before} -> {after}")
@@ -104,7 +113,6 @@ class Trainer:
         batches = parts.train.batches_per_epoch
         rates = parts.state.schedule.rates(progress.epoch, batches)
         momenta = parts.state.schedule.momenta(progress.epoch, batches)
-        on_cpu = parts.compute.device.type == "cpu"
         log_every = parts.config.tracking.log_every
         start, clock = progress.epoch_seconds, time.monotonic()
         began = clock
@@ -116,54 +124,68 @@ class Trainer:
                 progress.step += 1
                 progress.frames += frames
                 now = time.monotonic()
-                self.recent_seconds.append(now - began)
+                if self.sees_every_step and progress.batch > 4:  # on CUDA the host is ahead of the device: see `log`
+                    self.recent_paces.append((now - began) / max(frames, 1))
                 began, progress.epoch_seconds = now, start + now - clock
                 logs = progress.step % log_every == 0
-                # On a CPU the flag costs nothing to read; on CUDA reading it waits for the device.
-                if (on_cpu or logs or progress.batch == batches) and (bad := int(parts.step.halted_at)) >= 0:
-                    self.recovery.after_bad_step(bad, float(rates[progress.batch - 1 - (progress.step - 1 - bad)]))
+                if (self.sees_every_step or logs or progress.batch == batches) and self.recovered(rates):
                     return AGAIN
                 rate = float(rates[progress.batch - 1])
                 if logs:
                     self.log(rate * progress.rate_scale, batches)
-                if (on_cpu or logs) and self.recovery.after_step(rate):
+                if (self.sees_every_step or logs) and self.recovery.after_step(rate):
                     return AGAIN
-                if progress.batch < batches:
-                    if (reason := self.reason_to_stop()) is not None:
-                        return reason
-                    if time.monotonic() - self.last_saved > 60 * parts.config.checkpoint.every_minutes:
-                        self.save()
+                reason = self.reason_to_pause() if progress.batch < batches else None
+                if reason is None:
+                    continue
+                # Before a checkpoint in any case: a step that went bad unseen would be lost, and with it all those
+                # that were left out after it.
+                if self.recovered(rates):
+                    return AGAIN
+                if reason != SAVE:
+                    return reason
+                self.save()
         except PhonedataError:
-            self.save()  # the corpus failed between two steps: what was learnt so far is sound
+            if int(parts.step.halted_at) < 0:
+                self.save()  # the corpus failed between two steps: what was learnt so far is sound
             raise
         finally:
             stream.close()
         return None
+
+    def recovered(self, rates: Table) -> bool:
+        """Look whether a step went bad; if so go back to it, decide, and say True. rates: of this epoch."""
+        bad, progress = int(self.parts.step.halted_at), self.progress
+        if bad < 0:
+            return False
+        self.recovery.after_bad_step(bad, float(rates[progress.batch - (progress.step - bad)]))
+        return True
 
     def not_captured(self, message: str) -> None:
         """The step turned out not to be capturable: say so, and correct what is recorded as built."""
         self.warn(message)
         self.run.write_json(self.run.built_path, describe(self.parts))
 
-    def reason_to_stop(self) -> str | None:
-        """Why to stop now: the same on all ranks, which ask each other every few steps."""
+    def reason_to_pause(self) -> str | None:
+        """Why to stop now, or SAVE: the same on all ranks, which ask each other every few steps."""
         ranks, progress = here(), self.progress
         if ranks.together and progress.batch % AGREE_EVERY:
             return None
         return ranks.agree(self.own_reason())
 
     def own_reason(self) -> str | None:
-        """The signal that was received, or "deadline" when only the time to save and score is left."""
+        """The signal that was received, "deadline" when only the time to save and score is left, or SAVE."""
         if self.request.reason is not None:
             return self.request.reason
-        if self.deadline.end is None:
-            return None
-        scoring = self.scoring_seconds
-        if scoring is None:  # not measured yet: a forward pass is about a third of a step's work
-            # The fastest of the recent ones: the first steps also compile kernels and read the corpus.
-            pace = min(self.recent_seconds, default=0.0) / self.parts.config.batch_size
-            scoring = self.parts.dev.num_frames * pace / 2 if len(self.recent_seconds) > 4 else 0.0
-        return "deadline" if self.deadline.reached(2.0 + 1.5 * scoring + 2 * self.saving_seconds) else None
+        if self.deadline.end is not None:
+            scoring = self.scoring_seconds
+            if scoring is None:  # not measured yet: a forward pass is about a third of a step's work
+                # The fastest of the recent ones: the first steps also compile kernels and read the corpus.
+                scoring = self.parts.dev.num_frames * min(self.recent_paces, default=0.0) / 2
+            if self.deadline.reached(2.0 + 1.5 * scoring + 2 * self.saving_seconds):
+                return "deadline"
+        due = time.monotonic() - self.last_saved > 60 * self.parts.config.checkpoint.every_minutes
+        return SAVE if due else None
 
     def log(self, rate: float, batches: int) -> None:
         """Fetch the sums of the interval since the last line, write them, and look at where the loss is going."""
@@ -174,6 +196,7 @@ class Trainer:
         now = time.monotonic()
         seconds, self.last_logged = now - self.last_logged, now
         told = interval.result()
+        self.recent_paces.append(seconds / max(told["frames"], 1))
         line = {"loss": told["loss"], "accuracy": told["accuracy"], "lr": rate,
                 "frames_per_second": told["frames"] / max(seconds, 1e-9), "gradient_norm": float(step.gradient_norm)}
         scale = {}

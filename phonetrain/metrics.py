@@ -74,8 +74,9 @@ class FrameMetrics:
             value.copy_(state[name])
 
     def sums(self) -> FrameSums:
-        """The three sums as Python numbers: one transfer from the device."""
-        return FrameSums(float(self.loss_sum), int(self.correct), int(self.frames))
+        """The three sums as Python numbers: one transfer from the device (float64 holds counts up to 2^53)."""
+        loss, correct, frames = torch.stack([self.loss_sum, self.correct.double(), self.frames.double()]).tolist()
+        return FrameSums(loss, int(correct), int(frames))
 
     def result(self) -> dict[str, float | int]:
         """`loss` (mean, nats a frame), frame `accuracy` and `error_rate` (0 to 1), `frames`."""

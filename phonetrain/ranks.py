@@ -21,7 +21,8 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from .errors import ConfigError
 
-REASONS = (None, "deadline", "SIGHUP", "SIGTERM", "SIGINT")  # why a rank wants to stop; the last one wins
+# Why a rank wants to pause; the last one wins.
+REASONS = (None, "checkpoint", "deadline", "SIGHUP", "SIGTERM", "SIGINT")
 PATIENCE = timedelta(minutes=30)  # for a rank that packs, compiles or reads a cold corpus
 
 
@@ -63,12 +64,20 @@ class Ranks:
         return int(number)
 
     def agree(self, reason: str | None) -> str | None:
-        """One reason to stop for all: the weightiest that any rank has."""
+        """One reason to pause for all: the weightiest that any rank has."""
         if not self.together:
             return reason
         number = torch.tensor(REASONS.index(reason))
         dist.all_reduce(number, op=dist.ReduceOp.MAX, group=_host_group())
         return REASONS[int(number)]
+
+    def gather(self, thing: Any) -> list[Any]:
+        """What every rank gives, by rank, on every rank."""
+        if not self.together:
+            return [thing]
+        things: list[Any] = [None] * self.world_size
+        dist.all_gather_object(things, thing, group=_host_group())
+        return things
 
     def share(self, thing: Any) -> Any:
         """What rank 0 gives, on every rank."""

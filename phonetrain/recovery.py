@@ -75,6 +75,9 @@ class Recovery:
         finding.batch, finding.rate = index, rate * trainer.progress.rate_scale
         finding.utterances = self.utterances(batch.frames.cpu().numpy())
         finding.bad_utterances = self.utterances(np.array(finding.bad_frames, np.int64))
+        # The slice that went bad may be any rank's: all speak of it, and rank 0 keeps it.
+        seen = here().gather((finding, guard.on_host(batch)) if here().together else (finding, batch))
+        finding, batch = next((each for each in seen if each[0].where != guard.NOT_REPRODUCED), seen[0])
         evidence = None
         if trainer.run.writes and len(trainer.run.events("nonfinite")) < KEPT_EVIDENCE:
             directory = trainer.run.evidence / f"step-{step}"
@@ -124,14 +127,12 @@ class Recovery:
     def roll_back(self) -> None:
         """Go back to the last good checkpoint with a lower rate; what was trained since stays in the files."""
         trainer, before = self.trainer, self.trainer.progress
-        saved, problems = checkpoint.read_newest(trainer.run, trainer.parts.compute.device)
-        for problem in problems:
-            trainer.warn(problem)
+        saved = self.last_good()
         old = trainer.parts
         plan = next((plan for plan in trainer.plans if plan.start == saved.identity["stage"]), old.plan)
         if plan != old.plan:
-            trainer.parts = assemble(old.run_config, plan, old.corpus, old.roles, old.compute)
             old.close()
+            trainer.parts = assemble(old.run_config, plan, old.corpus, old.roles, old.compute)
         checkpoint.restore(trainer.parts.state, saved)
         restored, factor = trainer.progress, trainer.parts.config.guard.rollback_factor
         trainer.parts.state.progress = replace(
@@ -147,3 +148,16 @@ class Recovery:
         # A process killed from here on must not try the old rate again. A full disk only costs that.
         with contextlib.suppress(TrainingStopped):
             trainer.save()
+
+    def last_good(self) -> checkpoint.Checkpoint:
+        """The newest whole checkpoint as rank 0 finds it, read by all ranks before it writes another in its place."""
+        trainer, device = self.trainer, self.trainer.parts.compute.device
+        saved = None
+        if here().is_main:
+            saved, problems = checkpoint.read_newest(trainer.run, device)
+            for problem in problems:
+                trainer.warn(problem)
+        path = here().share(None if saved is None else saved.path)
+        saved = checkpoint.read(path, device) if saved is None else saved
+        here().barrier()
+        return saved

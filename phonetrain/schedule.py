@@ -17,6 +17,9 @@ from .schedule_sections import PhaseConfig, ShapeConfig
 from .shapes import Place, Table, momentum_shape, shape
 
 NEEDS_LENGTH = ("cosine", "onecycle")
+# Settings under which a schedule goes on when they change: those that no rate so far depended on.
+GOES_ON = ("schedule.on_extend", "schedule.patience", "schedule.threshold", "schedule.threshold_mode",
+           "schedule.cooldown", "schedule.eps")
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class Schedule:
     def __init__(self, config: RunConfig, steps_per_epoch: int, first_epoch: int = 0) -> None:
         self.config, self.steps_per_epoch = config, steps_per_epoch
         self.origin, self.length = first_epoch, config.epochs
+        self.end = first_epoch + config.epochs  # of the run, or of the stages under this schedule
         self.first_steps = steps_per_epoch
         self.epoch = first_epoch
         self.by_hand: tuple[int, int] | None = None
@@ -155,16 +159,19 @@ class Schedule:
     def changed_by_hand(self, epoch: int, keys: list[str]) -> None:
         """Settings under `keys` were changed by hand, and training goes on in `epoch`.
 
-        `optimizer.lr`: the present phase starts anew here, from that rate, over the epochs it has left. Anything else
-        about the schedule: the whole schedule starts anew here. `on_extend` alone changes nothing here.
+        `optimizer.lr`: the present phase starts anew here, from that rate, over the epochs it has left, or up to the
+        run's end where it has none left. Anything else about the schedule: the whole schedule starts anew here. What
+        only says how plateau judges the scores to come goes on with what it remembers, and `on_extend` alone changes
+        nothing here.
         """
-        shapes = [key for key in keys if key.startswith("schedule.") and key != "schedule.on_extend"]
         self.epoch = epoch
-        if shapes:
-            self.length += self.origin - epoch
+        if any(sets_rate(key) and key != "optimizer.lr" for key in keys):
+            self.length = self.end - epoch
             self.origin, self.first_steps, self.by_hand, self.entries = epoch, self.steps_per_epoch, None, {}
             self.plateau = PlateauMemory()
         elif "optimizer.lr" in keys:
+            if epoch >= self.origin + self.length:  # held beyond its end
+                self.length = self.end - self.origin
             self.by_hand, self.first_steps = (self.present_phase, epoch), self.steps_per_epoch
             self.plateau = PlateauMemory()
 
@@ -246,6 +253,11 @@ def build_schedule(config: RunConfig, steps_per_epoch: int, first_epoch: int = 0
     config: as resolved for the stage (StagePlan.config). steps_per_epoch: optimizer steps in an epoch now.
     """
     return Schedule(config, steps_per_epoch, first_epoch)
+
+
+def sets_rate(key: str) -> bool:
+    """Whether a change of this setting by hand decides what the learning rate is from then on."""
+    return key == "optimizer.lr" or (key.startswith("schedule.") and key not in GOES_ON)
 
 
 def extension_question(old: RunConfig, new: RunConfig) -> str | None:

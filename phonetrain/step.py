@@ -143,8 +143,9 @@ class TrainStep:
             torch._foreach_mul_(gradients, torch.clamp(self.clip_norm / (norm + 1e-6), max=1.0))
         skip = torch.maximum(self.halted, overflow)
         self.step_optimizer(skip)
+        undone = self.halted > 0
         for buffer, before in zip(self.buffers, self.buffers_before, strict=True):
-            buffer.copy_(torch.where(self.halted > 0, before, buffer))
+            torch.where(undone, before, buffer, out=buffer)
         if self.averaged is not None:
             self.averaged.update(skip)
         if self.loss_scale is not None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
@@ -212,6 +213,40 @@ def test_a_loss_that_is_not_finite_halts_replays_until_the_host_has_looked(corpu
             train(updates, 7, 9)
             assert int(step.halted_at) == -1
         assert same(eager, captured)
+
+
+@pytest.mark.parametrize("name", ["adamw", "rmsprop"])
+def test_the_step_that_went_bad_is_named_where_only_forward_and_backward_are_captured(corpus, as_on_cuda, name):
+    with loader_of(corpus) as loader:
+        step = make_step(corpus, name=name)
+        updates = captured_updates(step, loader, whole=False)
+        train(updates, 0, 4)
+        loader._store.rows.fill_(torch.inf)
+        train(updates, 4, 6)
+        assert int(step.halted_at) == 4
+
+
+@pytest.mark.parametrize("batches", [1, 2])
+def test_an_epoch_shorter_than_the_warm_up_is_captured(corpus, as_on_cuda, batches):
+    selection = Selection.of(corpus, "train-clean")
+    size = selection.num_frames // batches
+    with open_loader(selection, window=WINDOW, batch_size=size, seed=5, kind="resident", device="cpu") as loader:
+        eager, captured = make_step(corpus), make_step(corpus)
+        train(Updates(eager, loader, capture=False), 0, 3)
+        train(captured_updates(captured, loader), 0, 3)
+        assert same(eager, captured)
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:0"])
+def test_the_key_of_an_epoch_stays_where_a_graph_reads_it(device):
+    """Tensors name the number of their device, so "cuda" once made another key before every step."""
+    augment = Augment(AugmentConfig(time_mask=2), WINDOW, 12)
+    with FakeTensorMode():
+        augment.set_epoch(0, torch.device(device))
+        key = augment.key
+        augment.set_epoch(0, torch.device(device))
+        augment.set_epoch(1, torch.device(device))
+        assert augment.key is key
 
 
 def test_tensors_that_a_checkpoint_exchanged_are_captured_anew(corpus, as_on_cuda):

@@ -114,6 +114,24 @@ def test_interrupt_is_one_line_and_the_same_command_goes_on(tmp_path):
     assert done.returncode == 0 and "chunks kept from an interrupted call" in done.stdout
 
 
+def test_only_commands_that_continue_say_so_when_interrupted(monkeypatch, capsys):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    for module, name, arguments, continues in (
+        ("packing", "pack", ["a", "b"], True),
+        ("extracting", "extract", ["a", "b"], True),
+        ("merging", "merge", ["b"], False),
+        ("inspecting", "inspect", ["b"], False),
+    ):
+        monkeypatch.setattr(f"phonedata.{module}.{name}", interrupt)
+        with pytest.raises(SystemExit) as caught:
+            main([name, *arguments])
+        assert caught.value.code == 130
+        onward = "; the same command continues where it stopped" if continues else ""
+        assert capsys.readouterr().err == f"interrupted{onward}\n"
+
+
 def test_closed_pipe_is_no_traceback(tiny_corpus):
     command = f"{sys.executable} -m phonedata inspect {tiny_corpus.path} --json | head -c 10"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)

@@ -64,6 +64,8 @@ def test_every_float32_below_the_limit_rounds_as_numpy_rounds():
         values = (np.arange(1 << 24, dtype=np.uint32) + np.uint32(high << 24)).view(np.float32)
         with np.errstate(all="ignore"):
             kept = np.abs(values) < 65520
+            if not kept.any():
+                continue
             wanted = values.astype(np.float16).view(np.uint16)
         convert(values, out)
         assert np.array_equal(out[kept], wanted[kept]), high

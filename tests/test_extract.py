@@ -1,6 +1,11 @@
 """Audio and alignments: the label of a frame is the phone that covers its centre, whatever the alignment's format."""
 
+import os
 import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +13,7 @@ import pytest
 from phonedata import ARPABET, CorpusExists, PackedCorpus, RawDataError, SpecError, extract, pack
 from phonedata.errors import CorpusNotFound, PhonedataError
 from phonedata.raw import open_raw
+from phonedata.raw.alignments import read_alignment
 from phonedata.raw.frontend import FrontEnd, resample
 
 pytest.importorskip("kaldi_native_fbank", reason="the extra [audio] is not installed")
@@ -82,6 +88,14 @@ def test_the_label_is_the_phone_that_covers_the_centre(tmp_path, suffix, rate):
     assert [ARPABET.symbols[c] for c in labels] == label_truth(PHONES, len(features))
 
 
+def test_a_lab_file_may_begin_with_its_hash(tmp_path):
+    """CMU ARCTIC's do: nothing stands before the #."""
+    (tmp_path / "a.lab").write_text("#\n0.11 100 pau\n0.26 100 hh\n")
+    found = read_alignment(str(tmp_path / "a.lab"), 16000)
+    assert found.symbols == ["pau", "hh"]
+    assert found.starts.tolist() == [0, 0.11] and found.ends.tolist() == [0.11, 0.26]
+
+
 def test_extracted_folder_packs_to_what_the_audio_packs_to(tmp_path):
     write_audio(tmp_path / "audio")
     write_audio(tmp_path / "audio", name="train/spk2/utt1.flac", seconds=0.7, phones=PHONES[:4])
@@ -111,6 +125,99 @@ def test_extract_is_the_same_for_any_number_of_workers(tmp_path, monkeypatch):
     assert len(files) == 7
     for file in files:
         assert (tmp_path / "raw1" / file).read_bytes() == (tmp_path / "raw2" / file).read_bytes(), file
+
+
+def make_audio(folder, count):
+    for number in range(count):
+        write_audio(folder, ".phn", name=f"train/s/u{number}.wav", seconds=0.9 + number / 50)
+    write_audio(folder, "", name="test/s/t.wav")
+
+
+def all_bytes(folder):
+    return {f.relative_to(folder): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+
+
+def test_two_extracts_to_one_target_lose_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("phonedata.extracting.MOST_PER_TASK", 1)
+    make_audio(tmp_path / "audio", 4)
+    refused = []
+
+    def second(stage, done, total, unit):
+        if done == 2:
+            with pytest.raises(PhonedataError, match="another process is writing to it") as caught:
+                extract(tmp_path / "audio", tmp_path / "raw", workers=1)
+            refused.append(caught.value)
+
+    report = extract(tmp_path / "audio", tmp_path / "raw", workers=1, progress=second)
+    assert len(refused) == 1 and report.partitions["train"][0] == 4
+    assert len(list((tmp_path / "raw/train/mfcc").iterdir())) == 4
+    assert not list(tmp_path.glob("raw?*"))
+
+
+def test_an_extract_whose_files_were_taken_away_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("phonedata.extracting.MOST_PER_TASK", 1)
+    make_audio(tmp_path / "audio", 3)
+
+    def thief(stage, done, total, unit):
+        if done == 4:
+            next(tmp_path.rglob("train/mfcc/*.npy")).unlink()
+
+    with pytest.raises(PhonedataError, match="train: 2 and 3 files of .* wanted 3 each"):
+        extract(tmp_path / "audio", tmp_path / "raw", workers=1, progress=thief)
+    assert not list(tmp_path.glob("raw*"))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_interrupted_extract_continues_where_it_stopped(tmp_path, monkeypatch, workers):
+    monkeypatch.setattr("phonedata.extracting.MOST_PER_TASK", 1)
+    make_audio(tmp_path / "audio", 5)
+    extract(tmp_path / "audio", tmp_path / "whole", workers=1)
+
+    def stop(stage, done, total, unit):
+        if done == 3:
+            raise KeyboardInterrupt
+
+    def begin():
+        with pytest.raises(KeyboardInterrupt):
+            extract(tmp_path / "audio", tmp_path / "raw", workers=workers, progress=stop)
+        assert not (tmp_path / "raw").exists()
+
+    begin()
+    seen = []
+    report = extract(tmp_path / "audio", tmp_path / "raw", workers=workers, progress=lambda *now: seen.append(now[1]))
+    assert seen == [4, 5, 6] and "3 utterances kept" in str(report)
+    assert report.partitions == extract(tmp_path / "audio", tmp_path / "again", workers=1).partitions
+    assert all_bytes(tmp_path / "raw") == all_bytes(tmp_path / "whole")
+    shutil.rmtree(tmp_path / "raw")
+    begin()
+    # Another front end is another result: nothing of the first try may be in it.
+    report = extract(tmp_path / "audio", tmp_path / "raw", workers=workers, frontend=FrontEnd(coefficients=13))
+    assert "kept" not in str(report)
+    assert {np.load(f).shape[1] for f in (tmp_path / "raw").rglob("mfcc/*.npy")} == {13}
+    assert not list(tmp_path.glob("raw?*"))
+
+
+@pytest.mark.parametrize("guard", ["", "if __name__ == '__main__': "])
+def test_a_script_without_a_guard_ends_in_one_line_that_names_it(tmp_path, guard):
+    make_audio(tmp_path / "audio", 2)
+    script = tmp_path / "script.py"
+    script.write_text(f"import phonedata\n{guard}print(phonedata.extract('audio', 'raw', workers=2))\n")
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100
+    )
+    if guard:
+        assert done.returncode == 0 and "2 utterances" in done.stdout, done.stderr
+        return
+    assert done.returncode == 1 and done.stderr.count("Traceback") == 1, done.stderr
+    assert 'under `if __name__ == "__main__":` or with workers=1' in done.stderr.splitlines()[-1]
+
+
+def test_a_target_that_no_folder_can_hold_is_our_own_error(tmp_path):
+    make_audio(tmp_path / "audio", 1)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(PhonedataError, match=r"file/raw: cannot be written \(Not a directory\)"):
+        extract(tmp_path / "audio", tmp_path / "file/raw")
 
 
 def test_a_foreign_inventory_is_kept_and_recorded(tmp_path):
@@ -150,7 +257,7 @@ def test_bad_files_are_named_and_leave_nothing_behind(tmp_path):
         assert len(report.left_out) == 1 and report.partitions["train"][0] == 1
         for part in (tmp_path / "raw").rglob("*.npy"):
             part.unlink()
-        __import__("shutil").rmtree(tmp_path / "raw")
+        shutil.rmtree(tmp_path / "raw")
         for part in file.parent.iterdir():
             part.unlink()
     write_audio(audio, suffix="", name="train/s/alone.wav")

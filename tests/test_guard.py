@@ -15,15 +15,18 @@ from phonetrain.console import Console
 from phonetrain.errors import TrainingStopped
 from phonetrain.explain import explain
 from phonetrain.fit import fit
+from phonetrain.loop import Trainer
 from phonetrain.recovery import CONSECUTIVE_SKIPS, ENDLESS_OVERFLOWS, ODD_OVERFLOWS
 from phonetrain.run import Run
 from tests import reference
 from tests.conftest import write_hw1p2
+from tests.test_capture import loader_of, make_step
 from tests.training import TINY, StopAt, fit_tiny, numbers, resume_tiny
 
 POISONED = "t3-13-0000"
 ONE_FRAME = ("window.left=0", "window.right=0", "augment.time_mask=0", "augment.freq_mask=0", "averaging.decay=none",
              "batch_size=128", "epochs=2")
+PLAIN_RATE = ("optimizer.lr=1e-3", "schedule.name=constant", "schedule.warmup_steps=none")
 # 20 layers of nan20 as small as they still overflow; what they do on this data is checked below without the guard.
 NAN20 = ("model.max_parameters=100000", "batch_size=128", "window.left=5", "window.right=5", "optimizer.lr=0.2",
          "subset=1.0", "epochs=2", "tracking.wandb=off", "tracking.log_every=4", "device=cpu")
@@ -31,7 +34,7 @@ NAN20 = ("model.max_parameters=100000", "batch_size=128", "window.left=5", "wind
 
 @pytest.fixture(scope="module")
 def poisoned_corpus(tmp_path_factory) -> PackedCorpus:
-    """1,600 training frames, D = 5, without CMVN; one value, 1e5, is finite on disk and infinite in float16."""
+    """1,600 training frames, D = 5, without CMVN; one value was made infinite on disk after packing."""
     root = tmp_path_factory.mktemp("poisoned")
     random = np.random.default_rng(3)
     for partition, count in (("train-clean", 16), ("dev-clean", 2)):
@@ -40,10 +43,11 @@ def poisoned_corpus(tmp_path_factory) -> PackedCorpus:
             classes = random.integers(0, 40, 100)
             features = (random.normal(size=(100, 5)) + classes[:, None] / 20).astype(np.float32)
             utterances[f"{partition[0]}{u // 4}-{u}-0000"] = features, classes
-        if partition == "train-clean":
-            utterances[POISONED][0][42, 3] = 1e5
         write_hw1p2(root / "raw", partition, utterances)
     pack(root / "raw", root / "packed", cmvn="none", dtype="float32")
+    partition = PackedCorpus(root / "packed")["train-clean"]
+    row = partition.utterance_start_row[partition.utterance_ids.index(POISONED)] + 42
+    np.memmap(partition.features.filename, "<f4", "r+", shape=partition.features.shape)[row, 3] = np.inf
     return PackedCorpus(root / "packed")
 
 
@@ -84,6 +88,10 @@ def test_evidence_holds_the_batch_its_utterances_and_the_weights(skipping, poiso
     assert all(bool(torch.isfinite(tensor).all()) for tensor in model.values())
 
 
+def weights_of(run: Run) -> bytes:
+    return (run.checkpoint_dir(run.read_pointer("last")) / "model.safetensors").read_bytes()
+
+
 def test_stopped_for_a_bad_frame_and_resumed_with_skip_equals_skipping_at_once(poisoned_corpus, skipping, tmp_path):
     with pytest.raises(TrainingStopped, match="guard.policy=skip` leaves such batches out") as stopped:
         fit_tiny(poisoned_corpus, tmp_path / "run", *ONE_FRAME)
@@ -93,8 +101,53 @@ def test_stopped_for_a_bad_frame_and_resumed_with_skip_equals_skipping_at_once(p
     assert str(stopped.value) in " ".join(explain(run))
     resume_tiny(run, "guard.policy=skip")
     assert numbers(run) == numbers(skipping)
-    assert (run.checkpoint_dir(run.read_pointer("last")) / "model.safetensors").read_bytes() == (
-        skipping.checkpoint_dir(skipping.read_pointer("last")) / "model.safetensors").read_bytes()
+    assert weights_of(run) == weights_of(skipping)
+
+
+def test_step_that_went_bad_unseen_is_found_before_a_checkpoint_hides_it(
+        poisoned_corpus, skipping, tmp_path, monkeypatch):
+    """As on CUDA, where the host looks at its log interval: here a signal comes between the bad step and that."""
+    monkeypatch.setattr(Trainer, "sees_every_step", False)
+    bad = skipping.events("nonfinite")[0]["step"]
+    monkeypatch.setattr(Trainer, "own_reason", lambda trainer: "SIGTERM" if trainer.progress.step == bad + 2 else None)
+    run = fit_tiny(poisoned_corpus, tmp_path / "run", *ONE_FRAME, "guard.policy=skip", "tracking.log_every=1000")
+    assert [event["step"] for event in run.events("nonfinite")] == [bad]
+    monkeypatch.undo()
+    resume_tiny(run)
+    assert [line["frames"] for line in run.metrics("epoch")] == [11 * 128] * 2
+    assert weights_of(run) == weights_of(skipping)
+
+
+def test_replay_is_the_step_that_went_bad_in_its_parts(learnable_corpus):
+    for accumulation in (1, 4):
+        with loader_of(learnable_corpus) as loader:
+            step, batch = make_step(learnable_corpus, accumulation=accumulation), loader.batch(0, 0)
+            step(*batch, epoch=0, step=7, rate=0.0)
+            loss = step.metrics.result()["loss"]
+            assert guard.replay(step, batch, epoch=0, number=7).loss == pytest.approx(loss, rel=1e-6)
+
+
+def test_rate_set_by_hand_after_rollbacks_is_the_rate_that_is_trained_with(learnable_corpus, tmp_path):
+    run = fit_tiny(learnable_corpus, tmp_path / "run", *PLAIN_RATE, console=StopAt(10))
+    step = run.checkpoint_dir(run.read_pointer("last"))
+    state = json.loads((step / "state.json").read_text())
+    state["progress"].update(rate_scale=0.1, rollbacks=2)
+    (step / "state.json").write_text(json.dumps(state))
+    resume_tiny(run, console=StopAt(16))
+    assert run.metrics("train")[-1]["lr"] == pytest.approx(1e-4)
+    resume_tiny(run, "optimizer.lr=5e-4")
+    assert run.metrics("train")[-1]["lr"] == pytest.approx(5e-4)
+
+
+def test_values_that_float16_cannot_hold_train_in_fp32(tmp_path):
+    random = np.random.default_rng(4)
+    for partition in ("train-clean", "dev-clean"):
+        made = {f"{u}-0-0000": ((random.normal(size=(200, 5)) * 1e5).astype(np.float32), random.integers(0, 40, 200))
+                for u in range(4)}
+        write_hw1p2(tmp_path / "raw", partition, made)
+    pack(tmp_path / "raw", tmp_path / "packed", cmvn="none", dtype="float32")
+    run = fit_tiny(PackedCorpus(tmp_path / "packed"), tmp_path / "run", *ONE_FRAME, "precision=fp32")
+    assert run.status == "finished" and not run.events("nonfinite")
 
 
 def test_rollback_cannot_mend_data_and_stops_after_its_tries(poisoned_corpus, tmp_path):

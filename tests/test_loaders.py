@@ -1,6 +1,7 @@
 """One law for all loaders: batch k of epoch e is the same frames, windows and labels, whoever gives it."""
 
 import itertools
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,13 +9,23 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from phonedata import PackedCorpus, Selection, SpecError, WindowSpec, open_loader
+from phonedata import ARPABET, PackedCorpus, Selection, SpecError, WindowSpec, open_loader, pack
+from phonedata.loader import RESERVE_BYTES, choose
+from phonedata.slab import Pool
 from tests import reference
+from tests.conftest import place_features, place_label, write_hw1p2
 
 TRAIN = "train-clean + train-other"
 KINDS_OF = {"global": ("host", "resident"), "sequential": ("host", "resident"), "slab": ("host", "resident", "slab")}
 EVERY = [(order, kind) for order, kinds in KINDS_OF.items() for kind in kinds]
 SLABS = {"slab_frames": 37, "pool_slabs": 3}
+NO_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=NO_CUDA)])
+def device(request):
+    """Where the laws of equality are held: on the CPU, and on a CUDA device where there is one."""
+    return request.param
 
 
 def open_tiny(corpus, kind, order="global", partitions=TRAIN, **options):
@@ -41,16 +52,16 @@ def assert_same(first, second):
     # Values that name their place do not fit float16.
     ("stored", "dtype"), [("tiny_corpus", "float16"), ("tiny_corpus", "float32"), ("tiny_exact_corpus", "float32")]
 )
-def test_every_window_of_an_epoch_is_the_reference_window(request, stored, order, kind, left, right, dtype):
+def test_every_window_of_an_epoch_is_the_reference_window(request, stored, order, kind, left, right, dtype, device):
     corpus = request.getfixturevalue(stored)
     options = {"window": WindowSpec(left, right), "dtype": dtype, "drop_last": False, "batch_size": 50}
-    with open_tiny(corpus, kind, order, **options) as loader:
+    with open_tiny(corpus, kind, order, device=device, **options) as loader:
         windows, labels = reference.selection_windows(loader.selection, left, right, dtype)
         seen = []
         for batch in loader.epoch(2):
-            frames = batch.frames.numpy()
-            np.testing.assert_array_equal(batch.windows.numpy(), windows[frames])
-            np.testing.assert_array_equal(batch.labels.numpy(), labels[frames])
+            frames = batch.frames.cpu().numpy()
+            np.testing.assert_array_equal(batch.windows.cpu().numpy(), windows[frames])
+            np.testing.assert_array_equal(batch.labels.cpu().numpy(), labels[frames])
             assert batch.windows.dtype == getattr(torch, dtype)
             assert batch.labels.dtype == batch.frames.dtype == torch.int64
             seen.append(frames.copy())
@@ -88,8 +99,11 @@ def test_window_never_crosses_utterance(tiny_exact_corpus):
     slabs=st.sampled_from([(37, 3), (5, 2), (1000, 2), (1, 4)]),
 )
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_same_batches_whoever_wherever(tiny_corpus, order, start, threads, world, drop, batch_size, epoch, slabs):
-    options = {"batch_size": batch_size, "drop_last": drop, "slab_frames": slabs[0], "pool_slabs": slabs[1]}
+def test_same_batches_whoever_wherever(
+    tiny_corpus, device, order, start, threads, world, drop, batch_size, epoch, slabs
+):
+    options = {"batch_size": batch_size, "drop_last": drop, "device": device}
+    options |= {"slab_frames": slabs[0], "pool_slabs": slabs[1]}
     with open_tiny(tiny_corpus, "resident", order, **options) as truth:
         batches = [owned(b) for b in truth.epoch(epoch)]
     assert len(batches) == truth.batches_per_epoch
@@ -133,23 +147,23 @@ def test_all_ranks_together_visit_each_frame_once(tiny_corpus, order, kind, drop
 
 
 @pytest.mark.parametrize(("order", "kind"), EVERY)
-def test_unlabelled_partitions_give_no_labels(tiny_corpus, order, kind):
-    with open_tiny(tiny_corpus, kind, order, partitions="test-clean", drop_last=False) as loader:
+def test_unlabelled_partitions_give_no_labels(tiny_corpus, order, kind, device):
+    with open_tiny(tiny_corpus, kind, order, device=device, partitions="test-clean", drop_last=False) as loader:
         windows, labels = reference.selection_windows(loader.selection, 3, 2, "float16")
         assert labels is None
         for batch in loader.epoch(0):
             assert batch.labels is None
-            np.testing.assert_array_equal(batch.windows.numpy(), windows[batch.frames.numpy()])
+            np.testing.assert_array_equal(batch.windows.cpu().numpy(), windows[batch.frames.cpu().numpy()])
 
 
 @pytest.mark.parametrize(("order", "kind"), EVERY)
-def test_a_subset_is_its_utterances_and_nothing_else(tiny_corpus, order, kind):
-    with open_tiny(tiny_corpus, kind, order, subset=0.5, drop_last=False) as loader:
+def test_a_subset_is_its_utterances_and_nothing_else(tiny_corpus, order, kind, device):
+    with open_tiny(tiny_corpus, kind, order, device=device, subset=0.5, drop_last=False) as loader:
         windows, labels = reference.selection_windows(loader.selection, 3, 2, "float16")
         assert loader.num_frames == len(windows) < Selection.of(tiny_corpus, TRAIN).num_frames
         for batch in loader.epoch(1):
-            np.testing.assert_array_equal(batch.windows.numpy(), windows[batch.frames.numpy()])
-            np.testing.assert_array_equal(batch.labels.numpy(), labels[batch.frames.numpy()])
+            np.testing.assert_array_equal(batch.windows.cpu().numpy(), windows[batch.frames.cpu().numpy()])
+            np.testing.assert_array_equal(batch.labels.cpu().numpy(), labels[batch.frames.cpu().numpy()])
 
 
 def test_rows_of_a_slot_start_on_cache_lines(tiny_corpus):
@@ -168,8 +182,8 @@ def test_ram_gives_the_same_as_the_map(tiny_corpus):
 
 
 @pytest.mark.parametrize(("order", "kind"), EVERY)
-def test_a_batch_stays_until_the_next_is_asked_for(tiny_corpus, order, kind):
-    with open_tiny(tiny_corpus, kind, order, batch_size=8, threads=3) as loader:
+def test_a_batch_stays_until_the_next_is_asked_for(tiny_corpus, order, kind, device):
+    with open_tiny(tiny_corpus, kind, order, device=device, batch_size=8, threads=3) as loader:
         previous = None
         for index, batch in enumerate(loader.epoch(0)):
             kept = owned(batch)
@@ -179,20 +193,20 @@ def test_a_batch_stays_until_the_next_is_asked_for(tiny_corpus, order, kind):
             previous = kept
 
 
-def test_two_epochs_at_once_do_not_disturb_each_other(tiny_corpus):
+def test_two_epochs_at_once_do_not_disturb_each_other(tiny_corpus, device):
     for order, kind in EVERY:
-        with open_tiny(tiny_corpus, kind, order) as loader:
+        with open_tiny(tiny_corpus, kind, order, device=device) as loader:
             alone = [owned(b) for b in loader.epoch(1)]
             for a, b, truth in zip(loader.epoch(1), loader.epoch(1), alone):
                 assert_same(a, truth)
                 assert_same(b, truth)
 
 
-def test_device_batch_equals_the_epoch_without_the_host(tiny_corpus):
+def test_device_batch_equals_the_epoch_without_the_host(tiny_corpus, device):
     for order in ("global", "sequential"):
         for rank in range(3):
-            with open_tiny(tiny_corpus, "resident", order, rank=rank, world_size=3) as loader:
-                keys, start = loader.epoch_keys(5), torch.zeros(1, dtype=torch.int64)
+            with open_tiny(tiny_corpus, "resident", order, device=device, rank=rank, world_size=3) as loader:
+                keys, start = loader.epoch_keys(5), torch.zeros(1, dtype=torch.int64, device=device)
                 for index, batch in enumerate(loader.epoch(5)):
                     start.fill_(loader.plan.bounds(index)[0])
                     assert_same(owned(loader.device_batch(keys, start)), batch)
@@ -212,6 +226,54 @@ def test_auto_says_why_in_one_line(tiny_corpus):
         assert "\n" not in loader.reason
     with open_tiny(tiny_corpus, "resident") as loader:
         assert (loader.kind, loader.reason) == ("resident", "asked for")
+
+
+def test_resident_is_chosen_where_the_rows_with_their_labels_fit(tmp_path, monkeypatch):
+    symbols = [*ARPABET.symbols, *(f"X{n}" for n in range(300))]
+    write_hw1p2(tmp_path / "raw", "train", {"a-1-0": (place_features(0, 50, 5), place_label(0, 50))})
+    write_hw1p2(tmp_path / "raw", "test", {"a-2-0": (place_features(1, 50, 5), place_label(1, 50))}, labelled=False)
+    (tmp_path / "raw/phonemes.txt").write_text("\n".join(symbols))
+    pack(tmp_path / "raw", tmp_path / "packed", context=10)
+    # More than 255 classes: 4 bytes a label, which are int32 on the device.
+    for partition, row_bytes in (("train", 5 * 2 + 4), ("test", 5 * 2)):
+        selection = Selection.of(PackedCorpus(tmp_path / "packed"), partition)
+        for short, kind in ((0, "resident"), (1, "host")):
+            free = RESERVE_BYTES + 70 * row_bytes - short
+            monkeypatch.setattr("torch.cuda.mem_get_info", lambda _, free=free: (free, free))
+            assert choose(selection, torch.device("cuda"), "global")[0] == kind
+
+
+class LateTransfer:
+    """Stands for CUDA's copies: each is done at the last moment, when somebody waits for it."""
+
+    def __init__(self):
+        self.copies = {}
+
+    def send(self, slot, copies):
+        self.wait(slot)
+        self.copies[slot] = copies
+
+    def wait(self, slot):
+        for target, source in self.copies.pop(slot, ()):
+            target.copy_(source)
+
+
+def test_a_slab_is_staged_only_when_the_last_one_in_that_memory_has_gone(tiny_corpus):
+    with open_tiny(tiny_corpus, "slab", "slab") as loader:
+        pool = Pool(loader._joined, 40, 4, loader.plan, torch.device("cpu"))
+        pool._transfer = LateTransfer()
+        pool._staging.extend((pool._host_slab(False), None) for _ in range(2))
+        for load in range(11):
+            first = 7 * load
+            pool.fill(load % 4, 40, partial(loader._joined.read, first, first + 40))
+            # Two may be on the way; the slab before them has arrived, in its own slot.
+            assert set(pool._transfer.copies) == {(load - n) % 4 for n in range(min(load + 1, 2))}
+            if load >= 2:
+                rows, labels = np.empty((40, 5), np.float16), np.empty(40, np.uint8)
+                loader._joined.read(first - 14, first + 26, rows, labels)
+                there, their_labels = pool._parts((load - 2) % 4, 40)
+                np.testing.assert_array_equal(there.numpy(), rows)
+                np.testing.assert_array_equal(their_labels.numpy(), labels)
 
 
 def test_a_path_a_corpus_and_a_selection_open_alike(tiny_corpus):
@@ -250,11 +312,30 @@ def test_a_path_a_corpus_and_a_selection_open_alike(tiny_corpus):
         ({"kind": "slab"}, "the slab loader gives order slab, not 'global'"),
         ({"partitions": "train"}, "no partition 'train'"),
         ({"order": "slab", "slab_frames": 0}, "slab_frames 0"),
+        ({"window": "30"}, r"window '30'; wanted WindowSpec\(left, right\), \(left, right\) or one number"),
+        ({"window": (1, 2, 3)}, r"window \(1, 2, 3\)"),
+        ({"window": (1, 2.0)}, "window.right is 2.0"),
+        ({"window": True}, "window.left is True"),
+        ({"batch_size": 8.0}, "batch_size 8.0; wanted a whole number"),
+        ({"batch_size": "8"}, "batch_size '8'"),
+        ({"seed": 1.5}, "seed 1.5"),
+        ({"world_size": True}, "world_size True"),
+        ({"threads": 2.0}, "threads 2.0"),
+        ({"device": "gpu"}, "device 'gpu'; wanted cpu, cuda or cuda:N"),
+        ({"device": None}, "device None"),
+        ({"device": "cuda:99"}, "device 'cuda:99', but torch .* sees .* CUDA devices; take device='cpu'"),
     ],
 )
 def test_the_impossible_is_refused_with_what_was_wanted(tiny_corpus, options, message):
     with pytest.raises(SpecError, match=message):
         open_tiny(tiny_corpus, **{"kind": "host", **options})
+
+
+def test_a_window_is_a_spec_a_pair_or_one_number(tiny_corpus):
+    for window in (3, np.int64(3), (3, 3), [3, 3]):
+        with open_tiny(tiny_corpus, "host", window=window, batch_size=np.int32(16)) as loader:
+            assert loader.window == WindowSpec(3, 3) and type(loader.batch_size) is int
+            assert loader.batch(0, 0).windows.shape == (16, 7, 5)
 
 
 def test_positions_outside_an_epoch_are_refused(tiny_corpus):

@@ -225,7 +225,7 @@ def test_second_packer_on_one_target_is_refused(raw, whole, tmp_path):
 
     def try_another(stage, done, total, unit="frames"):
         if not refused:
-            with pytest.raises(PhonedataError, match="another process is packing to it") as caught:
+            with pytest.raises(PhonedataError, match="another process is writing to it") as caught:
                 pack(raw, tmp_path / "packed")
             refused.append(caught)
 

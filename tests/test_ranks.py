@@ -1,17 +1,21 @@
 """Several processes train as one: the same losses, one writer, and after a kill on from the checkpoint."""
 
 import contextlib
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from phonedata import PackedCorpus
 from phonetrain.config import load_recipe
 from phonetrain.console import Console
 from phonetrain.errors import ConfigError
@@ -89,6 +93,43 @@ def test_two_processes_have_the_losses_of_one(name, runs_of_two, learnable_corpu
     assert len(steps) == len(set(steps)) > 3
     assert [event["event"] for event in two.events()].count("run_started") == 1
     assert two.status == "finished"
+
+
+POISONED = """
+import sys
+from phonetrain.ranks import joined
+from phonetrain.config import load_recipe
+from phonetrain.console import Console
+from phonetrain.fit import fit
+from tests.test_ranks import PLAIN, last_of_each
+with joined("cpu"):
+    settings = last_of_each((*PLAIN, "model.norm=layer", "guard.policy=skip", "window.left=0", "window.right=0"))
+    config = load_recipe("default").override(settings)
+    fit(config=config, corpus=sys.argv[1], run=sys.argv[2], console=Console())
+"""
+
+
+def test_evidence_is_of_the_rank_whose_slice_went_bad(learnable_corpus, tmp_path):
+    """Several frames are infinite, so that each rank has some; every finding names windows and its own frames."""
+    shutil.copytree(learnable_corpus.path, tmp_path / "packed")
+    partition = PackedCorpus(tmp_path / "packed")["train-clean"]
+    rows = partition.utterance_start_row + 3
+    poisoned = np.memmap(partition.features.filename, partition.features.dtype, "r+", shape=partition.features.shape)
+    poisoned[rows[:6], 1] = np.inf
+    (tmp_path / "poisoned.py").write_text(POISONED)
+    arguments = [str(tmp_path / "poisoned.py"), str(tmp_path / "packed"), str(tmp_path / "run")]
+    command = [*LAUNCH, "--nproc-per-node", "2", *arguments]
+    told = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120)
+    assert told.returncode == 0, told.stderr[:3000]
+    run = Run(tmp_path / "run")
+    found = run.events("nonfinite")
+    assert len(found) > 2
+    assert {event["where"] for event in found} == {"windows"}
+    assert told.stderr.count("not finite at step") == len(found)
+    bad = {partition.utterance_ids[place] for place in range(6)}
+    for event in found:
+        finding = json.loads((run.evidence / event["evidence"] / "finding.json").read_text())
+        assert finding["bad_utterances"] and set(finding["bad_utterances"]) <= bad
 
 
 RESTARTED = """

@@ -247,6 +247,27 @@ def test_other_thread_count_is_restored(learnable_corpus, whole, tmp_path):
         torch.set_num_threads(threads)
 
 
+def test_more_threads_than_cores_are_not_restored(learnable_corpus, tmp_path):
+    import torch
+
+    run = interrupted(learnable_corpus, tmp_path / "run", step=8)
+    step = run.checkpoint_dir(run.read_pointer("last")) / "state.json"
+    state = json.loads(step.read_text())
+    state["identity"]["machine"]["threads"] = 4096
+    step.write_text(json.dumps(state))
+    threads = torch.get_num_threads()
+    resume_tiny(run)
+    assert torch.get_num_threads() == threads
+    assert any("threads 4096 ->" in event["message"] for event in run.events("warning"))
+
+
+def test_run_goes_on_in_fp16_where_it_was_fp32(learnable_corpus, tmp_path):
+    run = interrupted(learnable_corpus, tmp_path / "run", "precision=fp32", step=8)
+    resume_tiny(run, "precision=fp16")
+    assert run.status == "finished"
+    assert run.metrics("train")[-1]["loss_scale"] > 0
+
+
 def test_second_process_on_a_run_directory_is_refused(learnable_corpus, tmp_path):
     run = interrupted(learnable_corpus, tmp_path / "run", step=8)
     with run.lock(), pytest.raises(TrainingStopped, match="being trained by"):

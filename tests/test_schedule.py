@@ -281,3 +281,31 @@ def test_stage_schedule_starts_at_its_first_epoch():
     schedule = build_schedule(third.config, STEPS, first_epoch=third.schedule_start)
     assert schedule.rates(11, STEPS)[0] == 0.01
     np.testing.assert_allclose(schedule.rates(13, STEPS), 0.005 * (1 + np.cos(np.pi * 2 / 5)))
+
+
+@pytest.mark.parametrize("change", [("optimizer.lr", 1e-4), ("schedule.min_lr", 1e-6)])
+def test_change_by_hand_after_a_held_end_lasts_to_the_end_of_the_run(change):
+    held = config_of(14, name="cosine", on_extend="hold")
+    old = build_schedule(config_of(name="cosine"), STEPS)
+    old.epoch = 10
+    config = held.replaced(dict([change]))
+    new = build_schedule(config, STEPS)
+    new.load_state_dict({**old.state_dict(), "length": EPOCHS})
+    new.changed_by_hand(10, [change[0]])
+    rates = [new.rates(epoch, STEPS)[0] for epoch in range(10, 14)]
+    alone = config_of(4, {"lr": config.optimizer.lr}, name="cosine", min_lr=config.schedule.min_lr)
+    wanted = tables(alone)[:, 0]
+    np.testing.assert_allclose(rates, wanted)
+
+
+def test_patience_changed_by_hand_keeps_the_rate_that_plateau_had_come_to():
+    config = config_of(20, name="plateau", patience=0, factor=0.5)
+    schedule = build_schedule(config, STEPS)
+    for _ in range(5):
+        schedule.end_epoch({"dev_loss": 1.0})
+    before = schedule.rates(5, STEPS)[0]
+    assert before < config.optimizer.lr / 4
+    new = build_schedule(config.replaced({"schedule.patience": 5}), STEPS)
+    new.load_state_dict(schedule.state_dict())
+    new.changed_by_hand(5, ["schedule.patience"])
+    assert new.rates(5, STEPS)[0] == before

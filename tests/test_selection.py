@@ -1,9 +1,14 @@
 """A selection is whole utterances, numbered through; subsets are nested."""
 
+import os
+import pickle
+import shutil
+import tempfile
+
 import numpy as np
 import pytest
 
-from phonedata import Selection, SpecError
+from phonedata import FormatError, PackedCorpus, PhonedataError, Selection, SpecError, pack
 from tests.conftest import TINY_LENGTHS
 
 
@@ -61,3 +66,43 @@ def test_frames_outside_are_refused(tiny_corpus):
     for frame in (-1, selection.num_frames):
         with pytest.raises(SpecError):
             selection.locate([frame])
+
+
+def test_a_pickle_names_its_corpus_and_carries_none_of_its_rows(tiny_raw, tmp_path):
+    pack(tiny_raw, tmp_path / "packed")
+    corpus = PackedCorpus(tmp_path / "packed")
+    partition, selection = corpus["dev-clean"], Selection.of(corpus, "train-clean + train-other", 0.5)
+    sizes = []
+    for _ in range(2):
+        sizes.append([len(pickle.dumps(each)) for each in (corpus, partition, selection)])
+        # From here on its maps are open.
+        assert len(partition.features) and len(partition.labels) and len(corpus["train-clean"].features)
+    assert sizes[0] == sizes[1] and max(sizes[1][:2]) < 500
+    there = pickle.loads(pickle.dumps(partition))
+    np.testing.assert_array_equal(there.features, partition.features)
+    again = pickle.loads(pickle.dumps(selection))
+    assert again.partitions[0].corpus is again.corpus and again.utterance_ids == selection.utterance_ids
+    kept = pickle.dumps(selection)
+    pack(tiny_raw, tmp_path / "packed", context=9, replace=True)
+    with pytest.raises(FormatError, match="another corpus than when it was pickled"):
+        pickle.loads(kept)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="Windows has other permissions")
+@pytest.mark.parametrize("shut", ["", "zarr.json", "dev-clean", "dev-clean/features/c/0/0"])
+def test_a_corpus_that_may_not_be_read_is_our_own_error(tiny_corpus, shut):
+    root = os.geteuid() == 0
+    # Not pytest's folder: others may not enter that, so that nobody could not tell which folder is shut.
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        packed = shutil.copytree(tiny_corpus.path, os.path.join(folder, "packed"))
+        os.chmod(os.path.join(packed, shut), 0)
+        try:
+            if root:
+                os.seteuid(65534)
+            with pytest.raises(PhonedataError, match=r"packed.*: cannot be read \(Permission denied\); mend"):
+                PackedCorpus(packed)["dev-clean"].features  # noqa: B018
+        finally:
+            if root:
+                os.seteuid(0)
+            os.chmod(os.path.join(packed, shut), 0o755)

@@ -94,7 +94,7 @@ def _lab(words: list[list[str]]) -> list[tuple[float, float, str]]:
     """Festival: a header up to `#`, then `end colour phone`. HTK: `start end phone ...` in units of 100 ns."""
     header = next((number for number, line in enumerate(words) if line == ["#"]), None)
     rows, end = [], 0.0
-    for line in filter(None, words[(header or -1) + 1 :]):
+    for line in filter(None, words[0 if header is None else header + 1 :]):
         if len(line) < 2 + (header is None):
             raise ValueError(
                 f"line {' '.join(line)[:60]!r}, wanted `end colour phone` after a # or HTK's `start end phone`"
