@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+import threading
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ from phonedata.errors import FormatError
 MADV_POPULATE_READ = 22
 PIECE = 1 << 26
 """Bytes populated by one call, which Ctrl-C waits for."""
+READ_BYTES = 1 << 22
+"""Bytes of one read where it cannot go straight into its place."""
 
 
 class MappedFiles:
@@ -28,10 +31,11 @@ class MappedFiles:
     def __init__(self, maps: Sequence[np.memmap]):
         self._maps = tuple(maps)
         self._files = []
-        self._populated = False
+        self._populated, self._seeking = False, threading.Lock()
         self.close = weakref.finalize(self, _close, self._files)
         for array in self._maps:
-            self._files.append((os.open(array.filename, os.O_RDONLY), str(array.filename), array.offset + array.nbytes))
+            descriptor = os.open(array.filename, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+            self._files.append((descriptor, str(array.filename), array.offset + array.nbytes))
         self.check()
 
     def check(self) -> None:
@@ -48,19 +52,25 @@ class MappedFiles:
 
         Raises FormatError where it did.
         """
-        if not hasattr(os, "preadv"):
-            self.check()
-            out[:] = self._maps[file][first : first + len(out)]
-            return
         buffer = out.reshape(-1).view(np.uint8)
         offset = self._maps[file].offset + first * self._maps[file].strides[0]
         done = 0
         while done < buffer.size:
-            count = os.preadv(self._files[file][0], [buffer[done:]], offset + done)
+            count = self._read_at(self._files[file][0], buffer[done:], offset + done)
             if count == 0:
                 self.check()
                 raise FormatError(f"{self._files[file][1]}: ends at byte {offset + done}; run: phonedata verify")
             done += count
+
+    def _read_at(self, descriptor: int, buffer: np.ndarray, offset: int) -> int:
+        if hasattr(os, "preadv"):
+            return os.preadv(descriptor, [buffer], offset)
+        # Windows: the place in the file is shared by all who read it.
+        with self._seeking:
+            os.lseek(descriptor, offset, os.SEEK_SET)
+            data = os.read(descriptor, min(buffer.size, READ_BYTES))
+        buffer[: len(data)] = np.frombuffer(data, np.uint8)
+        return len(data)
 
     def populate(self) -> None:
         """Read what is not in memory yet, in order: the first touch at random costs a disk seek, in order it streams.
@@ -90,7 +100,7 @@ def _populate(array: np.memmap) -> None:
             # An older kernel, another system, or a file that shrank (EFAULT, where a plain read would be SIGBUS).
             with open(array.filename, "rb", buffering=0) as file:
                 file.seek(array.offset + start - base)
-                while length > 0 and (data := file.read(min(length, 1 << 22))):
+                while length > 0 and (data := file.read(min(length, READ_BYTES))):
                     length -= len(data)
 
 

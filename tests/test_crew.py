@@ -217,7 +217,10 @@ def test_a_file_that_shrinks_under_the_map_is_our_error_with_its_traceback(own_c
         assert producers() == []
 
 
-def test_slabs_of_a_file_that_shrinks_are_our_error(own_corpus):
+@pytest.mark.parametrize("system", ["", "without preadv"])
+def test_slabs_of_a_file_that_shrinks_are_our_error(own_corpus, system, monkeypatch):
+    if system:
+        monkeypatch.delattr(os, "preadv", raising=False)
     with open_tiny(own_corpus, "slab", "slab") as loader:
         batches = loader.epoch(0)
         next(batches)
@@ -260,7 +263,11 @@ def test_populated_pages_are_in_memory(evicted, monkeypatch, madvise):
     files.close()
 
 
-def test_reading_past_a_cut_is_our_error(evicted):
+@pytest.mark.parametrize("system", ["", "without preadv"])
+def test_reading_past_a_cut_is_our_error(evicted, system, monkeypatch):
+    if system:
+        monkeypatch.delattr(os, "preadv", raising=False)
+        monkeypatch.setattr("phonedata.pages.READ_BYTES", 1000)
     files = MappedFiles([np.memmap(evicted, np.float32, "r")])
     read = np.empty(1000, np.float32)
     files.read(0, 5000, read)
