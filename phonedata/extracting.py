@@ -23,7 +23,10 @@ from phonedata.raw import audio as audio_layout
 from phonedata.raw.frontend import FrontEnd
 from phonedata.team import available_cores
 
-MOST_PER_TASK = 200
+MOST_PER_TASK = 20
+"""Utterances of one task: Ctrl-C waits for two tasks of each process, and an interrupted call loses no more."""
+_partitions: dict[str, RawPartition] = {}
+"""In a process of the pool, the corpus: sent once, for its lists of files are long and its tasks many."""
 
 
 @dataclass(frozen=True)
@@ -124,9 +127,9 @@ def _extract(corpus: RawCorpus, target: Path, staging: Staging, skip_bad, worker
     open_tasks = [(p, begin, end) for p, begin, end in tasks if (p.name, begin, end) not in finished]
     kept = done = total - sum(end - begin for _, begin, end in open_tasks)
     workers = min(workers, len(open_tasks))
-    pool = ProcessPoolExecutor(workers, _Extractors(), _belong_to_parent) if workers > 1 else None
+    pool = ProcessPoolExecutor(workers, _Extractors(), _begin_process, (corpus.partitions,)) if workers > 1 else None
     try:
-        jobs = [(*task, str(staging.corpus), skip_bad) for task in open_tasks]
+        jobs = [(p.name if pool else p, begin, end, str(staging.corpus), skip_bad) for p, begin, end in open_tasks]
         results = (pool.map if pool else map)(_extract_some, *zip(*jobs)) if jobs else ()
         for (partition, begin, end), found in zip(open_tasks, results):
             staging.record({"task": [partition.name, begin, end], "found": found})
@@ -174,8 +177,9 @@ class _Extractors(SpawnContext):
     Process = _Extractor
 
 
-def _belong_to_parent() -> None:
+def _begin_process(partitions: tuple[RawPartition, ...]) -> None:
     """For pool processes: Ctrl-C is for the one who waits for them, and when it is killed they write no more."""
+    _partitions.update({partition.name: partition for partition in partitions})
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def end_with_parent():
@@ -185,8 +189,9 @@ def _belong_to_parent() -> None:
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 
-def _extract_some(partition: RawPartition, begin: int, end: int, out: str, skip_bad: bool) -> dict:
-    """Write utterances begin..end of a partition; returns their frames, the files' bytes and what was left out."""
+def _extract_some(partition: RawPartition | str, begin: int, end: int, out: str, skip_bad: bool) -> dict:
+    """Write utterances begin..end of a partition (in the pool, its name): frames, bytes, what was left out."""
+    partition = _partitions[partition] if isinstance(partition, str) else partition
     frames, size, left_out = 0, 0, []
 
     def save(kind: str, utterance: str, array: np.ndarray) -> int:
