@@ -260,6 +260,7 @@ def export(
     *,
     out: Path | None = None,
     checkpoint: str = "best",
+    corpus: Path | None = None,
     onnx: Flag = False,
     json: Flag = False,
 ) -> None:
@@ -273,6 +274,8 @@ def export(
         The directory; default RUN/export.
     checkpoint
         best, last, or a step as step-1200.
+    corpus
+        The packed corpus that the run was trained on, where it has moved.
     onnx
         Write model.onnx too; needs `pip install onnx onnxscript`.
     json
@@ -280,7 +283,7 @@ def export(
     """
     from .export import export
 
-    path = export(run, out, checkpoint, onnx)
+    path = export(run, out, checkpoint, onnx, corpus)
     print_result({"export": str(path)}, str(path), json)
 
 

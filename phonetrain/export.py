@@ -35,6 +35,7 @@ def export(
     out: str | os.PathLike[str] | None = None,
     checkpoint: str | int = "best",
     onnx: bool = False,
+    corpus: str | os.PathLike[str] | None = None,
 ) -> Path:
     """Write the scored weights of a checkpoint as a program and return its directory (default: the run's export/).
 
@@ -43,7 +44,7 @@ def export(
     """
     if onnx and (missing := [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]):
         raise ConfigError(f"onnx export needs {' and '.join(missing)}: pip install {' '.join(missing)}")
-    trained = open_trained(run, checkpoint, device="cpu")
+    trained = open_trained(run, checkpoint, corpus, device="cpu")
     model = trained.model
     path = Path(out) if out is not None else trained.run.path / "export"
     windows = torch.randn(CHECKED_BATCHES[0], *window_shape(trained))

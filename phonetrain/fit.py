@@ -22,7 +22,15 @@ from .errors import ConfigError, RunNotFound, TrainingStopped
 from .interrupts import StopRequest, noticed_signals
 from .loop import Trainer
 from .overrides import refuse_keywords
-from .partitions import Roles, check_window, choose_roles, open_corpus, warnings_before_training
+from .partitions import (
+    Roles,
+    check_window,
+    choose_roles,
+    corpus_of,
+    open_corpus,
+    place_from_run,
+    warnings_before_training,
+)
 from .ranks import Ranks, here, joined
 from .resuming import check_changes, check_identity, find_checkpoint, restore_machine, restore_parts
 from .run import Onlooker, Run, where_scored
@@ -74,7 +82,7 @@ def fit(recipe: str | os.PathLike[str] | None = None, *overrides: str, config: R
             if aside := where.set_aside():
                 shown.say(aside)
             where.write_text(where.config_path, config.to_toml())
-            where.write_json(where.environment_path, environment(packed, compute))
+            where.write_json(where.environment_path, environment(packed, compute, where))
             where.append_event("run_started", segment=0, epoch=0, step=0, recipe=recipe, **launch(ranks))
             where.append_event("segment_started", segment=0, epoch=0, step=0)
             train(where, parts, shown, warnings, save_first=True, ranks=ranks)
@@ -155,7 +163,7 @@ def resume(run: str | os.PathLike[str] | None = None, *overrides: str, corpus: s
         old = RunConfig.from_dict(saved.identity["config"])
         changes = [change for change in diff(old, config) if change[0] != "data.corpus"]
         check_changes(where, changes, old, config, saved.progress)
-        packed = open_corpus(config, corpus)
+        packed = corpus_of(where, config, corpus)
         roles = choose_roles(packed, config.data)
         check_identity(saved, identity(packed, config, roles), where)
         compute = choose_compute(ranks.device(config.device), config.precision)
@@ -261,8 +269,8 @@ def end(trainer: Trainer, reason: str, request: StopRequest, **fields: Any) -> N
     trainer.event("run_finished" if reason == "finished" else "segment_ended", reason=reason, **fields)
 
 
-def environment(corpus: PackedCorpus, compute: Compute) -> dict[str, Any]:
-    """Versions, device, commit and corpus digests; no host and no user name."""
+def environment(corpus: PackedCorpus, compute: Compute, run: Run) -> dict[str, Any]:
+    """Versions, device, commit, corpus digests and where the corpus lies from the run; no host and no user name."""
     versions = {}
     for package in PACKAGES:
         try:
@@ -272,7 +280,8 @@ def environment(corpus: PackedCorpus, compute: Compute) -> dict[str, Any]:
     return {
         "python": platform.python_version(), "packages": versions, "device": compute.reason,
         "machine": describe_machine(compute), "commit": commit(),
-        "corpus": {"digest": corpus.digest, "phonemes": corpus.phonemes.fingerprint,
+        "corpus": {"digest": corpus.digest, "from_run": place_from_run(corpus, run),
+                   "phonemes": corpus.phonemes.fingerprint,
                    "partitions": {name: part.digest for name, part in corpus.partitions.items()}},
     }
 

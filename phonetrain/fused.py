@@ -175,8 +175,9 @@ class Batch(torch.autograd.Function):
         deviation = np.empty_like(mean)
         variance = kernels.batch_moments(sums, mean, deviation, rows, norm.eps)
         average, spread = norm.running_mean.numpy(), norm.running_var.numpy()
-        average += norm.momentum * (mean - average)
-        spread += (norm.momentum * (variance * (rows / (rows - 1)) - spread)).astype(np.float32)
+        with np.errstate(invalid="ignore", over="ignore"):  # numbers that went bad are the guard's business
+            average += norm.momentum * (mean - average)
+            spread += (norm.momentum * (variance * (rows / (rows - 1)) - spread)).astype(np.float32)
         norm.num_batches_tracked.add_(1)
         scale = weight.detach().numpy() / deviation
         shift = bias.detach().numpy() - mean * scale

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from typing import Any
@@ -225,7 +226,7 @@ class Trainer:
         trained = parts.state.metrics.result()
         dev = self.score()
         rates = parts.state.schedule.rates(progress.epoch, parts.train.batches_per_epoch)
-        best = self.is_best(dev["accuracy"])
+        best = self.is_best(dev)
         line = {
             "train_loss": trained["loss"], "train_accuracy": trained["accuracy"], "dev_loss": dev["loss"],
             "dev_accuracy": dev["accuracy"], "lr": float(rates[-1]) * progress.rate_scale,
@@ -234,7 +235,11 @@ class Trainer:
         }
         self.write_metric("epoch", **line)
         self.console.epoch_row({"epoch": progress.epoch, **line})
-        self.check_life(dev)
+        if math.isfinite(dev["loss"]):
+            self.check_life(dev)
+        else:
+            self.warn(f"the dev loss is {dev['loss']}: numbers in the net went out of range and its scores mean "
+                      "nothing, so this epoch is not taken for the best; lower optimizer.lr")
         parts.state.schedule.end_epoch({name: line[name] for name in
                                         ("train_loss", "train_accuracy", "dev_loss", "dev_accuracy")})
         progress.seconds += progress.epoch_seconds
@@ -257,10 +262,10 @@ class Trainer:
         self.last_logged += self.scoring_seconds
         return result
 
-    def is_best(self, accuracy: float) -> bool:
-        """Note the score; True if none before was as good."""
-        progress = self.progress
-        if progress.best_score is not None and not accuracy > progress.best_score:
+    def is_best(self, dev: dict[str, float | int]) -> bool:
+        """Note the epoch's scores; True if none before were as good. Where the loss is not finite they mean nothing."""
+        progress, accuracy = self.progress, dev["accuracy"]
+        if not math.isfinite(dev["loss"]) or (progress.best_score is not None and not accuracy > progress.best_score):
             progress.epochs_since_best += 1
             return False
         progress.best_score, progress.best_epoch, progress.best_step = accuracy, progress.epoch, progress.step
@@ -270,7 +275,7 @@ class Trainer:
     def score_inside_epoch(self) -> None:
         """Before a deadline: score the weights as they are, keep them if they are the best so far."""
         dev = self.score()
-        best = self.progress.best_score is None or dev["accuracy"] > self.progress.best_score
+        best = math.isfinite(dev["loss"]) and dev["accuracy"] > (self.progress.best_score or 0.0)
         self.write_metric("evaluate", partition=self.parts.roles.dev, dev_loss=dev["loss"],
                           dev_accuracy=dev["accuracy"], best=best)
         if best:

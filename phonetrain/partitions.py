@@ -11,7 +11,8 @@ import numpy as np
 from phonedata import PackedCorpus, Selection
 
 from .config import DataConfig, RunConfig
-from .errors import ConfigError
+from .errors import CheckpointError, ConfigError
+from .run import Run
 
 DEFAULT_CORPUS = "packed"
 # How the field names its splits; `+` joins several, so all train-* partitions together are the default.
@@ -37,6 +38,40 @@ def open_corpus(config: RunConfig, given: str | os.PathLike[str] | None = None) 
         raise ConfigError(f"no packed corpus at {path}{os.sep}{where}; `phonedata pack raw/ {path}{os.sep}` makes one, "
                           "`--corpus DIR` names another")
     return PackedCorpus(path)
+
+
+def corpus_of(run: Run, config: RunConfig, given: str | os.PathLike[str] | None = None) -> PackedCorpus:
+    """The corpus that a run was trained on: `given` whatever it is, else the one of its digest, from wherever we stand.
+
+    Looked for where the config says, seen from here, and where it lay, seen from the run. Raises CheckpointError where
+    only other ones are there, ConfigError where there is none.
+    """
+    if given is not None:
+        return open_corpus(config, given)
+    known = run.read_json(run.environment_path).get("corpus") or {}
+    places = [Path(config.data.corpus or DEFAULT_CORPUS)]
+    if known.get("from_run"):
+        places.append(run.path / known["from_run"])
+    others = []
+    for place in places:
+        if place.exists():
+            corpus = PackedCorpus(place)
+            if corpus.digest == known.get("digest", corpus.digest):
+                return corpus
+            others.append(corpus)
+    if others:
+        raise CheckpointError(f"{run.path} was trained on a corpus with digest {known['digest']}; {others[0].path} has "
+                              f"{others[0].digest}; give the one it was trained on, or this one, with `--corpus DIR`")
+    raise ConfigError(f"the corpus that {run.path} was trained on is not at {' nor at '.join(map(str, places))}; where "
+                      "is it? `--corpus DIR`")
+
+
+def place_from_run(corpus: PackedCorpus, run: Run) -> str | None:
+    """Where the corpus lies, seen from the run's directory, so that both may move together; None on another drive."""
+    try:
+        return Path(os.path.relpath(corpus.path.resolve(), run.path.resolve())).as_posix()
+    except ValueError:
+        return None
 
 
 def choose_roles(corpus: PackedCorpus, data: DataConfig) -> Roles:
@@ -112,7 +147,7 @@ def warnings_before_training(corpus: PackedCorpus, roles: Roles, train: Selectio
 
 
 def long_warmup(config: RunConfig, batches: int) -> list[str]:
-    """A sentence where warm-up takes too much of the run. batches: updates an epoch."""
+    """A sentence where warm-up is too long for the run. batches: updates an epoch."""
     schedule, updates = config.schedule, batches * config.epochs
     by_epochs = schedule.warmup_epochs is not None
     warm = schedule.warmup_epochs * batches if by_epochs else schedule.warmup_steps or 0
@@ -120,8 +155,8 @@ def long_warmup(config: RunConfig, batches: int) -> list[str]:
         return []
     setting = f"schedule.warmup_epochs = {schedule.warmup_epochs}" if by_epochs else "schedule.warmup_steps"
     fitting = f"schedule.warmup_steps={max(1, round(FITTING_WARMUP * updates))}"
-    return [f"warm-up takes {warm:,} of the run's {updates:,} updates ({setting}): the learning rate is hardly at its "
-            f"height before the run ends; {fitting} fits" + " (with schedule.warmup_epochs=none)" * by_epochs]
+    return [f"warm-up ({setting}, {warm:,} updates) is long for a run of {updates:,} updates, which learns little "
+            f"meanwhile; {fitting} fits, none leaves it out" + " (with schedule.warmup_epochs=none)" * by_epochs]
 
 
 def _names(symbols: tuple[str, ...], indices: np.ndarray) -> str:

@@ -24,7 +24,7 @@ from .device import Compute, choose_compute
 from .durable import write_atomically
 from .errors import CheckpointError, ConfigError, PhonetrainError
 from .model import build_model
-from .partitions import check_window, choose_roles, open_corpus
+from .partitions import check_window, choose_roles, corpus_of
 from .run import Run
 from .scoring import score
 
@@ -74,7 +74,7 @@ def open_trained(
     """
     run = run if isinstance(run, Run) else Run.open(run)
     config = RunConfig.from_toml(run.config_path)
-    packed = open_corpus(config, corpus)
+    packed = corpus_of(run, config, corpus)
     saved = _read(run, checkpoint)
     _check_same_world(packed, saved, run)
     _check_coefficients(packed, config, run)

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from . import advice, page
+from . import page
 from .config import RunConfig, diff, load_recipe
 from .console import clock, short
 from .curves import as_image, as_svg, draw_confusion, draw_run, draw_runs, write_curves
@@ -177,14 +177,9 @@ def best_evaluation(run: Run) -> dict[str, Any] | str:
 
     try:
         print(f"{run.path}: scoring its best checkpoint on dev, once, for the confusion matrix", file=sys.stderr)
-        scores = evaluate(run)
+        return evaluate(run)
     except (PhonetrainError, PhonedataError) as error:
         return f"The best checkpoint could not be scored for this report: {error}"
-    if not scores["corpus_is_the_trained_one"]:
-        return (f"The best checkpoint is not scored here: {scores['corpus']} is another corpus now (digest "
-                f"{scores['corpus_digest']}) than the run was trained on; `{advice.evaluate(run)} --corpus DIR` "
-                "scores it on the one it was trained on")
-    return scores
 
 
 def headline(told: dict[str, Any], scores: dict[str, Any] | str) -> str:
@@ -193,7 +188,7 @@ def headline(told: dict[str, Any], scores: dict[str, Any] | str) -> str:
         pairs += [
             (f"{percent(scores['accuracy'])} %", f"frame accuracy on {scores['partition']}, fp32"),
             (f"{percent(scores['error_rate'])} %", "frame error rate"),
-            (f"{scores['loss']:.4f}", "loss, nats a frame"),
+            (number(scores["loss"]), "loss, nats a frame"),
             (f"{percent(scores['majority']['share'])} %", f"answering {scores['majority']['phoneme']} everywhere"),
         ]
     elif told["best_accuracy"] is not None:
@@ -311,4 +306,4 @@ def percent(share: float | None) -> str:
 
 
 def number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}"
+    return "–" if value is None else f"{float(value):.4f}"  # a JSON file has NaN as a text

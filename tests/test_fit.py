@@ -15,6 +15,7 @@ from phonetrain.config import RunConfig, load_recipe
 from phonetrain.errors import ConfigError, RunExists, TrainingStopped
 from phonetrain.explain import explain
 from phonetrain.fit import fit, resume
+from phonetrain.loop import Trainer
 from phonetrain.run import Run
 from tests.training import TINY, StopAt, fit_tiny, numbers, resume_tiny, weights
 
@@ -98,6 +99,15 @@ def test_what_cannot_run_is_refused_before_a_directory_is_made(learnable_corpus,
     with pytest.raises(ConfigError, match=said):
         fit_tiny(learnable_corpus, tmp_path / "run", override)
     assert not (tmp_path / "run").exists()
+
+
+def test_epoch_whose_dev_loss_is_not_finite_is_never_the_best(learnable_corpus, tmp_path, monkeypatch):
+    real = Trainer.score
+    monkeypatch.setattr(Trainer, "score", lambda trainer: {**real(trainer), "loss": math.nan})
+    run = fit_tiny(learnable_corpus, tmp_path / "run", "epochs=2")
+    assert [line["best"] for line in run.metrics("epoch")] == [False, False]
+    assert run.read_pointer("best") is None
+    assert sum("dev loss is nan" in event["message"] for event in run.events("warning")) == 2
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])

@@ -1,16 +1,20 @@
 """evaluate and predict: every frame once, in frame order, in fp32, equal to the slow way; nothing half-written."""
 
 import csv
+import shutil
 import sys
 
 import numpy as np
 import pytest
 import torch
 
+from phonetrain.config import load_recipe
+from phonetrain.console import Console
 from phonetrain.errors import CheckpointError, ConfigError, PhonetrainError, TrainingStopped
+from phonetrain.fit import fit
 from phonetrain.predict import describe_confusion, evaluate, label_frames, open_trained, predict
 from phonetrain.run import Run
-from tests.training import StopAt, fit_tiny, resume_tiny, weights
+from tests.training import TINY, StopAt, fit_tiny, resume_tiny, weights
 
 room = sys.modules["phonetrain.predict"]
 
@@ -42,6 +46,23 @@ def slow_labels(part) -> np.ndarray:
 def rows(path) -> list[list[str]]:
     with open(path, newline="", encoding="utf-8") as file:
         return list(csv.reader(file))
+
+
+def test_corpus_is_found_from_anywhere_and_another_one_in_its_place_is_refused(
+        learnable_corpus, tiny_corpus, tmp_path, monkeypatch):
+    home, away = tmp_path / "home", tmp_path / "away"
+    shutil.copytree(learnable_corpus.path, home / "packed")
+    shutil.copytree(tiny_corpus.path, away / "packed")
+    monkeypatch.chdir(home)
+    run = fit(config=load_recipe("default").override([*TINY[1:], "epochs=1"]), run="run", console=Console())
+    monkeypatch.chdir(away)
+    assert open_trained("../home/run").corpus.digest == learnable_corpus.digest
+    shutil.move(home / "packed", home / "moved")
+    with pytest.raises(CheckpointError, match=learnable_corpus.digest):
+        predict("../home/run")
+    assert not (home / "run" / "predictions").exists()
+    assert open_trained("../home/run", corpus=home / "moved").corpus.digest == learnable_corpus.digest
+    assert str(run.path) == "run"
 
 
 def test_evaluate_equals_the_slow_way(trained_run, learnable_corpus):

@@ -77,7 +77,7 @@ def runs_of_two(learnable_corpus, tmp_path_factory) -> Path:
     told = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=240)
     assert told.returncode == 0, told.stderr[:3000]
     # Of several processes one talks: each of the runs warns once of its long warm-up.
-    assert told.stderr.count("warm-up takes") == len(WAYS)
+    assert told.stderr.count("warm-up (") == len(WAYS)
     return folder
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from phonedata import pack
+from phonedata import PackedCorpus, pack
 from phonetrain.config import load_recipe
 from phonetrain.curves import Curves, as_png, draw_run, epoch_scale
 from phonetrain.errors import RunNotFound
@@ -104,7 +104,8 @@ def test_score_of_weights_that_a_branch_replaced_is_no_result_of_the_run(learnab
 
 
 def test_score_on_another_corpus_is_kept_beside_the_runs_own(learnable_corpus, tmp_path):
-    run = fit_tiny(learnable_corpus, tmp_path / "run", "epochs=1")
+    shutil.copytree(learnable_corpus.path, tmp_path / "packed")
+    run = fit_tiny(PackedCorpus(tmp_path / "packed"), tmp_path / "run", "epochs=1")
     own = evaluate(run)
     pack(learnable_corpus.path.parent / "raw", tmp_path / "other", cmvn="none")
     other = evaluate(run, corpus=tmp_path / "other")
@@ -112,9 +113,9 @@ def test_score_on_another_corpus_is_kept_beside_the_runs_own(learnable_corpus, t
     assert len(list(run.evaluations.iterdir())) == 2
     # Where the run's corpus was packed anew in its place, its report says so and shows no other corpus' numbers.
     shutil.rmtree(run.evaluations)
-    run.write_text(run.config_path, run.config_path.read_text().replace(str(learnable_corpus.path),
-                                                                        str(tmp_path / "other")))  # fmt: skip
-    assert "is another corpus now" in best_evaluation(run)
+    shutil.rmtree(tmp_path / "packed")
+    shutil.move(tmp_path / "other", tmp_path / "packed")
+    assert f"was trained on a corpus with digest {learnable_corpus.digest}" in best_evaluation(run)
 
 
 def test_several_runs_make_an_ablation_table_with_commands(runs, tmp_path):
@@ -244,3 +245,9 @@ def test_long_curves_are_thinned_to_means_and_keep_their_nan():
     assert thinned(values, np.mean) == pytest.approx(values.reshape(-1, 10).mean(1))
     values[5] = np.nan
     assert np.isnan(thinned(values, np.mean)).sum() == 1 and len(thinned(values[:7], np.mean)) == 7
+
+
+def test_numbers_that_a_file_has_as_texts_are_shown():
+    from phonetrain.report import number
+
+    assert [number(value) for value in (1.5, None, "NaN", "Infinity")] == ["1.5000", "–", "nan", "inf"]
