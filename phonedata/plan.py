@@ -25,10 +25,14 @@ class PackOptions:
 
         It does not depend on `part`, so that parts can tell whether they belong together.
         """
-        seen = [(p.name, p.stamp, p.order, p.labelled, len(p.utterance_ids)) for p in raw.partitions]
+        seen = [(p.name, p.stamp, p.order, p.labelled, _digest(p.utterance_ids)) for p in raw.partitions]
         options = {k: v for k, v in asdict(self).items() if k != "part"}
         text = json.dumps([1, options, raw.layout, raw.phonemes.symbols, feature_dim, raw.frontend, seen], default=str)
         return xxhash.xxh3_128_hexdigest(text.encode())
+
+
+def _digest(lines: list[str]) -> str:
+    return xxhash.xxh3_128_hexdigest("\n".join(lines).encode())
 
 
 def rows_of(lengths: np.ndarray, context: int) -> int:

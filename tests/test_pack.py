@@ -199,6 +199,36 @@ def test_given_test_order_is_kept(tmp_path):
     assert partition.attributes["order"] == "test_order.csv"
 
 
+@pytest.mark.parametrize("place", ["raw/test", "raw", "."])
+@pytest.mark.parametrize(
+    "text", ["\ufefffile\nc.npy\na.npy\nb.npy\n", "file,id\nc.npy,0\na.npy,1\nb.npy,2\n", "c\na\nb\n"]
+)
+def test_test_order_is_taken_from_wherever_courses_put_it(tmp_path, place, text):
+    utterances = {i: (np.ones((n + 3, 2), np.float32), None) for n, i in enumerate(("a", "b", "c"))}
+    write_hw1p2(tmp_path / "raw", "test", utterances, labelled=False)
+    write_hw1p2(tmp_path / "raw", "train", {"d": (np.ones((4, 2), np.float32), np.zeros(4, int))})
+    (tmp_path / place / "test_order.csv").write_text(text, encoding="utf-8")
+    report = pack(tmp_path / "raw", tmp_path / "packed")
+    partition = PackedCorpus(tmp_path / "packed")["test"]
+    assert partition.utterance_ids == ["c", "a", "b"]
+    assert np.diff(partition.utterance_end, prepend=0).tolist() == [5, 3, 4]
+    assert any("test is in the order of" in note for note in report.notes)
+
+
+def test_test_order_that_fits_nothing_is_refused_inside_the_raw_folder_only(tmp_path):
+    utterances = {i: (np.ones((3, 2), np.float32), None) for i in ("a", "b", "c")}
+    write_hw1p2(tmp_path / "raw", "test", utterances, labelled=False)
+    wrong = "file\nc.npy\na.npy\n"
+    (tmp_path / "test_order.csv").write_text(wrong)
+    pack(tmp_path / "raw", tmp_path / "packed")
+    assert PackedCorpus(tmp_path / "packed")["test"].utterance_ids == ["a", "b", "c"]
+    for place, message in (("raw", "nearest: test, the list does not list 'b'"), ("raw/test", "does not list 'b'")):
+        (tmp_path / place / "test_order.csv").write_text(wrong)
+        with pytest.raises(RawDataError, match=message):
+            pack(tmp_path / "raw", tmp_path / "other")
+        (tmp_path / place / "test_order.csv").unlink()
+
+
 def test_files_that_are_no_utterances_are_passed_over(tmp_path):
     utterances = random_utterances(8, (20,), 2)
     write_hw1p2(tmp_path / "raw", "train", utterances)

@@ -1,5 +1,6 @@
 """The HW1P2 layout of CMU 11-785, every semester: PARTITION/mfcc/ID.npy and PARTITION/transcript/ID.npy."""
 
+import csv
 import os
 import stat
 from pathlib import Path
@@ -13,6 +14,7 @@ from phonedata.raw import Problem, RawCorpus, check_name, check_names, read_fron
 from phonedata.raw.npy import NpyReader, parse_header
 
 LOOKS_FOR = "PARTITION/mfcc/ID.npy, e.g. train-clean-100/mfcc/103-1240-0000.npy"
+TEST_ORDER = "test_order.csv"
 _TRANSCRIPTS = ("transcript", "transcripts")
 
 
@@ -22,11 +24,14 @@ def detect(root: Path) -> bool:
 
 
 def open_layout(root: Path) -> RawCorpus:
-    """List the partitions of `root`: every folder that has `mfcc/`. Raises RawDataError."""
+    """List the partitions of `root`: every folder that has `mfcc/`. Raises RawDataError.
+
+    A `test_order.csv` (S22) orders the partition whose utterances it lists.
+    """
     phonemes = read_phonemes(root, ARPABET)
     names = sorted(c.name for c in root.iterdir() if not c.name.startswith(".") and (c / "mfcc").is_dir())
     partitions = tuple(Hw1p2Partition(root, name, phonemes) for name in names)
-    notes = []
+    notes = _put_in_test_order(root, partitions)
     for i, a in enumerate(partitions):
         for b in partitions[i + 1 :]:
             both = set(a.utterance_ids) & set(b.utterance_ids)
@@ -41,9 +46,75 @@ def speaker_of(utterance_id: str) -> str:
     return parts[0] if len(parts) >= 3 and parts[0] else utterance_id
 
 
+def _put_in_test_order(root: Path, partitions: "tuple[Hw1p2Partition, ...]") -> list[str]:
+    """Order partitions by the lists that lie in them, in `root` or beside it, the nearest first; returns notes.
+
+    Courses hand the list out in any of the three places. One in a partition must fit that partition, one in `root` any
+    partition; what lies beside `root` may be another corpus's. Raises RawDataError.
+    """
+    notes = []
+    for partition in partitions:
+        file = root / partition.name / TEST_ORDER
+        if os.path.isfile(file):
+            difference = partition.put_in_order(_read_order(file, set(partition.utterance_ids)))
+            if difference:
+                raise RawDataError(
+                    f"{file}: {difference}; both must name the same utterances: mend the list or the folder"
+                )
+            notes.append(f"{partition.name} is in the order of {file}")
+    known = {i for partition in partitions for i in partition.utterance_ids}
+    for folder, ours in ((root, True), (Path(os.path.abspath(root)).parent, False)):
+        file = folder / TEST_ORDER
+        if not os.path.isfile(file):
+            continue
+        try:
+            names = _read_order(file, known)
+        except RawDataError:
+            if ours:
+                raise
+            continue
+        fitting = [p for p in partitions if not p.labelled and not p.differs(names)]
+        if not fitting and ours:
+            nearest = max(partitions, key=lambda p: (len(set(names) & set(p.utterance_ids)), not p.labelled))
+            difference = nearest.differs(names) or "it has transcripts"
+            raise RawDataError(
+                f"{file}: fits no partition without transcripts (nearest: {nearest.name}, {difference}); mend or "
+                "remove the list"
+            )
+        for partition in fitting:
+            if partition.order == "sorted":
+                partition.put_in_order(names)
+                notes.append(f"{partition.name} is in the order of {file}")
+    return notes
+
+
+def _read_order(file: Path, known: set[str]) -> list[str]:
+    """Utterance ids in the order of a list of file names or ids, one a line, perhaps under a header.
+
+    Of several columns the one named `file` counts, else the last. Raises RawDataError.
+    """
+    try:
+        rows = [row for row in csv.reader(file.read_text(encoding="utf-8-sig").splitlines()) if any(row)]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise RawDataError(f"{file}: cannot be read as text ({error}); mend or remove it") from None
+    column, header = -1, [cell.strip().lower() for cell in rows[0]] if rows else []
+    if "file" in header:
+        column = header.index("file")
+    try:
+        names = [row[column].strip() for row in rows]
+    except IndexError:
+        raise RawDataError(f"{file}: a line has no column {column + 1}, which is `file`; mend it") from None
+    if "file" in header or (names and not names[0].endswith(".npy") and names[0] not in known):
+        names = names[1:]
+    names = [os.path.basename(name).removesuffix(".npy") for name in names]
+    if len(set(names)) != len(names):
+        twice = next(n for n in names if names.count(n) > 1)
+        raise RawDataError(f"{file}: lists {twice!r} twice; remove one line")
+    return names
+
+
 def _list_npy(folder: Path, problems: list[Problem]) -> dict[str, os.stat_result]:
-    """id -> (file name, stat) of every .npy file; hidden files (`._ID.npy` of a Mac) and other suffixes are "
-    "not ours."""
+    """id -> (file name, stat) of every .npy file; hidden files (`._ID.npy` of a Mac) and others are not ours."""
     files = {}
     try:
         entries = [e for e in os.scandir(folder) if e.name[-4:].lower() == ".npy" and e.name[0] != "."]
@@ -106,11 +177,7 @@ class Hw1p2Partition:
                 )
             refused = {p.utterance_id for p in self.problems}
         self.order = "sorted"
-        ids = sorted(features.keys() - refused)
-        if (folder / "test_order.csv").is_file():
-            self.order = "test_order.csv"
-            ids = self._given_order(folder / "test_order.csv", ids)
-        self.utterance_ids = ids
+        ids = self.utterance_ids = sorted(features.keys() - refused)
         self.speakers = [speaker_of(i) for i in ids]
         self._files = [features[i][0] for i in ids]
         self._label_files = [labels[i][0] for i in ids] if texts else None
@@ -125,26 +192,28 @@ class Hw1p2Partition:
     def __getstate__(self):
         return {**self.__dict__, "_table": None, "_usual": None}
 
-    def _given_order(self, file: Path, ids: list[str]) -> list[str]:
-        """The order of `test_order.csv` (S22): file names or ids, one a line, perhaps under a header."""
-        try:
-            lines = [line.split(",")[-1].strip().strip('"') for line in file.read_text(encoding="utf-8").splitlines()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise RawDataError(f"{file}: cannot be read as text ({error}); mend or remove it") from None
-        names = [os.path.basename(line).removesuffix(".npy") for line in lines if line]
-        known = set(ids)
-        if names and names[0] not in known:
-            names = names[1:]
-        if len(set(names)) != len(names):
-            twice = next(n for n in names if names.count(n) > 1)
-            raise RawDataError(f"{file}: lists {twice!r} twice; remove one line")
-        if set(names) != known:
-            other = min(set(names) ^ known)
-            side = "lists" if other not in known else "does not list"
-            raise RawDataError(
-                f"{file}: {side} {other!r} and mfcc/ holds the contrary; both must name the same utterances"
-            )
-        return names
+    def differs(self, names: list[str]) -> str:
+        """How an order list differs from the utterances that are here, in words; empty if it lists just them."""
+        other = set(names) ^ set(self.utterance_ids)
+        # A file that was found and refused is missing here, but the list is right to name it.
+        other -= {problem.utterance_id for problem in self.problems}
+        if not other:
+            return ""
+        first = min(other)
+        side = "lists" if first in set(names) else "does not list"
+        return f"the list {side} {first!r}, and mfcc/ holds the contrary"
+
+    def put_in_order(self, names: list[str]) -> str:
+        """Take the order of a list that fits; otherwise returns how it differs."""
+        difference = self.differs(names)
+        if not difference:
+            self.order = TEST_ORDER
+            place = {utterance: n for n, utterance in enumerate(self.utterance_ids)}
+            order = [place[name] for name in names if name in place]
+            for lists in ("utterance_ids", "speakers", "_files", "_label_files", "lengths_hint"):
+                values = getattr(self, lists)
+                setattr(self, lists, values and [values[n] for n in order])
+        return difference
 
     def _guess_lengths(self, sizes: list[int]) -> list[int] | None:
         """Frame counts from file sizes and the first readable header: the files of a corpus are made alike."""
