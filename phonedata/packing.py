@@ -74,19 +74,19 @@ def pack(
 
 def _pack(corpus: RawCorpus, options: PackOptions, whole, target, workers, progress, replace, stats_only) -> PackReport:
     feature_dim, dim_from = find_feature_dim(corpus)
-    fingerprint = options.fingerprint(corpus, feature_dim)
+    source = options.source(corpus, feature_dim)
     statistics = None
     if options.part and options.cmvn in ("speaker", "train") and not stats_only:
         command = f"phonedata pack {corpus.path} {whole} --cmvn {options.cmvn}"
         if options.train_partition:
             command += f" --train-partition {options.train_partition}"
-        statistics = read_stats(whole, options.part[1], fingerprint, feature_dim, command)
-    staging = Staging(target, f"{fingerprint} {options.part}")
+        statistics = read_stats(whole, options.part[1], source, feature_dim, command)
+    staging = Staging(target, options.fingerprint(corpus, feature_dim))
     try:
         workers = workers or os.cpu_count() or 1
-        work = Packing(corpus, options, feature_dim, dim_from, fingerprint, staging, workers, progress)
+        work = Packing(corpus, options, feature_dim, dim_from, source, staging, workers, progress)
         if stats_only:
-            written = write_stats(whole, options.part, fingerprint, work.measure())
+            written = write_stats(whole, options.part, source, work.measure())
             report = work.report({}, [], "")
             report.notes += (f"statistics of part {options.part[0]}/{options.part[1]} are in {written}",)
             staging.remove()

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 import xxhash
 
+from phonedata import __version__
 from phonedata.shard import CHUNK_ROWS, num_chunks
 
 
@@ -20,19 +21,30 @@ class PackOptions:
     skip_bad: bool = False
     part: tuple[int, int] | None = None
 
-    def fingerprint(self, raw, feature_dim: int) -> str:
-        """Changes whenever an interrupted pack must not be continued: other options, other files, other format.
+    def source(self, raw, feature_dim: int) -> str:
+        """What the bytes of a pack depend on: parts belong together where it is the same.
 
-        It does not depend on `part`, so that parts can tell whether they belong together.
+        It depends neither on `part` nor on where the raw folder lies and when its files were written, so that parts can
+        be made from copies.
         """
-        seen = [(p.name, p.stamp, p.order, p.labelled, _digest(p.utterance_ids)) for p in raw.partitions]
         options = {k: v for k, v in asdict(self).items() if k != "part"}
-        text = json.dumps([1, options, raw.layout, raw.phonemes.symbols, feature_dim, raw.frontend, seen], default=str)
-        return xxhash.xxh3_128_hexdigest(text.encode())
+        return _digest([__version__, options, feature_dim, raw.frontend, *_contents(raw)])
+
+    def fingerprint(self, raw, feature_dim: int) -> str:
+        """Changes whenever an interrupted pack must not be continued: also when a file was written again."""
+        return _digest([self.source(raw, feature_dim), self.part, [p.written for p in raw.partitions]])
 
 
-def _digest(lines: list[str]) -> str:
-    return xxhash.xxh3_128_hexdigest("\n".join(lines).encode())
+def _contents(raw) -> list:
+    """The raw files as far as listing them shows: layout, phonemes, and what each partition says of itself."""
+    partitions = [
+        (p.name, p.stamp, p.order, p.labelled, _digest(p.utterance_ids), _digest(p.speakers)) for p in raw.partitions
+    ]
+    return [raw.layout, raw.phonemes.symbols, partitions]
+
+
+def _digest(values: list) -> str:
+    return xxhash.xxh3_128_hexdigest(json.dumps(values).encode())
 
 
 def rows_of(lengths: np.ndarray, context: int) -> int:

@@ -27,9 +27,9 @@ class Packing:
     the raw files and the plan alone, so the workers and their number change nothing.
     """
 
-    def __init__(self, corpus, options, feature_dim, dim_from, fingerprint, staging, workers, progress):
+    def __init__(self, corpus, options, feature_dim, dim_from, source, staging, workers, progress):
         self.corpus, self.options, self.feature_dim = corpus, options, feature_dim
-        self.staging, self.fingerprint = staging, fingerprint
+        self.staging, self.source = staging, source
         self.progress = progress or (lambda stage, done, total, unit="frames": None)
         self.raw = {p.name: p for p in corpus.partitions}
         self.done: dict[tuple[str, int], tuple[str, ChunkResult]] = {}
@@ -246,7 +246,7 @@ class Packing:
         cmvn = cmvn_attributes(self.options, self.group_moments.get("train"))
         root = root_attributes(self.corpus, self.options, self.feature_dim, cmvn, entries, left_out)
         if self.options.part:
-            root["part"] = {"index": self.options.part[0], "of": self.options.part[1], "source": self.fingerprint}
+            root["part"] = {"index": self.options.part[0], "of": self.options.part[1], "source": self.source}
         digest = finish_root(self.staging.corpus, root, attributes)
         return self.report(attributes, left_out, digest)
 

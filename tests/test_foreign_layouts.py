@@ -2,8 +2,10 @@
 
 import gc
 import gzip
+import os
 import pickle
 import random
+import shutil
 import struct
 import tempfile
 
@@ -202,6 +204,17 @@ def test_scp_entries_never_run_commands_nor_leave_the_folder(tmp_path, monkeypat
     with pytest.raises(RawDataError, match=wanted):
         open_raw(tmp_path / "raw")
     assert not list(tmp_path.rglob("RAN"))
+
+
+def test_a_copied_folder_has_the_same_stamp_and_a_rewritten_file_another_time(tmp_path):
+    write_kaldi(tmp_path / "kaldi/train", utterances())
+    write_libriphone(tmp_path / "libriphone", utterances())
+    for layout, file in (("kaldi", "train/feats.ark"), ("libriphone", "feat/train/a-1-0.pt")):
+        shutil.copytree(tmp_path / layout, tmp_path / "copy" / layout, copy_function=shutil.copyfile)
+        mine, copy = (open_raw(place / layout).partitions[0] for place in (tmp_path, tmp_path / "copy"))
+        assert mine.stamp == copy.stamp
+        os.utime(tmp_path / layout / file, ns=(0, 0))
+        assert open_raw(tmp_path / layout).partitions[0].written != mine.written
 
 
 def test_lists_with_hostile_ids_are_refused(tmp_path):

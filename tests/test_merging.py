@@ -87,7 +87,7 @@ def test_parts_that_do_not_belong_together_are_refused(raw, tmp_path):
         merge(tmp_path / "packed")
     shutil.copytree(raw, tmp_path / "other")
     file = next((tmp_path / "other/train/mfcc").iterdir())
-    np.save(file, np.load(file) + 1)
+    np.save(file, np.load(file).astype("f4"))
     pack(tmp_path / "other", tmp_path / "packed", part=(2, 2), replace=True)
     with pytest.raises(FormatError, match="other raw files or options"):
         merge(tmp_path / "packed")
@@ -95,6 +95,15 @@ def test_parts_that_do_not_belong_together_are_refused(raw, tmp_path):
     shutil.copytree(part_path(tmp_path / "packed", (1, 2)), part_path(tmp_path / "packed", (2, 2)))
     with pytest.raises(FormatError, match="is not part 2 of 2"):
         merge(tmp_path / "packed")
+
+
+def test_parts_may_come_from_copies_of_the_raw_folder(raw, tmp_path):
+    """Array tasks copy the raw folder to their node: other paths, other times, the same files."""
+    shutil.copytree(raw, tmp_path / "copy", copy_function=shutil.copyfile)
+    pack(raw, tmp_path / "packed", part=(1, 2))
+    pack(tmp_path / "copy", tmp_path / "packed", part=(2, 2))
+    pack(raw, tmp_path / "whole")
+    assert merge(tmp_path / "packed").digest == PackedCorpus(tmp_path / "whole").digest
 
 
 def test_damaged_part_is_refused_and_nothing_is_merged(raw, tmp_path):

@@ -184,6 +184,31 @@ def test_changed_options_or_files_start_anew(raw, whole, tmp_path):
     assert tree_bytes(tmp_path / "packed") == whole
 
 
+def test_changed_speakers_or_version_start_anew(tmp_path, monkeypatch):
+    """Kaldi's utt2spk decides what cmvn=speaker divides by, and another version may write other bytes."""
+    kaldiio = pytest.importorskip("kaldiio")
+
+    def interrupt(stage, done, total, unit="frames"):
+        if stage == "packing" and done > 0.5 * total:
+            raise KeyboardInterrupt
+
+    folder = tmp_path / "raw/train"
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(0)
+    told = {f"u{i:02d}": random.normal(size=(9000, 2)).astype("f4") for i in range(16)}
+    kaldiio.save_ark(str(folder / "feats.ark"), told, scp=str(folder / "feats.scp"))
+    for group in (8, 4):
+        (folder / "utt2spk").write_text("".join(f"{u} s{i // group}\n" for i, u in enumerate(told)))
+        with pytest.raises(KeyboardInterrupt):
+            pack(tmp_path / "raw", tmp_path / "packed", cmvn="speaker", workers=1, progress=interrupt)
+    (folder / "utt2spk").write_text("".join(f"{u} s{i // 2}\n" for i, u in enumerate(told)))
+    assert pack(tmp_path / "raw", tmp_path / "packed", cmvn="speaker", workers=1).chunks_reused == 0
+    with pytest.raises(KeyboardInterrupt):
+        pack(tmp_path / "raw", tmp_path / "other", workers=1, progress=interrupt)
+    monkeypatch.setattr("phonedata.plan.__version__", "another")
+    assert pack(tmp_path / "raw", tmp_path / "other", workers=1).chunks_reused == 0
+
+
 def test_damaged_staging_is_not_trusted(raw, whole, tmp_path):
     """A torn journal line and a chunk that differs from its digest are made again."""
 

@@ -1,6 +1,7 @@
 """Foreign layouts: what every one of them offers, and which one a folder holds."""
 
 import importlib
+import os
 import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import xxhash
 
 from phonedata.errors import CorpusNotFound, RawDataError, SpecError
 from phonedata.phonemes import PhonemeSet
@@ -39,8 +41,8 @@ class RawPartition(Protocol):
             says, but a wrong guess costs a second pass.
         problems: utterances that were found and left out of `utterance_ids` (no partner, duplicate id, ...).
         order: "sorted", or the name of the file that gave the order.
-        stamp: text that changes when a file of the partition changes (sizes and times); an interrupted pack
-            continues only if it is the same.
+        stamp: text that changes with the size of a file, and is the same for a copy of the folder elsewhere.
+        written: text that changes when a file is written again; an interrupted pack continues only if it is the same.
     """
 
     name: str
@@ -51,6 +53,7 @@ class RawPartition(Protocol):
     problems: list[Problem]
     order: str
     stamp: str
+    written: str
 
     # A layout of many small files may also have `fill_usual`, see raw/usual.py.
 
@@ -62,6 +65,23 @@ class RawPartition(Protocol):
 
     def where(self, index: int) -> str:
         """Path of the utterance's feature file, for messages."""
+
+
+class Stamp:
+    """The digests behind `RawPartition.stamp` and `RawPartition.written`, file by file."""
+
+    def __init__(self):
+        self._sizes, self._times = xxhash.xxh3_128(), xxhash.xxh3_128()
+
+    def add(self, what: str, status: os.stat_result | None) -> None:
+        """A file under a name that says nothing of where the folder lies; None for one that is missing."""
+        size, time = (status.st_size, status.st_mtime_ns) if status else (-1, -1)
+        self._sizes.update(f"{what} {size}\n".encode())
+        self._times.update(f"{time}\n".encode())
+
+    def digests(self) -> tuple[str, str]:
+        """(stamp, written)."""
+        return self._sizes.hexdigest(), self._times.hexdigest()
 
 
 @dataclass(frozen=True)

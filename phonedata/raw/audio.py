@@ -5,11 +5,10 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import xxhash
 
 from phonedata.errors import MissingReader, RawDataError
 from phonedata.phonemes import ARPABET, PhonemeSet
-from phonedata.raw import Problem, RawCorpus, check_name, read_phonemes
+from phonedata.raw import Problem, RawCorpus, Stamp, check_name, read_phonemes
 from phonedata.raw.alignments import SILENCE, SUFFIXES, Intervals, as_arpabet, read_alignment
 from phonedata.raw.frontend import FrontEnd, labels_at, resample
 from phonedata.raw.hw1p2 import speaker_of
@@ -113,7 +112,7 @@ class AudioPartition:
         ids = {path: _utterance_id(Path(path).relative_to(folder)) for path in audio}
         twice = {i for i, count in Counter(ids.values()).items() if count > 1}
         self.labelled = bool(aligned)
-        stamp, found = xxhash.xxh3_128(), {}
+        stamp, found = Stamp(), {}
         for path, utterance in sorted(ids.items(), key=lambda pair: (pair[1], pair[0])):
             check_name(utterance, "utterance id", folder)
             partner = aligned.get(os.path.splitext(path)[0])
@@ -130,10 +129,10 @@ class AudioPartition:
             else:
                 found[utterance] = path, partner
                 for file in filter(None, (path, partner)):
-                    stat = os.lstat(file)
-                    stamp.update(f"{utterance} {stat.st_size} {stat.st_mtime_ns}\n".encode())
-        stamp.update(repr(frontend).encode())
-        self.stamp = stamp.hexdigest()
+                    # A link that leads nowhere is refused when it is read.
+                    stamp.add(utterance, os.stat(file) if os.path.exists(file) else None)
+        stamp.add(repr(frontend), None)
+        self.stamp, self.written = stamp.digests()
         self.utterance_ids = sorted(found)
         self.speakers = [speaker_of(utterance) for utterance in self.utterance_ids]
         self._files = [found[utterance] for utterance in self.utterance_ids]

@@ -183,8 +183,8 @@ class Hw1p2Partition:
         self._label_files = [labels[i][0] for i in ids] if texts else None
         self.lengths_hint = self._guess_lengths([features[i][1].st_size for i in ids])
         stats = [features[i][1] for i in ids] + ([labels[i][1] for i in ids] if texts else [])
-        seen = np.array([(status.st_size, status.st_mtime_ns) for status in stats], np.int64)
-        self.stamp = xxhash.xxh3_128_hexdigest("\n".join(ids).encode() + seen.tobytes())
+        sizes, times = (np.array([getattr(s, what) for s in stats], np.int64) for what in ("st_size", "st_mtime_ns"))
+        self.stamp, self.written = xxhash.xxh3_128_hexdigest(sizes), xxhash.xxh3_128_hexdigest(times)
         self._reader = NpyReader()
         self._label_reader = NpyReader()
         self._table = self._usual = None

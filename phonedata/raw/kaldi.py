@@ -7,11 +7,10 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-import xxhash
 
 from phonedata.errors import MissingReader, RawDataError, SpecError
 from phonedata.phonemes import PhonemeSet
-from phonedata.raw import Problem, RawCorpus, check_name, read_frontend
+from phonedata.raw import Problem, RawCorpus, Stamp, check_name, read_frontend
 from phonedata.raw.lines import LabelLines, OpenFile, checked_labels, read_list, text_id
 
 LOOKS_FOR = "feats.scp, or folders that have one, with ali*.txt or pdf*.txt (also .gz) beside it"
@@ -143,14 +142,14 @@ class KaldiPartition:
         self.speakers = [speakers.get(utterance, utterance) for utterance in self.utterance_ids]
         self._places = [places[utterance] for utterance in self.utterance_ids]
         self._file = OpenFile()
-        stamp = xxhash.xxh3_128()
+        stamp = Stamp()
         for file in sorted({ark for ark, _ in self._places} | {str(scp)} | set(lines.files)):
             try:
-                stat = os.stat(file)
-                stamp.update(f"{file} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+                status = os.stat(file)
             except OSError:
-                stamp.update(f"{file} missing\n".encode())
-        self.stamp = stamp.hexdigest()
+                status = None
+            stamp.add(os.path.relpath(file, root), status)
+        self.stamp, self.written = stamp.digests()
 
     def where(self, index: int) -> str:
         ark, offset = self._places[index]

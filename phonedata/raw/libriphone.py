@@ -5,11 +5,10 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-import xxhash
 
 from phonedata.errors import MissingReader, RawDataError
 from phonedata.phonemes import PhonemeSet
-from phonedata.raw import Problem, RawCorpus, check_name, read_frontend, read_phonemes
+from phonedata.raw import Problem, RawCorpus, Stamp, check_name, read_frontend, read_phonemes
 from phonedata.raw.hw1p2 import speaker_of
 from phonedata.raw.lines import LabelLines, checked_labels, read_list
 
@@ -66,7 +65,7 @@ class LibriphonePartition:
         listed = [words[0] for words in read_list(root / split)]
         if not listed:
             raise RawDataError(f"{root / split}: lists no utterance, wanted an id a line; fill or remove it")
-        stamp, ids, seen = xxhash.xxh3_128(), [], set()
+        stamp, ids, seen = Stamp(), [], set()
         for utterance in sorted(listed) if self.labelled else listed:
             check_name(utterance, "utterance id", root / split)
             if utterance in seen:
@@ -81,15 +80,14 @@ class LibriphonePartition:
                 self._refuse(utterance, f"{self._path(utterance)}: no line for it in {root}/train_labels.txt; add it")
                 continue
             label = lines.places.get(utterance)
-            stamp.update(f"{utterance} {stat.st_size} {stat.st_mtime_ns} {label}\n".encode())
+            stamp.add(f"{utterance} {label}", stat)
             ids.append(utterance)
         for file in lines.files:
-            stat = os.stat(file)
-            stamp.update(f"{stat.st_size} {stat.st_mtime_ns}\n".encode())
+            stamp.add(os.path.basename(file), os.stat(file))
         self.utterance_ids = ids
         self.speakers = [speaker_of(utterance) for utterance in ids]
         self.lengths_hint = None
-        self.stamp = stamp.hexdigest()
+        self.stamp, self.written = stamp.digests()
 
     def _refuse(self, utterance: str, message: str) -> None:
         self.problems.append(Problem(utterance, message))
