@@ -1,6 +1,7 @@
 """Packing: one pack at work, its plan, its workers, and what is already done."""
 
 import os
+from dataclasses import replace
 
 import numpy as np
 
@@ -55,6 +56,8 @@ class Packing:
         """Everything between the listing and the rename. `statistics` are those of all parts, if there are parts."""
         if statistics is None and (self._measured_partitions() or self._hintless()):
             statistics = self.measure()
+        else:
+            self._correct_own(statistics or {})
         if self.options.cmvn in ("speaker", "train"):
             self._group(statistics)
         self._write()
@@ -83,6 +86,8 @@ class Packing:
             if (name, int(index[0])) not in self._earlier_readings:
                 self.staging.record({"partition": name, "first": int(index[0]), **reading.to_record()})
             self._correct(name, reading)
+            # Statistics are kept for parts that read the raw folder from another place.
+            reading.bad = {i: self._relative(message) for i, message in reading.bad.items()}
             readings.setdefault(name, []).append(reading)
             done += len(index)
             self.progress("measuring", done, total, "utterances")
@@ -130,6 +135,15 @@ class Packing:
             first = next(iter(plan.bad.values()))
             raise RawDataError(f"{self.corpus.path}: partition {name} has no utterance left to pack; first: {first}")
         return True
+
+    def _correct_own(self, statistics: dict[str, list[Reading]]) -> None:
+        """Take over what measuring has shown of this part's utterances; other parts' are none of its plan."""
+        for name in statistics.keys() & self.plans.keys():
+            own = part_range(len(self.raw[name].utterance_ids), self.options.part)
+            for reading in statistics[name]:
+                lengths = {i: t for i, t in reading.lengths.items() if i in own}
+                bad = {i: message for i, message in reading.bad.items() if i in own}
+                self._correct(name, replace(reading, lengths=lengths, bad=bad))
 
     def _relative(self, message: str) -> str:
         """A message without the place of the raw folder: it goes into the corpus, which is the same anywhere."""

@@ -7,6 +7,8 @@ import pytest
 
 from phonedata import CorpusExists, CorpusNotFound, FormatError, PackedCorpus, SpecError, merge, pack
 from phonedata.parts import part_path, part_range
+from phonedata.raw import open_raw
+from phonedata.raw.hw1p2 import Hw1p2Partition
 from tests.conftest import write_hw1p2
 
 
@@ -138,6 +140,40 @@ def test_left_out_utterances_are_listed_once(raw, tmp_path):
     merge(tmp_path / "packed")
     assert len(PackedCorpus(tmp_path / "packed").attributes["left_out"]) == 2
     assert tree_bytes(tmp_path / "packed") == tree_bytes(tmp_path / "whole")
+
+
+def test_a_speaker_without_a_good_utterance_stops_no_part(raw, tmp_path):
+    shutil.copytree(raw, tmp_path / "raw")
+    spoiled = {"x-0-0": (np.full((20, 2), np.nan, np.float32), np.zeros(20, int))}
+    write_hw1p2(tmp_path / "raw", "train", spoiled)
+    pack(tmp_path / "raw", tmp_path / "whole", cmvn="speaker", skip_bad=True)
+    for stats_only in (True, False):
+        for i in (1, 2):
+            pack(tmp_path / "raw", tmp_path / "packed", cmvn="speaker", skip_bad=True, part=(i, 2), stats_only=stats_only)
+    merge(tmp_path / "packed")
+    assert tree_bytes(tmp_path / "packed") == tree_bytes(tmp_path / "whole")
+
+
+def test_parts_read_each_file_once_after_their_statistics(raw, tmp_path, monkeypatch):
+    """Layouts without length hints know the lengths from the statistics, and need no second measuring."""
+    reads = []
+
+    def open_without_hints(path, layout=None):
+        corpus = open_raw(path, layout)
+        for p in corpus.partitions:
+            p.lengths_hint = None
+        return corpus
+
+    monkeypatch.setattr("phonedata.packing.open_raw", open_without_hints)
+    monkeypatch.setattr("phonedata.packing.find_feature_dim", lambda corpus: (2, "a file"))
+    monkeypatch.delattr(Hw1p2Partition, "fill_usual")
+    read = Hw1p2Partition.read
+    monkeypatch.setattr(Hw1p2Partition, "read", lambda self, index: reads.append(self.where(index)) or read(self, index))
+    for i in range(1, 10):
+        pack(raw, tmp_path / "packed", cmvn="speaker", part=(i, 9), stats_only=True)
+    reads.clear()
+    pack(raw, tmp_path / "packed", cmvn="speaker", part=(2, 9))
+    assert len(reads) == len(set(reads)) > 0
 
 
 def test_parts_cover_every_utterance_once():
