@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 from phonedata.cmvn import KINDS
-from phonedata.errors import CorpusExists, CorpusNotFound, PhonedataError, RawDataError, SpecError
+from phonedata.errors import CorpusExists, CorpusNotFound, NoSpace, RawDataError, SpecError
 from phonedata.plan import PackOptions
 from phonedata.raw import RawCorpus
 
@@ -47,12 +47,13 @@ def check_target(target: Path, replace: bool) -> None:
         raise CorpusExists(f"{target}: a packed corpus is already there; replace it with replace=True")
 
 
-def check_space(place: Path, wanted: int) -> None:
-    """Refuse before the first byte what cannot fit."""
+def check_space(place: Path, wanted: int, there: int) -> None:
+    """Refuse before the first byte what cannot fit; `there` of the `wanted` bytes are on the disk already."""
     free = shutil.disk_usage(place).free
-    if wanted > free:
-        raise PhonedataError(
-            f"{place}: the packed corpus needs {wanted / 1e6:,.0f} MB, but {free / 1e6:,.0f} MB are free; "
+    if wanted - there > free:
+        already = f", {there / 1e6:,.0f} MB of it are there" if there else ""
+        raise NoSpace(
+            f"{place}: the packed corpus needs {wanted / 1e6:,.0f} MB{already}, but {free / 1e6:,.0f} MB are free; "
             f"free some space or choose another disk"
         )
 

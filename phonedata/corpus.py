@@ -101,6 +101,12 @@ class PackedCorpus:
 
         return zarr.open_group(self.path, mode="r")
 
+    def close(self) -> None:
+        """Let go of the memory maps of its rows; they are made again when asked for. Arrays taken from them stay."""
+        for partition in self.partitions.values():
+            for name in ("features", "labels"):
+                partition.__dict__.pop(name, None)
+
     def verify(self, progress=None) -> int:
         """Read every byte against the digests; returns the bytes read, raises FormatError naming the first bad file."""
         size = verify_files(self.path, progress)

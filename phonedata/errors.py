@@ -25,5 +25,9 @@ class SpecError(PhonedataError, ValueError):
     """Something impossible was asked for: more context than was packed, an unknown partition, a bad option."""
 
 
+class NoSpace(PhonedataError, OSError):
+    """The packed corpus does not fit on the disk."""
+
+
 class MissingReader(PhonedataError, ImportError):
     """An optional reader is not installed; the message names the extra that brings it."""

@@ -56,11 +56,17 @@ def _exchange(a: Path, b: Path) -> bool:
     return call(at_cwd, os.fsencode(a), at_cwd, os.fsencode(b), exchange) == 0
 
 
-def put_in_place(finished: Path, target: Path) -> None:
+def remove_folder(path: Path) -> tuple[str, ...]:
+    """Remove what nobody needs any more; if something in it cannot go, the rest does, and a note says so."""
+    shutil.rmtree(path, ignore_errors=True)
+    return (f"{path}: could not be removed (still open somewhere?); remove it by hand",) if path.exists() else ()
+
+
+def put_in_place(finished: Path, target: Path) -> tuple[str, ...]:
     """Give the folder `finished` the name `target`; an old folder there is replaced, then removed.
 
     At every moment `target` is the old folder or the new one, or (without renameat2) absent with the old one beside
-    it, which `recover` brings back.
+    it, which `recover` brings back. Returns notes: the new folder is in its place even if the old one cannot be removed.
     """
     sync_folder(finished)
     if not target.exists() or not any(target.iterdir()):
@@ -72,15 +78,14 @@ def put_in_place(finished: Path, target: Path) -> None:
             reason = error.strerror
             raise PhonedataError(f"{target}: cannot be created ({reason}); choose another place") from None
         sync_folder(target.parent)
-        return
+        return ()
     if _exchange(finished, target):
         sync_folder(target.parent)
-        shutil.rmtree(finished)
-        return
+        return remove_folder(finished)
     old = replaced_path(target)
     for _ in range(100):
-        if old.exists():
-            shutil.rmtree(old)
+        if old.exists() and remove_folder(old):
+            raise PhonedataError(f"{old}: is in the way and cannot be removed; remove it and pack again")
         os.rename(target, old)
         try:
             os.rename(finished, target)
@@ -93,4 +98,4 @@ def put_in_place(finished: Path, target: Path) -> None:
     else:
         raise PhonedataError(f"{target}: is opened again and again while it is replaced; the new corpus is {finished}")
     sync_folder(target.parent)
-    shutil.rmtree(old)
+    return remove_folder(old)

@@ -40,6 +40,7 @@ class Staging:
     def __init__(self, target: Path, fingerprint: str):
         self.path = staging_path(target)
         self.corpus = self.path / "corpus"
+        self._fd = None
         try:
             self._acquire(target)
             self.records = self._read_journal(fingerprint)
@@ -50,6 +51,8 @@ class Staging:
                 self.record({"pack": fingerprint})
             self.corpus.mkdir(exist_ok=True)
         except OSError as error:
+            if self._fd is not None:
+                os.close(self._fd)
             raise full_disk(self.path, error) or error from None
 
     def _acquire(self, target: Path) -> None:
@@ -61,6 +64,7 @@ class Staging:
             self._fd = os.open(name, os.O_RDWR | os.O_CREAT, 0o666)
             if not _lock(self._fd):
                 os.close(self._fd)
+                self._fd = None
                 raise PhonedataError(
                     f"{target}: another process is writing to it; wait for it or choose another target"
                 )
@@ -71,6 +75,7 @@ class Staging:
             except FileNotFoundError:
                 pass
             os.close(self._fd)
+            self._fd = None
 
     def _read_journal(self, fingerprint: str) -> list[dict]:
         """The records of an earlier try of this very work; none if it was another one. A torn last line is dropped."""
@@ -96,6 +101,11 @@ class Staging:
         self._journal.write(b"%08x %s\n" % (zlib.crc32(text), text))
         self._journal.flush()
 
+    def size_on_disk(self) -> int:
+        """Bytes that the disk already holds of the corpus: what a shard promises beyond them is not there yet."""
+        stats = [file.stat() for file in self.corpus.rglob("*") if file.is_file()]
+        return sum(min(s.st_size, s.st_blocks * 512) if hasattr(s, "st_blocks") else s.st_size for s in stats)
+
     def release(self) -> None:
         """Close without removing: the next call continues here."""
         self._journal.close()
@@ -106,6 +116,10 @@ class Staging:
         self._journal.close()
         shutil.rmtree(self.corpus, ignore_errors=True)
         (self.path / "journal").unlink(missing_ok=True)
+        if self.corpus.exists():
+            # Something in it cannot go yet (a file open over NFS). The lock file says that the folder is ours.
+            os.close(self._fd)
+            return
         if fcntl is None:
             os.close(self._fd)
         shutil.rmtree(self.path, ignore_errors=True)

@@ -3,8 +3,8 @@
 import json
 import os
 import re
-import shutil
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy as np
 from phonedata.admission import check_space, check_target
 from phonedata.corpus import PackedCorpus
 from phonedata.errors import CorpusNotFound, FormatError, PhonedataError, SpecError
-from phonedata.exchange import put_in_place, recover
+from phonedata.exchange import put_in_place, recover, remove_folder
 from phonedata.group import WrittenPartition, finish_partition, finish_root
 from phonedata.journal import Staging
 from phonedata.packreport import LeftOut, PackReport
@@ -33,23 +33,35 @@ def merge(packed, *, replace: bool = False, remove_parts: bool = False, progress
     started = time.perf_counter()
     target = Path(os.path.realpath(packed))
     recover(target)
+    folder = parts_folder(target)
+    if not replace and not folder.exists() and (target / "zarr.json").is_file():
+        report = _report_of(PackedCorpus(target), "there are no parts (any more): it was merged before, or packed whole")
+    else:
+        report = _merge_all(target, folder / "merged.json", replace, progress)
+        if remove_parts:
+            report.notes += remove_folder(folder)
+    report.path, report.seconds = Path(packed), time.perf_counter() - started
+    return report
+
+
+def _merge_all(target: Path, note: Path, replace: bool, progress) -> PackReport:
     parts = _open_parts(target)
     sources = [p.digest for p in parts]
-    note = parts_folder(target) / "merged.json"
-    report = _merged_already(target, note, sources)
     try:
+        report = _merged_already(target, note, sources)
         if report is None:
             check_target(target, replace)
             report = _merge(parts, target, replace, progress)
             write_file(note, json.dumps({"parts": sources, "digest": report.digest}).encode())
-        if remove_parts:
-            shutil.rmtree(parts_folder(target))
+        return report
     except OSError as error:
         if isinstance(error, PhonedataError):
             raise
         raise full_disk(target, error) or error from None
-    report.path, report.seconds = Path(packed), time.perf_counter() - started
-    return report
+    finally:
+        # Systems that do not remove a mapped file would leave the parts lying.
+        for part in parts:
+            part.close()
 
 
 def _open_parts(target: Path) -> list[PackedCorpus]:
@@ -87,9 +99,13 @@ def _merged_already(target: Path, note: Path, sources: list[str]) -> PackReport 
         return None
     if done != {"parts": sources, "digest": corpus.digest}:
         return None
+    return _report_of(corpus, "these parts were merged before")
+
+
+def _report_of(corpus: PackedCorpus, note: str) -> PackReport:
     attributes = {name: p.attributes for name, p in corpus.partitions.items()}
     left_out = [LeftOut(**o) for o in corpus.attributes["left_out"]]
-    return _report(corpus.path, corpus, attributes, left_out, corpus.digest, ("these parts were merged before",))
+    return _report(corpus.path, corpus, attributes, left_out, corpus.digest, (note,))
 
 
 def _report(path, corpus, attributes, left_out, corpus_digest, notes=()) -> PackReport:
@@ -111,41 +127,48 @@ def _merge(parts: list[PackedCorpus], target: Path, replace: bool, progress) -> 
         part.verify(progress)
     staging = Staging(target, f"merge {[p.digest for p in parts]}")
     try:
-        size = sum(p.num_rows for part in parts for p in part.partitions.values())
-        check_space(staging.path, size * parts[0].feature_dim * parts[0].dtype.itemsize)
+        row, label = parts[0].feature_dim * parts[0].dtype.itemsize, parts[0].phonemes.label_dtype.itemsize
+        sizes = [p.num_rows * (row + label * p.labelled) for part in parts for p in part.partitions.values()]
+        check_space(staging.path, sum(sizes), staging.size_on_disk())
         attributes, entries = {}, {}
         for name in sorted({name for part in parts for name in part.partitions}):
-            written = _concatenate(name, parts, staging.corpus, progress)
-            attributes[name], entries[name] = finish_partition(
-                staging.corpus, written, parts[0].dtype, parts[0].phonemes, keep_moments=False
-            )
+            with ExitStack() as shards:
+                written = _concatenate(name, parts, staging.corpus, shards, progress)
+                attributes[name], entries[name] = finish_partition(
+                    staging.corpus, written, parts[0].dtype, parts[0].phonemes, keep_moments=False
+                )
         left_out = sorted({LeftOut(**o) for part in parts for o in part.attributes["left_out"]})
         root = {**parts[0].attributes, "digest": "", "partitions": entries, "left_out": [o.to_dict() for o in left_out]}
         del root["part"]
         corpus_digest = finish_root(staging.corpus, root, attributes)
         check_target(target, replace)
-        put_in_place(staging.corpus, target)
+        notes = put_in_place(staging.corpus, target)
     except BaseException:
+        # A merge begins anew anyway: nothing of it is worth keeping.
         staging.remove()
         raise
     staging.remove()
-    return _report(target, parts[0], attributes, left_out, corpus_digest)
+    return _report(target, parts[0], attributes, left_out, corpus_digest, notes)
 
 
-def _concatenate(name: str, parts: list[PackedCorpus], root: Path, progress) -> WrittenPartition:
-    """Copy the rows of a partition from all its parts: one gap of padding stands between two of them."""
+def _concatenate(name: str, parts: list[PackedCorpus], root: Path, shards: ExitStack, progress) -> WrittenPartition:
+    """Copy the rows of a partition from all its parts: one gap of padding stands between two of them.
+
+    `shards` closes the files, whatever happens until they are finished.
+    """
     sources = [part.partitions[name] for part in parts if name in part.partitions]
     corpus, first = parts[0], sources[0]
     lengths = np.concatenate([np.diff(s.utterance_end, prepend=0) for s in sources])
     rows = rows_of(lengths, corpus.context)
     row_bytes = corpus.feature_dim * corpus.dtype.itemsize
-    features = ShardFile(root / name / "features/c/0/0", num_chunks(rows), CHUNK_ROWS * row_bytes)
+    chunks = num_chunks(rows)
+    features = shards.enter_context(ShardFile(root / name / "features/c/0/0", chunks, CHUNK_ROWS * row_bytes))
     pieces = [s.features[corpus.context if s is not first else 0 :] for s in sources]
     feature_digests = _copy(pieces, features, np.zeros((CHUNK_ROWS, corpus.feature_dim), corpus.dtype), 0, progress)
     labels, label_digests = None, []
     if first.labelled:
         dtype = corpus.phonemes.label_dtype
-        labels = ShardFile(root / name / "labels/c/0", num_chunks(rows), CHUNK_ROWS * dtype.itemsize)
+        labels = shards.enter_context(ShardFile(root / name / "labels/c/0", chunks, CHUNK_ROWS * dtype.itemsize))
         pieces = [s.labels[corpus.context if s is not first else 0 :] for s in sources]
         label_digests = _copy(pieces, labels, np.empty(CHUNK_ROWS, dtype), corpus.phonemes.padding_label, None)
     moments = [

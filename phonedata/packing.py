@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from phonedata.admission import check_options, check_partitions, check_target, find_feature_dim
-from phonedata.errors import PhonedataError, SpecError
+from phonedata.errors import NoSpace, PhonedataError, SpecError
 from phonedata.exchange import put_in_place, recover
 from phonedata.journal import Staging
 from phonedata.packreport import PackReport
@@ -93,8 +93,8 @@ def _pack(corpus: RawCorpus, options: PackOptions, whole, target, workers, progr
             return report
         report = work.run(statistics)
         check_target(target, replace)
-        put_in_place(staging.corpus, target)
-    except KeyboardInterrupt:
+        report.notes += put_in_place(staging.corpus, target)
+    except (KeyboardInterrupt, NoSpace):
         staging.release()
         raise
     except BaseException:

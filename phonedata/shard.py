@@ -148,7 +148,17 @@ class ShardFile:
         self._lock = threading.Lock()
         self._index = shard_index(chunks, chunk_bytes)
         # The full length at once: a file-size limit shows now, and a shorter shard of an earlier try is cut.
-        os.ftruncate(self._fd, chunks * chunk_bytes + len(self._index))
+        try:
+            os.ftruncate(self._fd, chunks * chunk_bytes + len(self._index))
+        except OSError:
+            self.close()
+            raise
+
+    def __enter__(self) -> "ShardFile":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
 
     def write(self, chunk: int, data: np.ndarray) -> None:
         """Write one whole inner chunk."""

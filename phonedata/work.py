@@ -1,6 +1,7 @@
 """Packing: one pack at work, its plan, its workers, and what is already done."""
 
 import os
+from contextlib import ExitStack
 from dataclasses import replace
 
 import numpy as np
@@ -60,8 +61,9 @@ class Packing:
             self._correct_own(statistics or {})
         if self.options.cmvn in ("speaker", "train"):
             self._group(statistics)
-        self._write()
-        return self._finish()
+        with ExitStack() as self._shards:
+            self._write()
+            return self._finish()
 
     # -- statistics first
 
@@ -165,36 +167,27 @@ class Packing:
     # -- chunks
 
     def _write(self) -> None:
-        """Write every chunk, again and again until no reading refutes the plan: twice at most, as each pass "
-        "reads all."""
+        """Write every chunk, again and again until no reading refutes the plan: twice at most, as a pass reads all."""
         changed = True
         while changed:
-            check_space(self.staging.path, sum(p.chunks for p in self.plans.values()) * CHUNK_ROWS * self._row_bytes())
+            self._shards.close()
+            wanted = sum(CHUNK_ROWS * plan.chunks * sum(self._row_bytes(name)) for name, plan in self.plans.items())
+            check_space(self.staging.path, wanted, self.staging.size_on_disk())
             self.files = {name: self._open_files(name) for name, plan in self.plans.items() if len(plan.index)}
-            try:
-                changed = self._write_pass()
-            except BaseException:
-                self._close_files()
-                raise
-            if changed:
-                self._close_files()
+            changed = self._write_pass()
 
-    def _row_bytes(self) -> int:
-        return self.feature_dim * np.dtype(self.options.dtype).itemsize
+    def _row_bytes(self, name: str) -> tuple[int, int]:
+        """Bytes of a row of features and of labels; none of labels without transcripts."""
+        label_bytes = self.corpus.phonemes.label_dtype.itemsize if self.raw[name].labelled else 0
+        return self.feature_dim * np.dtype(self.options.dtype).itemsize, label_bytes
 
     def _open_files(self, name: str) -> tuple[ShardFile, ShardFile | None]:
         """The shards of a partition's features and labels, as long as the plan says."""
         plan, folder = self.plans[name], self.staging.corpus / name
-        features = ShardFile(folder / "features/c/0/0", plan.chunks, CHUNK_ROWS * self._row_bytes())
-        if not self.raw[name].labelled:
-            return features, None
-        label_bytes = CHUNK_ROWS * self.corpus.phonemes.label_dtype.itemsize
-        return features, ShardFile(folder / "labels/c/0", plan.chunks, label_bytes)
-
-    def _close_files(self) -> None:
-        for files in self.files.values():
-            for file in filter(None, files):
-                file.close()
+        row, label = self._row_bytes(name)
+        files = [(folder / "features/c/0/0", row)] + [(folder / "labels/c/0", label)] * bool(label)
+        shards = [self._shards.enter_context(ShardFile(file, plan.chunks, CHUNK_ROWS * size)) for file, size in files]
+        return shards[0], shards[1] if label else None
 
     def _write_pass(self) -> bool:
         """Write the chunks that are not done; True if reading has refuted the plan."""

@@ -1,6 +1,8 @@
 """Parts of a job array become, byte for byte, the corpus of an undivided pack."""
 
+import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -61,6 +63,24 @@ def test_merging_twice_changes_nothing(raw, tmp_path):
     assert (tmp_path / "packed/zarr.json").stat().st_mtime_ns == before
     merge(tmp_path / "packed", remove_parts=True)
     assert [p.name for p in tmp_path.iterdir()] == ["packed"]
+    assert "merged before" in str(merge(tmp_path / "packed", remove_parts=True))
+    with pytest.raises(CorpusNotFound, match="no parts"):
+        merge(tmp_path / "packed", replace=True)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="no /proc")
+def test_parts_are_closed_before_they_are_removed(raw, tmp_path, monkeypatch):
+    mapped = []
+
+    def look(folder):
+        mapped.extend(line for line in Path("/proc/self/maps").read_text().splitlines() if str(folder) in line)
+        return ()
+
+    for i in (1, 2):
+        pack(raw, tmp_path / "packed", part=(i, 2))
+    monkeypatch.setattr("phonedata.merging.remove_folder", look)
+    merge(tmp_path / "packed", remove_parts=True)
+    assert not mapped
 
 
 def test_missing_parts_are_named_with_their_command(raw, tmp_path):

@@ -1,6 +1,7 @@
 """The target is the old corpus or the new one, whole, whenever and however a pack is stopped."""
 
 import errno
+import gc
 import os
 import stat
 import subprocess
@@ -9,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from phonedata import CorpusNotFound, PackedCorpus, PhonedataError, pack
+from phonedata import CorpusNotFound, PackedCorpus, PhonedataError, merge, pack
 from phonedata import exchange as exchange_module
 from phonedata.exchange import put_in_place, replaced_path, staging_path
 from tests.conftest import write_hw1p2
@@ -284,6 +285,49 @@ def test_file_systems_without_locks_and_folder_syncs_can_be_packed_to(raw, whole
     assert tree_bytes(tmp_path / "packed") == whole
 
 
+def open_files(folder):
+    links = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]
+    return [path for path in map(os.path.realpath, links) if path.startswith(str(folder))]
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="no /proc")
+@pytest.mark.parametrize("call", ["ftruncate", "pwrite"])
+def test_a_full_disk_leaves_no_file_open(raw, tmp_path, monkeypatch, call):
+    """A notebook goes on after the error, and open files would hold the space of the removed ones."""
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for i in (1, 2):
+        pack(raw, tmp_path / "merged", part=(i, 2))
+    monkeypatch.setattr(os, call, full)
+    for work in (lambda: pack(raw, tmp_path / "packed"), lambda: merge(tmp_path / "merged")):
+        with pytest.raises(PhonedataError, match="disk full"):
+            work()
+        gc.collect()
+        assert not open_files(tmp_path)
+
+
+def test_an_interrupted_pack_needs_only_the_space_that_is_missing(raw, whole, tmp_path, monkeypatch):
+    import shutil
+
+    def interrupt(stage, done, total, unit="frames"):
+        if done > 0.6 * total:
+            raise KeyboardInterrupt
+
+    def left(size):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, size))
+
+    with pytest.raises(KeyboardInterrupt):
+        pack(raw, tmp_path / "packed", workers=1, progress=interrupt)
+    left(1000)
+    with pytest.raises(PhonedataError, match="MB of it are there, but 0 MB are free"):
+        pack(raw, tmp_path / "packed", workers=1)
+    left(4 * 65536 * 3 - 100_000)  # less than all of it
+    assert pack(raw, tmp_path / "packed", workers=1).chunks_reused >= 1
+    assert tree_bytes(tmp_path / "packed") == whole
+
+
 def test_everything_is_durable_before_it_gets_its_name(raw, tmp_path, monkeypatch):
     synced, named = set(), []
     monkeypatch.setattr(os, "fsync", lambda fd: synced.add(os.fstat(fd).st_ino))
@@ -291,7 +335,7 @@ def test_everything_is_durable_before_it_gets_its_name(raw, tmp_path, monkeypatc
     def put(finished, target):
         missing = [p for p in [finished, *finished.rglob("*")] if p.stat().st_ino not in synced]
         named.append(missing)
-        put_in_place(finished, target)
+        return put_in_place(finished, target)
 
     monkeypatch.setattr("phonedata.packing.put_in_place", put)
     pack(raw, tmp_path / "packed")
@@ -313,6 +357,29 @@ def test_put_in_place_replaces_and_removes_the_old(tmp_path, monkeypatch, one_st
     put_in_place(folder(tmp_path / "finished", "new"), tmp_path / "target")
     assert (tmp_path / "target/zarr.json").read_text() == "new"
     assert [p.name for p in tmp_path.iterdir()] == ["target"]
+
+
+@pytest.mark.parametrize("one_step", [True, False], ids=["exchange", "two renames"])
+def test_an_old_corpus_that_cannot_be_removed_is_a_note(raw, whole, tmp_path, monkeypatch, one_step):
+    """A file that is open over NFS comes back under another name; the new corpus is in its place all the same."""
+    real = os.unlink
+    busy = OSError(errno.EBUSY, "Device or resource busy")
+
+    def unlink(path, *args, **more):
+        if str(path).endswith("utterance_end/zarr.json") or (more.get("dir_fd") and path == "zarr.json"):
+            raise busy
+        return real(path, *args, **more)
+
+    pack(raw, tmp_path / "packed", context=5)
+    if not one_step:
+        monkeypatch.setattr(exchange_module, "_exchange", lambda a, b: False)
+    monkeypatch.setattr(os, "unlink", unlink)
+    report = pack(raw, tmp_path / "packed", replace=True)
+    monkeypatch.undo()
+    assert "could not be removed" in report.notes[-1]
+    assert tree_bytes(tmp_path / "packed") == whole
+    pack(raw, tmp_path / "packed", replace=True)
+    assert sorted(p.name for p in tmp_path.iterdir()) in (["packed"], ["packed", "packed.replaced"])
 
 
 def test_open_between_two_renames_brings_the_old_corpus_back(raw, tmp_path):
