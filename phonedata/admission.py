@@ -1,6 +1,7 @@
 """What may be packed, and where to: every refusal that needs no features to be read."""
 
 import json
+import os
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -31,13 +32,13 @@ def check_options(options: PackOptions) -> None:
 
 def check_target(target: Path, replace: bool) -> None:
     """Refuse a target that is there, unless it is a packed corpus and may be replaced, or an empty folder."""
-    if not target.exists():
-        if not target.parent.is_dir():
+    if not os.path.exists(target):
+        if not os.path.isdir(target.parent):
             raise CorpusNotFound(f"{target}: its folder {target.parent} does not exist; make it first")
         return
-    if target.is_dir() and not any(target.iterdir()):
-        return
     try:
+        if os.path.isdir(target) and not os.listdir(target):
+            return
         ours = "phonedata" in json.loads((target / "zarr.json").read_bytes())["attributes"]
     except (OSError, ValueError, KeyError, TypeError):
         ours = False

@@ -22,7 +22,8 @@ def replaced_path(target: Path) -> Path:
 
 def recover(target: Path) -> None:
     """Bring back the old folder if a replacement was cut between its two renames; otherwise nothing happens."""
-    if not target.exists() and replaced_path(target).is_dir():
+    # os.path answers False where a folder above may not be looked into; Path would raise.
+    if not os.path.exists(target) and os.path.isdir(replaced_path(target)):
         try:
             os.rename(replaced_path(target), target)
         except OSError:
@@ -66,7 +67,7 @@ def put_in_place(finished: Path, target: Path) -> tuple[str, ...]:
     """Give the folder `finished` the name `target`; an old folder there is replaced, then removed.
 
     At every moment `target` is the old folder or the new one, or (without renameat2) absent with the old one beside
-    it, which `recover` brings back. Returns notes: the new folder is in its place even if the old one cannot be removed.
+    it, which `recover` brings back. Returns notes: the new folder is in place even if the old one cannot be removed.
     """
     sync_folder(finished)
     if not target.exists() or not any(target.iterdir()):

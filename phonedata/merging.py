@@ -35,7 +35,7 @@ def merge(packed, *, replace: bool = False, remove_parts: bool = False, progress
     recover(target)
     folder = parts_folder(target)
     if not replace and not folder.exists() and (target / "zarr.json").is_file():
-        report = _report_of(PackedCorpus(target), "there are no parts (any more): it was merged before, or packed whole")
+        report = _report_of(PackedCorpus(target), "there are no parts: it was merged before, or packed whole")
     else:
         report = _merge_all(target, folder / "merged.json", replace, progress)
         if remove_parts:

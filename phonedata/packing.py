@@ -9,7 +9,7 @@ from phonedata.errors import NoSpace, PhonedataError, SpecError
 from phonedata.exchange import put_in_place, recover
 from phonedata.journal import Staging
 from phonedata.packreport import PackReport
-from phonedata.parts import part_path, parts_folder, read_stats, write_stats
+from phonedata.parts import make_parts_folder, part_path, read_stats, write_stats
 from phonedata.plan import PackOptions
 from phonedata.raw import RawCorpus, open_raw
 from phonedata.shard import full_disk
@@ -58,7 +58,7 @@ def pack(
     try:
         if part is not None:
             check_target(whole, replace=True)
-            parts_folder(whole).mkdir(exist_ok=True)
+            make_parts_folder(whole)
             # A part's statistics stand beside its corpus, under another name: both may be built, one after the other.
             target = part_path(whole, part)
             target = target.with_name(f"stats-{target.name}") if stats_only else target

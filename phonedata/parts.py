@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from phonedata.errors import FormatError, SpecError
+from phonedata.errors import CorpusExists, FormatError, SpecError
 from phonedata.records import Reading
 from phonedata.shard import digest, write_file
 
@@ -11,6 +11,16 @@ from phonedata.shard import digest, write_file
 def parts_folder(target: Path) -> Path:
     """The folder beside `target` that holds its parts."""
     return target.with_name(target.name + ".parts")
+
+
+def make_parts_folder(target: Path) -> None:
+    """Make it, unless it is there. Raises CorpusExists when something else has its name, OSError."""
+    try:
+        parts_folder(target).mkdir(exist_ok=True)
+    except FileExistsError:
+        raise CorpusExists(
+            f"{parts_folder(target)}: is a file, but parts go into a folder of that name; rename or remove it"
+        ) from None
 
 
 def part_path(target: Path, part: tuple[int, int]) -> Path:

@@ -1,6 +1,7 @@
 """Packing: one pack at work, its plan, its workers, and what is already done."""
 
 import os
+import re
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -149,7 +150,8 @@ class Packing:
 
     def _relative(self, message: str) -> str:
         """A message without the place of the raw folder: it goes into the corpus, which is the same anywhere."""
-        return message.replace(f"{self.corpus.path}{os.sep}", "")
+        # Only where a path begins: `raw/` also ends `my-raw/`, and is no prefix there.
+        return re.sub(rf"(?<![^\s'\"(]){re.escape(f'{self.corpus.path}{os.sep}')}", "", message)
 
     def _replay(self) -> tuple[dict, dict]:
         """What an interrupted try of this very pack has shown: chunks by place, readings by first utterance."""

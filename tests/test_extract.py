@@ -15,6 +15,7 @@ from phonedata.errors import CorpusNotFound, PhonedataError
 from phonedata.raw import open_raw
 from phonedata.raw.alignments import read_alignment
 from phonedata.raw.frontend import FrontEnd, resample
+from tests.conftest import write_hw1p2
 
 pytest.importorskip("kaldi_native_fbank", reason="the extra [audio] is not installed")
 pytest.importorskip("praatio", reason="the extra [audio] is not installed")
@@ -236,6 +237,25 @@ def test_speakers_are_the_folders_that_hold_the_files(tmp_path):
     (partition,) = open_raw(tmp_path).partitions
     assert partition.utterance_ids == ["103-1240-0007", "FCJF0-DR1-SA1", "MDAB0-DR1-SA1"]
     assert partition.speakers == ["103", "FCJF0", "MDAB0"]
+
+
+def test_a_changed_file_behind_a_link_is_seen(tmp_path):
+    write_audio(tmp_path / "store", name="t/u.wav")
+    (tmp_path / "audio/t").mkdir(parents=True)
+    os.symlink(tmp_path / "store/t/u.wav", tmp_path / "audio/t/u.wav")
+    before = open_raw(tmp_path / "audio").partitions[0]
+    os.utime(tmp_path / "store/t/u.wav", ns=(0, 0))
+    after = open_raw(tmp_path / "audio").partitions[0]
+    assert before.stamp == after.stamp and before.written != after.written
+
+
+def test_a_project_folder_is_not_packed_as_the_beep_in_it(tmp_path):
+    write_hw1p2(tmp_path / "data", "train", {"a-0-0": (np.ones((5, 2), np.float32), np.zeros(5, int))})
+    write_audio(tmp_path, name="assets/beep.wav")
+    with pytest.raises(CorpusNotFound, match="did you mean .*data"):
+        open_raw(tmp_path)
+    write_audio(tmp_path, name="deep/1/2/3/4/5/6/u.wav")
+    assert [p.name for p in open_raw(tmp_path, "audio").partitions] == ["assets"]
 
 
 def test_bad_files_are_named_and_leave_nothing_behind(tmp_path):

@@ -217,6 +217,19 @@ def test_a_copied_folder_has_the_same_stamp_and_a_rewritten_file_another_time(tm
         assert open_raw(tmp_path / layout).partitions[0].written != mine.written
 
 
+@pytest.mark.parametrize("name", ["raw", "."])
+def test_reasons_name_paths_from_the_raw_folder_on(tmp_path, monkeypatch, name):
+    """The corpus is the same wherever it was packed, so no path in it may say where."""
+    told = utterances()
+    told["c-2-0"][0][3, 1] = np.nan
+    monkeypatch.chdir(tmp_path)
+    write_kaldi(tmp_path / "raw/my-raw", told)
+    monkeypatch.chdir(tmp_path / "raw" if name == "." else tmp_path)
+    pack(name, tmp_path / "packed", skip_bad=True)
+    (left,) = PackedCorpus(tmp_path / "packed").attributes["left_out"]
+    assert left["reason"].startswith("my-raw/feats.ark:") and str(tmp_path) not in left["reason"]
+
+
 def test_lists_with_hostile_ids_are_refused(tmp_path):
     write_libriphone(tmp_path / "l", utterances({"a": 3}))
     write_kaldi(tmp_path / "k/train", utterances({"a": 3}))

@@ -169,7 +169,8 @@ def test_a_speaker_without_a_good_utterance_stops_no_part(raw, tmp_path):
     pack(tmp_path / "raw", tmp_path / "whole", cmvn="speaker", skip_bad=True)
     for stats_only in (True, False):
         for i in (1, 2):
-            pack(tmp_path / "raw", tmp_path / "packed", cmvn="speaker", skip_bad=True, part=(i, 2), stats_only=stats_only)
+            options = {"cmvn": "speaker", "skip_bad": True, "part": (i, 2), "stats_only": stats_only}
+            pack(tmp_path / "raw", tmp_path / "packed", **options)
     merge(tmp_path / "packed")
     assert tree_bytes(tmp_path / "packed") == tree_bytes(tmp_path / "whole")
 
@@ -188,7 +189,8 @@ def test_parts_read_each_file_once_after_their_statistics(raw, tmp_path, monkeyp
     monkeypatch.setattr("phonedata.packing.find_feature_dim", lambda corpus: (2, "a file"))
     monkeypatch.delattr(Hw1p2Partition, "fill_usual")
     read = Hw1p2Partition.read
-    monkeypatch.setattr(Hw1p2Partition, "read", lambda self, index: reads.append(self.where(index)) or read(self, index))
+    noted = lambda self, index: reads.append(self.where(index)) or read(self, index)  # noqa: E731
+    monkeypatch.setattr(Hw1p2Partition, "read", noted)
     for i in range(1, 10):
         pack(raw, tmp_path / "packed", cmvn="speaker", part=(i, 9), stats_only=True)
     reads.clear()

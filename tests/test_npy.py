@@ -82,6 +82,7 @@ HEADERS = [
     "{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (3,), }",
     "{'descr': '<f4,<f4', 'fortran_order': False, 'shape': (3,), }",
     "{'descr': '(2,)<f4', 'fortran_order': False, 'shape': (3,), }",
+    "{'descr': '<U0', 'fortran_order': False, 'shape': (999999999999,), }",
     "{'descr': 'nonsense', 'fortran_order': False, 'shape': (3,), }",
     "{'descr': '<f4', 'fortran_order': False, 'shape': " + "(" * 500 + ")" * 500 + "}",
     "[" * 5000,

@@ -2,8 +2,10 @@
 
 import os
 import pickle
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -288,8 +290,6 @@ def test_full_disk_is_one_line_and_leaves_the_old_corpus(raw, tmp_path):
 
 
 def test_no_room_is_seen_before_the_first_byte(raw, tmp_path, monkeypatch):
-    import shutil
-
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 1000))
     with pytest.raises(PhonedataError, match="needs 1 MB, but 0 MB are free"):
         pack(raw, tmp_path / "packed")
@@ -302,3 +302,63 @@ def test_command_line_prints_one_line_for_our_errors_only(raw, tmp_path):
     assert done.stdout == ""
     assert done.stderr.startswith("error: raw/train/transcript/1-1-0001.npy: unknown symbol 'QQ'")
     assert done.stderr.count("\n") == 1
+
+
+def test_front_end_is_checked_before_anything_is_written(raw, tmp_path):
+    """JSON, in which it is carried, knows neither dates nor nan."""
+    (raw / "frontend.toml").write_text("made = 2024-05-01\nat = 10:30:00\nnested = { when = [2024-05-01T10:30:00Z] }\n")
+    pack(raw, tmp_path / "packed")
+    found = PackedCorpus(tmp_path / "packed").attributes["frontend"]
+    assert found == {"made": "2024-05-01", "at": "10:30:00", "nested": {"when": ["2024-05-01T10:30:00+00:00"]}}
+    refused = (("low = nan\n", "low = nan, wanted a finite"), ("[mel]\nhigh = [1.0, -inf]\n", "mel.high = -inf"))
+    for text, message in refused:
+        (raw / "frontend.toml").write_text(text)
+        with pytest.raises(RawDataError, match=message):
+            pack(raw, tmp_path / "other")
+
+
+def test_phonemes_are_one_word_a_line(raw, tmp_path):
+    """Two columns doubled the classes without a word; Notepad's mark became part of the first symbol."""
+    from phonedata import ARPABET
+
+    text = "\ufeff" + "\r\n".join(ARPABET.symbols) + "\r\n\r\n"
+    (raw / "phonemes.txt").write_text(text, encoding="utf-8", newline="")
+    pack(raw, tmp_path / "packed")
+    assert PackedCorpus(tmp_path / "packed").phonemes.symbols == ARPABET.symbols
+    for text, message in (("AA\nB 1\n", "line 2 is 'B 1', wanted exactly one"), ("AA\n\nB\n", "line 2 is ''")):
+        (raw / "phonemes.txt").write_text(text)
+        with pytest.raises(RawDataError, match=message):
+            pack(raw, tmp_path / "other")
+
+
+def test_a_file_in_the_place_of_the_parts_is_named(raw, tmp_path):
+    (tmp_path / "packed.parts").write_text("notes")
+    with pytest.raises(CorpusExists, match="packed.parts: is a file, but parts go into a folder"):
+        pack(raw, tmp_path / "packed", part=(1, 2))
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() != 0, reason="only root can become another user")
+def test_closed_folders_end_in_our_own_error(raw):
+    """As another user, in a process of its own: a closed folder in the raw one is noted, a closed corpus named."""
+    code = (
+        "import os, sys\nimport phonedata.work, phonedata.raw.hw1p2, phonedata.raw.usual, phonedata.packing\n"
+        "from phonedata.raw import audio, kaldi, libriphone\nfrom phonedata.cli import main\n"
+        "os.seteuid(65534)\n"
+        "for words in (['pack', 'raw', 'open/packed'], ['inspect', 'home/packed'], ['verify', 'home'],\n"
+        "              ['pack', 'raw', 'home/new'], ['pack', 'home', 'open/x']):\n"
+        "    try: main(words)\n"
+        "    except SystemExit as end: print('code', end.code)\n"
+    )
+    with tempfile.TemporaryDirectory() as name:  # pytest's own folders are closed to others
+        place = Path(name)
+        place.chmod(0o755)
+        shutil.copytree(raw, place / "raw")
+        for folder, mode in (("raw/closed", 0), ("home", 0), ("open", 0o777)):
+            (place / folder).mkdir()
+            (place / folder).chmod(mode)
+        pack(raw, place / "home/packed")
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=120)
+    assert "raw/closed cannot be looked into and is left out" in done.stdout
+    assert done.stdout.count("code 1") == 4 and "Traceback" not in done.stderr, done
+    assert done.stderr.count("error: ") == 4

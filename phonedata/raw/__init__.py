@@ -1,10 +1,12 @@
 """Foreign layouts: what every one of them offers, and which one a folder holds."""
 
 import importlib
+import math
 import os
 import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from datetime import date, time
 from pathlib import Path
 from typing import Protocol
 
@@ -110,24 +112,34 @@ def open_raw(path, layout: str | None = None) -> RawCorpus:
     root = Path(path)
     if layout is not None and layout not in LAYOUTS:
         raise SpecError(f"layout {layout!r} is unknown; layouts are {', '.join(LAYOUTS)}")
-    if not root.is_dir():
-        found = "is a file" if root.exists() else "does not exist"
+    if not os.path.isdir(root):
+        found = "is a file" if os.path.exists(root) else "does not exist"
         raise CorpusNotFound(
             f"{root}: {found}, but a raw corpus is a folder; give the folder that holds the partitions"
         )
+    try:
+        folders = [p for p in sorted(root.iterdir()) if os.path.isdir(p)]
+    except OSError as error:
+        raise RawDataError(f"{root}: cannot be listed ({error.strerror}); check its permissions") from None
     wanted = []
     for name in LAYOUTS if layout is None else (layout,):
         module = importlib.import_module(f"phonedata.raw.{name}")
+        if name == "audio" and layout is None:
+            # A project folder may hold any sound beside the folder that is meant.
+            _refuse_if_meant(root, folders[:50], wanted)
         if module.detect(root):
             return module.open_layout(root)
         wanted.append(f"{name}: {module.LOOKS_FOR}")
-    # A parent or child folder is the usual slip, and cheap to name.
-    near = [p for p in sorted(root.iterdir()) if p.is_dir()] + [root.parent]
-    for candidate in near[:50]:
-        if any(importlib.import_module(f"phonedata.raw.{name}").detect(candidate) for name in LAYOUTS[:1]):
-            wanted.append(f"did you mean {candidate}?")
-            break
+    _refuse_if_meant(root, [*folders[:50], Path(os.path.abspath(root)).parent], wanted)
     raise CorpusNotFound(f"{root}: no known layout found; looked for " + "; ".join(wanted))
+
+
+def _refuse_if_meant(root: Path, near: list[Path], wanted: list[str]) -> None:
+    """A parent or child folder is the usual slip, and cheap to name. Raises CorpusNotFound."""
+    for candidate in near:
+        if importlib.import_module(f"phonedata.raw.{LAYOUTS[0]}").detect(candidate):
+            looked = "; ".join([*wanted, f"did you mean {candidate}?"])
+            raise CorpusNotFound(f"{root}: no known layout found; looked for {looked}")
 
 
 def read_frontend(root: Path) -> dict | None:
@@ -136,13 +148,25 @@ def read_frontend(root: Path) -> dict | None:
     if not file.is_file():
         return None
     try:
-        table = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        table = tomllib.loads(file.read_text(encoding="utf-8-sig"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise RawDataError(f"{file}: not TOML ({error}); mend or remove it") from None
+    table = _plain(table, file, "")
     shift = table.get("frame_shift_ms", 10.0)
     if type(shift) not in (int, float) or not 0 < shift < 1000:
         raise RawDataError(f"{file}: frame_shift_ms = {shift!r}, wanted milliseconds between two frames, as 10")
     return table
+
+
+def _plain(value, file: Path, key: str):
+    """A TOML value as the packed corpus can carry it, in JSON: dates as ISO text. Raises RawDataError."""
+    if isinstance(value, dict):
+        return {name: _plain(one, file, f"{key}.{name}".strip(".")) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_plain(one, file, key) for one in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        raise RawDataError(f"{file}: {key} = {value}, wanted a finite number; mend or remove it")
+    return value.isoformat() if isinstance(value, (date, time)) else value
 
 
 def read_phonemes(root: Path, default: PhonemeSet | None) -> PhonemeSet | None:
@@ -151,9 +175,17 @@ def read_phonemes(root: Path, default: PhonemeSet | None) -> PhonemeSet | None:
     if not file.is_file():
         return default
     try:
-        symbols = file.read_text(encoding="utf-8").split()
-        return PhonemeSet(tuple(symbols))
-    except (SpecError, UnicodeDecodeError) as error:
+        lines = file.read_text(encoding="utf-8-sig").rstrip().split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RawDataError(f"{file}: cannot be read as text ({error}); wanted one symbol a line") from None
+    for number, line in enumerate(lines, 1):
+        if len(line.split()) != 1:
+            raise RawDataError(
+                f"{file}: line {number} is {line[:60]!r}, wanted exactly one symbol: the class index is the line"
+            )
+    try:
+        return PhonemeSet(tuple(line.strip() for line in lines))
+    except SpecError as error:
         raise RawDataError(f"{file}: {error}; wanted one symbol a line") from None
 
 

@@ -2,6 +2,7 @@
 
 import os
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,17 +16,26 @@ from phonedata.raw.hw1p2 import speaker_of
 
 LOOKS_FOR = "PARTITION/.../ID.wav or .flac, with ID.TextGrid, ID.phn or ID.lab beside it"
 AUDIO = (".wav", ".flac")
+DEPTH = 5  # LibriSpeech has speakers and chapters, TIMIT dialects and speakers below a partition
 LONGEST_SECONDS = 4 * 3600
 _BEYOND = 0.1  # seconds that an alignment may reach beyond its audio: MFA and TIMIT round
 
 
 def detect(root: Path) -> bool:
-    """Whether a folder in `root` holds audio, at any depth (links to folders are not followed)."""
+    """Whether a folder in `root` holds audio, up to DEPTH folders below it (links to folders are not followed)."""
     return any(_has_audio(child) for child in root.iterdir() if child.is_dir() and not child.name.startswith("."))
 
 
 def _has_audio(folder: Path) -> bool:
-    return any(name.lower().endswith(AUDIO) for _, _, names in os.walk(folder) for name in names)
+    return any(name.lower().endswith(AUDIO) for _, names in _walk(folder) for name in names)
+
+
+def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """(folder, file names) of `folder` and of what lies in it, down to DEPTH: some trees have no end worth reaching."""
+    for place, folders, names in os.walk(folder):
+        if len(Path(place).relative_to(folder).parts) >= DEPTH:
+            folders.clear()
+        yield place, names
 
 
 def open_layout(root: Path, frontend: FrontEnd | None = None) -> RawCorpus:
@@ -49,7 +59,8 @@ def open_layout(root: Path, frontend: FrontEnd | None = None) -> RawCorpus:
         # "" (an empty interval) cannot be a symbol; it is a pause like the set's own.
         phonemes = PhonemeSet(tuple(sorted(s for s in symbols if s)))
         notes.append(
-            f"{len(phonemes)} phones are not ARPABET (e.g. {own[0]}) and are kept as they are, in sorted order"
+            f"{len(own)} phones are not ARPABET (e.g. {own[0]}), so all {len(phonemes)} are kept as they are, in "
+            "sorted order"
         )
     for partition in partitions:
         partition.use(phonemes)
@@ -97,7 +108,7 @@ class AudioPartition:
         self.name, self.frontend, self.order, self.lengths_hint = folder.name, frontend, "sorted", None
         self.problems: list[Problem] = []
         audio, aligned = [], {}
-        for place, _, names in os.walk(folder):
+        for place, names in _walk(folder):
             for name in sorted(names):
                 stem, suffix = os.path.splitext(os.path.join(place, name))
                 if name.startswith("."):

@@ -20,7 +20,15 @@ _TRANSCRIPTS = ("transcript", "transcripts")
 
 def detect(root: Path) -> bool:
     """Whether any folder in `root` holds a folder `mfcc`."""
-    return any((child / "mfcc").is_dir() for child in root.iterdir() if not child.name.startswith("."))
+    return bool(_partition_names(root))
+
+
+def _partition_names(root: Path) -> list[str]:
+    try:
+        names = sorted(os.listdir(root))
+    except OSError:
+        return []
+    return [name for name in names if not name.startswith(".") and os.path.isdir(root / name / "mfcc")]
 
 
 def open_layout(root: Path) -> RawCorpus:
@@ -29,9 +37,15 @@ def open_layout(root: Path) -> RawCorpus:
     A `test_order.csv` (S22) orders the partition whose utterances it lists.
     """
     phonemes = read_phonemes(root, ARPABET)
-    names = sorted(c.name for c in root.iterdir() if not c.name.startswith(".") and (c / "mfcc").is_dir())
-    partitions = tuple(Hw1p2Partition(root, name, phonemes) for name in names)
+    partitions = tuple(Hw1p2Partition(root, name, phonemes) for name in _partition_names(root))
     notes = _put_in_test_order(root, partitions)
+    for folder in sorted(root.iterdir()):
+        try:
+            os.stat(folder / "mfcc")
+        except PermissionError:
+            notes.append(f"{folder} cannot be looked into and is left out; check its permissions if it is a partition")
+        except OSError:
+            continue
     for i, a in enumerate(partitions):
         for b in partitions[i + 1 :]:
             both = set(a.utterance_ids) & set(b.utterance_ids)
@@ -147,7 +161,7 @@ class Hw1p2Partition:
         self.phonemes = phonemes
         self.problems: list[Problem] = []
         folder = root / name
-        texts = [folder / t for t in _TRANSCRIPTS if (folder / t).is_dir()]
+        texts = [folder / t for t in _TRANSCRIPTS if os.path.isdir(folder / t)]
         self.labelled = bool(texts)
         self._mfcc = str(folder / "mfcc")
         features = _list_npy(folder / "mfcc", self.problems)

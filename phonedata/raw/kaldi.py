@@ -26,11 +26,10 @@ def detect(root: Path) -> bool:
 
 
 def _data_directories(root: Path) -> list[Path]:
-    if (root / "feats.scp").is_file():
+    if os.path.isfile(root / "feats.scp"):
         return [root]
-    return sorted(
-        child for child in root.iterdir() if not child.name.startswith(".") and (child / "feats.scp").is_file()
-    )
+    folders = [child for child in root.iterdir() if not child.name.startswith(".")]
+    return sorted(child for child in folders if os.path.isfile(child / "feats.scp"))
 
 
 def open_layout(root: Path) -> RawCorpus:
@@ -45,7 +44,7 @@ def open_layout(root: Path) -> RawCorpus:
         (
             f
             for f in (root / "phones.txt", root / "lang/phones.txt", *(d / "phones.txt" for d in folders))
-            if f.is_file()
+            if os.path.isfile(f)
         ),
         None,
     )
@@ -199,7 +198,7 @@ def _ark_place(text: str, utterance: str, scp: Path, root: Path, folder: Path) -
     for candidate in (folder / given, root / given, folder / os.path.basename(given), root / os.path.basename(given)):
         path = os.path.abspath(candidate)
         if os.path.commonpath([inside, path]) == inside and os.path.isfile(path):
-            return path, int(match[2])
+            return str(root / os.path.relpath(path, inside)), int(match[2])
     raise RawDataError(
         f"{scp}: {utterance} names {given!r}, which is not inside {root}; put the ark, or a link to it, beside the scp"
     )

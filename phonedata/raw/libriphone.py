@@ -20,7 +20,7 @@ _SPLITS = {"train_split.txt": "train", "dev_split.txt": "dev", "val_split.txt": 
 
 def detect(root: Path) -> bool:
     """Whether `root` has a split list and `feat/`."""
-    return (root / "feat").is_dir() and any((root / name).is_file() for name in _SPLITS)
+    return os.path.isdir(root / "feat") and any(os.path.isfile(root / name) for name in _SPLITS)
 
 
 def open_layout(root: Path) -> RawCorpus:
@@ -77,7 +77,8 @@ class LibriphonePartition:
                 self._refuse(utterance, f"{self._path(utterance)}: cannot be read ({error.strerror}); {split} lists it")
                 continue
             if self.labelled and utterance not in lines.places:
-                self._refuse(utterance, f"{self._path(utterance)}: no line for it in {root}/train_labels.txt; add it")
+                labels = root / "train_labels.txt"
+                self._refuse(utterance, f"{self._path(utterance)}: no line for it in {labels}; add it")
                 continue
             label = lines.places.get(utterance)
             stamp.add(f"{utterance} {label}", stat)

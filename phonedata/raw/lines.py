@@ -171,7 +171,7 @@ def text_id(word: bytes, where) -> str:
 def read_list(file: Path) -> list[list[str]]:
     """The words of each non-empty line of a small text file. Raises RawDataError."""
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise RawDataError(f"{file}: cannot be read ({error.strerror}); check the file") from None
     except UnicodeDecodeError as error:

@@ -59,7 +59,8 @@ def parse_header(data: bytes, where: str) -> tuple[np.dtype, bool, tuple[int, ..
         dtype = np.dtype(descr) if isinstance(descr, str) and _TYPE.fullmatch(descr) else None
     except (TypeError, ValueError, SyntaxError):
         dtype = None
-    if dtype is None:
+    # A type of no bytes promises any number of values for nothing.
+    if dtype is None or (dtype.itemsize == 0 and math.prod(shape)):
         raise RawDataError(f"{where}: .npy of type {str(descr)[:60]!r}, wanted numbers or text; save it again")
     if dtype.hasobject:
         raise RawDataError(
