@@ -65,14 +65,15 @@ def check_partitions(corpus: RawCorpus, options: PackOptions) -> None:
     if not names:
         raise RawDataError(f"{corpus.path}: no partitions; fill it first")
     if options.cmvn == "train":
-        if options.train_partition is None:
+        if not options.train_partitions:
             found = [n for n in names if n.startswith("train")]
             raise SpecError(
                 f"cmvn train needs the partition that its statistics come from: add "
                 f"train_partition={found[0] if found else names[0]!r} (partitions: {', '.join(names)})"
             )
-        if options.train_partition not in names:
-            raise SpecError(f"train partition {options.train_partition!r} is not there; partitions: {', '.join(names)}")
+        for wanted in options.train_partitions:
+            if wanted not in names:
+                raise SpecError(f"train partition {wanted!r} is not there; partitions: {', '.join(names)}")
     for partition in corpus.partitions:
         if partition.problems and not options.skip_bad:
             more = len(partition.problems) - 1

@@ -53,7 +53,7 @@ def pack(
     cmvn
         Mean and variance normalisation; train takes its statistics from --train-partition.
     train_partition
-        Where the statistics of --cmvn train come from.
+        Where the statistics of --cmvn train come from: NAME, or "NAME + NAME" for several.
     dtype
         Type of the stored features.
     context
@@ -63,9 +63,9 @@ def pack(
     replace
         Replace a packed corpus that is already there.
     workers
-        Threads; by default one per processor.
+        Threads; by default one per processor that this process may use.
     part
-        I/N: pack only the I-th of N parts, into PACKED.parts, for `phonedata merge PACKED`.
+        I/N: pack only the I-th of N parts, into PACKED.parts, for `phonedata merge PACKED`; one that is there is kept.
     stats_only
         With --part and --cmvn speaker or train: only the statistics, which every part then needs.
     json_output
@@ -90,7 +90,7 @@ def pack(
             part=_parse_part(part),
             stats_only=stats_only,
         )
-    print(json.dumps(report.to_dict(), indent=2) if json_output else report)
+    print(json.dumps(report.to_dict(), indent=2) if json_output else as_flags(str(report)))
 
 
 def _parse_part(text: str | None) -> tuple[int, int] | None:

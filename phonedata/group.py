@@ -87,13 +87,13 @@ def finish_partition(
 
 
 def cmvn_attributes(options: PackOptions, train: Moments | None) -> dict:
-    """What the root says of the normalisation; `train`: raw moments of the training partition, where it needs them."""
+    """What the root says of the normalisation; `train`: raw moments of the training partitions, where it needs them."""
     if options.cmvn != "train":
         return {"kind": options.cmvn, "relative_floor": RELATIVE_FLOOR}
     return {
         "kind": "train",
         "relative_floor": RELATIVE_FLOOR,
-        "partition": options.train_partition,
+        "partition": " + ".join(options.train_partitions),
         "frames": train.count,
         "mean": train.mean.tolist(),
         "std": train.std.tolist(),

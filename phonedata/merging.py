@@ -35,7 +35,8 @@ def merge(packed, *, replace: bool = False, remove_parts: bool = False, progress
     recover(target)
     folder = parts_folder(target)
     if not replace and not folder.exists() and (target / "zarr.json").is_file():
-        report = _report_of(PackedCorpus(target), "there are no parts: it was merged before, or packed whole")
+        note = "there are no parts: it was merged before, or packed whole"
+        report = PackReport.of(PackedCorpus(target), notes=(note,))
     else:
         report = _merge_all(target, folder / "merged.json", replace, progress)
         if remove_parts:
@@ -77,7 +78,7 @@ def _open_parts(target: Path) -> list[PackedCorpus]:
     if missing:
         raise SpecError(
             f"{folder}: {len(missing)} of {of} parts are missing (first: {missing[0]}/{of}); "
-            f"run: phonedata pack RAW {target} --part {missing[0]}/{of}"
+            f"run, with the options of the others: phonedata pack RAW {target} --part {missing[0]}/{of}"
         )
     parts = [PackedCorpus(part_path(target, (i, of))) for i in range(1, of + 1)]
     for i, part in enumerate(parts, 1):
@@ -99,27 +100,7 @@ def _merged_already(target: Path, note: Path, sources: list[str]) -> PackReport 
         return None
     if done != {"parts": sources, "digest": corpus.digest}:
         return None
-    return _report_of(corpus, "these parts were merged before")
-
-
-def _report_of(corpus: PackedCorpus, note: str) -> PackReport:
-    attributes = {name: p.attributes for name, p in corpus.partitions.items()}
-    left_out = [LeftOut(**o) for o in corpus.attributes["left_out"]]
-    return _report(corpus.path, corpus, attributes, left_out, corpus.digest, (note,))
-
-
-def _report(path, corpus, attributes, left_out, corpus_digest, notes=()) -> PackReport:
-    missing = [o.partition for o in left_out]
-    return PackReport(
-        path=path,
-        layout=corpus.attributes["layout"],
-        partitions=[{**a, "name": name, "left_out": missing.count(name)} for name, a in attributes.items()],
-        left_out=left_out,
-        frame_shift_ms=corpus.frame_shift_ms,
-        bytes_written=sum(f.stat().st_size for f in path.rglob("*") if f.is_file()),
-        digest=corpus_digest,
-        notes=notes,
-    )
+    return PackReport.of(corpus, notes=("these parts were merged before",))
 
 
 def _merge(parts: list[PackedCorpus], target: Path, replace: bool, progress) -> PackReport:
@@ -140,7 +121,7 @@ def _merge(parts: list[PackedCorpus], target: Path, replace: bool, progress) -> 
         left_out = sorted({LeftOut(**o) for part in parts for o in part.attributes["left_out"]})
         root = {**parts[0].attributes, "digest": "", "partitions": entries, "left_out": [o.to_dict() for o in left_out]}
         del root["part"]
-        corpus_digest = finish_root(staging.corpus, root, attributes)
+        finish_root(staging.corpus, root, attributes)
         check_target(target, replace)
         notes = put_in_place(staging.corpus, target)
     except BaseException:
@@ -148,7 +129,7 @@ def _merge(parts: list[PackedCorpus], target: Path, replace: bool, progress) -> 
         staging.remove()
         raise
     staging.remove()
-    return _report(target, parts[0], attributes, left_out, corpus_digest, notes)
+    return PackReport.of(PackedCorpus(target), notes=notes)
 
 
 def _concatenate(name: str, parts: list[PackedCorpus], root: Path, shards: ExitStack, progress) -> WrittenPartition:

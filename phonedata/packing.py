@@ -5,14 +5,16 @@ import time
 from pathlib import Path
 
 from phonedata.admission import check_options, check_partitions, check_target, find_feature_dim
+from phonedata.corpus import PackedCorpus
 from phonedata.errors import NoSpace, PhonedataError, SpecError
 from phonedata.exchange import put_in_place, recover
 from phonedata.journal import Staging
-from phonedata.packreport import PackReport
+from phonedata.packreport import LeftOut, PackReport
 from phonedata.parts import make_parts_folder, part_path, read_stats, write_stats
 from phonedata.plan import PackOptions
 from phonedata.raw import RawCorpus, open_raw
 from phonedata.shard import full_disk
+from phonedata.team import available_cores
 from phonedata.work import Packing
 
 
@@ -34,13 +36,14 @@ def pack(
 ) -> PackReport:
     """Pack the raw folder `raw` into the corpus `packed`, whole or not at all; returns what was done.
 
-    `cmvn` is "utterance", "speaker" (within a partition), "train" (from `train_partition`) or "none". `dtype` is
-    "float16" or "float32". `context` rows of zeros separate utterances: the largest window side that can be asked
-    for. `skip_bad` leaves out utterances that cannot be packed and lists them. `workers` threads (default: the
-    processors) change nothing but the time. `progress(stage, done, total)` counts frames or utterances.
+    `cmvn` is "utterance", "speaker" (within a partition), "train" (from `train_partition`, "A" or "A + B") or "none".
+    `dtype` is "float16" or "float32". `context` rows of zeros separate utterances: the largest window side that can be
+    asked for. `skip_bad` leaves out utterances that cannot be packed and lists them. `workers` threads (default: one
+    for each processor that this process may use) change nothing but the time. `progress(stage, done, total)` counts
+    frames or utterances.
 
     `part` (i, n) packs the i-th of n parts into `packed`.parts, for `merge`; with cmvn "speaker" or "train" every part
-    first runs with `stats_only`.
+    first runs with `stats_only`. A part that is there is kept, unless `replace`.
 
     An interrupted call continues where it stopped when it is repeated. Raises CorpusExists, CorpusNotFound,
     RawDataError (the first thing wrong in the raw folder), SpecError, PhonedataError (disk).
@@ -62,38 +65,37 @@ def pack(
             # A part's statistics stand beside its corpus, under another name: both may be built, one after the other.
             target = part_path(whole, part)
             target = target.with_name(f"stats-{target.name}") if stats_only else target
-        check_target(target, replace)
         report = _pack(corpus, options, whole, target, workers, progress, replace, stats_only)
     except OSError as error:
         if isinstance(error, PhonedataError):
             raise
         raise full_disk(target, error) or error from None
-    report.path, report.seconds = Path(packed) if part is None else target, time.perf_counter() - started
+    report.path = Path(packed) if part is None else report.path
+    report.seconds = time.perf_counter() - started
     return report
 
 
 def _pack(corpus: RawCorpus, options: PackOptions, whole, target, workers, progress, replace, stats_only) -> PackReport:
     feature_dim, dim_from = find_feature_dim(corpus)
-    source = options.source(corpus, feature_dim)
+    source, command = options.source(corpus, feature_dim), options.command(corpus, whole)
+    if options.part and not replace and not stats_only and _is_packed_part(target, options.part, source):
+        note = "kept: it was packed before, from files of the same names and sizes; replace=True packs it again"
+        return PackReport.of(PackedCorpus(target), notes=(note,))
+    check_target(target, replace)
     statistics = None
     if options.part and options.cmvn in ("speaker", "train") and not stats_only:
-        command = f"phonedata pack {corpus.path} {whole} --cmvn {options.cmvn}"
-        if options.train_partition:
-            command += f" --train-partition {options.train_partition}"
         statistics = read_stats(whole, options.part[1], source, feature_dim, command)
     staging = Staging(target, options.fingerprint(corpus, feature_dim))
     try:
-        workers = workers or os.cpu_count() or 1
+        workers = workers or available_cores()
         work = Packing(corpus, options, feature_dim, dim_from, source, staging, workers, progress)
         if stats_only:
-            written = write_stats(whole, options.part, source, work.measure())
-            report = work.report({}, [], "")
-            report.notes += (f"statistics of part {options.part[0]}/{options.part[1]} are in {written}",)
+            report = _keep_statistics(work, whole, command)
             staging.remove()
             return report
-        report = work.run(statistics)
+        work.run(statistics)
         check_target(target, replace)
-        report.notes += put_in_place(staging.corpus, target)
+        notes = put_in_place(staging.corpus, target)
     except (KeyboardInterrupt, NoSpace):
         staging.release()
         raise
@@ -101,4 +103,40 @@ def _pack(corpus: RawCorpus, options: PackOptions, whole, target, workers, progr
         staging.remove()
         raise
     staging.remove()
-    return report
+    return PackReport.of(PackedCorpus(target), notes=corpus.notes + notes, chunks_reused=work.reused)
+
+
+def _is_packed_part(target: Path, part: tuple[int, int], source: str) -> bool:
+    """Whether `target` holds this very part, so that a job array that is sent again does only what is missing."""
+    try:
+        found = PackedCorpus(target).attributes.get("part")
+    except PhonedataError:
+        return False
+    return found == {"index": part[0], "of": part[1], "source": source}
+
+
+def _keep_statistics(work: Packing, whole: Path, command: str) -> PackReport:
+    """Measure a part, keep its statistics beside its place, and report what was measured."""
+    (index, of), readings = work.options.part, work.measure()
+    written = write_stats(whole, work.options.part, work.source, readings)
+    partitions = [
+        {
+            "name": name,
+            "utterances": sum(len(r.index) for r in found),
+            "frames": sum(int(r.counts.sum()) for r in found),
+            "labelled": work.raw[name].labelled,
+            "left_out": sum(len(r.bad) for r in found),
+        }
+        for name, found in readings.items()
+    ]
+    bad = [(name, i, message) for name, found in readings.items() for r in found for i, message in r.bad.items()]
+    return PackReport(
+        path=written,
+        layout=work.corpus.layout,
+        partitions=partitions,
+        left_out=sorted(LeftOut(name, work.raw[name].utterance_ids[i], message) for name, i, message in bad),
+        frame_shift_ms=work.corpus.frame_shift_ms,
+        bytes_written=written.stat().st_size,
+        digest="",
+        notes=(f"statistics of part {index}/{of}; when all {of} are there: {command} --part {index}/{of}",),
+    )

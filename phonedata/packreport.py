@@ -32,6 +32,23 @@ class PackReport:
     chunks_reused: int = 0
     seconds: float = 0.0
 
+    @classmethod
+    def of(cls, corpus, **more) -> "PackReport":
+        """What a finished corpus (PackedCorpus) says of itself; `more`: notes, chunks_reused."""
+        left_out = [LeftOut(**one) for one in corpus.attributes["left_out"]]
+        missing = [one.partition for one in left_out]
+        partitions = corpus.partitions.items()
+        return cls(
+            path=corpus.path,
+            layout=corpus.attributes["layout"],
+            partitions=[{**p.attributes, "name": name, "left_out": missing.count(name)} for name, p in partitions],
+            left_out=left_out,
+            frame_shift_ms=corpus.frame_shift_ms,
+            bytes_written=sum(f.stat().st_size for f in corpus.path.rglob("*") if f.is_file()),
+            digest=corpus.digest,
+            **more,
+        )
+
     @property
     def num_frames(self) -> int:
         return sum(p["frames"] for p in self.partitions)
@@ -70,5 +87,5 @@ class PackReport:
         )
         lines += [f"note: {note}" for note in self.notes]
         lines += [f"left out: {one.partition}/{one.utterance}: {one.reason}" for one in self.left_out]
-        lines.append(f"{self.path}  {self.digest}")
+        lines.append(f"{self.path}  {self.digest}".rstrip())
         return "\n".join(lines)

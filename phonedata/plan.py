@@ -1,7 +1,8 @@
 """Plan: which rows every utterance gets, which inner chunks they fall in, and what must be done again."""
 
 import json
-from dataclasses import asdict, dataclass, field
+import shlex
+from dataclasses import asdict, dataclass, field, fields
 
 import numpy as np
 import xxhash
@@ -21,13 +22,28 @@ class PackOptions:
     skip_bad: bool = False
     part: tuple[int, int] | None = None
 
+    @property
+    def train_partitions(self) -> tuple[str, ...]:
+        """The partitions that `train_partition`, "A" or "A + B", names; sorted, so that every wording is one corpus."""
+        return tuple(sorted({name.strip() for name in (self.train_partition or "").split("+")} - {""}))
+
+    def command(self, raw, packed) -> str:
+        """The shell command of this pack, but for the part."""
+        words = ["phonedata", "pack", str(raw.path), str(packed), "--layout", raw.layout]
+        for option in fields(self):
+            value = getattr(self, option.name)
+            if option.name != "part" and value != option.default:
+                words.append(f"--{option.name.replace('_', '-')}")
+                words += [] if value is True else [str(value)]
+        return shlex.join(words)
+
     def source(self, raw, feature_dim: int) -> str:
         """What the bytes of a pack depend on: parts belong together where it is the same.
 
         It depends neither on `part` nor on where the raw folder lies and when its files were written, so that parts can
         be made from copies.
         """
-        options = {k: v for k, v in asdict(self).items() if k != "part"}
+        options = {k: v for k, v in asdict(self).items() if k != "part"} | {"train_partition": self.train_partitions}
         return _digest([__version__, options, feature_dim, raw.frontend, *_contents(raw)])
 
     def fingerprint(self, raw, feature_dim: int) -> str:

@@ -12,7 +12,7 @@ from phonedata.chunks import ChunkFiller, UtteranceReader
 from phonedata.cmvn import Moments
 from phonedata.errors import RawDataError
 from phonedata.group import WrittenPartition, cmvn_attributes, finish_partition, finish_root, root_attributes
-from phonedata.packreport import LeftOut, PackReport
+from phonedata.packreport import LeftOut
 from phonedata.parts import part_range
 from phonedata.plan import PartitionPlan
 from phonedata.records import ChunkResult, Reading
@@ -54,7 +54,7 @@ class Packing:
         phonemes = self.corpus.phonemes
         return ChunkFiller(reader, self.options.dtype, phonemes.label_dtype, len(phonemes), statistics)
 
-    def run(self, statistics: dict[str, list[Reading]] | None) -> PackReport:
+    def run(self, statistics: dict[str, list[Reading]] | None) -> None:
         """Everything between the listing and the rename. `statistics` are those of all parts, if there are parts."""
         if statistics is None and (self._measured_partitions() or self._hintless()):
             statistics = self.measure()
@@ -64,14 +64,14 @@ class Packing:
             self._group(statistics)
         with ExitStack() as self._shards:
             self._write()
-            return self._finish()
+            self._finish()
 
     # -- statistics first
 
     def _measured_partitions(self) -> set[str]:
         """Partitions whose statistics normalise something."""
         if self.options.cmvn == "train":
-            return {self.options.train_partition} & self.plans.keys()
+            return set(self.options.train_partitions) & self.plans.keys()
         return set(self.plans) if self.options.cmvn == "speaker" else set()
 
     def _hintless(self) -> set[str]:
@@ -103,11 +103,11 @@ class Packing:
 
     def _group(self, statistics: dict[str, list[Reading]]) -> None:
         """Merge utterances into speakers of a partition, or into the one training group, in utterance order."""
-        for name, readings in statistics.items():
-            if self.options.cmvn == "train" and name != self.options.train_partition:
+        for name in sorted(statistics):
+            if self.options.cmvn == "train" and name not in self.options.train_partitions:
                 continue
             speakers = self.raw[name].speakers
-            for r in readings:
+            for r in statistics[name]:
                 for i, utterance in enumerate(r.index.tolist()):
                     key = (name, speakers[utterance]) if self.options.cmvn == "speaker" else "train"
                     group = self.group_moments.setdefault(key, Moments(self.feature_dim))
@@ -240,7 +240,7 @@ class Packing:
 
     # -- the end
 
-    def _finish(self) -> PackReport:
+    def _finish(self) -> None:
         entries, attributes = {}, {}
         for name in self.files:
             written = self._written(name)
@@ -256,8 +256,7 @@ class Packing:
         root = root_attributes(self.corpus, self.options, self.feature_dim, cmvn, entries, left_out)
         if self.options.part:
             root["part"] = {"index": self.options.part[0], "of": self.options.part[1], "source": self.source}
-        digest = finish_root(self.staging.corpus, root, attributes)
-        return self.report(attributes, left_out, digest)
+        finish_root(self.staging.corpus, root, attributes)
 
     def _written(self, name: str) -> WrittenPartition:
         plan, raw = self.plans[name], self.raw[name]
@@ -288,18 +287,3 @@ class Packing:
             if name in self.plans:
                 left_out += [LeftOut(name, raw.utterance_ids[i], m) for i, m in self.plans[name].bad.items()]
         return sorted(left_out)
-
-    def report(self, attributes: dict[str, dict], left_out: list[LeftOut], digest: str) -> PackReport:
-        """What was done, for people and programs."""
-        missing = [o.partition for o in left_out]
-        return PackReport(
-            path=self.staging.corpus,
-            layout=self.corpus.layout,
-            partitions=[{**a, "name": name, "left_out": missing.count(name)} for name, a in attributes.items()],
-            left_out=left_out,
-            frame_shift_ms=self.corpus.frame_shift_ms,
-            bytes_written=sum(f.stat().st_size for f in self.staging.corpus.rglob("*") if f.is_file()),
-            digest=digest,
-            notes=self.corpus.notes,
-            chunks_reused=self.reused,
-        )

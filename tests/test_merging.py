@@ -37,6 +37,7 @@ OPTIONS = {
     "none": {"cmvn": "none", "context": 0},
     "speaker": {"cmvn": "speaker"},
     "train": {"cmvn": "train", "train_partition": "train", "dtype": "float32"},
+    "several": {"cmvn": "train", "train_partition": "train + dev"},
 }
 
 
@@ -44,7 +45,7 @@ OPTIONS = {
 def test_merged_parts_have_the_bytes_of_an_undivided_pack(raw, tmp_path, kind):
     options = OPTIONS[kind]
     pack(raw, tmp_path / "whole", **options)
-    if kind in ("speaker", "train"):
+    if "cmvn" in options and kind != "none":
         for i in (3, 1, 2):
             pack(raw, tmp_path / "packed", part=(i, 3), stats_only=True, **options)
     for i in (2, 3, 1):
@@ -52,6 +53,48 @@ def test_merged_parts_have_the_bytes_of_an_undivided_pack(raw, tmp_path, kind):
     report = merge(tmp_path / "packed")
     assert tree_bytes(tmp_path / "packed") == tree_bytes(tmp_path / "whole")
     assert report.num_frames == sum(p.num_frames for p in PackedCorpus(tmp_path / "whole").partitions.values())
+
+
+def test_training_partitions_are_one_group_however_they_are_named(raw, tmp_path):
+    for name, given in (("one", "train + dev"), ("other", "dev+train")):
+        pack(raw, tmp_path / name, cmvn="train", train_partition=given)
+    assert tree_bytes(tmp_path / "one") == tree_bytes(tmp_path / "other")
+    said = PackedCorpus(tmp_path / "one").cmvn
+    values = [np.load(f).astype(np.float64) for name in ("dev", "train") for f in (raw / name / "mfcc").iterdir()]
+    rows = np.concatenate(values)
+    assert said["partition"] == "dev + train" and said["frames"] == len(rows)
+    np.testing.assert_allclose(said["mean"], rows.mean(axis=0), rtol=1e-9)
+    np.testing.assert_allclose(said["std"], rows.std(axis=0), rtol=1e-9)
+    with pytest.raises(SpecError, match="'test2' is not there"):
+        pack(raw, tmp_path / "third", cmvn="train", train_partition="train + test2")
+
+
+def test_a_part_that_is_there_is_kept(raw, tmp_path):
+    """A job array that is sent again does only what is missing."""
+    first = pack(raw, tmp_path / "packed", part=(1, 2))
+    before = (first.path / "zarr.json").stat()
+    again = pack(raw, tmp_path / "packed", part=(1, 2))
+    assert again.digest == first.digest and again.notes[0].startswith("kept: it was packed before")
+    assert again.to_dict()["partitions"] == first.to_dict()["partitions"]
+    assert (first.path / "zarr.json").stat() == before
+    with pytest.raises(CorpusExists, match="replace=True"):
+        pack(raw, tmp_path / "packed", part=(1, 2), context=10)
+    assert not pack(raw, tmp_path / "packed", part=(1, 2), replace=True).notes
+    assert (first.path / "zarr.json").stat().st_ino != before.st_ino
+
+
+def test_statistics_are_reported_and_name_the_command_that_follows(raw, tmp_path):
+    options = {"cmvn": "train", "train_partition": "train", "context": 7, "skip_bad": True}
+    command = f"phonedata pack {raw} {tmp_path / 'my packed'} --layout hw1p2 --cmvn train --train-partition train"
+    command = command.replace(str(tmp_path / "my packed"), f"'{tmp_path / 'my packed'}'") + " --context 7 --skip-bad"
+    with pytest.raises(SpecError) as refused:
+        pack(raw, tmp_path / "my packed", part=(1, 2), **options)
+    assert f"{command} --part 1/2 --stats-only" in str(refused.value)
+    report = pack(raw, tmp_path / "my packed", part=(1, 2), stats_only=True, **options)
+    assert report.path.is_file() and report.bytes_written == report.path.stat().st_size
+    assert f"{command} --part 1/2" in report.notes[0]
+    (row,) = report.to_dict()["partitions"]
+    assert (row["name"], row["utterances"]) == ("train", 4) and row["frames"] == sum(8000 + i for i in (0, 2, 4, 6))
 
 
 def test_merging_twice_changes_nothing(raw, tmp_path):
