@@ -34,7 +34,8 @@ def check_target(target: Path, replace: bool) -> None:
     """Refuse a target that is there, unless it is a packed corpus and may be replaced, or an empty folder."""
     if not os.path.exists(target):
         if not os.path.isdir(target.parent):
-            raise CorpusNotFound(f"{target}: its folder {target.parent} does not exist; make it first")
+            wrong = "is a file; choose another" if os.path.exists(target.parent) else "does not exist; make it first"
+            raise CorpusNotFound(f"{target}: its folder {target.parent} {wrong}")
         return
     try:
         if os.path.isdir(target) and not os.listdir(target):

@@ -7,14 +7,13 @@ import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
-from cyclopts import App, Parameter
+from cyclopts import App, CycloptsError, Parameter, UnknownCommandError
 
 from phonedata.errors import PhonedataError, SpecError
 
 app = App(
     name="phonedata",
     help="Pack per-utterance speech features into a corpus that trains at memory speed.",
-    suppress_keyboard_interrupt=False,  # main says how to go on
 )
 
 Flag = Annotated[bool, Parameter(negative="")]
@@ -25,6 +24,7 @@ Json = Annotated[bool, Parameter("--json", negative="")]
 def pack(
     raw: Path,
     packed: Path,
+    /,
     *,
     layout: Literal["hw1p2", "libriphone", "kaldi", "audio"] | None = None,
     cmvn: Literal["utterance", "speaker", "train", "none"] = "utterance",
@@ -106,6 +106,7 @@ def _parse_part(text: str | None) -> tuple[int, int] | None:
 def extract(
     audio: Path,
     raw: Path,
+    /,
     *,
     coefficients: int = 28,
     mel_bins: int = 40,
@@ -146,7 +147,7 @@ def extract(
 
 
 @app.command
-def merge(packed: Path, *, replace: Flag = False, remove_parts: Flag = False, json_output: Json = False):
+def merge(packed: Path, /, *, replace: Flag = False, remove_parts: Flag = False, json_output: Json = False):
     """Merge the parts in PACKED.parts into the corpus PACKED; a second call changes nothing.
 
     Parameters
@@ -171,6 +172,7 @@ def merge(packed: Path, *, replace: Flag = False, remove_parts: Flag = False, js
 @app.command
 def inspect(
     packed: Path,
+    /,
     *,
     plot: Path | None = None,
     partition: str | None = None,
@@ -202,7 +204,7 @@ def inspect(
 
 
 @app.command
-def verify(packed: Path, *, json_output: Json = False):
+def verify(packed: Path, /, *, json_output: Json = False):
     """Read every byte of the corpus PACKED against its digests.
 
     Parameters
@@ -234,8 +236,14 @@ def as_flags(message: str) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; only phonedata's own errors become one line, anything else keeps its traceback."""
+    words = sys.argv[1:] if arguments is None else arguments
     try:
-        app(arguments)
+        command, bound, _ = app.parse_args(words, exit_on_error=False, print_error=False)
+        command(*bound.args, **bound.kwargs)
+    except CycloptsError as error:
+        usage = " ".join(["phonedata", *([] if isinstance(error, UnknownCommandError) else words[:1]), "--help"])
+        print(f"error: {' '.join(str(error).split())} See `{usage}`", file=sys.stderr)
+        sys.exit(2)
     except PhonedataError as error:
         print(f"error: {as_flags(str(error))}", file=sys.stderr)
         sys.exit(1)
@@ -244,8 +252,7 @@ def main(arguments: list[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except KeyboardInterrupt:
-        command = (sys.argv[1:] if arguments is None else arguments)[:1]
         # The others keep nothing of an interrupted call, nor leave anything behind.
-        onward = "; the same command continues where it stopped" if command in (["pack"], ["extract"]) else ""
+        onward = "; the same command continues where it stopped" if words[:1] in (["pack"], ["extract"]) else ""
         print(f"interrupted{onward}", file=sys.stderr)
         sys.exit(130)

@@ -56,6 +56,9 @@ class PackedCorpus:
         with _reading(self.path):
             recover(self.path)
             if not root.is_file():
+                if self.path.is_dir() and any(self.path.iterdir()):
+                    found = "no packed corpus (no zarr.json in it); if it is a raw folder, pack it into a new one"
+                    raise CorpusNotFound(f"{self.path}: {found}: phonedata pack {self.path} PACKED")
                 found = "no packed corpus (no zarr.json in it)" if self.path.exists() else "does not exist"
                 raise CorpusNotFound(f"{self.path}: {found}; make one with: phonedata pack RAW {self.path}")
             self.attributes = read_group(root)

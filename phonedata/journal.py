@@ -9,7 +9,7 @@ from pathlib import Path
 
 from phonedata.errors import PhonedataError
 from phonedata.exchange import staging_path
-from phonedata.shard import full_disk
+from phonedata.shard import disk_error
 
 try:
     import fcntl
@@ -53,7 +53,7 @@ class Staging:
         except OSError as error:
             if self._fd is not None:
                 os.close(self._fd)
-            raise full_disk(self.path, error) or error from None
+            raise disk_error(self.path, error) from None
 
     def _acquire(self, target: Path) -> None:
         name = self.path / "lock"

@@ -18,7 +18,7 @@ from phonedata.journal import Staging
 from phonedata.packreport import LeftOut, PackReport
 from phonedata.parts import part_path, parts_folder
 from phonedata.plan import rows_of
-from phonedata.shard import CHUNK_ROWS, ShardFile, digest, full_disk, num_chunks, write_file
+from phonedata.shard import CHUNK_ROWS, ShardFile, digest, disk_error, num_chunks, write_file
 
 _MUST_AGREE = ("layout", "phonemes", "feature_dim", "frame_shift_ms", "dtype", "context", "cmvn", "frontend")
 
@@ -58,7 +58,7 @@ def _merge_all(target: Path, note: Path, replace: bool, progress) -> PackReport:
     except OSError as error:
         if isinstance(error, PhonedataError):
             raise
-        raise full_disk(target, error) or error from None
+        raise disk_error(target, error) from None
     finally:
         # Systems that do not remove a mapped file would leave the parts lying.
         for part in parts:

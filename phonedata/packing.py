@@ -13,7 +13,7 @@ from phonedata.packreport import LeftOut, PackReport
 from phonedata.parts import make_parts_folder, part_path, read_stats, write_stats
 from phonedata.plan import PackOptions
 from phonedata.raw import RawCorpus, open_raw
-from phonedata.shard import full_disk
+from phonedata.shard import disk_error
 from phonedata.team import available_cores
 from phonedata.work import Packing
 
@@ -69,7 +69,7 @@ def pack(
     except OSError as error:
         if isinstance(error, PhonedataError):
             raise
-        raise full_disk(target, error) or error from None
+        raise disk_error(target, error) from None
     report.path = Path(packed) if part is None else report.path
     report.seconds = time.perf_counter() - started
     return report

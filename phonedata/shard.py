@@ -100,8 +100,8 @@ def shard_index(chunks: int, chunk_bytes: int) -> bytes:
     return body + crc32c(body).to_bytes(4, "little")
 
 
-def full_disk(path, error: OSError) -> PhonedataError | None:
-    """One line for a file that cannot be written; None for errors that are none of the disk's."""
+def disk_error(path, error: OSError) -> PhonedataError:
+    """One line for a file that cannot be written, or another error of the system's."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return PhonedataError(
             f"{path}: disk full or size limit reached ({error.strerror}); free some space and pack again"
@@ -110,7 +110,7 @@ def full_disk(path, error: OSError) -> PhonedataError | None:
         return PhonedataError(
             f"{path}: cannot be written ({error.strerror}); choose another place or mend its permissions"
         )
-    return None
+    return PhonedataError(f"{error.filename or path}: {error.strerror or error}; choose another place")
 
 
 @functools.cache

@@ -70,6 +70,8 @@ def _checked(tokens: Sequence[str]) -> int:
     except CycloptsError as error:
         hint = "settings are said as key=value; see" if isinstance(error, UnknownOptionError) else "see"
         command = [] if isinstance(error, UnknownCommandError) else rest[:1]
+        if "=" in rest:
+            hint = "a setting has no spaces around its =, as epochs=3; see"
         return _refuse(f"{_one_line(error)} {hint} `{' '.join(['phonetrain', *command, '--help'])}`", 2)
     except ConfigError as error:
         return _refuse(_one_line(error), 2)

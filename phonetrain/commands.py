@@ -198,7 +198,7 @@ def predict(
 
 @app.command
 def report(*runs: Path, out: Path | None = None, json: Flag = False) -> None:
-    """Write one self-contained HTML page about a run, or about several with an ablation table; prints its path.
+    """Write one self-contained HTML page about a run, or about several with an ablation table beside it; prints paths.
 
     Parameters
     ----------
@@ -209,10 +209,11 @@ def report(*runs: Path, out: Path | None = None, json: Flag = False) -> None:
     json
         Print the paths as JSON.
     """
-    from .report import report
+    from .report import report, table_beside
 
     path = report(runs, out)
-    print_result({"report": str(path)}, str(path), json)
+    told = {"report": str(path)} | ({"table": str(table_beside(path))} if len(runs) > 1 else {})
+    print_result(told, "\n".join(told.values()), json)
 
 
 @app.command

@@ -150,6 +150,10 @@ def draw_run(run: Run) -> Figure:
 
 def draw_score(axes: Axes, told: Curves, name: str, scale: float) -> None:
     axes.plot(told.train_x, scale * told.train[name], color=TRAIN, linewidth=0.9, alpha=0.8, label="train, learning")
+    # Epochs that are over before two log lines are written would leave no train curve at all.
+    if told.train_x.size < 2 * told.epoch_x.size:
+        axes.plot(told.epoch_x, scale * told.epochs[f"train_{name}"], color=TRAIN, linewidth=1.2, marker="s",
+                  markersize=3.0, label="train, mean of the epoch")  # fmt: skip
     axes.plot(told.epoch_x, scale * told.epochs[f"dev_{name}"], color=DEV, linewidth=1.6, marker="o", markersize=3.2,
               label="dev, after each epoch")  # fmt: skip
     if told.best is not None:

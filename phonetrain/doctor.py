@@ -24,6 +24,7 @@ from . import recipe as recipes
 from .console import clock, own_memory, short
 from .device import cpu_gains_by_bf16
 from .errors import ConfigError
+from .wording import counted
 
 PACKAGES = ("phonedata", "torch", "numpy", "numba", "zarr", "wandb", "rich", "cyclopts", "safetensors", "matplotlib")
 LEAST_FREE = 2_000_000_000
@@ -265,7 +266,7 @@ def doctor_text(told: dict[str, Any]) -> str:
             "",
             f"{cost['recipe']}: {cost['parameters']:,} parameters in {cost['precision']}, {cost['device']}",
             f"  speed    {short(cost['frames_per_second'])} frames/s: an epoch of {short(cost['frames_per_epoch'])} "
-            f"frames takes {clock(cost['epoch_seconds'])}, {cost['epochs']} epochs "
+            f"frames takes {clock(cost['epoch_seconds'])}, {counted(cost['epochs'], 'epoch')} "
             f"{clock(cost['epochs'] * cost['epoch_seconds'])}, scoring not counted",
             f"  loader   {cost['loader']} ({cost['loader_reason']}): alone {short(cost['loader_frames_per_second'])} "
             f"windows/s, {bytes_per_second / 1e9:.1f} GB/s; at most {100 * cost['loader_share']:.0f} % of a step",

@@ -13,7 +13,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from .errors import TrainingStopped
+from .errors import PhonetrainError, TrainingStopped
 
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
@@ -108,6 +108,15 @@ def plain(value: Any) -> Any:
             return value
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     return str(value)
+
+
+def write_result(path: Path, content: bytes, instead: str) -> None:
+    """`write_atomically` for what a command makes besides a run; `instead`: what to do where it cannot be written."""
+    try:
+        write_atomically(path, content)
+    except TrainingStopped as error:
+        why = getattr(error.__cause__, "strerror", None) or error
+        raise PhonetrainError(f"{path}: could not be written ({why}); {instead}") from error
 
 
 def unwritable(path: Path, error: OSError) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from .config import load_recipe
-from .durable import write_atomically
+from .durable import write_result
 from .errors import ConfigError
 from .fit import prepare
 from .metrics import FrameSums
@@ -51,7 +51,7 @@ def find_lr(
         parts.close()
     told = judge(rates, losses) | {"recipe": str(recipe), "said": config.optimizer.lr, "picture": str(out),
                                    "batch_size": config.batch_size}  # fmt: skip
-    write_atomically(Path(out), draw(told))
+    write_result(Path(out), draw(told), "run it in a folder that can be written")
     return told
 
 

@@ -21,7 +21,7 @@ from . import checkpoint as checkpoints
 from .averaging import AveragedWeights
 from .config import RunConfig
 from .device import Compute, choose_compute
-from .durable import write_atomically
+from .durable import write_result
 from .errors import CheckpointError, ConfigError, PhonetrainError
 from .model import build_model
 from .partitions import check_window, choose_roles, corpus_of
@@ -163,7 +163,7 @@ def predict(
     classes = label_frames(trained, name)
     symbols = trained.corpus.phonemes.symbols if labels == "phoneme" else range(len(trained.corpus.phonemes))
     path = Path(out) if out is not None else trained.run.predictions / f"{name.replace(' ', '')}.csv"
-    write_atomically(path, _as_csv(names, classes, symbols))
+    write_result(path, _as_csv(names, classes, symbols), "give another place with --out FILE")
     _check_written(path, names, classes, symbols)
     return path
 

@@ -23,14 +23,15 @@ from . import page
 from .config import RunConfig, diff, load_recipe
 from .console import clock, short
 from .curves import as_image, as_svg, draw_confusion, draw_run, draw_runs, write_curves
-from .durable import write_atomically
+from .durable import write_result
 from .errors import ConfigError, PhonetrainError, RunNotFound
 from .explain import explain
 from .run import Run, where_scored
 from .stages import flattened
-from .wording import toml_value
+from .wording import counted, toml_value
 
 Runs = Run | str | os.PathLike[str] | Sequence["Run | str | os.PathLike[str]"] | None
+ELSEWHERE = "give another place with --out FILE"
 UNCOMPARED = ("data.corpus", "version")
 NO_EXPERIMENT = ("tracking.", "checkpoint.", "stop.", "schedule.on_extend")  # they change no number of an epoch
 
@@ -39,8 +40,8 @@ def report(runs: Runs = None, out: str | os.PathLike[str] | None = None) -> Path
     """Write the page and return its path.
 
     runs: one run or several (objects, directories or names); None or nothing takes the newest. out: the HTML file;
-    default report.html in the run directory, for several runs report.html here. A run's curves.png is written into its
-    directory; for several runs a Markdown table is written beside the page (`.md`).
+    default report.html in the run directory, beside its curves.png, for several runs report.html here. For several runs
+    a Markdown table is written beside the page (`.md`).
     """
     if runs is None or isinstance(runs, (Run, str, os.PathLike)):
         runs = [runs]
@@ -49,13 +50,19 @@ def report(runs: Runs = None, out: str | os.PathLike[str] | None = None) -> Path
         raise RunNotFound(f"{opened[0].path}: nothing is recorded in it yet; report it after its first log line")
     if len(opened) == 1:
         path = Path(out) if out is not None else opened[0].report_path
-        write_curves(opened[0])
-        write_atomically(path, one_run(opened[0]).encode())
+        write_result(path, one_run(opened[0]).encode(), ELSEWHERE)
+        if out is None:
+            write_curves(opened[0])
     else:
         path = Path(out) if out is not None else Path("report.html")
-        write_atomically(path, several_runs(opened).encode())
-        write_atomically(path.with_suffix(".md"), ablation_markdown(opened).encode())
+        write_result(path, several_runs(opened).encode(), ELSEWHERE)
+        write_result(table_beside(path), ablation_markdown(opened).encode(), ELSEWHERE)
     return path
+
+
+def table_beside(path: Path) -> Path:
+    """The Markdown table of the page `path` about several runs."""
+    return path.with_suffix(".md")
 
 
 def one_run(run: Run) -> str:
@@ -196,7 +203,7 @@ def headline(told: dict[str, Any], scores: dict[str, Any] | str) -> str:
         pairs.append((f"{percent(told['best_accuracy'])} %", where))
     pairs += [
         (count(told["parameters"]), "parameters"),
-        (str(told["epochs"]), f"epochs, {short(told['frames'])} frames seen"),
+        (str(told["epochs"]), f"epoch{'s' * (told['epochs'] != 1)}, {short(told['frames'])} frames seen"),
         (clock(told["seconds"]), "training time, without scoring"),
     ]
     if told["frames_per_second"]:
@@ -215,7 +222,7 @@ def evaluation_sections(scores: dict[str, Any] | str) -> list[str]:
              for each in scores["confused"]]  # fmt: skip
     conditions = (
         f"{scores['partition']}: {scores['utterances']:,} utterances, {scores['frames']:,} frames, every frame once; "
-        f"{scores['checkpoint']} after {scores['epochs_done']} epochs, {scores['weights']} weights, fp32 on "
+        f"{scores['checkpoint']} after {counted(scores['epochs_done'], 'epoch')}, {scores['weights']} weights, fp32 on "
         f"{scores['device']}; corpus digest {scores['corpus_digest']}."
     )
     picture = as_image(draw_confusion(np.array(scores["confusion"]), symbols), "Confusion matrix")

@@ -202,16 +202,19 @@ SYNONYMS = {
 def unknown_key(key: str, section: type, where: str = "") -> ConfigError:
     """The error for a key that is no setting of `section` (which stands at `where`): it names the nearest one."""
     known = [joined(where, name) for name, _, _ in known_keys(section)]
+    parts = [joined(where, name) for name, hint in hints(section).items() if is_section(hint)]
     last = key.rsplit(".", 1)[-1]
     same_name = [name for name in known if name.rsplit(".", 1)[-1] == last]
     near = same_name or [name for name in known if name == SYNONYMS.get(last)]
     near = near or difflib.get_close_matches(key, known, n=1, cutoff=0.75)
+    near = near or difflib.get_close_matches(key, parts, n=1)
     if not near:
         by_last = {name.rsplit(".", 1)[-1]: name for name in known}
         near = [by_last[name] for name in difflib.get_close_matches(last, list(by_last), n=1)]
     siblings = [name for name in known if name.rpartition(".")[0] == key.rpartition(".")[0]]
+    sections = [f"{part}.*" for part in parts if part.rpartition(".")[0] == key.rpartition(".")[0]]
     top = list(dict.fromkeys(name.partition(".")[0] for name in known))
-    hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(siblings or top)}"
+    hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(siblings + sections or top)}"
     return ConfigError(f"{key}: unknown setting; {hint}")
 
 

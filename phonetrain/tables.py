@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .durable import plain
+from .wording import counted
 
 
 def print_result(told: Any, text: str, as_json: bool) -> None:
@@ -34,7 +35,7 @@ def percent(share: float | None) -> str:
 def evaluation_text(told: dict[str, Any]) -> str:
     """What `evaluate` returned, for people."""
     lines = [
-        f"{told['run']}, {told['checkpoint']} ({told['epochs_done']} epochs), {told['weights']} weights, "
+        f"{told['run']}, {told['checkpoint']} ({counted(told['epochs_done'], 'epoch')}), {told['weights']} weights, "
         f"{told['precision']} on {told['device']}",
         f"{told['partition']}: {told['utterances']:,} utterances, {told['frames']:,} frames",
         "",

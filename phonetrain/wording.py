@@ -94,6 +94,8 @@ def refused(value: object, hint: object, key: str) -> ConfigError:
             message += f"; did you mean {toml_value(near[0])}?"
         elif spelled is not None:
             message += f"; in TOML it is written {spelled}"
+    elif type(value) is float and value.is_integer() and "a whole number" in described(hint):
+        message += f"; that is {int(value):_}"
     return ConfigError(message)
 
 
@@ -106,6 +108,11 @@ def number_in_toml(text: str) -> str | None:
     except ValueError:
         return None
     return toml_value(int(number) if text.lstrip("+-").isdecimal() else number) if math.isfinite(number) else None
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 epoch`, `2 epochs`, `1,000 epochs`."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def shown(value: object) -> str:

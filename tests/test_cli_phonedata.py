@@ -87,6 +87,42 @@ def test_our_errors_are_one_line(arguments, message, tmp_path, monkeypatch, caps
     assert out == "" and err.startswith("error: ") and err.count("\n") == 1 and message in err
 
 
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["pack"], "parameter RAW requires an argument. See `phonedata pack --help`"),
+        (["pck", "a", "b"], 'Did you mean "pack"?'),
+        (["pack", "a", "b", "--worker", "2"], "Did you mean --workers?"),
+        (["pack", "a", "b", "--workers", "x"], 'unable to convert "x" into int'),
+    ],
+)
+def test_a_slip_in_the_command_is_one_line(arguments, message, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: ") and err.count("\n") == 1 and message in err
+
+
+def test_a_raw_folder_in_the_place_of_a_corpus_is_not_to_be_packed_into_itself(tiny_raw, capsys):
+    with pytest.raises(SystemExit):
+        main(["inspect", str(tiny_raw)])
+    assert f"if it is a raw folder, pack it into a new one: phonedata pack {tiny_raw} PACKED" in capsys.readouterr().err
+
+
+def test_a_place_where_nothing_can_be_made_is_one_line(tiny_raw, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("")
+    places = [(f"{tmp_path}/file/packed", "is a file; choose another")]
+    places.append((f"{tmp_path}/{'n' * 300}", "File name too long"))
+    if os.path.isdir("/proc/self"):
+        places.append(("/proc/packed", "choose another place"))
+    for place, message in places:
+        with pytest.raises(SystemExit) as caught:
+            main(["pack", str(tiny_raw), place])
+        out, err = capsys.readouterr()
+        assert caught.value.code == 1 and err.startswith("error: ") and err.count("\n") == 1 and message in err
+
+
 def test_other_errors_keep_their_traceback(tiny_corpus, monkeypatch):
     monkeypatch.setattr("phonedata.inspecting.inspect", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):

@@ -10,7 +10,7 @@ import torch
 
 from phonetrain.config import load_recipe
 from phonetrain.console import Console
-from phonetrain.errors import CheckpointError, ConfigError, PhonetrainError, TrainingStopped
+from phonetrain.errors import CheckpointError, ConfigError, PhonetrainError
 from phonetrain.fit import fit
 from phonetrain.predict import describe_confusion, evaluate, label_frames, open_trained, predict
 from phonetrain.run import Run
@@ -129,13 +129,13 @@ def test_bad_header_is_refused_before_anything_is_computed(trained_run):
 
 def test_unwritable_target_is_one_sentence(trained_run, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(TrainingStopped, match="could not be written"):
+    with pytest.raises(PhonetrainError, match=r"not be written \(File exists\); give another place with --out"):
         predict(trained_run, out=tmp_path / "file" / "out.csv")
 
 
 def test_file_that_reads_back_otherwise_is_refused(trained_run, tmp_path, monkeypatch):
-    honest = room.write_atomically
-    monkeypatch.setattr(room, "write_atomically", lambda path, content: honest(path, content[:-8]))
+    honest = room.write_result
+    monkeypatch.setattr(room, "write_result", lambda path, content, way: honest(path, content[:-8], way))
     with pytest.raises(PhonetrainError, match="read back"):
         predict(trained_run, out=tmp_path / "out.csv")
 

@@ -13,7 +13,7 @@ import pytest
 from phonedata import PackedCorpus, pack
 from phonetrain.config import load_recipe
 from phonetrain.curves import Curves, as_png, draw_run, epoch_scale
-from phonetrain.errors import RunNotFound
+from phonetrain.errors import PhonetrainError, RunNotFound, TrainingStopped
 from phonetrain.explain import explain
 from phonetrain.predict import evaluate
 from phonetrain.report import ablation_markdown, best_evaluation, command, kept_evaluation, report
@@ -202,6 +202,31 @@ def test_young_runs_have_curves_too(tmp_path, lines):
     for step in range(1, lines + 1):
         run.append_metric({"kind": "train", "segment": 0, "epoch": 0, "step": step, "loss": float("inf"), "lr": 0.0})
     assert as_png(draw_run(run), 50).startswith(b"\x89PNG")
+
+
+def test_short_epochs_have_a_train_curve_from_their_means(tmp_path):
+    run = Run.create(tmp_path / "run")
+    run.append_event("segment_started", segment=0, epoch=0, step=0)
+    for epoch, (loss, share) in enumerate([(2.0, 0.3), (1.5, 0.5)]):
+        run.append_metric({"kind": "epoch", "segment": 0, "epoch": epoch, "step": 10 * (epoch + 1), "lr": 1e-3,
+                           "train_loss": loss, "train_accuracy": share, "dev_loss": 2.5, "dev_accuracy": 0.2,
+                           "seconds": 1.0, "frames": 100})  # fmt: skip
+    losses, accuracies = (axes.get_lines()[1] for axes in draw_run(run).axes[:2])
+    assert losses.get_label() == "train, mean of the epoch" and list(losses.get_ydata()) == [2.0, 1.5]
+    np.testing.assert_allclose(accuracies.get_ydata(), [30.0, 50.0])
+
+
+def test_page_goes_elsewhere_where_the_run_cannot_be_written(runs, tmp_path, monkeypatch):
+    def read_only(path, content):
+        if runs[0].path in path.parents:
+            raise TrainingStopped("x") from OSError(30, "Read-only file system")
+        written.append(path)
+
+    written = []
+    monkeypatch.setattr("phonetrain.durable.write_atomically", read_only)
+    with pytest.raises(PhonetrainError, match=r"Read-only file system\); give another place with --out FILE"):
+        report(runs[0])
+    assert report(runs[0], tmp_path / "page.html") == tmp_path / "page.html" and written == [tmp_path / "page.html"]
 
 
 def test_run_without_a_line_is_refused_with_a_sentence(tmp_path):
