@@ -168,7 +168,10 @@ def _standing(run: Run) -> list[str]:
 def _next_steps(run: Run) -> list[str]:
     status, epochs = run.status, run.metrics("epoch")
     path = shlex.quote(str(run.path))
-    look = f"phonetrain evaluate {path}, phonetrain predict {path}, phonetrain report {path}"
+    done = {"evaluate": run.evaluations.glob("*.json"), "predict": run.predictions.glob("*.csv"),
+            "report": run.path.glob(run.report_path.name)}  # fmt: skip
+    missing = [name for name, files in done.items() if not any(files)]
+    look = ", ".join(f"phonetrain {name} {path}" for name in missing or done)
     if status == "running" and run.is_held():
         return ["Next: let it train, or press Ctrl-C once: it saves and says how to go on."]
     if status not in ("finished", "early_stopped"):

@@ -67,6 +67,17 @@ def test_changed_time_limit_is_said(learnable_corpus, tmp_path):
     assert {"changed: stop.max_time none -> 2h", "changed: stop.stop_at none -> 23:59"} <= set(console.said)
 
 
+def test_what_was_done_already_is_not_next(tmp_path):
+    run = lived(tmp_path / "run")
+    words = " ".join(explain(run))
+    assert all(f"phonetrain {name} " in words for name in ("evaluate", "predict", "report"))
+    run.write_json(run.evaluations / "dev-step-1.json", {})
+    run.write_text(run.report_path, "page")
+    words = " ".join(explain(run))
+    assert "Next: phonetrain predict" in words
+    assert not any(f"phonetrain {name} " in words for name in ("evaluate", "report"))
+
+
 def test_best_score_inside_an_epoch_is_the_best_everywhere(tmp_path):
     run = lived(tmp_path / "run")
     run.append_metric({"kind": "evaluate", "segment": 2, "epoch": 4, "step": 45, "partition": "dev-clean",
