@@ -38,7 +38,7 @@ _ROOMS = {
     "find_lr": "find_lr",
     "evaluate": "predict",
     "predict": "predict",
-    "open_trained": "predict",
+    "open_trained": "trained",
     "report": "report",
     "explain": "explain",
     "doctor": "doctor",

@@ -71,13 +71,10 @@ def fit(
         print_result(told, plan_text(told), json)
         return 0
     if find_lr:
-        from phonedata.terminal import ProgressLine
-
         from .find_lr import find_lr as search
         from .find_lr import find_lr_text
 
-        with ProgressLine() as line:
-            found = search(recipe, *settings, corpus=corpus, progress=line)
+        found = search(recipe, *settings, corpus=corpus)
         print_result(found, find_lr_text(found), json)
         return 0
     from .fit import fit

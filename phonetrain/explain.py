@@ -10,7 +10,8 @@ from typing import Any
 from .advice import after_bad_numbers, against_overfitting, longer, resume, start_again
 from .config import RunConfig
 from .console import clock, short
-from .run import Run, where_scored
+from .history import where_scored
+from .run import Run
 
 RISING = 0.001  # frame accuracy gained over the last epochs that still counts as learning
 OVERFIT = 0.10  # train above dev by this much

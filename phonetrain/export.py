@@ -23,8 +23,8 @@ from torch import nn
 from .checkpoint import apart_on_cpu
 from .durable import plain, write_atomically
 from .errors import ConfigError, PhonetrainError
-from .predict import Trained, open_trained
 from .run import Run
+from .trained import Trained, open_trained
 
 CHECKED_BATCHES = (2, 1, 17)
 TOLERANCE = 1e-4  # of logits: another program may fuse, and so round, otherwise

@@ -19,6 +19,7 @@ from .durable import write_result
 from .errors import ConfigError
 from .fit import prepare
 from .metrics import FrameSums
+from .panel import bar
 from .partitions import open_corpus
 
 SMOOTHING = 0.9
@@ -34,14 +35,12 @@ def find_lr(
     high: float = 10.0,
     steps: int = 200,
     out: str | os.PathLike[str] = PICTURE,
-    progress: Callable[[str, int, int, str], None] | None = None,
 ) -> dict[str, Any]:
     """Train a fresh model of the recipe for up to `steps` steps; step i at low * (high / low) ** (i / (steps - 1)).
 
     Returns rates, losses (nats a frame, as the step saw them) and smoothed as lists; lowest and steepest, the rates
     where the smoothed loss is lowest and falls fastest per decade; diverged, the rate at which it broke (None where it
-    never did); suggested; said, what the recipe has. Writes the picture to `out`, and no run. `progress` is called with
-    ("trying rates", steps done, steps, "steps").
+    never did); suggested; said, what the recipe has. Writes the picture to `out`, and no run.
     """
     if not (0 < low < high and steps >= 20):
         raise ConfigError(f"find_lr: got low {low:g}, high {high:g}, {steps} steps; wanted 0 < low < high, 20 or more")
@@ -49,7 +48,7 @@ def find_lr(
     packed = open_corpus(config, corpus)
     _, _, parts, _ = prepare(config, packed)
     try:
-        rates, losses = sweep(parts, np.geomspace(low, high, steps), progress)
+        rates, losses = sweep(parts, np.geomspace(low, high, steps))
     finally:
         parts.close()
     told = judge(rates, losses) | {"recipe": str(recipe), "said": config.optimizer.lr, "picture": str(out),
@@ -58,15 +57,19 @@ def find_lr(
     return told
 
 
-def sweep(parts: Any, rates: np.ndarray, progress: Any = None) -> tuple[list[float], list[float]]:
+def sweep(parts: Any, rates: np.ndarray) -> tuple[list[float], list[float]]:
     """(rates, losses) of the steps made; ends early where a loss is not finite or far above the lowest."""
+    with bar("trying learning rates", len(rates)) as show:
+        return _sweep(parts, rates, show)
+
+
+def _sweep(parts: Any, rates: np.ndarray, show: Callable[[int], None]) -> tuple[list[float], list[float]]:
     losses: list[float] = []
     before, lowest, epoch = FrameSums(), math.inf, 0
     while len(losses) < len(rates):
         for batch in parts.train.epoch(epoch):
             step = len(losses)
-            if progress is not None:
-                progress("trying rates", step, len(rates), "steps")
+            show(step)
             parts.step(batch.windows, batch.labels, batch.frames, epoch=epoch, step=step, rate=float(rates[step]))
             sums = parts.state.metrics.sums()
             bad = int(parts.step.halted_at) >= 0

@@ -19,6 +19,7 @@ from .config import RunConfig, diff, load_recipe
 from .console import Console, Mute, open_console, short
 from .device import Compute, choose_compute, describe_machine, determinism
 from .errors import ConfigError, RunNotFound, TrainingStopped
+from .history import where_scored
 from .interrupts import StopRequest, noticed_signals
 from .loop import Trainer
 from .overrides import refuse_keywords
@@ -33,7 +34,7 @@ from .partitions import (
 )
 from .ranks import Ranks, here, joined
 from .resuming import check_changes, check_identity, find_checkpoint, restore_machine, restore_parts
-from .run import Onlooker, Run, where_scored
+from .run import Onlooker, Run
 from .schedule import sets_rate
 from .stages import plan_stages
 from .tracking import Tracker, open_tracker

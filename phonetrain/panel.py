@@ -1,13 +1,17 @@
-"""The live panel on a terminal: two bars, the latest numbers, and above it one table row per epoch."""
+"""The live panel on a terminal: two bars, the latest numbers, and above it one table row per epoch; a bar of its own
+for what takes seconds."""
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
 import rich.console
 from rich.live import Live
 from rich.panel import Panel
+from rich.progress import Progress
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -15,6 +19,15 @@ from rich.text import Text
 from .console import HEADER, Console, row_text
 
 WIDEST = 100
+
+
+@contextlib.contextmanager
+def bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A function that shows how much of `total` is done: a bar that vanishes at the end, on terminals only."""
+    screen = rich.console.Console(stderr=True)
+    with Progress(console=screen, transient=True, disable=not screen.is_terminal) as shown:
+        task = shown.add_task(what, total=total)
+        yield lambda done: shown.update(task, completed=done)
 
 
 class PanelConsole(Console):

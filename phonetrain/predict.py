@@ -7,92 +7,24 @@ import io
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import nn
 
-from phonedata import PackedCorpus, WindowSpec, open_loader
+from phonedata import WindowSpec, open_loader
 
-from . import checkpoint as checkpoints
-from .averaging import AveragedWeights
-from .config import RunConfig
-from .device import Compute, choose_compute
 from .durable import write_result
-from .errors import CheckpointError, ConfigError, PhonetrainError
-from .model import build_model
-from .partitions import check_window, choose_roles, corpus_of
+from .errors import ConfigError, PhonetrainError
+from .panel import bar
+from .partitions import choose_roles
 from .run import Run
 from .scoring import score
+from .trained import Trained, open_trained
 
 BATCH = 4096
 CONFUSED_PAIRS = 12
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A trained model and what it was trained as."""
-
-    run: Run
-    config: RunConfig
-    corpus: PackedCorpus
-    compute: Compute
-    model: nn.Module
-    saved: checkpoints.Checkpoint
-
-    @property
-    def conditions(self) -> dict[str, Any]:
-        """What a number that comes from this model depends on."""
-        return {
-            "run": str(self.run.path),
-            "checkpoint": self.saved.path.name,
-            "step": self.saved.progress.step,
-            "epochs_done": self.saved.progress.epoch,
-            "weights": "averaged" if self.saved.averaged is not None else "trained",
-            "weights_digest": self.saved.weights_digest,
-            "precision": "fp32",
-            "device": str(self.compute.device),
-            "corpus": str(self.corpus.path),
-            "corpus_digest": self.corpus.digest,
-            "corpus_is_the_trained_one": self.corpus.digest == self.saved.identity.get("corpus"),
-        }
-
-
-def open_trained(
-    run: Run | str | os.PathLike[str] | None = None,
-    checkpoint: str | int = "best",
-    corpus: str | os.PathLike[str] | None = None,
-    device: str = "auto",
-) -> Trained:
-    """The scored weights of a checkpoint ("best", "last", or a step as 1200 or "step-1200"), in fp32, in eval mode.
-
-    corpus: a packed corpus in place of the one trained on; it must have the same phonemes and coefficients.
-    Raises RunNotFound, CheckpointError, ConfigError.
-    """
-    run = run if isinstance(run, Run) else Run.open(run)
-    config = RunConfig.from_toml(run.config_path)
-    packed = corpus_of(run, config, corpus)
-    saved = _read(run, checkpoint)
-    _check_same_world(packed, saved, run)
-    _check_coefficients(packed, config, run)
-    check_window(packed, config)
-    compute = choose_compute(device, "fp32")
-    model = build_model(config, feature_dim=packed.feature_dim, num_classes=len(packed.phonemes))
-    try:
-        if saved.averaged is None:
-            model.load_state_dict(saved.model)
-        else:
-            averaged = AveragedWeights(model, config.averaging.decay or 0.0)
-            averaged.load_state_dict(saved.averaged)
-            model = averaged.model
-    except RuntimeError as error:  # a model.factory whose file has changed, or that makes another net of this corpus
-        raise CheckpointError(f"{saved.path}: its weights do not fit the model that is built for {packed.path} "
-                              f"({' '.join(str(error).split())[:300]}); give the corpus and the model.factory that "
-                              "it was trained with") from error
-    return Trained(run, config, packed, compute, model.to(compute.device).eval(), saved)
 
 
 def evaluate(
@@ -213,47 +145,6 @@ def describe_confusion(confusion: np.ndarray, symbols: tuple[str, ...]) -> dict[
     return {"majority": majority, "phonemes": phonemes, "confused": confused}
 
 
-def _read(run: Run, checkpoint: str | int) -> checkpoints.Checkpoint:
-    wanted = str(checkpoint)
-    if wanted in ("best", "last"):
-        step = run.read_pointer(wanted)
-        if step is None:  # stopped before the first epoch was scored: what there is, is the newest
-            saved, problems = checkpoints.read_newest(run)
-            for problem in [f"{run.path}: no {wanted} checkpoint yet, {saved.path.name} is used", *problems]:
-                print(f"warning: {problem}", file=sys.stderr)
-            return saved
-    else:
-        text = wanted.removeprefix("step-")
-        if not text.isdecimal():
-            raise CheckpointError(f"checkpoint: got {wanted!r}, wanted best, last or a step as step-1200")
-        step = int(text)
-    path = run.checkpoint_dir(step)
-    if not path.is_dir():
-        there = ", ".join(f"step-{each}" for each in checkpoints.saved_steps(run)) or "none"
-        raise CheckpointError(f"{run.path}: no checkpoint step-{step}; there are: {there}")
-    return checkpoints.read(path)
-
-
-def _check_same_world(corpus: PackedCorpus, saved: checkpoints.Checkpoint, run: Run) -> None:
-    wanted, found = saved.identity.get("phonemes"), corpus.phonemes.fingerprint
-    if wanted is not None and wanted != found:
-        raise CheckpointError(
-            f"{corpus.path} has other phonemes (fingerprint {found}) than {run.path} was trained on ({wanted}); "
-            "give the corpus it was trained on with --corpus"
-        )
-
-
-def _check_coefficients(corpus: PackedCorpus, config: RunConfig, run: Run) -> None:
-    """By what was built: the matrix itself is padded, and would take a few coefficients more of a narrow window."""
-    layers = (run.read_json(run.built_path).get("model") or {}).get("layers")
-    width = config.window.left + 1 + config.window.right
-    if layers and layers[0]["inputs"] != width * corpus.feature_dim:
-        raise CheckpointError(
-            f"{corpus.path} has {corpus.feature_dim} coefficients a frame, but {run.path} was trained on "
-            f"{layers[0]['inputs'] // width}; give a corpus like that with --corpus"
-        )
-
-
 def _open(trained: Trained, partition: str):
     window = trained.config.window
     return open_loader(
@@ -275,15 +166,12 @@ class _Watched:
         self.loader, self.what = loader, what
 
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Any]:
-        from rich.console import Console
-        from rich.progress import Progress
-
-        console = Console(stderr=True)
-        with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-            task = bar.add_task(self.what, total=self.loader.num_frames)
+        done = 0
+        with bar(self.what, self.loader.num_frames) as show:
             for batch in self.loader.epoch(epoch, start_batch):
                 yield batch
-                bar.advance(task, batch.frames.shape[0])
+                done += batch.frames.shape[0]
+                show(done)
 
 
 def _scored_in_training(trained: Trained, partition: str) -> dict[str, Any] | None:

@@ -26,7 +26,8 @@ from .curves import as_image, as_svg, draw_confusion, draw_run, draw_runs, write
 from .durable import write_result
 from .errors import ConfigError, PhonetrainError, RunNotFound
 from .explain import explain
-from .run import Run, where_scored
+from .history import where_scored
+from .run import Run
 from .stages import flattened
 from .wording import counted, toml_value
 

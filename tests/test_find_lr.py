@@ -27,10 +27,8 @@ def test_rates_are_read_off_a_known_curve():
 
 def test_a_sweep_breaks_where_the_loss_breaks_and_writes_only_its_picture(learnable_corpus, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    seen = []
     told = find_lr("default", *TINY, "model.norm=none", "optimizer.name=sgd", corpus=learnable_corpus.path, high=1e6,
-                   steps=60, progress=lambda *place: seen.append(place))  # fmt: skip
-    assert seen == [("trying rates", step, 60, "steps") for step in range(len(told["rates"]))]
+                   steps=60)  # fmt: skip
     assert told["diverged"] is not None and len(told["rates"]) == len(told["losses"]) < 60
     assert math.isfinite(told["suggested"]) and told["lowest"] < told["diverged"]
     assert [entry.name for entry in tmp_path.iterdir()] == ["lr-range.png"]

@@ -8,15 +8,18 @@ import numpy as np
 import pytest
 import torch
 
+from phonetrain import checkpoint
 from phonetrain.config import load_recipe
 from phonetrain.console import Console
 from phonetrain.errors import CheckpointError, ConfigError, PhonetrainError
 from phonetrain.fit import fit
-from phonetrain.predict import describe_confusion, evaluate, label_frames, open_trained, predict
+from phonetrain.predict import describe_confusion, evaluate, label_frames, predict
 from phonetrain.run import Run
+from phonetrain.trained import open_trained
 from tests.training import TINY, StopAt, fit_tiny, resume_tiny, weights
 
 room = sys.modules["phonetrain.predict"]
+trained_room = sys.modules["phonetrain.trained"]
 
 
 @pytest.fixture(scope="module")
@@ -150,10 +153,10 @@ def test_corpus_with_other_phonemes_is_refused(trained_run, tmp_path):
     pack(tmp_path / "raw", tmp_path / "packed")
     run = open_trained(trained_run, corpus=tmp_path / "packed")
     assert run.conditions["corpus_is_the_trained_one"] is False
-    saved = room.checkpoints.read(trained_run.checkpoint_dir(trained_run.read_pointer("best")))
+    saved = checkpoint.read(trained_run.checkpoint_dir(trained_run.read_pointer("best")))
     saved.identity["phonemes"] = "0" * 32
     with pytest.raises(CheckpointError, match="other phonemes"):
-        room._check_same_world(run.corpus, saved, trained_run)
+        trained_room._check_same_world(run.corpus, saved, trained_run)
 
 
 def other_coefficients(folder):
