@@ -23,7 +23,7 @@ from pathlib import Path
 import pytest
 
 from phonedata import FormatError, PackedCorpus
-from phonetrain import run as run_room
+from phonetrain import history
 from phonetrain.console import Console
 from phonetrain.errors import TrainingStopped
 from phonetrain.explain import explain
@@ -226,13 +226,15 @@ def test_clock_that_jumps_changes_nothing(learnable_corpus, whole, tmp_path, mon
             return datetime.now(tz) + jump
 
     def set_clock():
-        monkeypatch.setattr(run_room, "datetime", Jumped)
+        monkeypatch.setattr(history, "datetime", Jumped)
         monkeypatch.setattr(time, "time", lambda: now() + jump.total_seconds())
 
     run = fit_tiny(learnable_corpus, tmp_path / "run", "stop.max_time=1h", console=Failing(8, set_clock))
     assert run.status == "finished"
     assert weights(run) == weights(whole)
     assert all(line["seconds"] >= 0 for line in run.metrics())
+    first, last = (datetime.fromisoformat(run.events()[place]["time"]) for place in (0, -1))
+    assert abs(last - first - jump) < timedelta(days=1)
     assert explain(run)
 
 
