@@ -17,7 +17,7 @@ class LeftOut:
         return asdict(self)
 
 
-@dataclass
+@dataclass(repr=False)
 class PackReport:
     """Partitions (dicts with name, utterances, frames, rows, labelled, left_out, ...), sizes, time."""
 
@@ -89,3 +89,5 @@ class PackReport:
         lines += [f"left out: {one.partition}/{one.utterance}: {one.reason}" for one in self.left_out]
         lines.append(f"{self.path}  {self.digest}".rstrip())
         return "\n".join(lines)
+
+    __repr__ = __str__  # what a notebook shows

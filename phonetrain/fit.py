@@ -62,7 +62,7 @@ def fit(recipe: str | os.PathLike[str] | None = None, *overrides: str, config: R
 
     Raises ConfigError, RunExists and phonedata's errors before anything is written, TrainingStopped after.
     """
-    refuse_keywords('fit("default", ...)', unknown)
+    refuse_keywords(f'fit("{recipe or "default"}", ...)', unknown)
     if recipe is not None and config is not None:
         raise ConfigError(f"fit: got the recipe {recipe} and a config, wanted one of them; load_recipe makes a config")
     if config is None:

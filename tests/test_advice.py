@@ -76,6 +76,8 @@ def test_what_was_done_already_is_not_next(tmp_path):
     words = " ".join(explain(run))
     assert "Next: phonetrain predict" in words
     assert not any(f"phonetrain {name} " in words for name in ("evaluate", "report"))
+    run.write_text(run.predictions / "test.csv", "id,label")
+    assert f"Next: read {run.report_path}." in explain(run) and repr(explain(run)).count("\n") == len(explain(run)) - 1
 
 
 def test_best_score_inside_an_epoch_is_the_best_everywhere(tmp_path):

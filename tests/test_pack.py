@@ -267,7 +267,7 @@ def test_report_counts_and_serialises(tmp_path, tiny_raw):
     report = pack(tiny_raw, tmp_path / "packed")
     assert report.num_frames == sum(map(sum, TINY_LENGTHS.values()))
     assert report.to_dict()["partitions"][1]["utterances"] == len(TINY_LENGTHS["test-clean"])
-    assert "layout hw1p2" in str(report)
+    assert "layout hw1p2" in str(report) and repr(report) == str(report)
     assert report.digest == PackedCorpus(tmp_path / "packed").digest
 
 
