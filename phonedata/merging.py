@@ -152,10 +152,11 @@ def _concatenate(name: str, parts: list[PackedCorpus], root: Path, shards: ExitS
         labels = shards.enter_context(ShardFile(root / name / "labels/c/0", chunks, CHUNK_ROWS * dtype.itemsize))
         pieces = [s.labels[corpus.context if s is not first else 0 :] for s in sources]
         label_digests = _copy(pieces, labels, np.empty(CHUNK_ROWS, dtype), corpus.phonemes.padding_label, None)
-    moments = [
-        np.concatenate([s.array(f"part_{what}", "<f8", s.num_utterances * corpus.feature_dim) for s in sources])
+    means, squares = (
+        [s.array(f"part_{what}", "<f8", s.num_utterances * corpus.feature_dim).reshape(-1, corpus.feature_dim)
+         for s in sources]
         for what in ("means", "squares")
-    ]
+    )  # fmt: skip
     return WrittenPartition(
         name=name,
         labelled=first.labelled,
@@ -169,8 +170,8 @@ def _concatenate(name: str, parts: list[PackedCorpus], root: Path, shards: ExitS
         labels=labels,
         label_digests=label_digests,
         histogram=np.sum([s.label_histogram for s in sources], axis=0) if first.labelled else None,
-        means=moments[0].reshape(-1, corpus.feature_dim),
-        squares=moments[1].reshape(-1, corpus.feature_dim),
+        means=means,
+        squares=squares,
     )
 
 

@@ -106,10 +106,11 @@ class PartitionPlan:
         self._lay_out()
 
     def _lay_out(self) -> None:
-        lengths = self.lengths[self.index]
-        self.utterance_end = np.cumsum(lengths)
-        self.start_row = self.utterance_end - lengths + self.context * np.arange(1, len(lengths) + 1)
-        self.rows = rows_of(lengths, self.context)
+        self.length = self.lengths[self.index]
+        self.utterance_end = np.cumsum(self.length)
+        self.start_row = self.utterance_end - self.length + self.context * np.arange(1, len(self.length) + 1)
+        self.end_row = self.start_row + self.length
+        self.rows = rows_of(self.length, self.context)
         self.chunks = num_chunks(self.rows)
 
     def correct(self, lengths: dict[int, int], bad: dict[int, str]) -> None:
@@ -124,10 +125,10 @@ class PartitionPlan:
     def task(self, chunk: int) -> ChunkTask:
         """The utterances of one chunk; its key is equal exactly when the chunk's bytes must be equal."""
         first_row, end_row = chunk * CHUNK_ROWS, (chunk + 1) * CHUNK_ROWS
-        lengths = self.lengths[self.index]
-        first = int(np.searchsorted(self.start_row + lengths, first_row, side="right"))
+        # Slices of arrays that the plan has: a task that made its own would keep one as long as the corpus.
+        first = int(np.searchsorted(self.end_row, first_row, side="right"))
         end = int(np.searchsorted(self.start_row, end_row, side="left"))
-        index, start, length = self.index[first:end], self.start_row[first:end], lengths[first:end]
+        index, start, length = self.index[first:end], self.start_row[first:end], self.length[first:end]
         key = xxhash.xxh3_128(f"{self.salt} {self.name} {chunk} {min(self.rows, end_row)}".encode())
         for values in (index, start, length):
             key.update(np.ascontiguousarray(values, "<i8").tobytes())

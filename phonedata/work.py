@@ -276,8 +276,8 @@ class Packing:
             labels=labels,
             label_digests=[r.labels for r in results],
             histogram=np.sum([r.histogram for r in results], axis=0) if raw.labelled else None,
-            means=np.concatenate([r.reading.means for r in results]),
-            squares=np.concatenate([r.reading.squares for r in results]),
+            means=[r.reading.means for r in results],
+            squares=[r.reading.squares for r in results],
         )
 
     def _left_out(self) -> list[LeftOut]:

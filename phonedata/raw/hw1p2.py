@@ -127,18 +127,22 @@ def _read_order(file: Path, known: set[str]) -> list[str]:
     return names
 
 
-def _list_npy(folder: Path, problems: list[Problem]) -> dict[str, os.stat_result]:
-    """id -> (file name, stat) of every .npy file; hidden files (`._ID.npy` of a Mac) and others are not ours."""
+def _list_npy(folder: Path, problems: list[Problem]) -> dict[str, tuple[str, int, int]]:
+    """id -> (file name, bytes, time written in ns) of every .npy file; hidden files (`._ID.npy` of a Mac) and others
+    are not ours.
+
+    Plain names and numbers: a million directory entries with their status would be a gigabyte.
+    """
     files = {}
     try:
-        entries = [e for e in os.scandir(folder) if e.name[-4:].lower() == ".npy" and e.name[0] != "."]
+        names = [name for name in os.listdir(folder) if name[-4:].lower() == ".npy" and name[0] != "."]
     except OSError as error:
         raise RawDataError(f"{folder}: cannot be listed ({error.strerror}); check its permissions") from None
-    check_names((e.name[:-4] for e in entries), "utterance id", folder)
-    for entry in sorted(entries, key=lambda entry: entry.name):
-        stem, broken = entry.name[:-4], None
+    check_names((name[:-4] for name in names), "utterance id", folder)
+    for name in sorted(names):
+        stem, path, broken = name[:-4], f"{folder}{os.sep}{name}", None
         try:
-            status = entry.stat()
+            status = os.stat(path)
             if not stat.S_ISREG(status.st_mode):
                 broken = "is not a file"
         except OSError as error:
@@ -146,9 +150,9 @@ def _list_npy(folder: Path, problems: list[Problem]) -> dict[str, os.stat_result
         if stem in files:
             broken = f"the id {stem} was seen already in {files[stem][0]}"
         if broken:
-            problems.append(Problem(stem, f"{entry.path}: {broken}; remove or mend it"))
+            problems.append(Problem(stem, f"{path}: {broken}; remove or mend it"))
             continue
-        files[stem] = entry.name, status
+        files[stem] = name, status.st_size, status.st_mtime_ns
     return files
 
 
@@ -195,9 +199,9 @@ class Hw1p2Partition:
         self.speakers = [speaker_of(i) for i in ids]
         self._files = [features[i][0] for i in ids]
         self._label_files = [labels[i][0] for i in ids] if texts else None
-        self.lengths_hint = self._guess_lengths([features[i][1].st_size for i in ids])
-        stats = [features[i][1] for i in ids] + ([labels[i][1] for i in ids] if texts else [])
-        sizes, times = (np.array([getattr(s, what) for s in stats], np.int64) for what in ("st_size", "st_mtime_ns"))
+        self.lengths_hint = self._guess_lengths([features[i][1] for i in ids])
+        found = [features[i] for i in ids] + ([labels[i] for i in ids] if texts else [])
+        sizes, times = (np.array([file[place] for file in found], np.int64) for place in (1, 2))
         self.stamp, self.written = xxhash.xxh3_128_hexdigest(sizes), xxhash.xxh3_128_hexdigest(times)
         self._reader = NpyReader()
         self._label_reader = NpyReader()
