@@ -312,6 +312,66 @@ def test_ark_headers_that_lie_are_refused(tmp_path):
             partition = pickle.loads(pickle.dumps(partition))  # a fresh handle on the new file
 
 
+def test_an_ark_of_the_same_name_is_not_taken_for_a_missing_one(tmp_path):
+    """Two arks of other folders led to the one of their name in the raw folder: features of one under ids of both."""
+    write_kaldi(tmp_path / "dev", utterances({"d-1-0": 31, "d-1-1": 4}))
+    write_kaldi(tmp_path / "train", utterances({"t-1-0": 31, "t-1-1": 4}))
+    (tmp_path / "train/feats.ark").unlink()
+    (tmp_path / "dev/feats.ark").rename(tmp_path / "feats.ark")
+    dev, train = open_raw(tmp_path).partitions  # both scp files say mfcc/feats.ark
+    np.testing.assert_array_equal(dev.read(0)[0], place_features(0, 31, DIM))
+    for index, key in ((0, "d-1-0"), (1, "d-1-1")):
+        with pytest.raises(RawDataError, match=f"is t-1-{index} in feats.scp, but the ark has '{key}' there"):
+            train.read(index)
+    scp = tmp_path / "train/feats.scp"
+    scp.write_text(scp.read_text().replace("mfcc/feats.ark", "/cluster/train/feats.ark"))
+    with pytest.raises(RawDataError, match="names '/cluster/train/feats.ark', but only .* is 'mfcc/feats.ark' else"):
+        open_raw(tmp_path)
+    scp.write_text(scp.read_text().replace("/cluster/train/feats.ark", "/cluster/exp/mfcc/feats.ark"))
+    assert open_raw(tmp_path).partitions  # one ark, seen from two folders
+
+
+@pytest.mark.parametrize("compression", [None, 2, 3, 5])
+def test_ids_that_copy_data_dir_has_changed_are_those_of_the_ark(tmp_path, compression):
+    """A prefix before the key or a suffix behind it; not so much as a letter may be part of another name."""
+    told = utterances({"a-1": 31, "ab-1": 9, "b-1": 5})
+    write_kaldi(tmp_path / "train", told, compression)
+    scp, plain = tmp_path / "train/feats.scp", (tmp_path / "train/feats.scp").read_text()
+    (tmp_path / "train/ali.txt").unlink()
+    truth = [features for _, (features, _) in sorted(read_all(open_raw(tmp_path))["train"].items())]
+    for pattern in ("sp0.9-{}", "{}-rev", "x_{}_y"):
+        scp.write_text("".join(pattern.format(*line.split(" ", 1)) + " " + line.split(" ", 1)[1] + "\n"
+                               for line in plain.splitlines()))
+        partition = open_raw(tmp_path).partitions[0]
+        for index, features in enumerate(truth):
+            np.testing.assert_array_equal(partition.read(index)[0], features)
+    for utterance in ("xa-1", "a-12", "b-2"):
+        scp.write_text(plain.replace("a-1 ", f"{utterance} ", 1))
+        partition = open_raw(tmp_path).partitions[0]
+        with pytest.raises(RawDataError, match="but the ark has 'a-1' there"):
+            partition.read(partition.utterance_ids.index(utterance))
+    place = plain.splitlines()[1].rsplit(":", 1)
+    scp.write_text(f"{place[0]}:{int(place[1]) + 1}\n")
+    with pytest.raises(RawDataError):
+        open_raw(tmp_path).partitions[0].read(0)
+
+
+def test_an_ark_that_promises_more_than_any_memory_is_one_bad_utterance(tmp_path):
+    write_kaldi(tmp_path / "raw/train", utterances({"a": 3, "b": 4}))
+    ark = tmp_path / "raw/train/huge.ark"
+    rows, columns = (1 << 31) - 1, 400
+    for head in (b"c \0BFM \4" + struct.pack("<i", rows) + b"\4" + struct.pack("<i", columns),
+                 b"c \0BCM2 " + struct.pack("<ffii", 0, 1, rows, columns)):
+        ark.write_bytes(head)
+        os.truncate(ark, 4 * rows * columns + 100)
+        (tmp_path / "raw/train/feats.scp").write_text("a mfcc/feats.ark:2\nc huge.ark:2\n")
+        (tmp_path / "raw/train/ali.txt").write_text("a 1 2 3\nc 1\n")
+        with pytest.raises(RawDataError, match=f"a matrix of {rows} x 400 does not fit into memory"):
+            pack(tmp_path / "raw", tmp_path / "packed", replace=True)
+        report = pack(tmp_path / "raw", tmp_path / "packed", skip_bad=True, replace=True)
+        assert [one.utterance for one in report.left_out] == ["c"]
+
+
 def test_a_missing_kaldiio_names_the_extra(tmp_path, monkeypatch):
     write_kaldi(tmp_path / "train", utterances({"a": 9}), compression=2)
     (partition,) = open_raw(tmp_path).partitions

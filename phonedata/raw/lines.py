@@ -54,6 +54,20 @@ class OpenFile:
             length -= len(piece)
         return b"".join(pieces)
 
+    def read_into(self, path: str, offset: int, array: np.ndarray) -> None:
+        """Fill a C-order `array` with the bytes from `offset` on. Raises RawDataError if there are fewer, OSError.
+
+        The array was made before the first byte is read: what no memory can hold shows at once.
+        """
+        self.open(path)
+        os.lseek(self._descriptor, offset, os.SEEK_SET)
+        room = memoryview(array.reshape(-1).view(np.uint8))
+        with open(self._descriptor, "rb", buffering=0, closefd=False) as file:
+            while room and (count := file.readinto(room)):
+                room = room[count:]
+        if room:
+            raise RawDataError(f"{path}: changed while it was read; start again")
+
 
 class LabelLines:
     """Where each utterance's line lies in `files`; the labels themselves stay on disk. Picklable.
