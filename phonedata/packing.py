@@ -13,7 +13,7 @@ from phonedata.packreport import LeftOut, PackReport
 from phonedata.parts import make_parts_folder, part_path, read_stats, write_stats
 from phonedata.plan import PackOptions
 from phonedata.raw import RawCorpus, open_raw
-from phonedata.shard import disk_error
+from phonedata.shard import disk_error, is_disk_full
 from phonedata.team import available_cores
 from phonedata.work import Packing
 
@@ -96,11 +96,11 @@ def _pack(corpus: RawCorpus, options: PackOptions, whole, target, workers, progr
         work.run(statistics)
         check_target(target, replace)
         notes = put_in_place(staging.corpus, target)
-    except (KeyboardInterrupt, NoSpace):
-        staging.release()
-        raise
-    except BaseException:
-        staging.remove()
+    except BaseException as error:
+        if isinstance(error, (KeyboardInterrupt, NoSpace)) or is_disk_full(error):
+            staging.release()
+        else:
+            staging.remove()
         raise
     staging.remove()
     return PackReport.of(PackedCorpus(target), notes=corpus.notes + notes, chunks_reused=work.reused)

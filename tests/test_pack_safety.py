@@ -13,6 +13,7 @@ import pytest
 from phonedata import CorpusNotFound, PackedCorpus, PhonedataError, merge, pack
 from phonedata import exchange as exchange_module
 from phonedata.exchange import put_in_place, replaced_path, staging_path
+from phonedata.journal import Staging
 from tests.conftest import write_hw1p2
 
 
@@ -306,6 +307,67 @@ def test_a_full_disk_leaves_no_file_open(raw, tmp_path, monkeypatch, call):
             work()
         gc.collect()
         assert not open_files(tmp_path)
+
+
+def fill_disk_at(monkeypatch, call, count):
+    """From the `count`-th `os.call` on, the disk is full."""
+    real, seen = getattr(os, call), []
+
+    def full(*arguments):
+        seen.append(1)
+        if len(seen) >= count:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(*arguments)
+
+    monkeypatch.setattr(os, call, full)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_pack_goes_on_where_the_disk_was_full(raw, whole, tmp_path, monkeypatch, workers):
+    fill_disk_at(monkeypatch, "pwrite", 6)
+    with pytest.raises(PhonedataError, match="disk full.*free some space and pack again"):
+        pack(raw, tmp_path / "packed", workers=workers)
+    monkeypatch.undo()
+    assert not (tmp_path / "packed").exists()
+    assert pack(raw, tmp_path / "packed", workers=workers).chunks_reused >= 2
+    assert tree_bytes(tmp_path / "packed") == whole
+
+
+def test_a_journal_that_cannot_be_written_lets_the_lock_go(raw, whole, tmp_path, monkeypatch):
+    """Closing the journal writes again, and fails again; then nobody closed the lock, and a notebook was locked out."""
+
+    class Full:
+        def __init__(self, file):
+            self.file = file
+
+        def write(self, data):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        def close(self):
+            self.file.close()
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def fill(stage, done, total, unit="frames"):
+        if done > 0.5 * total:
+            staging = next(o for o in gc.get_objects() if isinstance(o, Staging) and o._journal is not None)
+            staging._journal = Full(staging._journal)
+
+    with pytest.raises(PhonedataError, match="disk full"):
+        pack(raw, tmp_path / "packed", workers=1, progress=fill)
+    assert pack(raw, tmp_path / "packed", workers=1).chunks_reused >= 1
+    assert tree_bytes(tmp_path / "packed") == whole
+
+
+@pytest.mark.parametrize("place", ["_read_journal", "record"])
+def test_ctrl_c_while_staging_is_opened_lets_the_lock_go(raw, tmp_path, monkeypatch, place):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Staging, place, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        pack(raw, tmp_path / "packed")
+    monkeypatch.undo()
+    pack(raw, tmp_path / "packed")
 
 
 def test_an_interrupted_pack_needs_only_the_space_that_is_missing(raw, whole, tmp_path, monkeypatch):
