@@ -106,11 +106,11 @@ class ChunkFiller:
     """Makes one inner chunk at a time in its own buffers.
 
     `statistics(partition, index)` gives the mean and scale (D,) to normalise an utterance with; without it, every
-    utterance is normalised with its own.
+    utterance is normalised with its own. `check(partition, index, mean, square)` sees the raw moments of every one.
     """
 
-    def __init__(self, reader: UtteranceReader, dtype: str, label_dtype, num_classes: int, statistics):
-        self.reader, self.statistics = reader, statistics
+    def __init__(self, reader: UtteranceReader, dtype: str, label_dtype, num_classes: int, statistics, check):
+        self.reader, self.statistics, self.check = reader, statistics, check
         self.dtype, self.num_classes, self._limit = dtype, num_classes, _LARGEST[dtype]
         half = dtype == "float16"
         self._normalise = normalise_half if half else normalise_single
@@ -161,6 +161,8 @@ class ChunkFiller:
         if bad or lengths:
             nothing = np.empty((0, dim))
             return Reading.of([], [], nothing, nothing, lengths=lengths, bad=bad)
+        for index, mean, square in zip(task.index.tolist(), means, squares):
+            self.check(task.partition, index, mean, square)
         stored = (means[own] - centres[own]) * scales[own], squares[own] * scales[own] ** 2
         reading = Reading.of(task.index[own], task.length[own], *stored)
         features_file.write(task.chunk, rows)
