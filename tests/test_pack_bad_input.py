@@ -21,6 +21,7 @@ from phonedata import (
     SpecError,
     pack,
 )
+from phonedata.raw.npy import NpyReader
 from tests.conftest import place_features, place_label, write_hw1p2
 
 BAD = "1-1-0001"
@@ -112,6 +113,8 @@ SPOILED = {
         "cut short",
         mfcc,
     ),
+    "size of terabytes": (lambda r: os.truncate(mfcc(r), 1 << 42), "too long: 4398046510976 bytes", mfcc),
+    "transcript of terabytes": (lambda r: os.truncate(transcript(r), 1 << 42), "too long", transcript),
     "npy of records": (
         lambda r: np.save(mfcc(r), np.zeros(21, [("a", "f4"), ("b", "f4")])),
         "wanted numbers or text",
@@ -245,6 +248,16 @@ def test_values_too_large_for_float16_name_the_way_out(raw, tmp_path):
 def test_impossible_options_are_refused(raw, tmp_path, options, message):
     with pytest.raises(SpecError, match=message):
         pack(raw, tmp_path / "packed", **options)
+
+
+def test_a_file_that_really_promises_terabytes_does_not_end_in_a_traceback(raw, tmp_path):
+    write_header(mfcc(raw), f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({1 << 38}, 3), }}")
+    os.truncate(mfcc(raw), mfcc(raw).stat().st_size + (12 << 38))
+    with pytest.raises(RawDataError, match="bytes do not fit into memory"):
+        NpyReader().load(str(mfcc(raw)))
+    with pytest.raises(PhonedataError, match="needs .* MB, but"):
+        pack(raw, tmp_path / "packed", skip_bad=True)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["raw"]
 
 
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root reads everything")

@@ -92,7 +92,7 @@ def read_waveform(path: str, rate_hz: int) -> tuple[np.ndarray, int]:
             waveform = sound.read(dtype="float32")
     except OSError as error:
         raise RawDataError(f"{path}: cannot be read ({error.strerror}); mend or remove it") from None
-    except (RuntimeError, ValueError, TypeError) as error:  # LibsndfileError is a RuntimeError
+    except (RuntimeError, ValueError, TypeError, MemoryError) as error:  # LibsndfileError is a RuntimeError
         line = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise RawDataError(f"{path}: is no audio that libsndfile can read ({line}); mend or remove it") from None
     if len(waveform) != length or not np.isfinite(waveform).all():

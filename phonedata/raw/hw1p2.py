@@ -15,6 +15,7 @@ from phonedata.raw.npy import NpyReader, parse_header
 
 LOOKS_FOR = "PARTITION/mfcc/ID.npy, e.g. train-clean-100/mfcc/103-1240-0000.npy"
 TEST_ORDER = "test_order.csv"
+_LARGE = 1 << 24  # bytes of a feature file that is opened while listing: an hour and more of 28 coefficients
 _TRANSCRIPTS = ("transcript", "transcripts")
 
 
@@ -230,16 +231,27 @@ class Hw1p2Partition:
         return difference
 
     def _guess_lengths(self, sizes: list[int]) -> list[int] | None:
-        """Frame counts from file sizes and the first readable header: the files of a corpus are made alike."""
-        for file in self._files[:20]:
-            try:
-                with open(f"{self._mfcc}/{file}", "rb") as f:
-                    dtype, _, shape, offset = parse_header(f.read(10_016), file)
-            except (OSError, RawDataError):
-                continue
+        """Frame counts from file sizes and the first readable header: the files of a corpus are made alike.
+
+        A file of many megabytes is asked itself: one with a damaged length must not decide how much disk is wanted.
+        """
+        for header in filter(None, map(self._header, range(min(20, len(sizes))))):
+            dtype, _, shape, offset = header
             if len(shape) == 2 and shape[1] and dtype.itemsize:
-                return [max(1, (size - offset) // (shape[1] * dtype.itemsize)) for size in sizes]
+                lengths = [max(1, (size - offset) // (shape[1] * dtype.itemsize)) for size in sizes]
+                for n in (n for n, size in enumerate(sizes) if size > _LARGE):
+                    _, _, shape, _ = self._header(n) or (None, None, (1,), None)
+                    lengths[n] = min(lengths[n], max(1, *shape[:1]))
+                return lengths
         return None
+
+    def _header(self, n: int) -> tuple | None:
+        """What the n-th file's header says, see `parse_header`; None if it says nothing."""
+        try:
+            with open(f"{self._mfcc}/{self._files[n]}", "rb") as file:
+                return parse_header(file.read(10_016), self._files[n])
+        except (OSError, RawDataError):
+            return None
 
     def where(self, index: int) -> str:
         return f"{self._mfcc}/{self._files[index]}"
