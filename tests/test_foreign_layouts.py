@@ -8,6 +8,10 @@ import random
 import shutil
 import struct
 import tempfile
+import threading
+import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -15,6 +19,7 @@ import pytest
 from phonedata import PackedCorpus, RawDataError, pack
 from phonedata.errors import MissingReader, PhonedataError
 from phonedata.raw import open_raw
+from phonedata.raw.libriphone import load_tensor
 
 from .conftest import place_features, place_label
 
@@ -101,6 +106,40 @@ def test_kaldi_gives_every_frame_and_label_as_written(tmp_path, compression):
         np.testing.assert_allclose(features, told[u][0], rtol=0, atol=0 if not compression else span / 64)
         np.testing.assert_array_equal(labels, told[u][1])
     assert raw.partitions[0].speakers == ["spk-a", "spk-b", "spk-c", "spk-c"]
+
+
+def test_kaldi_folders_that_keep_their_arks_in_mfcc_are_kaldi_folders(tmp_path):
+    told = utterances()
+    write_kaldi(tmp_path / "train", told)
+    (tmp_path / "train/mfcc").mkdir()
+    (tmp_path / "train/feats.ark").rename(tmp_path / "train/mfcc/feats.ark")
+    raw = open_raw(tmp_path)
+    assert raw.layout == "kaldi"
+    np.testing.assert_array_equal(read_all(raw)["train"]["c-2-0"][0], told["c-2-0"][0])
+
+
+def test_threads_leave_the_warning_filters_as_they_were(tmp_path, monkeypatch):
+    """One thread's "ignore" was what the other put back at its end, and stayed for the session."""
+    write_libriphone(tmp_path, utterances({"a": 3, "b": 4}))
+    first_loads, second_has_begun, loading = threading.Event(), threading.Event(), torch.load
+
+    def load(path, **options):
+        first_loads.set()
+        if "a.pt" in path:
+            second_has_begun.wait(0.5)  # the second one is now inside too, if it can be
+        else:
+            second_has_begun.set()
+            time.sleep(0.1)
+        return loading(path, **options)
+
+    monkeypatch.setattr(torch, "load", load)
+    before = list(warnings.filters)
+    with ThreadPoolExecutor(2) as pool:
+        a = pool.submit(load_tensor, str(tmp_path / "feat/train/a.pt"))
+        first_loads.wait(5)
+        b = pool.submit(load_tensor, str(tmp_path / "feat/train/b.pt"))
+        assert len(a.result()) == 3 and len(b.result()) == 4
+    assert warnings.filters == before
 
 
 def test_kaldi_pdf_ids_by_the_thousand_become_uint16_labels(tmp_path):

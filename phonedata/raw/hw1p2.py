@@ -20,8 +20,8 @@ _TRANSCRIPTS = ("transcript", "transcripts")
 
 
 def detect(root: Path) -> bool:
-    """Whether any folder in `root` holds a folder `mfcc`."""
-    return bool(_partition_names(root))
+    """Whether any folder in `root` holds a folder `mfcc`, and no feats.scp: Kaldi's may keep its arks in one."""
+    return any(not os.path.isfile(root / name / "feats.scp") for name in _partition_names(root))
 
 
 def _partition_names(root: Path) -> list[str]:

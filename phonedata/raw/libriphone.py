@@ -1,6 +1,7 @@
 """The libriphone layout of NTU's ML course: split lists, feat/{train,test}/ID.pt, a line of labels an utterance."""
 
 import os
+import threading
 import warnings
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from phonedata.raw.lines import LabelLines, checked_labels, read_list
 
 LOOKS_FOR = "train_split.txt, train_labels.txt and feat/train/ID.pt"
 NUM_CLASSES = 41
+_QUIET = threading.Lock()
 # Split list -> partition. Lists for dev divide what lies in feat/train.
 _SPLITS = {"train_split.txt": "train", "dev_split.txt": "dev", "val_split.txt": "dev", "test_split.txt": "test"}
 
@@ -123,7 +125,8 @@ def load_tensor(path: str) -> np.ndarray:
         size = os.stat(path).st_size
         if not os.path.isfile(path):
             raise RawDataError(f"{path}: is not a file; remove or mend it")
-        with warnings.catch_warnings():
+        # The filters are the process's: two threads that restore them in turn would leave "ignore" behind.
+        with _QUIET, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             tensor = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
