@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from phonedata.errors import PhonedataError
-from phonedata.exchange import staging_path
+from phonedata.exchange import recover, staging_path
 from phonedata.shard import disk_error
 
 try:
@@ -44,6 +44,8 @@ class Staging:
         self._fd = self._journal = None
         try:
             self._acquire(target)
+            # Under the lock nobody is between two renames: an old folder that waits here would go with the staging.
+            recover(target)
             self.records = self._read_journal(fingerprint)
             self._written = len(self.records)
             self._journal = open(self.path / "journal", "ab")  # noqa: SIM115
