@@ -190,6 +190,26 @@ def test_foreign_folder_is_never_replaced(raw, tmp_path):
     assert (tmp_path / "packed/thesis.tex").read_text() == "years of work"
 
 
+def test_files_of_the_users_own_inside_a_corpus_are_not_replaced_with_it(raw, tmp_path):
+    packed = tmp_path / "packed"
+    pack(raw, packed)
+    for name in ("notes.txt", "runs/one/best.pt", "train/mine.npy", "a", "b"):
+        (packed / name).parent.mkdir(parents=True, exist_ok=True)
+        (packed / name).write_text("mine")
+    with pytest.raises(CorpusExists, match=r"packed: holds a, b, notes\.txt and 2 more besides.*move it first"):
+        pack(raw, packed, replace=True)
+    for name in ("a", "b", "notes.txt"):
+        (packed / name).unlink()
+    with pytest.raises(CorpusExists, match="holds runs, train/mine.npy besides"):
+        pack(raw, packed, replace=True)
+    assert (packed / "runs/one/best.pt").read_text() == "mine"
+    shutil.rmtree(packed / "runs")
+    (packed / "train/mine.npy").unlink()
+    (packed / "train/zarr.json").write_text("damaged")
+    pack(raw, packed, replace=True)
+    PackedCorpus(packed).verify()
+
+
 def test_empty_folder_is_a_fine_target(raw, tmp_path):
     (tmp_path / "packed").mkdir()
     pack(raw, tmp_path / "packed")
