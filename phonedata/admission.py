@@ -82,6 +82,11 @@ def check_partitions(corpus: RawCorpus, options: PackOptions) -> None:
     names = [p.name for p in corpus.partitions]
     if not names:
         raise RawDataError(f"{corpus.path}: no partitions; fill it first")
+    for name in names:
+        if "+" in name:
+            raise RawDataError(
+                f"{corpus.path}: partition {name!r} cannot be named where A + B means both; rename its folder without +"
+            )
     if options.cmvn == "train":
         if not options.train_partitions:
             found = [n for n in names if n.startswith("train")]

@@ -108,6 +108,51 @@ def test_kaldi_gives_every_frame_and_label_as_written(tmp_path, compression):
     assert raw.partitions[0].speakers == ["spk-a", "spk-b", "spk-c", "spk-c"]
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_id(tmp_path):
+    """Editors on Windows write one; lists with it were read already."""
+    told = utterances()
+    write_libriphone(tmp_path / "l", told)
+    write_kaldi(tmp_path / "k/train", told)
+    for file in (tmp_path / "l/train_labels.txt", tmp_path / "k/train/ali.txt"):
+        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    for root in ("l", "k"):
+        got = read_all(open_raw(tmp_path / root))["train"]
+        for u, (_, labels) in told.items():
+            np.testing.assert_array_equal(got[u][1], labels)
+
+
+def test_libriphone_names_the_table_that_it_reads(tmp_path):
+    write_libriphone(tmp_path, utterances({"a": 3, "b": 2}))
+    (tmp_path / "train_labels.txt").write_text("a 1 2 41\nb 1 XX\n")
+    (partition,) = open_raw(tmp_path).partitions
+    for index, wanted in ((0, "outside 0..40; list all symbols in phonemes.txt"), (1, "a phonemes.txt that lists it")):
+        with pytest.raises(RawDataError, match=wanted):
+            partition.read(index)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+@pytest.mark.parametrize("full", [True, False], ids=["full", "gone"])
+def test_a_temporary_folder_that_is_full_or_gone_is_named(tmp_path, monkeypatch, full):
+    """It was the alignment file that one was told to check."""
+    write_kaldi(tmp_path / "raw/train", utterances())
+    text = tmp_path / "raw/train/ali.txt"
+    text.with_name("ali.txt.gz").write_bytes(gzip.compress(text.read_bytes()))
+    text.unlink()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path if full else tmp_path / "nowhere"))
+    if full:
+        mkstemp = tempfile.mkstemp
+
+        def make_full(**options):
+            descriptor, path = mkstemp(**options)
+            os.dup2(os.open("/dev/full", os.O_WRONLY), descriptor)
+            return descriptor, path
+
+        monkeypatch.setattr(tempfile, "mkstemp", make_full)
+    with pytest.raises(RawDataError, match=r"ali.txt.gz: cannot be unpacked into .* \(No s.*; free .* TMPDIR"):
+        open_raw(tmp_path / "raw")
+    assert not list(tmp_path.glob("phonedata-*"))
+
+
 def test_kaldi_folders_that_keep_their_arks_in_mfcc_are_kaldi_folders(tmp_path):
     told = utterances()
     write_kaldi(tmp_path / "train", told)

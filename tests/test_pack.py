@@ -215,6 +215,18 @@ def test_test_order_is_taken_from_wherever_courses_put_it(tmp_path, place, text)
     assert any("test is in the order of" in note for note in report.notes)
 
 
+def test_an_id_that_is_not_there_is_no_header(tmp_path):
+    """A list without a header whose first utterance was lost: the line was dropped, and the list taken as complete."""
+    utterances = {i: (np.ones((3, 2), np.float32), None) for i in ("a", "b")}
+    write_hw1p2(tmp_path / "raw", "test", utterances, labelled=False)
+    (tmp_path / "raw/test/test_order.csv").write_text("lost\nb\na\n")
+    with pytest.raises(RawDataError, match="the list lists 'lost', and mfcc/ holds the contrary"):
+        pack(tmp_path / "raw", tmp_path / "packed")
+    (tmp_path / "raw/test/test_order.csv").write_text("Utterance_ID\nb\na\n")
+    pack(tmp_path / "raw", tmp_path / "packed")
+    assert PackedCorpus(tmp_path / "packed")["test"].utterance_ids == ["b", "a"]
+
+
 def test_test_order_that_fits_nothing_is_refused_inside_the_raw_folder_only(tmp_path):
     utterances = {i: (np.ones((3, 2), np.float32), None) for i in ("a", "b", "c")}
     write_hw1p2(tmp_path / "raw", "test", utterances, labelled=False)

@@ -230,6 +230,12 @@ def test_partition_with_nothing_good_is_refused_even_with_skip_bad(raw, tmp_path
     assert not (tmp_path / "packed").exists()
 
 
+def test_a_partition_that_a_sum_of_partitions_could_not_name_is_refused(raw, tmp_path):
+    (raw / "train").rename(raw / "train+other")
+    with pytest.raises(RawDataError, match=r"partition 'train\+other' cannot be named .* rename its folder"):
+        pack(raw, tmp_path / "packed")
+
+
 def test_missing_raw_folder_and_unknown_layout_are_explained(raw, tmp_path):
     with pytest.raises(CorpusNotFound, match="does not exist"):
         pack(tmp_path / "nothing", tmp_path / "packed")

@@ -15,6 +15,7 @@ from phonedata.raw.npy import NpyReader, parse_header
 
 LOOKS_FOR = "PARTITION/mfcc/ID.npy, e.g. train-clean-100/mfcc/103-1240-0000.npy"
 TEST_ORDER = "test_order.csv"
+_HEADERS = {"files", "filename", "file_name", "name", "path", "id", "ids", "utterance", "utterance_id", "utt", "utt_id"}
 _LARGE = 1 << 24  # bytes of a feature file that is opened while listing: an hour and more of 28 coefficients
 _TRANSCRIPTS = ("transcript", "transcripts")
 
@@ -106,7 +107,8 @@ def _put_in_test_order(root: Path, partitions: "tuple[Hw1p2Partition, ...]") -> 
 def _read_order(file: Path, known: set[str]) -> list[str]:
     """Utterance ids in the order of a list of file names or ids, one a line, perhaps under a header.
 
-    Of several columns the one named `file` counts, else the last. Raises RawDataError.
+    Of several columns the one named `file` counts, else the last. A first line is a header if it is a word of headers:
+    an id that no file has is a difference to be told, not a line to be dropped. Raises RawDataError.
     """
     try:
         rows = [row for row in csv.reader(file.read_text(encoding="utf-8-sig").splitlines()) if any(row)]
@@ -119,7 +121,7 @@ def _read_order(file: Path, known: set[str]) -> list[str]:
         names = [row[column].strip() for row in rows]
     except IndexError:
         raise RawDataError(f"{file}: a line has no column {column + 1}, which is `file`; mend it") from None
-    if "file" in header or (names and not names[0].endswith(".npy") and names[0] not in known):
+    if "file" in header or (names and names[0].lower() in _HEADERS and names[0] not in known):
         names = names[1:]
     names = [os.path.basename(name).removesuffix(".npy") for name in names]
     if len(set(names)) != len(names):

@@ -11,7 +11,7 @@ import numpy as np
 from phonedata.errors import MissingReader, RawDataError, SpecError
 from phonedata.phonemes import PhonemeSet
 from phonedata.raw import Problem, RawCorpus, Stamp, check_name, read_frontend
-from phonedata.raw.lines import LabelLines, OpenFile, checked_labels, read_list, text_id
+from phonedata.raw.lines import LabelLines, OpenFile, read_list, text_id
 
 LOOKS_FOR = "feats.scp, or folders that have one, with ali*.txt or pdf*.txt (also .gz) beside it"
 _VALUE_BYTES = {b"FM": 4, b"DM": 8, b"CM": 1, b"CM2": 2, b"CM3": 1}
@@ -36,7 +36,7 @@ def _data_directories(root: Path) -> list[Path]:
 def open_layout(root: Path) -> RawCorpus:
     """One partition per data directory. Raises RawDataError."""
     folders = _data_directories(root)
-    alignments = {folder: LabelLines(_alignment_files(folder)) for folder in folders}
+    alignments = {folder: LabelLines(_alignment_files(folder), "phones.txt") for folder in folders}
     names = {os.path.basename(file) for lines in alignments.values() for file in lines.files}
     pdf = {"pdf" in name for name in names}
     if len(pdf) > 1:
@@ -170,16 +170,7 @@ class KaldiPartition:
         if not self.labelled:
             return features, None
         utterance = self.utterance_ids[index]
-        labels = self._lines.labels(utterance, self.phonemes.classes)
-        where = self._lines.files[self._lines.places[utterance][0]]
-        return features, checked_labels(
-            labels,
-            len(features),
-            len(self.phonemes),
-            self.phonemes.label_dtype,
-            f"{where}: {utterance}",
-            self.where(index),
-        )
+        return features, self._lines.checked(utterance, len(features), self.where(index), self.phonemes)
 
     def _check_key(self, ark: str, offset: int, utterance: str) -> None:
         """Refuse a matrix that its ark keeps under another name: the ark may be another partition's of the same name.

@@ -11,7 +11,7 @@ from phonedata.errors import MissingReader, RawDataError
 from phonedata.phonemes import PhonemeSet
 from phonedata.raw import Problem, RawCorpus, Stamp, check_name, read_frontend, read_phonemes
 from phonedata.raw.hw1p2 import speaker_of
-from phonedata.raw.lines import LabelLines, checked_labels, read_list
+from phonedata.raw.lines import LabelLines, read_list
 
 LOOKS_FOR = "train_split.txt, train_labels.txt and feat/train/ID.pt"
 NUM_CLASSES = 41
@@ -33,7 +33,7 @@ def open_layout(root: Path) -> RawCorpus:
     files = [
         root / name for name in ("train_labels.txt", "dev_labels.txt", "val_labels.txt") if (root / name).is_file()
     ]
-    lines = LabelLines(files)
+    lines = LabelLines(files, "phonemes.txt")
     partitions, taken = [], {}
     for name, partition in _SPLITS.items():
         if not (root / name).is_file():
@@ -108,11 +108,7 @@ class LibriphonePartition:
         if not self.labelled:
             return features, None
         utterance = self.utterance_ids[index]
-        labels = self._lines.labels(utterance, self.phonemes.classes)
-        where = self._lines.files[self._lines.places[utterance][0]]
-        return features, checked_labels(
-            labels, len(features), len(self.phonemes), self.phonemes.label_dtype, where, path
-        )
+        return features, self._lines.checked(utterance, len(features), path, self.phonemes)
 
 
 def load_tensor(path: str) -> np.ndarray:
