@@ -142,6 +142,11 @@ class AudioPartition:
                 for file in filter(None, (path, partner)):
                     # A link that leads nowhere is refused when it is read.
                     stamp.add(utterance, os.stat(file) if os.path.exists(file) else None)
+        heard = {os.path.splitext(path)[0] for path in audio}
+        for stem in sorted(aligned.keys() - heard):
+            utterance = _utterance_id(Path(aligned[stem]).relative_to(folder))
+            message = f"{aligned[stem]}: no audio beside it (.wav or .flac); add it, or skip_bad=True"
+            self.problems.append(Problem(utterance, message))
         stamp.add(repr(frontend), None)
         self.stamp, self.written = stamp.digests()
         self.utterance_ids = sorted(found)
