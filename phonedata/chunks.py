@@ -7,7 +7,7 @@ import numpy as np
 from numba import njit
 
 from phonedata.cmvn import moments, normalise_half, normalise_single, scale_into
-from phonedata.errors import RawDataError, SpecError
+from phonedata.errors import RawDataError
 from phonedata.plan import ChunkTask
 from phonedata.records import ChunkResult, Reading
 from phonedata.shard import CHUNK_ROWS, ShardFile, digest
@@ -152,7 +152,8 @@ class ChunkFiller:
             target = rows[start:end] if inside else np.empty((length, dim), rows.dtype)
             largest = self._normalise(features, centres[n], scales[n], target)
             if not largest <= self._limit:
-                self._refuse(task.partition, index, largest)
+                bad[index] = self._too_large(task.partition, index, largest)
+                continue
             a, b = max(start, 0), min(end, CHUNK_ROWS)
             if not inside:
                 rows[a:b] = target[a - start : b - start]
@@ -193,10 +194,7 @@ class ChunkFiller:
         own = self.statistics is None
         return fill(task.index.tolist(), self._rows, self._labels, starts, task.length, statistics, own, self._limit)
 
-    def _refuse(self, partition: str, index: int, largest: float) -> None:
+    def _too_large(self, partition: str, index: int, largest: float) -> str:
         where = self.reader.partitions[partition].where(index)
         way_out = "pack with dtype='float32', or with CMVN" if self.dtype == "float16" else "scale the features down"
-        raise SpecError(
-            f"{where}: a value of {largest:.6g} does not fit {self.dtype} (at most {self._limit:.6g}); "
-            f"{way_out}"
-        )
+        return f"{where}: a value of {largest:.6g} does not fit {self.dtype} (at most {self._limit:.6g}); {way_out}"

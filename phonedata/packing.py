@@ -55,6 +55,8 @@ def pack(
     check_options(options)
     if stats_only and (part is None or cmvn not in ("speaker", "train")):
         raise SpecError("stats only makes sense for a part with cmvn speaker or train; other packs need no statistics")
+    if workers is not None and workers < 1:
+        raise SpecError(f"workers {workers}, wanted at least 1")
     recover(whole)
     corpus = open_raw(raw, layout)
     check_partitions(corpus, options)

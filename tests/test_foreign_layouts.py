@@ -153,6 +153,15 @@ def test_a_temporary_folder_that_is_full_or_gone_is_named(tmp_path, monkeypatch,
     assert not list(tmp_path.glob("phonedata-*"))
 
 
+def test_kaldi_alignments_of_another_name_are_noted(tmp_path):
+    write_kaldi(tmp_path / "train", utterances(), alignment="train_ali.txt")
+    (tmp_path / "train/text").write_text("a-1-0 realism\n")
+    raw = open_raw(tmp_path)
+    assert not raw.partitions[0].labelled
+    assert [note for note in raw.notes if "train_ali.txt is not read; alignments are ali*.txt" in note]
+    assert [note for note in raw.notes if note.startswith("train has no labels")]
+
+
 def test_kaldi_folders_that_keep_their_arks_in_mfcc_are_kaldi_folders(tmp_path):
     told = utterances()
     write_kaldi(tmp_path / "train", told)

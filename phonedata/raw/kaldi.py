@@ -16,6 +16,7 @@ from phonedata.raw.lines import LabelLines, OpenFile, read_list, text_id
 LOOKS_FOR = "feats.scp, or folders that have one, with ali*.txt or pdf*.txt (also .gz) beside it"
 _VALUE_BYTES = {b"FM": 4, b"DM": 8, b"CM": 1, b"CM2": 2, b"CM3": 1}
 _ALIGNMENTS = re.compile(r"(ali|pdf|phones?[-_.]ali|ali[-_.]pdf)[\w.-]*\.(txt|gz)")
+_LIKE_ALIGNMENTS = re.compile(r"(?<![a-z])(ali|align|alignments?|pdfs?)(?![a-z])", re.IGNORECASE)
 _DISAMBIGUATION = re.compile(r"#\d+")
 _MOST_CLASSES = 65535
 _LONGEST_KEY = 1100  # bytes; an id has 255 characters at most
@@ -59,12 +60,20 @@ def open_layout(root: Path) -> RawCorpus:
             + (" (pdf ids)" if pdf == {True} else ", there is no phones.txt")
         )
     arks: dict[str, str] = {}
+    notes += _unread_alignments(folders)
     partitions = [KaldiPartition(root, folder, alignments[folder], phonemes, arks) for folder in folders]
     return RawCorpus(root, "kaldi", tuple(partitions), phonemes, read_frontend(root), tuple(notes))
 
 
 def _alignment_files(folder: Path) -> list[Path]:
     return sorted(file for file in folder.iterdir() if _ALIGNMENTS.fullmatch(file.name) and file.is_file())
+
+
+def _unread_alignments(folders: list[Path]) -> list[str]:
+    """A note for each file that may be meant as alignments and is not called so."""
+    names = [f for folder in folders for f in sorted(folder.iterdir()) if _LIKE_ALIGNMENTS.search(f.name)]
+    unread = [f for f in names if f.is_file() and not _ALIGNMENTS.fullmatch(f.name)]
+    return [f"{file} is not read; alignments are ali*.txt or pdf*.txt, also .gz" for file in unread]
 
 
 def _symbol_table(file: Path) -> PhonemeSet:
