@@ -7,7 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from phonedata import CorpusExists, CorpusNotFound, FormatError, PackedCorpus, RawDataError, SpecError, merge, pack
+from phonedata import (
+    ARPABET,
+    CorpusExists,
+    CorpusNotFound,
+    FormatError,
+    PackedCorpus,
+    RawDataError,
+    SpecError,
+    merge,
+    pack,
+)
 from phonedata.parts import part_path, part_range
 from phonedata.raw import open_raw
 from phonedata.raw.hw1p2 import Hw1p2Partition
@@ -255,6 +265,13 @@ def test_parts_that_do_not_belong_together_are_refused(raw, tmp_path):
     np.save(file, np.load(file).astype("f4"))
     pack(tmp_path / "other", tmp_path / "packed", part=(2, 2), replace=True)
     with pytest.raises(FormatError, match="other raw files or options"):
+        merge(tmp_path / "packed")
+    pack(raw, tmp_path / "packed", part=(2, 2), replace=True, cmvn="none")
+    with pytest.raises(FormatError, match="made from cmvn {'kind': 'none'"):
+        merge(tmp_path / "packed")
+    (tmp_path / "other/phonemes.txt").write_text("\n".join(reversed(ARPABET.symbols)))
+    pack(tmp_path / "other", tmp_path / "packed", part=(2, 2), replace=True)
+    with pytest.raises(FormatError, match="made from phonemes {'symbols': \\['ZH'"):
         merge(tmp_path / "packed")
     shutil.rmtree(part_path(tmp_path / "packed", (2, 2)))
     shutil.copytree(part_path(tmp_path / "packed", (1, 2)), part_path(tmp_path / "packed", (2, 2)))
