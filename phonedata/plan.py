@@ -1,6 +1,7 @@
 """Plan: which rows every utterance gets, which inner chunks they fall in, and what must be done again."""
 
 import json
+import os
 import shlex
 from dataclasses import asdict, dataclass, field, fields
 
@@ -46,9 +47,25 @@ class PackOptions:
         options = {k: v for k, v in asdict(self).items() if k != "part"} | {"train_partition": self.train_partitions}
         return _digest([__version__, options, feature_dim, raw.frontend, *_contents(raw)])
 
-    def fingerprint(self, raw, feature_dim: int) -> str:
-        """Changes whenever an interrupted pack must not be continued: also when a file was written again."""
-        return _digest([self.source(raw, feature_dim), self.part, [p.written for p in raw.partitions]])
+    def origin(self, raw, feature_dim: int, statistics: str) -> dict:
+        """What a part says of where it comes from.
+
+        `source`, see there; `statistics`, the digest of those that it was normalised with; `written`, which changes
+        when a raw file is written again; `place`, the raw folder and those in it, none of which a copy has: only among
+        parts of one place do different times mean that files were written in between.
+        """
+        with os.scandir(raw.path) as entries:
+            folders = [os.stat(raw.path), *(entry.stat() for entry in entries if entry.is_dir())]
+        return {
+            "source": self.source(raw, feature_dim),
+            "statistics": statistics,
+            "written": _digest([p.written for p in raw.partitions]),
+            "place": sorted(_digest([folder.st_ino, folder.st_ctime_ns]) for folder in folders),
+        }
+
+    def fingerprint(self, origin: dict[str, str]) -> str:
+        """Changes whenever an interrupted pack must not be continued."""
+        return _digest([self.part, origin["source"], origin["statistics"], origin["written"]])
 
 
 def _contents(raw) -> list:

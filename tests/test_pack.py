@@ -75,32 +75,50 @@ def test_attributes_describe_what_is_stored(learnable_corpus):
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     seed=st.integers(0, 1000),
-    lengths=st.lists(st.one_of(st.integers(1, 60), st.integers(1, 1500)), min_size=1, max_size=6),
+    lengths=st.lists(st.one_of(st.integers(1, 60), st.integers(1, 5000)), min_size=1, max_size=6),
     dim=st.integers(1, 80),
-    wide=st.booleans(),
+    size=st.sampled_from([2, 4, 4, 8]),
     swapped=st.booleans(),
     fortran=st.booleans(),
     version=st.sampled_from([(1, 0), (2, 0), (3, 0)]),
-    bare=st.booleans(),
+    texts=st.sampled_from(["marked", "bare", "bytes", "integers", "marked integers"]),
+    cmvn=st.sampled_from(["utterance", "utterance", "speaker", "train", "none"]),
     dtype=st.sampled_from(["float16", "float32"]),
     context=st.integers(0, 60),
     workers=st.integers(1, 3),
 )
 def test_any_corpus_is_packed_frame_for_frame(
-    tmp_path_factory, seed, lengths, dim, wide, swapped, fortran, version, bare, dtype, context, workers
+    tmp_path_factory, seed, lengths, dim, size, swapped, fortran, version, texts, cmvn, dtype, context, workers
 ):
+    """Speakers are every third utterance; the truth of each kind of normalisation is taken over all their frames."""
     root = tmp_path_factory.mktemp("any")
-    stored = np.dtype(np.float64 if wide else np.float32).newbyteorder(">" if swapped else "<")
-    utterances = random_utterances(seed, lengths, dim, stored)
+    stored = np.dtype(f"f{size}").newbyteorder(">" if swapped else "<")
+    drawn = random_utterances(seed, lengths, dim, stored)
+    utterances = {f"{n % 3}-0-{n:04d}": one for n, one in enumerate(drawn.values())}
     write_hw1p2(root / "raw", "train", utterances)
     for i, (features, classes) in utterances.items():
         with open(root / f"raw/train/mfcc/{i}.npy", "wb") as file:
             np.lib.format.write_array(file, features.copy(order="F" if fortran else "C"), version=version)
-        if bare:
-            text = np.char.strip(SYMBOLS[classes], "[]")
-            np.save(root / f"raw/train/transcript/{i}.npy", np.concatenate([["<sos>"], text, ["<eos>"]]))
-    pack(root / "raw", root / "packed", dtype=dtype, context=context, workers=workers)
-    assert_packed(PackedCorpus(root / "packed"), "train", utterances)
+        bare = np.char.strip(SYMBOLS[classes], "[]")
+        text = {
+            "marked": np.concatenate([["[SOS]"], SYMBOLS[classes], ["[EOS]"]]),
+            "bare": np.concatenate([["<sos>"], bare, ["<eos>"]]),
+            "bytes": bare.astype("S"),
+            "integers": classes.astype("i2"),
+            "marked integers": np.concatenate([[40], classes, [41]]),
+        }
+        np.save(root / f"raw/train/transcript/{i}.npy", text[texts])
+    train = {"train_partition": "train"} if cmvn == "train" else {}
+    pack(root / "raw", root / "packed", cmvn=cmvn, dtype=dtype, context=context, workers=workers, **train)
+    groups = {"utterance": lambda i, j: i == j, "speaker": lambda i, j: i[0] == j[0], "train": lambda i, j: True}
+
+    def truth(features):
+        own = next(i for i, (f, _) in utterances.items() if f is features)
+        if cmvn == "none":
+            return features
+        return cmvn_truth(features, np.concatenate([f for j, (f, _) in utterances.items() if groups[cmvn](own, j)]))
+
+    assert_packed(PackedCorpus(root / "packed"), "train", utterances, truth)
 
 
 def test_chunk_borders_inside_utterances_lose_nothing(tmp_path):
@@ -213,6 +231,18 @@ def test_test_order_is_taken_from_wherever_courses_put_it(tmp_path, place, text)
     assert partition.utterance_ids == ["c", "a", "b"]
     assert np.diff(partition.utterance_end, prepend=0).tolist() == [5, 3, 4]
     assert any("test is in the order of" in note for note in report.notes)
+
+
+def test_an_id_that_is_not_there_is_no_header(tmp_path):
+    """A list without a header whose first utterance was lost: the line was dropped, and the list taken as complete."""
+    utterances = {i: (np.ones((3, 2), np.float32), None) for i in ("a", "b")}
+    write_hw1p2(tmp_path / "raw", "test", utterances, labelled=False)
+    (tmp_path / "raw/test/test_order.csv").write_text("lost\nb\na\n")
+    with pytest.raises(RawDataError, match="the list lists 'lost', and mfcc/ holds the contrary"):
+        pack(tmp_path / "raw", tmp_path / "packed")
+    (tmp_path / "raw/test/test_order.csv").write_text("Utterance_ID\nb\na\n")
+    pack(tmp_path / "raw", tmp_path / "packed")
+    assert PackedCorpus(tmp_path / "packed")["test"].utterance_ids == ["b", "a"]
 
 
 def test_test_order_that_fits_nothing_is_refused_inside_the_raw_folder_only(tmp_path):

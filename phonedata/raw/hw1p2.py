@@ -15,12 +15,14 @@ from phonedata.raw.npy import NpyReader, parse_header
 
 LOOKS_FOR = "PARTITION/mfcc/ID.npy, e.g. train-clean-100/mfcc/103-1240-0000.npy"
 TEST_ORDER = "test_order.csv"
+_HEADERS = {"files", "filename", "file_name", "name", "path", "id", "ids", "utterance", "utterance_id", "utt", "utt_id"}
+_LARGE = 1 << 24  # bytes of a feature file that is opened while listing: an hour and more of 28 coefficients
 _TRANSCRIPTS = ("transcript", "transcripts")
 
 
 def detect(root: Path) -> bool:
-    """Whether any folder in `root` holds a folder `mfcc`."""
-    return bool(_partition_names(root))
+    """Whether any folder in `root` holds a folder `mfcc`, and no feats.scp: Kaldi's may keep its arks in one."""
+    return any(not os.path.isfile(root / name / "feats.scp") for name in _partition_names(root))
 
 
 def _partition_names(root: Path) -> list[str]:
@@ -105,7 +107,8 @@ def _put_in_test_order(root: Path, partitions: "tuple[Hw1p2Partition, ...]") -> 
 def _read_order(file: Path, known: set[str]) -> list[str]:
     """Utterance ids in the order of a list of file names or ids, one a line, perhaps under a header.
 
-    Of several columns the one named `file` counts, else the last. Raises RawDataError.
+    Of several columns the one named `file` counts, else the last. A first line is a header if it is a word of headers:
+    an id that no file has is a difference to be told, not a line to be dropped. Raises RawDataError.
     """
     try:
         rows = [row for row in csv.reader(file.read_text(encoding="utf-8-sig").splitlines()) if any(row)]
@@ -118,7 +121,7 @@ def _read_order(file: Path, known: set[str]) -> list[str]:
         names = [row[column].strip() for row in rows]
     except IndexError:
         raise RawDataError(f"{file}: a line has no column {column + 1}, which is `file`; mend it") from None
-    if "file" in header or (names and not names[0].endswith(".npy") and names[0] not in known):
+    if "file" in header or (names and names[0].lower() in _HEADERS and names[0] not in known):
         names = names[1:]
     names = [os.path.basename(name).removesuffix(".npy") for name in names]
     if len(set(names)) != len(names):
@@ -234,16 +237,27 @@ class Hw1p2Partition:
         return difference
 
     def _guess_lengths(self, sizes: list[int]) -> list[int] | None:
-        """Frame counts from file sizes and the first readable header: the files of a corpus are made alike."""
-        for file in self._files[:20]:
-            try:
-                with open(f"{self._mfcc}/{file}", "rb") as f:
-                    dtype, _, shape, offset = parse_header(f.read(10_016), file)
-            except (OSError, RawDataError):
-                continue
+        """Frame counts from file sizes and the first readable header: the files of a corpus are made alike.
+
+        A file of many megabytes is asked itself: one with a damaged length must not decide how much disk is wanted.
+        """
+        for header in filter(None, map(self._header, range(min(20, len(sizes))))):
+            dtype, _, shape, offset = header
             if len(shape) == 2 and shape[1] and dtype.itemsize:
-                return [max(1, (size - offset) // (shape[1] * dtype.itemsize)) for size in sizes]
+                lengths = [max(1, (size - offset) // (shape[1] * dtype.itemsize)) for size in sizes]
+                for n in (n for n, size in enumerate(sizes) if size > _LARGE):
+                    _, _, shape, _ = self._header(n) or (None, None, (1,), None)
+                    lengths[n] = min(lengths[n], max(1, *shape[:1]))
+                return lengths
         return None
+
+    def _header(self, n: int) -> tuple | None:
+        """What the n-th file's header says, see `parse_header`; None if it says nothing."""
+        try:
+            with open(f"{self._mfcc}/{self._files[n]}", "rb") as file:
+                return parse_header(file.read(10_016), self._files[n])
+        except (OSError, RawDataError):
+            return None
 
     def where(self, index: int) -> str:
         return f"{self._mfcc}/{self._files[index]}"
