@@ -491,7 +491,7 @@ def damage(path, choice):
 def matrix_truth(where, utterance):
     """What the layout's own library finds in a .pt file, or at `ark:offset` behind the utterance's key."""
     if where.endswith(".pt"):
-        return torch.load(where, weights_only=True).float().numpy()
+        return torch.load(where, map_location="cpu", weights_only=True).float().numpy()
     ark, _, offset = where.rpartition(":")
     with open(ark, "rb") as file:
         before = file.read(int(offset))
