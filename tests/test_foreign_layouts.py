@@ -488,15 +488,55 @@ def damage(path, choice):
     path.write_bytes(bytes(data))
 
 
+def matrix_truth(where, utterance):
+    """What the layout's own library finds in a .pt file, or at `ark:offset` behind the utterance's key."""
+    if where.endswith(".pt"):
+        return torch.load(where, map_location="cpu", weights_only=True).float().numpy()
+    ark, _, offset = where.rpartition(":")
+    with open(ark, "rb") as file:
+        before = file.read(int(offset))
+    assert not before or before.endswith(f"{utterance} ".encode()), f"{where} is not {utterance}"
+    with np.errstate(all="ignore"):
+        return kaldiio.load_mat(where)
+
+
+def label_truth(root, utterance, classes):
+    """The utterance's line in whichever label file has one, word by word."""
+    for file in (*root.glob("*_labels.txt"), *root.glob("*/ali.txt*")):
+        text = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+        for line in text.removeprefix(b"\xef\xbb\xbf").split(b"\n"):
+            words = line.split()
+            if words[:1] == [utterance.encode()]:
+                return [int(w) if w.isdigit() else classes[w.decode()] for w in words[1:]]
+    raise AssertionError(f"{utterance} has no line")
+
+
+def assert_packed_as_read(raw, packed):
+    """Every utterance that `packed` has is bit for bit what `matrix_truth` and `label_truth` say; returns how many."""
+    where = {(p.name, u): p.where(i) for p in raw.partitions for i, u in enumerate(p.utterance_ids)}
+    count = 0
+    for partition in PackedCorpus(packed).partitions.values():
+        lengths = np.diff(partition.utterance_end, prepend=0)
+        for u, start, length in zip(partition.utterance_ids, partition.utterance_start_row, lengths):
+            rows, truth = partition.features[start : start + length], matrix_truth(where[partition.name, u], u)
+            np.testing.assert_array_equal(rows, truth.astype(np.float32), err_msg=f"{packed}: {u}")
+            if partition.labelled:
+                labels = partition.labels[start : start + length].tolist()
+                assert labels == label_truth(raw.path, u, raw.phonemes.classes), f"{packed}: {u}"
+            count += 1
+    return count
+
+
 def fuzz(tmp_path, seeds):
-    """Damaged files either raise our own error or give (T, D) features with one label a frame."""
+    """Damaged files either raise our own error or give what is in them; returns how many utterances were packed."""
+    packed, lengths = 0, {"aa": 9, "bb": 4, "cc": 6, "dd": 2}
     for seed in seeds:
         choice = random.Random(seed)
         root = tmp_path / str(seed)
         if choice.random() < 0.5:
-            write_libriphone(root, utterances({"a": 9, "b": 4}), test=("b",))
+            write_libriphone(root, utterances(lengths), test=("bb",))
         else:
-            write_kaldi(root / "train", utterances({"a": 9, "b": 4}), choice.choice([None, 2, 3, 5]))
+            write_kaldi(root / "train", utterances(lengths), choice.choice([None, 2, 3, 5]))
             (root / "phones.txt").write_text("".join(f"p{i} {i}\n" for i in range(40)))
             if choice.random() < 0.5:
                 text = root / "train/ali.txt"
@@ -516,12 +556,15 @@ def fuzz(tmp_path, seeds):
                     assert labels is None or (
                         labels.shape == features.shape[:1] and labels.max(initial=0) < len(raw.phonemes)
                     ), seed
+            pack(root, tmp_path / f"{seed}.packed", cmvn="none", dtype="float32", skip_bad=True, workers=1)
+            packed += assert_packed_as_read(raw, tmp_path / f"{seed}.packed")
         except PhonedataError as error:
             assert "\n" not in str(error), seed
+    return packed
 
 
-def test_damaged_files_end_in_our_own_error(tmp_path):
-    fuzz(tmp_path, range(150))
+def test_damaged_files_end_in_our_own_error_or_are_packed_as_they_are(tmp_path):
+    assert fuzz(tmp_path, range(150)) > 150
 
 
 @pytest.mark.long

@@ -1,6 +1,9 @@
 """Laws of packing: every frame and label lands where the format says, whatever the files look like."""
 
+import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -293,6 +296,29 @@ def test_progress_ends_at_its_total(tmp_path):
     assert ("measuring", 2, 2, "utterances") in seen
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no resource")
+@pytest.mark.parametrize("cmvn", ["utterance", "speaker"])
+def test_memory_does_not_grow_with_the_corpus(tmp_path, cmvn):
+    """115 MB of features more take none of it: packing keeps what a worker needs, and a few numbers an utterance."""
+    one = {"0-0-0": (np.random.default_rng(0).normal(size=(9000, 16)).astype(np.float32), np.zeros(9000, int))}
+    for name, count in (("small", 24), ("large", 224)):
+        write_hw1p2(tmp_path / name, "train", one)
+        for kind in ("mfcc", "transcript"):
+            for u in range(1, count):
+                os.link(tmp_path / f"{name}/train/{kind}/0-0-0.npy", tmp_path / f"{name}/train/{kind}/{u}-0-0.npy")
+    code = (
+        "import resource, sys, phonedata\n"
+        "def peak(name):\n"
+        f"    phonedata.pack(name, f'packed-{{name}}', cmvn={cmvn!r}, workers=2)\n"
+        "    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)\n"
+        "print(peak('small'), peak('large'))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert not done.returncode, done.stderr
+    small, large = map(int, done.stdout.split())
+    assert large - small < 30e6
+
+
 def test_report_counts_and_serialises(tmp_path, tiny_raw):
     report = pack(tiny_raw, tmp_path / "packed")
     assert report.num_frames == sum(map(sum, TINY_LENGTHS.values()))
@@ -318,10 +344,6 @@ def test_real_corpus_is_packed_frame_for_frame(tmp_path):
 
 def test_reading_a_pipe_never_waits(tmp_path):
     """A FIFO among the files is refused; opening it would wait for a writer for ever."""
-    import os
-
-    from phonedata import RawDataError
-
     write_hw1p2(tmp_path / "raw", "train", random_utterances(12, (20,), 2))
     os.mkfifo(tmp_path / "raw/train/mfcc/pipe.npy")
     with pytest.raises(RawDataError, match=r"pipe\.npy: is not a file"):

@@ -115,6 +115,7 @@ SPOILED = {
     ),
     "size of terabytes": (lambda r: os.truncate(mfcc(r), 1 << 42), "too long: 4398046510976 bytes", mfcc),
     "transcript of terabytes": (lambda r: os.truncate(transcript(r), 1 << 42), "too long", transcript),
+    "one number and megabytes": (lambda r: (np.save(mfcc(r), 1.5), os.truncate(mfcc(r), 1 << 25)), "too long", mfcc),
     "npy of records": (
         lambda r: np.save(mfcc(r), np.zeros(21, [("a", "f4"), ("b", "f4")])),
         "wanted numbers or text",

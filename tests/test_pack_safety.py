@@ -2,6 +2,7 @@
 
 import errno
 import gc
+import json
 import os
 import stat
 import subprocess
@@ -14,6 +15,7 @@ from phonedata import CorpusNotFound, PackedCorpus, PhonedataError, merge, pack
 from phonedata import exchange as exchange_module
 from phonedata.exchange import put_in_place, replaced_path, staging_path
 from phonedata.journal import Staging
+from phonedata.plan import PartitionPlan
 from tests.conftest import write_hw1p2
 
 
@@ -133,6 +135,75 @@ def test_kill_at_every_file_operation_leaves_old_or_new(raw, tmp_path, replace):
     assert len(lines) > 50
 
 
+# The steps of a job array, each killed at its k-th file operation and then called again, with two workers.
+KILLER_OF_PARTS = """
+import os, shutil, signal, sys
+from pathlib import Path
+import phonedata
+from phonedata import PackedCorpus, merge, pack
+
+raw, folder, step = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+EVENTS = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate", "shutil.rmtree", "ctypes.dlsym"}
+os.fsync = lambda fd: None
+options = {"cmvn": "speaker", "workers": 2}
+packed = folder / "packed"
+STEPS = {
+    "stats": lambda: [pack(raw, packed, part=(i, 2), stats_only=True, **options) for i in (1, 2)],
+    "part": lambda: pack(raw, packed, part=(2, 2), replace=True, **options),
+    "first": lambda: pack(raw, packed, part=(1, 2), **options),
+    "merge": lambda: merge(packed, replace=True),
+    "whole": lambda: pack(raw, packed, replace=True, **options),
+}
+
+def tree(root):
+    return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+
+def die_at(k):
+    seen = 0
+    def hook(event, arguments):
+        nonlocal seen
+        if event in EVENTS:
+            seen += 1
+            if seen == k:
+                os.kill(os.getpid(), signal.SIGKILL)
+    sys.addaudithook(hook)
+
+pack(raw, folder / "truth", **options)
+truth = tree(folder / "truth")
+for name, run in STEPS.items():
+    killed, k = True, 5
+    while killed:
+        child = os.fork()
+        if child == 0:
+            die_at(k)
+            run()
+            os._exit(0)
+        killed = os.WIFSIGNALED(os.waitpid(child, 0)[1])
+        if packed.exists():
+            PackedCorpus(packed).verify()
+        print(name, k, "killed" if killed else "finished", flush=True)
+        k += step
+    run()
+    if name in ("merge", "whole"):
+        assert tree(packed) == truth, name
+left = sorted(p.name for p in [*folder.iterdir(), *(folder / "packed.parts").iterdir()])
+print(*left)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no fork")
+@pytest.mark.parametrize("step", [67, pytest.param(3, marks=pytest.mark.long)])
+def test_kill_at_any_file_operation_of_a_job_array_costs_nothing(raw, tmp_path, step):
+    command = [sys.executable, "-W", "error", "-c", KILLER_OF_PARTS, raw, tmp_path, step]
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=1500)
+    assert done.returncode == 0, done.stdout + done.stderr
+    *lines, left = done.stdout.splitlines()
+    killed = [line.split()[0] for line in lines if line.endswith("killed")]
+    assert set(killed) == {"stats", "part", "first", "merge", "whole"}
+    assert left.split() == ["1-of-2", "2-of-2", "merged.json", "packed", "packed.parts", "stats-1-of-2.json",
+                            "stats-2-of-2.json", "truth"]
+
+
 @pytest.mark.parametrize("cmvn", ["utterance", "speaker"])
 @pytest.mark.parametrize("workers", [1, 3])
 def test_interrupted_pack_continues_to_the_same_bytes(raw, tmp_path, cmvn, workers):
@@ -158,7 +229,7 @@ def test_finished_chunks_are_not_read_again(raw, tmp_path, monkeypatch):
     opened = []
 
     def interrupt(stage, done, total, unit="frames"):
-        if done > 0.5 * total:
+        if done == total:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -169,10 +240,18 @@ def test_finished_chunks_are_not_read_again(raw, tmp_path, monkeypatch):
     load, fill = NpyReader.load, UsualFiles.fill
     monkeypatch.setattr(NpyReader, "load", lambda self, path: opened.append(path) or load(self, path))
     monkeypatch.setattr(UsualFiles, "fill", lambda self, paths, *a: opened.extend(paths[0]) or fill(self, paths, *a))
+    lines = (staging_path(tmp_path / "packed") / "journal").read_text().splitlines()
+    records = [json.loads(line.partition(" ")[2]) for line in lines]
+    finished = {(r["partition"], r["chunk"]) for r in records if "chunk" in r}
+    wanted = []
+    for name, count in (("dev", 3), ("test", 2), ("train", 8)):
+        plan = PartitionPlan(name, 50, np.full(count, 9000), np.arange(count), "")
+        for task in (plan.task(c) for c in range(plan.chunks) if (name, c) not in finished):
+            wanted += [f"{raw}/{name}/mfcc/{name}-{i}-0.npy" for i in task.index]
     pack(raw, tmp_path / "packed", workers=1)
-    assert opened
+    assert finished == {("dev", 0), ("test", 0), ("train", 0)} and opened[-len(wanted) :] == wanted
     # D is found by looking at a few utterances of one partition, whatever was done before.
-    assert not any("/test/" in path for path in opened)
+    assert {path.split("/")[-3] for path in opened[: -len(wanted)]} == {"dev"}
 
 
 def test_changed_options_or_files_start_anew(raw, whole, tmp_path):

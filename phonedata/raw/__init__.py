@@ -44,7 +44,8 @@ class RawPartition(Protocol):
         problems: utterances that were found and left out of `utterance_ids` (no partner, duplicate id, ...).
         order: "sorted", or the name of the file that gave the order.
         stamp: text that changes with the size of a file, and is the same for a copy of the folder elsewhere.
-        written: text that changes when a file is written again; an interrupted pack continues only if it is the same.
+        written: text that changes when a file is written again; an interrupted pack continues, and a part is kept,
+            only if it is the same.
     """
 
     name: str

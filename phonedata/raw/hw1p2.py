@@ -1,6 +1,7 @@
 """The HW1P2 layout of CMU 11-785, every semester: PARTITION/mfcc/ID.npy and PARTITION/transcript/ID.npy."""
 
 import csv
+import math
 import os
 import stat
 from pathlib import Path
@@ -246,8 +247,9 @@ class Hw1p2Partition:
             if len(shape) == 2 and shape[1] and dtype.itemsize:
                 lengths = [max(1, (size - offset) // (shape[1] * dtype.itemsize)) for size in sizes]
                 for n in (n for n, size in enumerate(sizes) if size > _LARGE):
-                    _, _, shape, _ = self._header(n) or (None, None, (1,), None)
-                    lengths[n] = min(lengths[n], max(1, *shape[:1]))
+                    dtype, _, shape, offset = self._header(n) or header
+                    promised = offset + dtype.itemsize * math.prod(shape)
+                    lengths[n] = max(1, shape[0]) if promised == sizes[n] and len(shape) == 2 else 1
                 return lengths
         return None
 
