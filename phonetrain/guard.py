@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor, nn
 
 from phonedata import WindowBatch
 
+from .checkpoint import apart_on_cpu
 from .step import TrainStep
 
 NOT_REPRODUCED = "not reproduced"
@@ -141,10 +142,9 @@ def save_evidence(directory: Path, finding: Finding, batch: WindowBatch, model: 
     """
     directory.mkdir(parents=True, exist_ok=True)
     tensors = {"windows": batch.windows, "labels": batch.labels, "frames": batch.frames}
-    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()},
-              directory / "batch.safetensors")
-    weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    save_file(weights, directory / "model.safetensors")
+    # Into memory first: on a full disk safetensors' own writing raises an error of its own.
+    (directory / "batch.safetensors").write_bytes(tensors_to_bytes(apart_on_cpu(tensors)))
+    (directory / "model.safetensors").write_bytes(tensors_to_bytes(apart_on_cpu(model.state_dict())))
     text = json.dumps({key: _plain(value) for key, value in asdict(finding).items()}, indent=2)
     (directory / "finding.json").write_text(text + "\n", encoding="utf-8")
 
