@@ -8,6 +8,7 @@ import io
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ class Progress:
 
     epoch, batch: the next batch to train on. step: updates made (position of the next one). segment: which process of
     the run. logged: [loss sum, correct, frames] of the epoch when the last line was logged. rate_scale: what
-    rollbacks have multiplied the scheduled rates by.
+    rollbacks have multiplied the scheduled rates by. back_to: the step that was last gone back to.
     """
 
     epoch: int = 0
@@ -54,6 +55,7 @@ class Progress:
     epochs_since_best: int = 0
     rollbacks: int = 0
     rate_scale: float = 1.0
+    back_to: int | None = None
     finished: bool = False
 
 
@@ -172,8 +174,9 @@ def prune(run: Run, keep: int) -> None:
 
 
 def pointers(run: Run) -> dict[str, int]:
-    """Pointer files by name (last, best, and best-before-segment-K after a branch) with the steps that they name."""
-    names = ["last", "best", *(path.name for path in run.checkpoints.glob("best-before-segment-*"))]
+    """Pointer files by name with the steps that they name: last, best, best-before-segment-K after a branch, and
+    sound, to go back to after numbers that went bad."""
+    names = ["last", "best", "sound", *(path.name for path in run.checkpoints.glob("best-before-segment-*"))]
     return {name: step for name in names if (step := run.read_pointer(name)) is not None}
 
 
@@ -191,7 +194,7 @@ def mend_best(run: Run, progress: Progress) -> None:
     if pointed is not None and pointed > progress.step:
         run.write_pointer(f"best-before-segment-{progress.segment}", pointed)
     if progress.best_step is None:
-        (run.checkpoints / "best").unlink(missing_ok=True)
+        run.drop_pointer("best")
     else:
         run.write_pointer("best", progress.best_step)
 
@@ -273,15 +276,36 @@ def read_newest(run: Run, device: torch.device | str = "cpu") -> tuple[Checkpoin
     steps = saved_steps(run)[::-1]
     if last in steps:
         steps = [last] + [step for step in steps if step < last] + [step for step in steps[::-1] if step > last]
+    saved, problems = first_whole(run, steps, device)
+    if saved is not None:
+        return saved, problems
+    said = "; ".join(problems) or ("they are gone" if run.has_trained else "it stopped before the first one was saved")
+    again = "`phonetrain fit` starts a new run" if run.has_trained else f"`{advice.start_again(run)}` starts it again"
+    raise CheckpointError(f"{run.path}: no whole checkpoint to resume from: {said}; {again}")
+
+
+def read_before(run: Run, step: int, tried: int | None,
+                device: torch.device | str = "cpu") -> tuple[Checkpoint | None, list[str]]:
+    """The newest whole checkpoint of before `step`, None where there is none, and sentences as `read_newest` has them.
+
+    tried: the step that was gone back to already, which comes after all others. Steps above `last` were left aside.
+    """
+    last = run.read_pointer("last")
+    steps = [each for each in saved_steps(run)[::-1] if each < step and (last is None or each <= last)]
+    if steps[:1] == [tried]:
+        steps = steps[1:] + steps[:1]
+    return first_whole(run, steps, device)
+
+
+def first_whole(run: Run, steps: Sequence[int], device: torch.device | str) -> tuple[Checkpoint | None, list[str]]:
+    """The first of these checkpoints that can be read, and a sentence for each before it."""
     problems = []
     for step in steps:
         try:
             return read(run.checkpoint_dir(step), device), problems
         except CheckpointError as error:
             problems.append(f"{error}; an older checkpoint is used")
-    said = "; ".join(problems) or ("they are gone" if run.has_trained else "it stopped before the first one was saved")
-    again = "`phonetrain fit` starts a new run" if run.has_trained else f"`{advice.start_again(run)}` starts it again"
-    raise CheckpointError(f"{run.path}: no whole checkpoint to resume from: {said}; {again}")
+    return None, problems
 
 
 def restore(state: TrainState, checkpoint: Checkpoint) -> None:

@@ -180,10 +180,11 @@ def _next_steps(run: Run) -> list[str]:
             if run.has_trained:
                 return ["Next: its checkpoints are gone; phonetrain fit starts a new run."]
             return [f"Next: it ended before the first checkpoint; {start_again(run)} starts it again."]
-        again = f"Next: {resume(run)} goes on from the last checkpoint."
-        if any(event["event"] == "nonfinite" for event in run.events()) and status == "TrainingStopped":
-            again += f" After numbers that went bad change something first: {' or '.join(after_bad_numbers(run))}."
-        return [again]
+        last = _by_segment(run.events())[-1:]
+        end = next((event for told in last for event in told if "ways" in event), None)
+        if end is not None:
+            return [f"Next: {after_bad_numbers(run, end['ways'], end['where'])}."]
+        return [f"Next: {resume(run)} goes on from the last checkpoint."]
     told = [f"Next: {look}."]
     if status == "finished" and len(epochs) >= 4:
         gained = epochs[-1]["dev_accuracy"] - max(line["dev_accuracy"] for line in epochs[:-3])

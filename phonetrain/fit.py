@@ -184,6 +184,7 @@ def resume(run: str | os.PathLike[str] | None = None, *overrides: str, corpus: s
         restore_parts(parts, saved, [key for key, _, _ in changes])
         progress = parts.state.progress
         progress.finished = only_the_end
+        progress.back_to = progress.back_to if from_checkpoint is None else progress.step
         begun = [event["segment"] for event in where.events() if "segment" in event]
         parent, progress.segment = progress.segment, 1 + max([progress.segment, *begun])
         checkpoint.mend_best(where, progress)
@@ -244,7 +245,8 @@ def train(run: Run, parts: Parts, console: Console, warnings: Sequence[str], sav
         except BaseException as error:
             # A disk that is full refuses this record too; what is told is the first error.
             with contextlib.suppress(TrainingStopped):
-                end(trainer, type(error).__name__, request, message=" ".join(str(error).split()))
+                message = " ".join(str(error).split())
+                end(trainer, type(error).__name__, request, message=message, **trainer.recovery.told)
             raise
         end(trainer, reason, request)
 
@@ -264,7 +266,7 @@ def end(trainer: Trainer, reason: str, request: StopRequest, **fields: Any) -> N
     if trainer.saved is not None:
         step, size = trainer.saved
         told.append(f"{reason}: saved at step {step} ({short(size)}B)")
-        told += [f"next: {way}" for way in advice.after_end(run, reason, best is not None)]
+        told += [f"next: {way}" for way in advice.after_end(run, reason, best is not None, fields.get("ways"))]
     if told:
         console.say("\n".join(told))
     trainer.event("run_finished" if reason == "finished" else "segment_ended", reason=reason, **fields)

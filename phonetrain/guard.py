@@ -50,16 +50,6 @@ class Finding:
         return (f"not finite at step {self.step} (epoch {self.epoch + 1}, batch {self.batch}): {self.tensor} of "
                 f"{self.where} [{self.kind}]{largest}; learning rate {self.rate:.3g}, {self.precision}{scale}{frames}")
 
-    def advice(self, run: Path) -> str:
-        """What to type next."""
-        if self.where == "windows":
-            return (f"the net is not at fault: `phonetrain resume {run} guard.policy=skip` leaves such batches out; "
-                    "better, mend the features and pack them again")
-        lower = f"`phonetrain resume {run} optimizer.lr={self.rate / 10:.2g}`"
-        if self.precision == "fp16":
-            lower += " or precision=fp32 (bf16 where the GPU has it)"
-        return f"{lower} may go on; guard.policy=rollback does so by itself"
-
 
 def replay(step: TrainStep, batch: WindowBatch, *, epoch: int, number: int) -> Finding:
     """Compute the bad batch again, eagerly and with a hook on every layer, changing nothing.

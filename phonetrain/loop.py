@@ -247,6 +247,7 @@ class Trainer:
         progress.logged = [0.0, 0, 0]
         progress.finished = progress.epoch >= self.plans[-1].stop
         parts.state.metrics.reset()
+        self.run.drop_pointer("sound")
         self.save()
         if best:
             self.run.write_pointer("best", progress.step)

@@ -2,7 +2,7 @@
 
     runs/NAME/
       config.toml        what was asked for, resolved           built.json        what was really built
-      environment.json   versions, device, corpus digests       checkpoints/step-N/   best, last: one-line pointer files
+      environment.json   versions, device, corpus digests       checkpoints/step-N/   best, last, sound: a line each
       metrics.jsonl      numbers, a line each                    evidence/         what the guard kept
       events.jsonl       what happened, a line each              predictions/  evaluations/  report.html  wandb/
 """
@@ -154,6 +154,9 @@ class Run(History):
         """Let checkpoints/<name> ("best", "last") name step-<step>: a one-line file, since symlinks fail on Drive."""
         write_atomically(self.checkpoints / name, f"step-{step}\n".encode())
 
+    def drop_pointer(self, name: str) -> None:
+        (self.checkpoints / name).unlink(missing_ok=True)
+
     def read_pointer(self, name: str) -> int | None:
         """The step that checkpoints/<name> names; None where there is no such file. Raises CheckpointError."""
         try:
@@ -240,6 +243,9 @@ class Onlooker(Run):
         return {"event": event, **fields}
 
     def write_pointer(self, name: str, step: int) -> None:
+        """Nothing."""
+
+    def drop_pointer(self, name: str) -> None:
         """Nothing."""
 
     def write_text(self, path: Path, text: str) -> None:

@@ -114,6 +114,18 @@ def test_checkpoints_that_a_branch_left_aside_are_pruned_first(tmp_path):
     assert checkpoint.saved_steps(run) == [20, 30, 60]
 
 
+def test_going_back_takes_the_newest_of_before_and_then_older_ones(run):
+    def before(step, tried):
+        found = checkpoint.read_before(run, step, tried)[0]
+        return None if found is None else found.progress.step
+
+    assert checkpoint.saved_steps(run) == [23, 46, 69]
+    assert [before(70, None), before(69, None), before(60, 46), before(46, 46)] == [69, 46, 23, 23]
+    assert [before(40, 23), before(23, None)] == [23, None]
+    run.write_pointer("last", 23)  # what came after was left aside
+    assert before(69, None) == 23
+
+
 def test_branch_keeps_the_best_that_it_leaves_and_has_a_best_of_its_own(learnable_corpus, run):
     assert run.read_pointer("best") == 69
     resume_tiny(run, from_checkpoint=46, console=StopAt(48))
