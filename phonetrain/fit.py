@@ -144,7 +144,7 @@ def resume(run: str | os.PathLike[str] | None = None, *overrides: str, corpus: s
     ----------
     run: run directory or name; default: the newest. overrides: "key=value" changes, recorded as events.
     corpus: the packed corpus, where it has moved; it is recognised by its digest.
-    from_checkpoint: "step-1200" or 1200: go on from there, leaving what came after aside.
+    from_checkpoint: "step-1200" or 1200: go on from there with the settings of then, leaving what came after aside.
 
     Raises RunNotFound, CheckpointError (damaged, or of another corpus or window), ConfigError, TrainingStopped.
     """
@@ -156,12 +156,14 @@ def resume(run: str | os.PathLike[str] | None = None, *overrides: str, corpus: s
         held.enter_context(where.lock())
         shown = held.enter_context(shown_by(ranks, console))
         saved, problems = find_checkpoint(where, from_checkpoint)
-        config = RunConfig.from_toml(where.config_path).override(list(overrides))
+        old, newest = RunConfig.from_dict(saved.identity["config"]), RunConfig.from_toml(where.config_path)
+        # Who goes back means the settings of then: what was changed later belongs to what is left aside.
+        begins = newest if from_checkpoint is None else old.replaced({"data.corpus": newest.data.corpus})
+        config = begins.override(list(overrides))
         if corpus is not None:
             config = config.replaced({"data.corpus": str(corpus)})
         # Against the checkpoint and not against config.toml: a change whose process died before its first checkpoint
         # is made again.
-        old = RunConfig.from_dict(saved.identity["config"])
         changes = [change for change in diff(old, config) if change[0] != "data.corpus"]
         check_changes(where, changes, old, config, saved.progress)
         packed = corpus_of(where, config, corpus)
@@ -196,6 +198,8 @@ def resume(run: str | os.PathLike[str] | None = None, *overrides: str, corpus: s
         position = f"epoch {progress.epoch + 1}, batch {progress.batch}, step {progress.step}"
         shown.say(f"{where.path}: all {progress.epoch} epochs are done; only the end was not recorded" if only_the_end
                   else f"resuming {where.path} at {position}")
+        for key, later, then in diff(newest, begins):
+            shown.say(f"as it was at {saved.path.name}: {key} = {_told(then)}, later {_told(later)}")
         for key, before, after in changes:
             shown.say(f"changed: {key} {_told(before)} -> {_told(after)}")
         if any(key == "epochs" or sets_rate(key) for key, _, _ in changes):

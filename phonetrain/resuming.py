@@ -46,9 +46,9 @@ def check_changes(run: Run, changes: Sequence[tuple[str, Any, Any]], old: RunCon
         if key.startswith(tuple(name for name in FIXED_KEYS if name.endswith("."))) or key in FIXED_KEYS:
             raise ConfigError(f"{key}: {before} -> {after} would be another experiment; start one: phonetrain fit")
         if key in ORDER_KEYS and progress.batch:
-            ends = [event["step"] for event in run.events("checkpoint_saved")
-                    if event["batch"] == 0 and run.checkpoint_dir(event["step"]).is_dir()]
-            again = f"; or go back to the last epoch's end: --from step-{ends[-1]}" if ends else ""
+            ends = [event["step"] for event in run.events("checkpoint_saved") if event["batch"] == 0
+                    and event["step"] <= progress.step and run.checkpoint_dir(event["step"]).is_dir()]
+            again = f"; or go back to the last epoch's end: --from step-{max(ends)}" if ends else ""
             raise ConfigError(f"{key}: {before} -> {after} changes which frames come next, and the run stands inside "
                               f"epoch {progress.epoch + 1} (batch {progress.batch}); resume without it until the epoch "
                               f"ends{again}")

@@ -15,6 +15,7 @@ import pytest
 
 from phonetrain import checkpoint
 from phonetrain.cli import exit_code
+from phonetrain.config import RunConfig
 from phonetrain.errors import CheckpointError, ConfigError, RunExists, TrainingStopped
 from phonetrain.explain import explain
 from phonetrain.run import Run
@@ -86,6 +87,25 @@ def test_change_of_the_order_inside_an_epoch_is_refused_with_the_way_out(learnab
     boundary = max(event["step"] for event in run.events("checkpoint_saved") if event["batch"] == 0)
     resume_tiny(run, change, from_checkpoint=f"step-{boundary}")
     assert run.status == "finished"
+
+
+def test_going_back_offers_no_boundary_that_lies_ahead(learnable_corpus, tmp_path):
+    run = interrupted(learnable_corpus, tmp_path / "run", step=52)
+    resume_tiny(run, from_checkpoint=23, console=StopAt(30))
+    assert run.checkpoint_dir(46).is_dir()
+    with pytest.raises(ConfigError, match="--from step-23$"):
+        resume_tiny(run, "batch_size=128")
+
+
+def test_going_back_takes_the_settings_of_then(learnable_corpus, tmp_path):
+    run = interrupted(learnable_corpus, tmp_path / "run", *CONSTANT)
+    resume_tiny(run, "optimizer.lr=1e-4", "optimizer.weight_decay=0.3", console=StopAt(40))
+    resume_tiny(run, "optimizer.weight_decay=0.2", from_checkpoint=23)
+    assert {line["lr"] for line in run.metrics("train")} == {1e-3}
+    changed = [(event["segment"], event["key"], event["new"]) for event in run.events("config_changed")]
+    decay = "optimizer.weight_decay"
+    assert changed == [(1, "optimizer.lr", 1e-4), (1, decay, 0.3), (2, decay, 0.2)]
+    assert RunConfig.from_toml(run.config_path).optimizer.lr == 1e-3
 
 
 @pytest.mark.parametrize("change", ["window.left=4", "model.hidden=40", "seed=5", "optimizer.name=sgd"])
