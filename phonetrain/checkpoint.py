@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import io
 import json
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 
 from . import advice
 from .averaging import AveragedWeights
-from .durable import sync_directory, unwritable
+from .durable import exchange, sync_directory, unwritable
 from .errors import CheckpointError, TrainingStopped
 from .metrics import FrameMetrics
 from .run import Run
@@ -141,12 +140,25 @@ def _digest(content: bytes) -> str:
 
 
 def _put_in_place(partial: Path, target: Path) -> None:
-    """Rename; an older checkpoint of the same step moves out of the way first and is deleted after."""
+    """Rename; an older checkpoint of the same step changes places with it and is deleted after.
+
+    Where the system cannot exchange two names at once the older one waits as `.step-N.old`; what is cut between the two
+    renames is put back, here or by the next process that holds the run.
+    """
+    if target.exists() and exchange(partial, target):
+        sync_directory(target.parent)
+        shutil.rmtree(partial, ignore_errors=True)
+        return
     old = target.with_name(f".{target.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    with contextlib.suppress(FileNotFoundError):
-        os.rename(target, old)
-    os.rename(partial, target)
+    try:
+        if target.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            os.rename(target, old)
+        os.rename(partial, target)
+    except BaseException:
+        if old.exists() and not target.exists():
+            os.rename(old, target)
+        raise
     sync_directory(target.parent)
     shutil.rmtree(old, ignore_errors=True)
 
@@ -169,6 +181,7 @@ def prune(run: Run, keep: int) -> None:
         steps.sort(key=lambda step: (step <= last, step))
     for step in steps[: max(0, len(steps) - max(0, keep - 1))]:
         shutil.rmtree(run.checkpoint_dir(step), ignore_errors=True)
+    run.put_back()
     for leftover in (*run.checkpoints.glob(".step-*.partial"), *run.checkpoints.glob(".step-*.old")):
         shutil.rmtree(leftover, ignore_errors=True)
 

@@ -150,6 +150,14 @@ class Run(History):
     def checkpoint_dir(self, step: int) -> Path:
         return self.checkpoints / f"step-{step}"
 
+    def put_back(self) -> None:
+        """Give checkpoints their names back that were taken out of a newer one's way, which then never came."""
+        for old in self.checkpoints.glob(".step-*.old"):
+            name = self.checkpoints / old.name.removeprefix(".").removesuffix(".old")
+            if not name.exists():
+                with contextlib.suppress(OSError):
+                    old.rename(name)
+
     def write_pointer(self, name: str, step: int) -> None:
         """Let checkpoints/<name> ("best", "last") name step-<step>: a one-line file, since symlinks fail on Drive."""
         write_atomically(self.checkpoints / name, f"step-{step}\n".encode())
@@ -207,6 +215,7 @@ class Run(History):
             # What a process that was killed left half-written.
             for leftover in (*self.path.glob(".*.tmp"), *self.checkpoints.glob(".*.tmp")):
                 leftover.unlink(missing_ok=True)
+            self.put_back()
             try:
                 yield
             finally:

@@ -1,6 +1,8 @@
 """Checkpoints: whole or absent, every byte checked, the right ones kept, the right parts restored."""
 
+import errno
 import json
+import os
 import random
 import shutil
 
@@ -91,6 +93,43 @@ def test_half_made_checkpoint_counts_for_nothing_and_goes_with_the_next_save(run
     assert (saved.path, problems) == (last(run), [])
     checkpoint.prune(run, keep=2)
     assert not half.exists()
+
+
+@pytest.mark.parametrize("exchanges", [True, False])
+def test_checkpoint_of_the_same_step_is_there_at_every_moment_of_its_replacement(run, tmp_path, monkeypatch, exchanges):
+    target, partial = last(run), run.checkpoints / ".step-69.partial"
+    if not exchanges:
+        monkeypatch.setattr(checkpoint, "exchange", lambda a, b: False)
+    real, seen = os.rename, []
+
+    def rename(source, destination):
+        if source == partial:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        seen.append(target.exists())
+        real(source, destination)
+
+    shutil.copytree(target, partial)
+    (partial / "new").touch()
+    monkeypatch.setattr(os, "rename", rename)
+    if exchanges:
+        checkpoint._put_in_place(partial, target)
+    else:
+        with pytest.raises(OSError, match="Input/output"):
+            checkpoint._put_in_place(partial, target)
+    assert (target / "new").exists() == exchanges and (not seen) == exchanges
+    checkpoint.read(target)
+    assert not list(run.checkpoints.glob(".step-69.old"))
+
+
+def test_checkpoint_whose_replacement_was_killed_gets_its_name_back(run):
+    hidden = run.checkpoints / ".step-69.old"
+    last(run).rename(hidden)
+    checkpoint.prune(run, keep=2)
+    assert checkpoint.read_newest(run)[0].progress.step == 69
+    last(run).rename(hidden)
+    with run.lock():
+        assert checkpoint.read_newest(run)[0].progress.step == 69
+    assert not hidden.exists()
 
 
 @pytest.mark.parametrize(("keep", "left"), [(1, [20, 60]), (2, [20, 50, 60]), (4, [20, 30, 40, 50, 60])])
