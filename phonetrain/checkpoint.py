@@ -119,7 +119,7 @@ def save(run: Run, state: TrainState, identity: dict[str, Any], keep: int) -> tu
         shutil.rmtree(partial, ignore_errors=True)
         raise TrainingStopped(unwritable(target, error)) from error
     run.write_pointer("last", state.progress.step)
-    prune(run, keep)
+    prune(run, keep, state.progress.best_step)
     return target, size
 
 
@@ -169,17 +169,18 @@ def saved_steps(run: Run) -> list[int]:
     return sorted(int(name) for name in names if name.isdigit())
 
 
-def prune(run: Run, keep: int) -> None:
-    """Delete all checkpoints but the newest `keep` and those that a pointer file names, and half-made leftovers.
+def prune(run: Run, keep: int, best: int | None = None) -> None:
+    """Delete all checkpoints but the newest `keep`, `best`, and those that a pointer file names; and what is half-made.
 
     Newest is what was saved last: steps above the present one were left aside by a branch or a rollback.
     """
-    last = run.read_pointer("last")
-    pointed = set(pointers(run).values())
-    steps = [step for step in saved_steps(run) if step not in pointed]
-    if last is not None:
+    named, saved = pointers(run), saved_steps(run)
+    last, pointed = named.get("last"), {best, *named.values()}
+    steps = [step for step in saved if step not in pointed]
+    if last in saved:
         steps.sort(key=lambda step: (step <= last, step))
-    for step in steps[: max(0, len(steps) - max(0, keep - 1))]:
+        keep -= 1  # `last` itself is one of them
+    for step in steps[: max(0, len(steps) - max(0, keep))]:
         shutil.rmtree(run.checkpoint_dir(step), ignore_errors=True)
     run.put_back()
     for leftover in (*run.checkpoints.glob(".step-*.partial"), *run.checkpoints.glob(".step-*.old")):
@@ -190,26 +191,36 @@ def pointers(run: Run) -> dict[str, int]:
     """Pointer files by name with the steps that they name: last, best, best-before-segment-K after a branch, and
     sound, to go back to after numbers that went bad."""
     names = ["last", "best", "sound", *(path.name for path in run.checkpoints.glob("best-before-segment-*"))]
-    return {name: step for name in names if (step := run.read_pointer(name)) is not None}
+    return {name: step for name in names if (step := pointed_to(run, name)[0]) is not None}
 
 
-def mend_best(run: Run, progress: Progress) -> None:
-    """Let `best` name the best checkpoint of the life that `progress` stands in.
+def pointed_to(run: Run, name: str) -> tuple[int | None, list[str]]:
+    """The step that a pointer file names, None where it is missing or damaged, and a sentence where it is damaged."""
+    try:
+        return run.read_pointer(name), []
+    except CheckpointError as error:
+        return None, [f"{str(error).partition(';')[0]}; it is written anew"]
+
+
+def mend_best(run: Run, progress: Progress) -> list[str]:
+    """Let `best` name the best checkpoint of the life that `progress` stands in; returns sentences on what was wrong.
 
     It names another after a branch (the best was left aside: `best-before-segment-K` keeps it), and after a kill
     between a checkpoint and its pointer. Where the best as of then is pruned, the next epoch's score is the best.
     """
-    pointed = run.read_pointer("best")
+    pointed, problems = pointed_to(run, "best")
     if progress.best_step is not None and not run.checkpoint_dir(progress.best_step).is_dir():
+        problems.append(f"the best checkpoint so far, step-{progress.best_step} of epoch {progress.best_epoch + 1} "
+                        f"with {100 * progress.best_score:.2f} %, is not there any more: the best is sought anew from "
+                        "here on")
         progress.best_score = progress.best_epoch = progress.best_step = None
-    if pointed == progress.best_step:
-        return
-    if pointed is not None and pointed > progress.step:
+    if pointed is not None and pointed != progress.best_step and pointed > progress.step:
         run.write_pointer(f"best-before-segment-{progress.segment}", pointed)
     if progress.best_step is None:
         run.drop_pointer("best")
-    else:
+    elif pointed != progress.best_step:
         run.write_pointer("best", progress.best_step)
+    return problems
 
 
 @dataclass(frozen=True)
@@ -285,11 +296,14 @@ def read_newest(run: Run, device: torch.device | str = "cpu") -> tuple[Checkpoin
 
     Newest is the one that `last` names, then by step. Raises CheckpointError where there is none at all.
     """
-    last = run.read_pointer("last")
+    last, problems = pointed_to(run, "last")
     steps = saved_steps(run)[::-1]
-    if last in steps:
-        steps = [last] + [step for step in steps if step < last] + [step for step in steps[::-1] if step > last]
-    saved, problems = first_whole(run, steps, device)
+    if last is not None:
+        if last not in steps:
+            problems.append(f"{run.checkpoint_dir(last)}, the newest checkpoint, is missing; an older one is used")
+        steps = [step for step in steps if step <= last] + [step for step in steps[::-1] if step > last]
+    saved, damaged = first_whole(run, steps, device)
+    problems += damaged
     if saved is not None:
         return saved, problems
     said = "; ".join(problems) or ("they are gone" if run.has_trained else "it stopped before the first one was saved")
@@ -303,7 +317,7 @@ def read_before(run: Run, step: int, tried: int | None,
 
     tried: the step that was gone back to already, which comes after all others. Steps above `last` were left aside.
     """
-    last = run.read_pointer("last")
+    last = pointed_to(run, "last")[0]
     steps = [each for each in saved_steps(run)[::-1] if each < step and (last is None or each <= last)]
     if steps[:1] == [tried]:
         steps = steps[1:] + steps[:1]

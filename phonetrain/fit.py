@@ -189,8 +189,9 @@ def resume(run: str | os.PathLike[str] | None = None, *overrides: str, corpus: s
         progress.back_to = progress.back_to if from_checkpoint is None else progress.step
         begun = [event["segment"] for event in where.events() if "segment" in event]
         parent, progress.segment = progress.segment, 1 + max([progress.segment, *begun])
-        checkpoint.mend_best(where, progress)
+        warnings += checkpoint.mend_best(where, progress)
         where.write_text(where.config_path, config.to_toml())
+        where.write_pointer("last", saved.progress.step)
         place = {"segment": progress.segment, "epoch": progress.epoch, "step": progress.step}
         where.append_event("segment_started", parent=parent, checkpoint=saved.path.name, **place)
         for key, before, after in changes:

@@ -173,7 +173,8 @@ class Run(History):
             return None
         match = re.fullmatch(r"step-(\d+)", text)
         if not match:
-            raise CheckpointError(f"{self.checkpoints / name}: got {text[:40]!r}, wanted one line like step-1200")
+            raise CheckpointError(f"{self.checkpoints / name}: got {text[:40]!r}, wanted one line like step-1200; "
+                                  "write it, or delete the file")
         return int(match[1])
 
     def read_json(self, path: Path) -> dict[str, Any]:

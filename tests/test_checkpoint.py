@@ -193,10 +193,32 @@ def test_best_pointer_that_a_kill_left_behind_is_mended(finished, run):
     assert run.read_pointer("best") == finished.read_pointer("best") == 69
 
 
+@pytest.mark.parametrize("content", [b"", b"step-\xff", None])
+def test_damaged_pointers_are_told_of_gone_without_and_written_anew(learnable_corpus, finished, tmp_path, content):
+    """None: `last` names a checkpoint that is gone."""
+    run = fit_tiny(learnable_corpus, tmp_path / "run", console=StopAt(28))
+    best = run.read_pointer("best")
+    if content is None:
+        run.write_pointer("last", 40)
+    else:
+        for name in ("last", "best"):
+            (run.checkpoints / name).write_bytes(content)
+    checkpoint.prune(run, keep=1, best=best)
+    assert 28 in checkpoint.saved_steps(run)
+    resume_tiny(run, console=StopAt(32))
+    assert (run.read_pointer("last"), run.read_pointer("best")) == (32, best)
+    told = " ".join(event["message"] for event in run.events("warning"))
+    wanted = ["step-40, the newest checkpoint, is missing"] if content is None else ["last: got", "best: got"]
+    assert all(words in told for words in wanted)
+    resume_tiny(run)
+    assert weights(run) == weights(finished)
+
+
 def test_best_that_was_pruned_is_forgotten(run):
     progress = checkpoint.read(last(run)).progress
     progress.best_step = 7
-    checkpoint.mend_best(run, progress)
+    (told,) = checkpoint.mend_best(run, progress)
+    assert "step-7 of epoch 3" in told and "is not there any more" in told
     assert progress.best_score is None
     assert run.read_pointer("best") is None
 
