@@ -66,6 +66,7 @@ class Recovery:
             return False
         if row >= ENDLESS_OVERFLOWS:
             finding = self.investigate(trainer.progress.step - 1, trainer.progress.batch - 1, rate)
+            scale.begin_anew()
             self.decide(finding, "stop" if policy == "skip" else policy, since=trainer.progress.step - row)
             return True
         if not self.warned_of_overflows:

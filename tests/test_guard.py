@@ -403,6 +403,17 @@ def test_gradient_overflow_without_end_is_warned_of_and_then_stops(learnable_cor
     assert run.events("nonfinite")[0]["where"].startswith("first.")
 
 
+def test_run_whose_endless_overflow_is_mended_learns_again(learnable_corpus, tmp_path):
+    """The scale that the row led to would round every gradient away, in silence."""
+    with pytest.raises(TrainingStopped):
+        fit_steep(learnable_corpus, tmp_path, "float('inf')", "batch_size=128")
+    run = Run(tmp_path / "run")
+    (tmp_path / "net.py").write_text(STEEP.format(factor="1.0"))
+    resume_tiny(run)
+    told = run.metrics("train")
+    assert told[-1]["loss_scale"] == 65536 and told[-1]["loss"] < 0.97 * math.log(40)
+
+
 # Replay
 
 
