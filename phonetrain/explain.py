@@ -84,7 +84,7 @@ def _segment(
     elif start.get("step") or start.get("parent") is not None:
         saved = start.get("checkpoint", f"step {start['step']:,}")
         sentences.append(f"Part {number} was resumed {_day(start.get('time'))} from {saved}.")
-    sentences += [_happening(event) for event in events if event["event"] in HAPPENINGS]
+    sentences += [_happening(event, run) for event in events if event["event"] in HAPPENINGS]
     saved = [event for event in events if event["event"] == "checkpoint_saved"]
     told = f"Part {number} trained from step {start.get('step', 0):,} to step {max(steps):,}"
     if (seconds := _seconds(start, last)) is not None:
@@ -135,14 +135,14 @@ def _recovered(event: dict[str, Any]) -> str:
 HAPPENINGS = {
     "config_changed": _changed,
     "warning": lambda event: f"At step {event.get('step', 0):,} it warned: {event['message']}.",
-    "nonfinite": lambda event: f"A number went bad: {event['message']}"
-    + (f" (evidence/{event['evidence']})." if event.get("evidence") else "."),
+    "nonfinite": lambda event: f"A number went bad: {event['message']}.",
     "recovered": _recovered,
 }
 
 
-def _happening(event: dict[str, Any]) -> str:
-    return HAPPENINGS[event["event"]](event)
+def _happening(event: dict[str, Any], run: Run) -> str:
+    told, kept = HAPPENINGS[event["event"]](event), event.get("evidence")
+    return f"{told[:-1]} (evidence/{kept})." if kept and (run.evidence / kept).is_dir() else told
 
 
 def _standing(run: Run) -> list[str]:

@@ -172,7 +172,7 @@ def test_guard_names_the_first_bad_layer_and_keeps_evidence(learnable_corpus, tm
     run = Run.open(tmp_path / "run")
     found = run.events("nonfinite")
     assert found and found[0]["where"]
-    evidence = run.evidence / found[0]["evidence"]
+    evidence = run.evidence / found[-1]["evidence"]
     assert json.loads((evidence / "finding.json").read_text())["utterances"]
     assert (evidence / "batch.safetensors").stat().st_size > 0
     assert "resume" in str(stopped.value)

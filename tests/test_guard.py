@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shlex
 import shutil
 import sys
@@ -170,6 +171,7 @@ def test_skip_stops_where_every_batch_is_bad(learnable_corpus, tmp_path):
     assert len(run.events("nonfinite")) == CONSECUTIVE_SKIPS + 1
     kept = {path.name for path in run.evidence.iterdir()}
     assert kept == {event["evidence"] for event in run.events("nonfinite")[-KEPT_EVIDENCE:]}
+    assert set(re.findall(r"\(evidence/(.*?)\)", " ".join(explain(run)))) == kept
     assert f"evidence is in {run.evidence / run.events('nonfinite')[-1]['evidence']}," in str(stopped.value)
 
 
