@@ -258,8 +258,17 @@ def train(run: Run, parts: Parts, console: Console, warnings: Sequence[str], sav
 
 def end(trainer: Trainer, reason: str, request: StopRequest, **fields: Any) -> None:
     """Close what is open, record the end of the segment, say what comes next. fields: more for the record."""
-    run, progress, console = trainer.run, trainer.progress, trainer.console
     trainer.parts.close()
+    try:
+        # Before the tracker is waited for, up to a minute in which the machine may be taken away.
+        trainer.event("run_finished" if reason == "finished" else "segment_ended", reason=reason, **fields)
+    finally:
+        say_end(trainer, reason, request, fields.get("ways"))
+
+
+def say_end(trainer: Trainer, reason: str, request: StopRequest, ways: dict[str, str] | None) -> None:
+    """Tell the tracker, wait for it, and say what comes next. ways: as in `advice.after_end`."""
+    run, progress, console = trainer.run, trainer.progress, trainer.console
     best = None if progress.best_score is None else float(progress.best_score)
     trainer.tracker.summary({"best_dev_accuracy": best, "best_epoch": progress.best_epoch, "ended": reason})
     trainer.tracker.finish(request.code)
@@ -271,10 +280,9 @@ def end(trainer: Trainer, reason: str, request: StopRequest, **fields: Any) -> N
     if trainer.saved is not None:
         step, size = trainer.saved
         told.append(f"{reason}: saved at step {step} ({short(size)}B)")
-        told += [f"next: {way}" for way in advice.after_end(run, reason, best is not None, fields.get("ways"))]
+        told += [f"next: {way}" for way in advice.after_end(run, reason, best is not None, ways)]
     if told:
         console.say("\n".join(told))
-    trainer.event("run_finished" if reason == "finished" else "segment_ended", reason=reason, **fields)
 
 
 def environment(corpus: PackedCorpus, compute: Compute, run: Run) -> dict[str, Any]:

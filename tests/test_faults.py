@@ -28,6 +28,7 @@ from phonetrain.console import Console
 from phonetrain.errors import TrainingStopped
 from phonetrain.explain import explain
 from phonetrain.run import Run
+from phonetrain.tracking import Tracker
 from tests.training import TINY, StopAt, fit_tiny, numbers, resume_tiny, weights
 
 ROOT = Path(__file__).parents[1]
@@ -184,6 +185,19 @@ def test_missing_wandb_changes_nothing(learnable_corpus, whole, tmp_path, monkey
     run = fit_tiny(learnable_corpus, tmp_path / "run", "tracking.wandb=offline")
     assert weights(run) == weights(whole)
     assert capsys.readouterr().err.count("wandb: cannot be imported") == 1
+
+
+def test_end_is_on_disk_before_the_tracker_is_waited_for(learnable_corpus, tmp_path, monkeypatch):
+    run, seen = Run(tmp_path / "run"), []
+
+    class Slow(Tracker):
+        def finish(self, exit_code=0):
+            seen.append(run.status)
+
+    monkeypatch.setattr(sys.modules["phonetrain.fit"], "open_tracker", lambda *parts: Slow())
+    fit_tiny(learnable_corpus, run.path, "epochs=1", console=StopAt(4))
+    resume_tiny(run)
+    assert seen == ["SIGTERM", "finished"]
 
 
 class Failing(Console):
