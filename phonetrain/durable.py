@@ -82,6 +82,15 @@ def append_line(path: Path, line: dict[str, Any], sync: bool = False) -> None:
             raise TrainingStopped(unwritable(path, error)) from error
 
 
+def sync_file(path: Path) -> None:
+    """Make what was added to `path` survive a power cut; nothing where it is not there. Raises TrainingStopped."""
+    try:
+        with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise TrainingStopped(unwritable(path, error)) from error
+
+
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The lines of a JSONL file; a torn one (kill -9, full disk) is left out."""
     try:

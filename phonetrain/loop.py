@@ -301,6 +301,7 @@ class Trainer:
         about = identity(parts.corpus, parts.run_config, parts.roles) | {
             "machine": describe_machine(parts.compute), "config": parts.run_config.to_dict(), "stage": parts.plan.start,
         }
+        self.run.sync_metrics()
         path, size = checkpoint.save(self.run, parts.state, about, parts.config.checkpoint.keep)
         self.last_saved = time.monotonic()
         self.saving_seconds = self.last_saved - began

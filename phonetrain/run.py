@@ -249,6 +249,9 @@ class Onlooker(Run):
     def append_metric(self, line: dict[str, Any]) -> None:
         """Nothing."""
 
+    def sync_metrics(self) -> None:
+        """Nothing."""
+
     def append_event(self, event: str, **fields: Any) -> dict[str, Any]:
         return {"event": event, **fields}
 

@@ -5,6 +5,7 @@ import json
 import os
 import random
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -93,6 +94,15 @@ def test_half_made_checkpoint_counts_for_nothing_and_goes_with_the_next_save(run
     assert (saved.path, problems) == (last(run), [])
     checkpoint.prune(run, keep=2)
     assert not half.exists()
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="names of descriptors are Linux's")
+def test_numbers_are_on_disk_before_the_checkpoint_that_goes_on_from_them(learnable_corpus, tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(Path(os.readlink(f"/proc/self/fd/{fd}"))))
+    fit_tiny(learnable_corpus, tmp_path / "run", "epochs=1")
+    names = [path.parent.name if "checkpoints" in path.parts else path.name for path in synced]
+    assert names.index("metrics.jsonl") < names.index(".step-23.partial")
 
 
 @pytest.mark.parametrize("exchanges", [True, False])
