@@ -160,7 +160,7 @@ if os.name == "nt":
 
     _LOCK_BYTE = 1 << 30  # beyond the text, which others must be able to read
 
-    def try_lock(file) -> bool:
+    def try_lock(file, shared: bool = False) -> bool:
         file.seek(_LOCK_BYTE)
         try:
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
@@ -175,9 +175,9 @@ if os.name == "nt":
 else:
     import fcntl
 
-    def try_lock(file) -> bool:
+    def try_lock(file, shared: bool = False) -> bool:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
         except OSError:  # the file system has no locks

@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import re
+import time
 from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
@@ -23,6 +24,7 @@ from .errors import CheckpointError, RunExists, RunNotFound, TrainingStopped
 from .history import History, where_scored
 
 RUNS = Path("runs")
+LOOK_SECONDS = 0.1
 
 
 class Run(History):
@@ -200,7 +202,11 @@ class Run(History):
         locks (some network and Drive mounts) is used without.
         """
         with open_for_append(self.lock_path) as file:
-            if not try_lock(file):
+            free = try_lock(file)
+            if not free:  # who only looks (`is_held`) holds it for a moment, who trains for longer
+                time.sleep(LOOK_SECONDS)
+                free = try_lock(file)
+            if not free:
                 file.seek(0)
                 holder = file.read(40).decode(errors="replace").strip() or "unknown"
                 who = "this very process" if holder == str(os.getpid()) else f"process {holder}"
@@ -226,7 +232,7 @@ class Run(History):
         """Whether a process is training this run now."""
         try:
             with open(self.lock_path, "rb") as file:
-                held = not try_lock(file)
+                held = not try_lock(file, shared=True)  # two who ask do not take each other for a training
                 if not held:
                     unlock(file)
         except OSError:
