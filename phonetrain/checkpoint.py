@@ -27,7 +27,7 @@ from .run import Run
 from .scaling import LossScale
 from .schedule import Schedule
 
-FORMAT = 1
+FORMAT = 2
 MODEL, AVERAGED, TRAINING, STATE = "model.safetensors", "averaged.safetensors", "training.pt", "state.json"
 
 
@@ -44,7 +44,6 @@ class Progress:
     batch: int = 0
     step: int = 0
     segment: int = 0
-    frames: int = 0
     seconds: float = 0.0
     epoch_seconds: float = 0.0
     logged: list[float] = field(default_factory=lambda: [0.0, 0, 0])
@@ -107,7 +106,7 @@ def save(run: Run, state: TrainState, identity: dict[str, Any], keep: int) -> tu
             digests[name] = _digest(content)
         summary = {"format": FORMAT, "progress": dataclasses.asdict(state.progress), "identity": identity,
                    "digests": digests}
-        (partial / STATE).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        (partial / STATE).write_text(state_text(summary), encoding="utf-8")
         size = 0
         for path in partial.iterdir():
             size += path.stat().st_size
@@ -135,8 +134,33 @@ def apart_on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return apart
 
 
+def state_text(summary: dict[str, Any]) -> str:
+    """The text of state.json: `summary` with a digest of its own values, as the other files have theirs in it."""
+    return json.dumps(summary | {"digest": _digest_of_values(summary)}, indent=2) + "\n"
+
+
+def _state(path: Path) -> dict[str, Any]:
+    """What state.json of a checkpoint holds, checked. Raises CheckpointError, and whatever damaged JSON raises."""
+    summary = json.loads((path / STATE).read_text(encoding="utf-8"))
+    if summary["format"] != FORMAT:
+        raise CheckpointError(f"{path}: checkpoint format {summary['format']}, this phonetrain reads {FORMAT}; "
+                              "use the version that wrote it")
+    _check(path / STATE, _digest_of_values(summary), summary.get("digest"))
+    return summary
+
+
+def _check(path: Path, found: str, wanted: str | None) -> None:
+    if found != wanted:
+        raise CheckpointError(f"{path}: digest {found}, wanted {wanted}: the file is damaged")
+
+
 def _digest(content: bytes) -> str:
     return xxhash.xxh3_128_hexdigest(content)
+
+
+def _digest_of_values(summary: dict[str, Any]) -> str:
+    values = {name: value for name, value in summary.items() if name != "digest"}
+    return _digest(json.dumps(values, sort_keys=True).encode())
 
 
 def _put_in_place(partial: Path, target: Path) -> None:
@@ -244,15 +268,10 @@ class Checkpoint:
 def read(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
     """Read and check one checkpoint directory. Raises CheckpointError with what is wrong. Never unpickles code."""
     try:
-        summary = json.loads((path / STATE).read_text(encoding="utf-8"))
-        if summary["format"] != FORMAT:
-            raise CheckpointError(f"{path}: checkpoint format {summary['format']}, this phonetrain reads {FORMAT}; "
-                                  "use the version that wrote it")
+        summary = _state(path)
         contents = {name: (path / name).read_bytes() for name in summary["digests"]}
         for name, content in contents.items():
-            found, wanted = _digest(content), summary["digests"][name]
-            if found != wanted:
-                raise CheckpointError(f"{path / name}: digest {found}, wanted {wanted}: the file is damaged")
+            _check(path / name, _digest(content), summary["digests"][name])
         averaged = tensors_from_bytes(contents[AVERAGED]) if AVERAGED in contents else None
         return Checkpoint(
             path=path,
@@ -280,7 +299,7 @@ def scored_as(path: Path) -> dict[str, Any] | None:
     A step's number does not name its weights: a branch or a rollback comes to the same step with others.
     """
     try:
-        summary = json.loads((path / STATE).read_text(encoding="utf-8"))
+        summary = _state(path)
         return {"weights_digest": _scored_digest(summary), "corpus_digest": summary["identity"]["corpus"]}
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -123,7 +123,6 @@ class Trainer:
             for frames in stream:
                 progress.batch += 1
                 progress.step += 1
-                progress.frames += frames
                 now = time.monotonic()
                 if self.sees_every_step and progress.batch > 4:  # on CUDA the host is ahead of the device: see `log`
                     self.recent_paces.append((now - began) / max(frames, 1))

@@ -43,9 +43,7 @@ class Recovery:
         Raises TrainingStopped, with the state saved, where the policy is to stop or has been tried often enough.
         """
         trainer, progress = self.trainer, self.trainer.progress
-        behind = progress.step - bad
-        progress.step, progress.batch = bad, progress.batch - behind
-        progress.frames -= behind * trainer.parts.config.batch_size
+        progress.step, progress.batch = bad, progress.batch - (progress.step - bad)
         finding = self.investigate(bad, progress.batch, rate)
         trainer.parts.step.resume_updates()
         # Where batches were left out before this one, these weights met them too.

@@ -1,7 +1,6 @@
 """Checkpoints: whole or absent, every byte checked, the right ones kept, the right parts restored."""
 
 import errno
-import json
 import os
 import random
 import shutil
@@ -15,7 +14,7 @@ from phonetrain.console import Console
 from phonetrain.errors import CheckpointError, TrainingStopped
 from phonetrain.fit import fit
 from phonetrain.run import Run
-from tests.training import TINY, StopAt, fit_tiny, numbers, resume_tiny, weights
+from tests.training import TINY, StopAt, change_state, fit_tiny, numbers, resume_tiny, weights
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +53,17 @@ def test_any_flipped_bit_is_refused_with_the_files_name(run, name, seed):
         checkpoint.read(last(run))
 
 
+def test_any_changed_value_of_the_state_is_refused(run):
+    path = last(run) / "state.json"
+    text = path.read_text()
+    for name, value, other in (("rate_scale", "1.0", "1.5"), ("epoch", "3", "2"), ("seed", "0", "4")):
+        old, new = f'"{name}": {value}', f'"{name}": {other}'
+        assert text.count(old) == 1
+        path.write_text(text.replace(old, new))
+        with pytest.raises(CheckpointError, match=r"state\.json: digest .* the file is damaged"):
+            checkpoint.read(last(run))
+
+
 @pytest.mark.parametrize("size", [0, 1, 100, -1])
 def test_cut_state_is_refused(run, size):
     path = last(run) / "state.json"
@@ -70,9 +80,8 @@ def test_missing_file_is_named(run, name):
 
 
 def test_other_format_is_refused_and_both_are_named(run):
-    path = last(run) / "state.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
-    with pytest.raises(CheckpointError, match="format 99, this phonetrain reads 1"):
+    change_state(last(run), lambda state: state.update(format=99))
+    with pytest.raises(CheckpointError, match="format 99, this phonetrain reads 2"):
         checkpoint.read(last(run))
 
 
@@ -267,10 +276,7 @@ def test_run_with_stages_interrupted_at_their_edge_equals_the_uninterrupted_one(
 @pytest.mark.parametrize(("key", "other"), [("torch", "1.13.1"), ("machine", "vax"), ("gpu", "Tesla T4")])
 def test_other_machine_or_version_is_said_and_equality_not_promised(learnable_corpus, tmp_path, key, other):
     run = fit_tiny(learnable_corpus, tmp_path / "run", console=StopAt(28))
-    path = last(run) / "state.json"
-    state = json.loads(path.read_text())
-    state["identity"]["machine"][key] = other
-    path.write_text(json.dumps(state))
+    change_state(last(run), lambda state: state["identity"]["machine"].update({key: other}))
     resume_tiny(run)
     (told,) = [event["message"] for event in run.events("warning") if "machine" in event["message"]]
     assert f"{key} {other} ->" in told

@@ -27,7 +27,7 @@ from phonetrain.run import Run
 from tests import reference
 from tests.conftest import write_hw1p2
 from tests.test_capture import loader_of, make_step
-from tests.training import TINY, StopAt, fit_tiny, numbers, resume_tiny
+from tests.training import TINY, StopAt, change_state, fit_tiny, numbers, resume_tiny
 
 POISONED = "t3-13-0000"
 ONE_FRAME = ("window.left=0", "window.right=0", "augment.time_mask=0", "augment.freq_mask=0", "averaging.decay=none",
@@ -134,10 +134,8 @@ def test_replay_is_the_step_that_went_bad_in_its_parts(learnable_corpus):
 
 def test_rate_set_by_hand_after_rollbacks_is_the_rate_that_is_trained_with(learnable_corpus, tmp_path):
     run = fit_tiny(learnable_corpus, tmp_path / "run", *PLAIN_RATE, console=StopAt(10))
-    step = run.checkpoint_dir(run.read_pointer("last"))
-    state = json.loads((step / "state.json").read_text())
-    state["progress"].update(rate_scale=0.1, rollbacks=2)
-    (step / "state.json").write_text(json.dumps(state))
+    last = run.checkpoint_dir(run.read_pointer("last"))
+    change_state(last, lambda state: state["progress"].update(rate_scale=0.1, rollbacks=2))
     resume_tiny(run, console=StopAt(16))
     assert run.metrics("train")[-1]["lr"] == pytest.approx(1e-4)
     resume_tiny(run, "optimizer.lr=5e-4")

@@ -1,6 +1,5 @@
 """resume: equal to a run that never stopped, or a sentence that says why not."""
 
-import json
 import os
 import random
 import shlex
@@ -19,7 +18,7 @@ from phonetrain.config import RunConfig
 from phonetrain.errors import CheckpointError, ConfigError, RunExists, TrainingStopped
 from phonetrain.explain import explain
 from phonetrain.run import Run
-from tests.training import StopAt, fit_tiny, numbers, resume_tiny, weights
+from tests.training import StopAt, change_state, fit_tiny, numbers, resume_tiny, weights
 
 CONSTANT = ("schedule.name=constant", "schedule.warmup_steps=none")
 
@@ -166,9 +165,7 @@ def test_pickle_bomb_in_a_checkpoint_is_refused(learnable_corpus, tmp_path):
     content = pickle.dumps(Bomb())
     refused = tmp_path / "refused"
     (last / "training.pt").write_bytes(content)
-    state = json.loads((last / "state.json").read_text())
-    state["digests"]["training.pt"] = xxhash.xxh3_128_hexdigest(content)
-    (last / "state.json").write_text(json.dumps(state))
+    change_state(last, lambda state: state["digests"].update({"training.pt": xxhash.xxh3_128_hexdigest(content)}))
     shutil.copytree(last, refused)
     resume_tiny(run)
     assert not marker.exists()
@@ -271,10 +268,8 @@ def test_more_threads_than_cores_are_not_restored(learnable_corpus, tmp_path):
     import torch
 
     run = interrupted(learnable_corpus, tmp_path / "run", step=8)
-    step = run.checkpoint_dir(run.read_pointer("last")) / "state.json"
-    state = json.loads(step.read_text())
-    state["identity"]["machine"]["threads"] = 4096
-    step.write_text(json.dumps(state))
+    last = run.checkpoint_dir(run.read_pointer("last"))
+    change_state(last, lambda state: state["identity"]["machine"].update(threads=4096))
     threads = torch.get_num_threads()
     resume_tiny(run)
     assert torch.get_num_threads() == threads

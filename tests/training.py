@@ -4,13 +4,16 @@ As a program, `python -m tests.training RUN CORPUS` starts or resumes one and sa
 tests kill.
 """
 
+import json
 import shutil
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
+from phonetrain import checkpoint
 from phonetrain.config import load_recipe
 from phonetrain.console import Console
 from phonetrain.fit import fit, resume
@@ -56,6 +59,13 @@ def weights(run: Run, which: str = "last") -> bytes:
     """The bytes of a checkpoint's weights: training ones and averaged ones."""
     directory = run.checkpoint_dir(run.read_pointer(which))
     return b"".join((directory / name).read_bytes() for name in ("model.safetensors", "averaged.safetensors"))
+
+
+def change_state(directory: Path, change: Callable[[dict], object]) -> None:
+    """Change what a checkpoint's state.json holds, in place, as if it had been written so."""
+    state = json.loads((directory / "state.json").read_text())
+    change(state)
+    (directory / "state.json").write_text(checkpoint.state_text(state))
 
 
 def numbers(run: Run) -> list[dict]:
