@@ -6,6 +6,7 @@ import contextlib
 import os
 import platform
 import subprocess
+import time
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -62,6 +63,7 @@ def fit(recipe: str | os.PathLike[str] | None = None, *overrides: str, config: R
 
     Raises ConfigError, RunExists and phonedata's errors before anything is written, TrainingStopped after.
     """
+    began = time.monotonic()
     refuse_keywords('fit("default", ...)', unknown)
     if recipe is not None and config is not None:
         raise ConfigError(f"fit: got the recipe {recipe} and a config, wanted one of them; load_recipe makes a config")
@@ -86,7 +88,7 @@ def fit(recipe: str | os.PathLike[str] | None = None, *overrides: str, config: R
             where.write_json(where.environment_path, environment(packed, compute, where))
             where.append_event("run_started", segment=0, epoch=0, step=0, recipe=recipe, **launch(ranks))
             where.append_event("segment_started", segment=0, epoch=0, step=0)
-            train(where, parts, shown, warnings, save_first=True, ranks=ranks)
+            train(where, parts, shown, warnings, True, ranks, began)
     return where
 
 
@@ -148,6 +150,7 @@ def resume(run: str | os.PathLike[str] | None = None, *overrides: str, corpus: s
 
     Raises RunNotFound, CheckpointError (damaged, or of another corpus or window), ConfigError, TrainingStopped.
     """
+    began = time.monotonic()
     refuse_keywords("resume(run, ...)", unknown)
     with contextlib.ExitStack() as held:
         found = Run.open(run)
@@ -205,7 +208,7 @@ def resume(run: str | os.PathLike[str] | None = None, *overrides: str, corpus: s
             shown.say(f"changed: {key} {_told(before)} -> {_told(after)}")
         if any(key == "epochs" or sets_rate(key) for key, _, _ in changes):
             shown.say(f"learning rate: {told_rate(where, parts)}")
-        train(where, parts, shown, warnings, bool(changes) or from_checkpoint is not None, ranks)
+        train(where, parts, shown, warnings, bool(changes) or from_checkpoint is not None, ranks, began)
     return where
 
 
@@ -221,10 +224,12 @@ def _told(value: Any) -> Any:
     return "none" if value is None else value
 
 
-def train(run: Run, parts: Parts, console: Console, warnings: Sequence[str], save_first: bool, ranks: Ranks) -> None:
+def train(run: Run, parts: Parts, console: Console, warnings: Sequence[str], save_first: bool, ranks: Ranks,
+          began: float) -> None:
     """Run the loop under signal handlers, and record how it ended, whatever happens.
 
     save_first: the present state is in no checkpoint yet; with one, a process that is killed at once can be resumed.
+    began: as in Trainer.
     """
     config = parts.run_config
     ranks.barrier()  # all have read what rank 0 is about to write
@@ -239,7 +244,7 @@ def train(run: Run, parts: Parts, console: Console, warnings: Sequence[str], sav
         "device": f"{parts.compute.reason}, {parts.compute.precision}", "loader": parts.train.reason,
     }
     with noticed_signals() as request:
-        trainer = Trainer(run, parts, console, tracker, request)
+        trainer = Trainer(run, parts, console, tracker, request, began)
         try:
             console.start(plan)
             for message in warnings:

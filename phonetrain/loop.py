@@ -33,13 +33,17 @@ AGAIN = "again"  # the guard moved the position: enter the epoch anew
 
 
 class Trainer:
-    """Trains the parts of a run and records what happens. `train` returns why it ended."""
+    """Trains the parts of a run and records what happens. `train` returns why it ended.
 
-    def __init__(self, run: Run, parts: Parts, console: Console, tracker: Tracker, request: StopRequest) -> None:
+    began: monotonic time from which on the run's time is counted.
+    """
+
+    def __init__(self, run: Run, parts: Parts, console: Console, tracker: Tracker, request: StopRequest,
+                 began: float) -> None:
         self.run, self.parts, self.console, self.tracker, self.request = run, parts, console, tracker, request
         self.plans = plan_stages(parts.run_config)
         stop = parts.run_config.stop
-        self.deadline = Deadline(None if stop.max_time is None else duration(stop.max_time), stop.stop_at)
+        self.deadline = Deadline(None if stop.max_time is None else duration(stop.max_time), stop.stop_at, began)
         self.watch = guard.DivergenceWatch(parts.config.guard.divergence)
         self.last_saved = self.last_logged = time.monotonic()
         self.scoring_seconds: float | None = None

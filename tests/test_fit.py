@@ -4,7 +4,9 @@ import json
 import math
 import re
 import signal
+import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
@@ -161,6 +163,18 @@ def _recipe(folder):
     path = folder / "base.toml"
     path.write_text(load_recipe("default").override(TINY).to_toml())
     return path
+
+
+def test_time_limit_counts_what_comes_before_the_first_step(learnable_corpus, tmp_path, monkeypatch):
+    fitting, ends = sys.modules["phonetrain.fit"], []
+    real = fitting.assemble
+    monkeypatch.setattr(fitting, "assemble", lambda *parts: (time.sleep(0.5), real(*parts))[1])
+    monkeypatch.setattr(Trainer, "train", lambda trainer: ends.append(trainer.deadline.end) or "deadline")
+    began = time.monotonic()
+    run = fit_tiny(learnable_corpus, tmp_path / "run", "stop.max_time=1h")
+    again = time.monotonic()
+    resume_tiny(run)
+    assert ends[0] - began - 3600 < 0.4 and ends[1] - again - 3600 < 0.4
 
 
 @pytest.mark.parametrize("policy", ["stop", "skip", "rollback"])
