@@ -8,7 +8,6 @@ import platform
 import subprocess
 import time
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from . import advice, checkpoint
 from .assemble import Parts, assemble, describe, identity, training_selection
 from .config import RunConfig, diff, load_recipe
 from .console import Console, Mute, open_console, short
-from .device import Compute, choose_compute, describe_machine, determinism
+from .device import Compute, choose_compute, describe_machine, determinism, version
 from .errors import ConfigError, RunNotFound, TrainingStopped
 from .history import where_scored
 from .interrupts import StopRequest, noticed_signals
@@ -34,7 +33,14 @@ from .partitions import (
     warnings_before_training,
 )
 from .ranks import Ranks, here, joined
-from .resuming import check_changes, check_identity, find_checkpoint, restore_machine, restore_parts
+from .resuming import (
+    check_changes,
+    check_identity,
+    find_checkpoint,
+    restore_machine,
+    restore_parts,
+    told_change,
+)
 from .run import Onlooker, Run
 from .schedule import sets_rate
 from .stages import plan_stages
@@ -195,6 +201,10 @@ def resume(run: str | os.PathLike[str] | None = None, *overrides: str, corpus: s
         warnings += checkpoint.mend_best(where, progress)
         where.write_text(where.config_path, config.to_toml())
         where.write_pointer("last", saved.progress.step)
+        about = where.read_json(where.environment_path)
+        if about.get("corpus"):  # it may lie elsewhere now, and a relative path is seen from where we stand
+            about["corpus"]["from_run"] = place_from_run(packed, where)
+            where.write_json(where.environment_path, about)
         place = {"segment": progress.segment, "epoch": progress.epoch, "step": progress.step}
         where.append_event("segment_started", parent=parent, checkpoint=saved.path.name, **place)
         for key, before, after in changes:
@@ -203,9 +213,9 @@ def resume(run: str | os.PathLike[str] | None = None, *overrides: str, corpus: s
         shown.say(f"{where.path}: all {progress.epoch} epochs are done; only the end was not recorded" if only_the_end
                   else f"resuming {where.path} at {position}")
         for key, later, then in diff(newest, begins):
-            shown.say(f"as it was at {saved.path.name}: {key} = {_told(then)}, later {_told(later)}")
+            shown.say(f"as it was at {saved.path.name}: {key} {_told(later)} -> {_told(then)}")
         for key, before, after in changes:
-            shown.say(f"changed: {key} {_told(before)} -> {_told(after)}")
+            shown.say(told_change(key, before, after, old, config))
         if any(key == "epochs" or sets_rate(key) for key, _, _ in changes):
             shown.say(f"learning rate: {told_rate(where, parts)}")
         train(where, parts, shown, warnings, bool(changes) or from_checkpoint is not None, ranks, began)
@@ -292,15 +302,9 @@ def say_end(trainer: Trainer, reason: str, request: StopRequest, ways: dict[str,
 
 def environment(corpus: PackedCorpus, compute: Compute, run: Run) -> dict[str, Any]:
     """Versions, device, commit, corpus digests and where the corpus lies from the run; no host and no user name."""
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = None
     return {
-        "python": platform.python_version(), "packages": versions, "device": compute.reason,
-        "machine": describe_machine(compute), "commit": commit(),
+        "python": platform.python_version(), "packages": {name: version(name) for name in PACKAGES},
+        "device": compute.reason, "machine": describe_machine(compute), "commit": commit(),
         "corpus": {"digest": corpus.digest, "from_run": place_from_run(corpus, run),
                    "phonemes": corpus.phonemes.fingerprint,
                    "partitions": {name: part.digest for name, part in corpus.partitions.items()}},

@@ -273,7 +273,7 @@ def test_run_with_stages_interrupted_at_their_edge_equals_the_uninterrupted_one(
     assert numbers(run) == numbers(whole)
 
 
-@pytest.mark.parametrize(("key", "other"), [("torch", "1.13.1"), ("machine", "vax"), ("gpu", "Tesla T4")])
+@pytest.mark.parametrize(("key", "other"), [("torch", "1.13.1"), ("machine", "vax"), ("numba", "0.1"), ("ranks", 2)])
 def test_other_machine_or_version_is_said_and_equality_not_promised(learnable_corpus, tmp_path, key, other):
     run = fit_tiny(learnable_corpus, tmp_path / "run", console=StopAt(28))
     change_state(last(run), lambda state: state["identity"]["machine"].update({key: other}))
@@ -281,6 +281,7 @@ def test_other_machine_or_version_is_said_and_equality_not_promised(learnable_co
     (told,) = [event["message"] for event in run.events("warning") if "machine" in event["message"]]
     assert f"{key} {other} ->" in told
     assert "equality with an uninterrupted run is not promised" in told
+    assert ("dropout differs with the number of ranks" in told) == (key == "ranks")
 
 
 def test_checkpoints_where_a_file_is_in_the_way_stop_with_a_sentence(learnable_corpus, tmp_path):

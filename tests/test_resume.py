@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from phonedata import PackedCorpus
 from phonetrain import checkpoint
 from phonetrain.cli import exit_code
 from phonetrain.config import RunConfig
@@ -184,6 +185,18 @@ def test_moved_corpus_is_recognised_and_another_one_refused_with_both_digests(
     assert learnable_corpus.digest in str(refused.value)
     assert tiny_corpus.digest in str(refused.value)
     resume_tiny(run, corpus=moved)
+    assert run.status == "finished"
+
+
+def test_corpus_given_from_one_place_is_found_from_another(learnable_corpus, tmp_path, monkeypatch):
+    shutil.copytree(learnable_corpus.path, tmp_path / "before")
+    run = interrupted(PackedCorpus(tmp_path / "before"), tmp_path / "run", step=8)
+    (tmp_path / "before").rename(tmp_path / "after")
+    monkeypatch.chdir(tmp_path)
+    resume_tiny(run, corpus="after", console=StopAt(12))
+    (tmp_path / "other" / "after").mkdir(parents=True)  # of that name, and no corpus
+    monkeypatch.chdir(tmp_path / "other")
+    resume_tiny(run)
     assert run.status == "finished"
 
 
