@@ -119,7 +119,7 @@ class Trainer:
         rates = parts.state.schedule.rates(progress.epoch, batches)
         momenta = parts.state.schedule.momenta(progress.epoch, batches)
         log_every = parts.config.tracking.log_every
-        start, clock = progress.epoch_seconds, time.monotonic()
+        start, clock, entered = progress.epoch_seconds, time.monotonic(), progress.batch
         began = clock
         stream = parts.updates.epoch(progress.epoch, progress.batch, progress.step, rates * progress.rate_scale,
                                      momenta, warn=self.not_captured)
@@ -128,7 +128,8 @@ class Trainer:
                 progress.batch += 1
                 progress.step += 1
                 now = time.monotonic()
-                if self.sees_every_step and progress.batch > 4:  # on CUDA the host is ahead of the device: see `log`
+                # The first ones here also compile kernels and read the corpus.
+                if self.sees_every_step and progress.batch - entered > 4:
                     self.recent_paces.append((now - began) / max(frames, 1))
                 began, progress.epoch_seconds = now, start + now - clock
                 logs = progress.step % log_every == 0
@@ -200,7 +201,8 @@ class Trainer:
         now = time.monotonic()
         seconds, self.last_logged = now - self.last_logged, now
         told = interval.result()
-        self.recent_paces.append(seconds / max(told["frames"], 1))
+        if not self.sees_every_step:  # the host is ahead of the device but here
+            self.recent_paces.append(seconds / max(told["frames"], 1))
         line = {"loss": told["loss"], "accuracy": told["accuracy"], "lr": rate,
                 "frames_per_second": told["frames"] / max(seconds, 1e-9), "gradient_norm": float(step.gradient_norm)}
         scale = {}

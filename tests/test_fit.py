@@ -19,6 +19,7 @@ from phonetrain.explain import explain
 from phonetrain.fit import fit, resume
 from phonetrain.loop import Trainer
 from phonetrain.run import Run
+from phonetrain.step import TrainStep
 from tests.training import TINY, StopAt, fit_tiny, numbers, resume_tiny, weights
 
 
@@ -175,6 +176,16 @@ def test_time_limit_counts_what_comes_before_the_first_step(learnable_corpus, tm
     again = time.monotonic()
     resume_tiny(run)
     assert ends[0] - began - 3600 < 0.4 and ends[1] - again - 3600 < 0.4
+
+
+def test_slow_first_step_after_a_resume_is_not_taken_for_the_pace(learnable_corpus, tmp_path, monkeypatch):
+    """It compiles kernels; a run that is resumed inside an epoch gave up at once, for want of time to score."""
+    run = fit_tiny(learnable_corpus, tmp_path / "run", "epochs=100000", console=StopAt(8))
+    real, slow = TrainStep.apply, [1.0]
+    monkeypatch.setattr(TrainStep, "apply", lambda *parts: (time.sleep(slow.pop() if slow else 0), real(*parts))[1])
+    before = run.read_pointer("last")
+    resume_tiny(run, "stop.max_time=4s")
+    assert run.status == "deadline" and run.read_pointer("last") > before + 5
 
 
 @pytest.mark.parametrize("policy", ["stop", "skip", "rollback"])
