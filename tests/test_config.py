@@ -213,6 +213,14 @@ def test_stages_apply_one_after_the_other():
     assert [plan.starts_schedule for plan in plans] == [True, False, True]
 
 
+def test_each_stage_may_have_a_schedule_of_another_name():
+    first = "{epochs=2, schedule.name='plateau', schedule.patience=2}"
+    second = "{epochs=2, schedule.name='step', schedule.step_size=1, schedule.gamma=0.5}"
+    config = DEFAULT.override([f"stage=[{first}, {second}, {{epochs=2, schedule.name='constant'}}]"])
+    assert [plan.config.schedule.name for plan in config.stages()] == ["plateau", "step", "constant"]
+    assert config.stages()[1].config.schedule.patience == 10
+
+
 def test_a_run_without_stages_is_one_stage():
     (plan,) = DEFAULT.stages()
     assert plan.config == DEFAULT
