@@ -104,6 +104,8 @@ class Trainer:
         self.parts = assemble(old.run_config, plan, old.corpus, old.roles, old.compute)
         transfer(old, self.parts)
         for key, before, after in diff(old.config, plan.config):
+            if key == "epochs":  # how far the schedule reaches, which is not the run's setting of this name
+                continue
             self.event("config_changed", key=key, old=before, new=after, by="stage")
             self.console.say(f"stage: {key} {before} -> {after}")
         self.run.write_json(self.run.built_path, describe(self.parts))

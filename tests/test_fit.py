@@ -153,6 +153,7 @@ def test_stages_change_settings_at_epoch_boundaries_and_are_recorded(learnable_c
     changed = {event["key"]: (event["old"], event["new"]) for event in run.events("config_changed")}
     assert changed["subset"] == (0.5, 1.0)
     assert changed["optimizer.lr"] == (1e-3, 1e-4)
+    assert set(changed) == {"subset", "optimizer.lr"}
 
 
 def _recipe(folder):
