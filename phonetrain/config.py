@@ -23,7 +23,7 @@ from .sections import (
     WindowConfig,
     device_name,
 )
-from .settings import Section, parse
+from .settings import Section, joined, parse
 from .wording import Range, Text
 
 VERSION = 1
@@ -137,18 +137,24 @@ class RunConfig(Section):
         """The whole config as TOML that `from_toml` reads back equal; none and settings that nothing reads left out."""
         return recipe.toml_text(self.to_dict())
 
-    def override(self, texts: Iterable[str]) -> "RunConfig":
-        """This config with `["optimizer.lr=1e-4", "schedule.name=cosine", ...]` set; see overrides.py."""
-        return self.replaced(overrides.parsed(texts))
+    def override(self, texts: Iterable[str], epoch: int | None = None) -> "RunConfig":
+        """This config with `["optimizer.lr=1e-4", "schedule.name=cosine", ...]` set; see overrides.py.
 
-    def replaced(self, changes: Mapping[str, object]) -> "RunConfig":
+        epoch: where a run stands that is changed by hand: what its present or a later stage sets is set there too.
+        """
+        return self.replaced(overrides.parsed(texts), epoch)
+
+    def replaced(self, changes: Mapping[str, object], epoch: int | None = None) -> "RunConfig":
         """This config with dotted keys set: `{"optimizer.lr": 1e-4}`. Raises ConfigError."""
-        table = overrides.applied(self.to_dict(), changes, type(self))
+        table = overrides.applied(self.to_dict(), changes, type(self), epoch)
         return type(self).from_dict(table)
 
-    def flat(self) -> dict[str, object]:
-        """Dotted key -> value, as `to_dict` has them."""
-        return dict(stages.flattened(self.to_dict()))
+    def setting(self, key: str) -> object:
+        """The value at a dotted key as `diff` has them; None where there is none."""
+        value: object = self
+        for part in key.split("."):
+            value = value[int(part)] if isinstance(value, tuple) else getattr(value, part, None)
+        return value
 
 
 def newer(version: object) -> ConfigError:
@@ -158,13 +164,29 @@ def newer(version: object) -> ConfigError:
 def diff(old: RunConfig, new: RunConfig) -> list[tuple[str, object, object]]:
     """(dotted key, old value, new value) of every setting that differs; None where a config leaves it out.
 
-    `stage` and `schedule.chain` are left out where they differ only as `lengthened` makes them: their last part takes
-    the epochs that `epochs` has gained, which is one change and not two.
+    Of stages and of a chain's phases, where there are as many, by number: `stage.1.optimizer.lr`.
+
+    What `lengthened` makes of stages and of a chain is left out: that their last part takes the epochs that `epochs`
+    has gained is one change and not two.
     """
-    before, after, grown = old.flat(), new.flat(), lengthened(old, new.epochs).flat()
-    follow = [key for key in ("stage", "schedule.chain") if grown.get(key) == after.get(key)]
-    keys = [key for key in dict.fromkeys([*before, *after]) if key not in follow]
-    return [(key, before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)]
+    table = new.to_dict()
+    beyond = {key for key, _, _ in differing(lengthened(old, new.epochs).to_dict(), table)}
+    return [change for change in differing(old.to_dict(), table) if change[0] == "epochs" or change[0] in beyond]
+
+
+def differing(old: object, new: object, where: str = "") -> list[tuple[str, object, object]]:
+    """(dotted key, old, new) of all that differs in nested tables; as many tables in a list are compared by number."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        pairs = [(name, old.get(name), new.get(name)) for name in dict.fromkeys([*old, *new])]
+    elif are_tables(old) and are_tables(new) and len(old) == len(new):
+        pairs = list(zip(range(len(old)), old, new))
+    else:
+        return [(where, old, new)] if old != new else []
+    return [change for name, *both in pairs for change in differing(*both, joined(where, name))]
+
+
+def are_tables(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(each, Mapping) for each in value)
 
 
 def lengthened(config: RunConfig, epochs: int) -> RunConfig:

@@ -15,7 +15,7 @@ from phonedata import PackedCorpus
 
 from . import advice, checkpoint
 from .assemble import Parts, assemble, describe, identity, training_selection
-from .config import RunConfig, diff, load_recipe
+from .config import RunConfig, load_recipe
 from .console import Console, Mute, open_console, short
 from .device import Compute, choose_compute, describe_machine, determinism
 from .errors import ConfigError, RunNotFound, TrainingStopped
@@ -33,7 +33,14 @@ from .partitions import (
     warnings_before_training,
 )
 from .ranks import Ranks, here, joined
-from .resuming import check_changes, check_identity, find_checkpoint, restore_machine, restore_parts
+from .resuming import (
+    changes_by_hand,
+    check_changes,
+    check_identity,
+    find_checkpoint,
+    restore_machine,
+    restore_parts,
+)
 from .run import Onlooker, Run
 from .schedule import sets_rate
 from .stages import plan_stages
@@ -156,13 +163,14 @@ def resume(run: str | os.PathLike[str] | None = None, *overrides: str, corpus: s
         held.enter_context(where.lock())
         shown = held.enter_context(shown_by(ranks, console))
         saved, problems = find_checkpoint(where, from_checkpoint)
-        config = RunConfig.from_toml(where.config_path).override(list(overrides))
+        stage_start = saved.identity["stage"]
+        config = RunConfig.from_toml(where.config_path).override(list(overrides), epoch=stage_start)
         if corpus is not None:
             config = config.replaced({"data.corpus": str(corpus)})
         # Against the checkpoint and not against config.toml: a change whose process died before its first checkpoint
         # is made again.
         old = RunConfig.from_dict(saved.identity["config"])
-        changes = [change for change in diff(old, config) if change[0] != "data.corpus"]
+        changes = changes_by_hand(old, config, stage_start)
         check_changes(where, changes, old, config, saved.progress)
         packed = corpus_of(where, config, corpus)
         roles = choose_roles(packed, config.data)
@@ -179,7 +187,7 @@ def resume(run: str | os.PathLike[str] | None = None, *overrides: str, corpus: s
             way = f"`{more}` trains longer" if more else "a new run of a recipe with a longer last stage trains longer"
             raise ConfigError(f"{where.path}: {done} epochs are done, of {plans[-1].stop} wanted; {way}")
         # The stage whose parts were saved: at its very end that is not yet the stage of the next epoch.
-        plan = next(plan for plan in reversed(plans) if plan.start <= saved.identity["stage"])
+        plan = next(plan for plan in reversed(plans) if plan.start <= stage_start)
         parts = assemble(config, plan, packed, roles, compute)
         restore_parts(parts, saved, [key for key, _, _ in changes])
         progress = parts.state.progress

@@ -7,6 +7,7 @@ or on what was decided by hand, is the state: see `Schedule.state_dict`.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -265,7 +266,7 @@ def extension_question(old: RunConfig, new: RunConfig) -> str | None:
 
     None too when `schedule.on_extend` answers it, or when the rate or the schedule is set anew by the same change.
     """
-    changed = [key for key, _, _ in diff(old, new)]
+    changed = [re.sub(r"^stage\.\d+\.", "", key) for key, _, _ in diff(old, new)]
     if any(key == "optimizer.lr" or (key.startswith("schedule.") and key != "schedule.on_extend") for key in changed):
         return None
     lengths = {plan.schedule_start: plan.schedule_stop for plan in old.stages()}

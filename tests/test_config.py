@@ -259,12 +259,40 @@ def test_list_of_settings_in_place_of_texts_is_refused_with_a_sentence():
         DEFAULT.override([["epochs=5"]])
 
 
+def test_changed_by_hand_is_set_where_the_present_value_is_said_and_in_later_stages():
+    config = DEFAULT.override(["optimizer.lr=1e-2", "stage=[{epochs=2}, {epochs=2, optimizer.lr=1e-3, subset=0.5}, "
+                               "{epochs=2}, {epochs=2, optimizer.lr=1e-4}]"])
+
+    def rates(changes, epoch):
+        changed = config.override(changes, epoch)
+        assert [plan.start for plan in changed.stages()] == [0, 2, 4, 6]
+        return [plan.config.optimizer.lr for plan in changed.stages()]
+
+    assert rates(["optimizer.lr=5e-5"], 0) == [5e-5, 5e-5, 5e-5, 5e-5]
+    assert rates(["optimizer.lr=5e-5"], 4) == [1e-2, 5e-5, 5e-5, 5e-5]
+    assert rates(["optimizer.lr=5e-5"], 6) == [1e-2, 1e-3, 1e-3, 5e-5]
+    assert rates(["stage.3.optimizer.lr=5e-5"], 2) == [1e-2, 1e-3, 1e-3, 5e-5]
+    assert [plan.config.subset for plan in config.override(["subset=0.7"], 4).stages()] == [1.0, 0.7, 0.7, 0.7]
+
+
+def test_stages_settings_give_way_to_what_is_changed_by_hand():
+    plateau = "{epochs=2, schedule.name='plateau', schedule.patience=2}"
+    config = DEFAULT.override([f"stage=[{{epochs=2}}, {plateau}, {{epochs=2, schedule.patience=3}}]"])
+    changed = config.override(["schedule.name=constant"], 2)
+    assert [plan.config.schedule.name for plan in changed.stages()] == ["cosine", "constant", "constant"]
+    chain = "schedule.chain=[{name='constant', epochs=1}, {name='plateau', patience=2}]"
+    config = DEFAULT.override([f"stage=[{{epochs=1}}, {{epochs=3, schedule.name='chain', {chain}}}]"])
+    changed = config.override(["schedule.chain.1.patience=5"], 1)
+    assert changed.stages()[1].config.schedule.chain[1].patience == 5
+    assert diff(config, changed) == [("stage.1.schedule.chain.1.patience", 2, 5)]
+
+
 def test_longer_last_stage_and_longer_last_phase_are_the_change_of_epochs_said_once():
     staged = DEFAULT.override(["stage=[{epochs = 2}, {epochs = 3, subset = 0.5}]"])
     assert diff(staged, staged.override(["epochs=9"])) == [("epochs", 5, 9)]
-    assert [key for key, *_ in diff(staged, staged.override(["epochs=4"]))] == ["epochs", "stage"]
+    assert [key for key, *_ in diff(staged, staged.override(["epochs=4"]))] == ["epochs", "stage.1.epochs"]
     chain = "schedule.chain=[{name = 'onecycle', epochs = 2}, {name = 'plateau', epochs = 3}]"
     chained = DEFAULT.override(["epochs=5", "schedule.name=chain", chain])
     assert diff(chained, chained.override(["epochs=9", "schedule.chain.1.epochs=7"])) == [("epochs", 5, 9)]
     other = chained.override(["epochs=9", "schedule.chain.0.epochs=6"])
-    assert [key for key, *_ in diff(chained, other)] == ["epochs", "schedule.chain"]
+    assert [key for key, *_ in diff(chained, other)] == ["epochs", "schedule.chain.0.epochs"]
