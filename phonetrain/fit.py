@@ -230,8 +230,7 @@ def train(run: Run, parts: Parts, console: Console, warnings: Sequence[str], sav
     """
     config = parts.run_config
     ranks.barrier()  # all have read what rank 0 is about to write
-    run.write_json(run.built_path, describe(parts))
-    settings = {"config": config.to_dict(), "built": describe(parts)}
+    settings = {"config": config.to_dict()}
     tracker = open_tracker(config.tracking, run, settings, console.say, console.warn) if ranks.is_main else Tracker()
     plan = {
         "run": str(run.path), "epochs": plan_stages(config)[-1].stop, "steps_per_epoch": parts.train.batches_per_epoch,
@@ -242,6 +241,7 @@ def train(run: Run, parts: Parts, console: Console, warnings: Sequence[str], sav
     }
     with noticed_signals() as request:
         trainer = Trainer(run, parts, console, tracker, request)
+        trainer.record_built()
         try:
             console.start(plan)
             for message in warnings:

@@ -108,7 +108,13 @@ class Trainer:
                 continue
             self.event("config_changed", key=key, old=before, new=after, by="stage")
             self.console.say(f"stage: {key} {before} -> {after}")
-        self.run.write_json(self.run.built_path, describe(self.parts))
+        self.record_built()
+
+    def record_built(self) -> None:
+        """Write what was really built, as it is now, to built.json and the tracker."""
+        built = describe(self.parts)
+        self.run.write_json(self.run.built_path, built)
+        self.tracker.config({"built": built})
 
     def train_epoch(self) -> str | None:
         """Train from the present position to the end of the epoch; returns a reason to stop, AGAIN or None."""
@@ -167,7 +173,7 @@ class Trainer:
     def not_captured(self, message: str) -> None:
         """The step turned out not to be capturable: say so, and correct what is recorded as built."""
         self.warn(message)
-        self.run.write_json(self.run.built_path, describe(self.parts))
+        self.record_built()
 
     def reason_to_pause(self) -> str | None:
         """Why to stop now, or SAVE: the same on all ranks, which ask each other every few steps."""
