@@ -14,9 +14,9 @@ Table = np.ndarray  # (num_steps,) float64, one number for every step of an epoc
 class Place:
     """Where in a schedule the steps of one epoch lie, counted from the schedule's own start.
 
-    steps: (num_steps,) int64, the number of each step. epoch: whole epochs since the start. total_steps, total_epochs:
-    length of the schedule. num_steps: steps in this epoch. Steps and epochs beyond the length stand at its last one,
-    so a schedule that is over holds its last rate.
+    steps: (num_steps,) int64, the number of each step, negative before that start. epoch: whole epochs since the
+    start. total_steps, total_epochs: length of the schedule. num_steps: steps in this epoch. Steps and epochs beyond
+    the length stand at its last one, so a schedule that is over holds its last rate; steps of a warm-up at its first.
     """
 
     steps: np.ndarray
@@ -27,7 +27,7 @@ class Place:
 
     @property
     def held_steps(self) -> Table:
-        return np.minimum(self.steps, self.total_steps - 1).astype(np.float64)
+        return np.clip(self.steps, 0, self.total_steps - 1).astype(np.float64)
 
     @property
     def held_epoch(self) -> int:

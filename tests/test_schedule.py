@@ -106,6 +106,14 @@ def test_onecycle_moves_momentum_as_torch_does(three_phase):
     np.testing.assert_allclose(ours, wanted, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("anneal", ["cos", "linear"])
+def test_momentum_waits_at_its_largest_while_onecycle_warms_up(anneal):
+    schedule = build_schedule(config_of(name="onecycle", anneal=anneal, warmup_steps=2 * STEPS + 5), STEPS)
+    momenta = np.concatenate([schedule.momenta(epoch, STEPS) for epoch in range(EPOCHS)])
+    np.testing.assert_allclose(momenta[: 2 * STEPS + 6], 0.95, rtol=1e-12)
+    assert 0.85 - 1e-12 <= momenta.min() <= 0.853 and momenta.max() <= 0.95 + 1e-12
+
+
 def test_schedules_without_onecycle_leave_momentum_alone():
     assert build_schedule(config_of(name="cosine"), STEPS).momenta(0, STEPS) is None
     assert build_schedule(config_of(name="onecycle", cycle_momentum=False), STEPS).momenta(0, STEPS) is None
