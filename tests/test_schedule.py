@@ -255,9 +255,15 @@ def test_more_epochs_under_other_schedules_need_no_word():
         assert extension_question(config_of(**settings), config_of(20, **settings)) is None
 
 
-def test_hold_keeps_the_old_rates_and_then_the_last_one():
-    old = build_schedule(config_of(name="cosine", every="step"), STEPS)
-    new = build_schedule(config_of(12, name="cosine", every="step", on_extend="hold"), STEPS)
+@pytest.mark.parametrize("settings", [
+    {"name": "cosine"}, {"name": "cosine", "every": "step"}, {"name": "onecycle"},
+    {"name": "step", "step_size": 3, "gamma": 0.5}, {"name": "exponential", "gamma": 0.9},
+    {"name": "exponential", "gamma": 0.9, "every": "step"}, {"name": "cosine_restarts", "restart_epochs": 3},
+    {"name": "cosine_restarts", "restart_epochs": 3, "every": "step"},
+])
+def test_hold_keeps_the_old_rates_and_then_the_last_one(settings):
+    old = build_schedule(config_of(**settings), STEPS)
+    new = build_schedule(config_of(12, on_extend="hold", **settings), STEPS)
     new.load_state_dict(old.state_dict())
     for epoch in range(EPOCHS):
         np.testing.assert_array_equal(new.rates(epoch, STEPS), old.rates(epoch, STEPS))
