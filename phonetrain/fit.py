@@ -43,7 +43,7 @@ from .resuming import (
 )
 from .run import Onlooker, Run
 from .schedule import sets_rate
-from .stages import plan_stages
+from .stages import StagePlan, plan_stages
 from .tracking import Tracker, open_tracker
 
 PACKAGES = ("torch", "numpy", "numba", "zarr", "wandb", "rich", "safetensors")
@@ -134,13 +134,31 @@ def shown_by(ranks: Ranks, console: Console | None) -> Console:
 
 
 def prepare(config: RunConfig, corpus: PackedCorpus) -> tuple[Roles, Compute, Parts, list[str]]:
-    """Everything before a run is written: roles, compute, the parts of the first stage, warnings about the data."""
+    """Everything before a run is written: roles, compute, the parts of the first stage, warnings about all stages."""
     roles = choose_roles(corpus, config.data)
     check_window(corpus, config)
     compute = choose_compute(here().device(config.device), config.precision)
-    plan = plan_stages(config)[0]
-    warnings = warnings_before_training(corpus, roles, training_selection(corpus, roles, plan.config), plan.config)
-    return roles, compute, assemble(config, plan, corpus, roles, compute), warnings
+    plans = plan_stages(config)
+    warnings = looked_through(corpus, roles, plans)
+    return roles, compute, assemble(config, plans[0], corpus, roles, compute), warnings
+
+
+def looked_through(corpus: PackedCorpus, roles: Roles, plans: Sequence[StagePlan]) -> list[str]:
+    """Warnings about the data that each stage trains on, said once; raises ConfigError for a stage that cannot train.
+
+    All stages before the first one trains: hours later is late to learn that the last one cannot.
+    """
+    said: dict[str, str] = {}
+    for number, plan in enumerate(plans):
+        stage = f"stage.{number}: " if number else ""
+        selection = training_selection(corpus, roles, plan.config)
+        try:
+            told = warnings_before_training(corpus, roles, selection, plan.config)
+        except ConfigError as error:
+            raise ConfigError(f"{stage}{error}") from None
+        for message in told:
+            said.setdefault(message, f"{stage}{message}")
+    return list(said.values())
 
 
 def resume(run: str | os.PathLike[str] | None = None, *overrides: str, corpus: str | os.PathLike[str] | None = None,
@@ -179,6 +197,7 @@ def resume(run: str | os.PathLike[str] | None = None, *overrides: str, corpus: s
         held.enter_context(determinism(config.deterministic))
         warnings = problems + restore_machine(saved.identity["machine"], compute)
         plans = plan_stages(config)
+        looked_through(packed, roles, plans)
         # Killed after its last checkpoint and before its end was recorded: that is all that is left to do.
         only_the_end = saved.progress.finished and not changes and where.status == "running"
         if saved.progress.epoch >= plans[-1].stop and not only_the_end:

@@ -93,12 +93,29 @@ def test_fit_without_corpus_names_the_pack_command(tmp_path, monkeypatch):
         ("data.dev=train-clean", "also trained on"),
         ("batch_size=65536", "smaller batch_size"),
         ("model.max_parameters=100", "100"),
+        ("stage=[{epochs=1}, {epochs=2, batch_size=65536}]", "stage.1: 6,.* training frames .* smaller batch_size"),
     ],
 )
 def test_what_cannot_run_is_refused_before_a_directory_is_made(learnable_corpus, tmp_path, override, said):
     with pytest.raises(ConfigError, match=said):
         fit_tiny(learnable_corpus, tmp_path / "run", override)
     assert not (tmp_path / "run").exists()
+
+
+def test_stage_that_cannot_train_is_refused_on_resume_too(learnable_corpus, tmp_path):
+    run = fit_tiny(learnable_corpus, tmp_path / "run", "stage=[{epochs=1}, {epochs=1, subset=0.5}]",
+                   console=StopAt(8))
+    with pytest.raises(ConfigError, match="stage.1: .* training frames .* do not fill one batch of 256"):
+        resume_tiny(run, "stage.1.subset=0.025")
+
+
+def test_stage_with_too_few_updates_is_warned_of_before_the_first_one_trains(learnable_corpus, tmp_path):
+    options = ("batch_size=64", "stage=[{epochs=1}, {epochs=1, batch_size=512}]")
+    run = fit_tiny(learnable_corpus, tmp_path / "run", *options, console=StopAt(4))
+    told = [event["message"] for event in run.events("warning")]
+    assert [message for message in told if "updates (" in message] == [
+        next(message for message in told if message.startswith("stage.1: an epoch is only 11 updates"))
+    ]
 
 
 def test_epoch_whose_dev_loss_is_not_finite_is_never_the_best(learnable_corpus, tmp_path, monkeypatch):
