@@ -7,16 +7,21 @@ import signal
 import textwrap
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import phonetrain
+from phonedata import Selection
 from phonetrain.config import RunConfig, load_recipe
 from phonetrain.errors import ConfigError, RunExists, TrainingStopped
 from phonetrain.explain import explain
-from phonetrain.fit import fit, resume
+from phonetrain.fit import fit, looked_through, resume
 from phonetrain.loop import Trainer
+from phonetrain.partitions import choose_roles
 from phonetrain.run import Run
+from phonetrain.stages import plan_stages
+from tests.conftest import write_hw1p2
 from tests.training import TINY, StopAt, fit_tiny, numbers, resume_tiny, weights
 
 
@@ -116,6 +121,31 @@ def test_stage_with_too_few_updates_is_warned_of_before_the_first_one_trains(lea
     assert [message for message in told if "updates (" in message] == [
         next(message for message in told if message.startswith("stage.1: an epoch is only 11 updates"))
     ]
+
+
+def test_class_that_training_never_shows_is_named(tmp_path):
+    from phonedata import PackedCorpus, pack
+
+    features = np.random.default_rng(1).normal(size=(60, 8)).astype(np.float32)
+    usual, rare = np.arange(60) % 39, np.arange(60) % 40
+    train = {f"a-{number}-0": (features, usual if number else rare) for number in range(8)}
+    write_hw1p2(tmp_path / "raw", "train-clean", train)
+    write_hw1p2(tmp_path / "raw", "dev-clean", {"b-0-0": (features, rare)})
+    pack(tmp_path / "raw", tmp_path / "packed")
+    corpus = PackedCorpus(tmp_path / "packed")
+
+    def told(subset, seed=0):
+        config = load_recipe("default").override([f"subset={subset}", "batch_size=8", f"seed={seed}"])
+        roles = choose_roles(corpus, config.data)
+        return [message for message in looked_through(corpus, roles, plan_stages(config)) if "never" in message]
+
+    assert told(1.0) == []
+    chosen = {seed: Selection.of(corpus, "train-clean", 0.5, seed).utterance_ids for seed in range(9)}
+    without = next(seed for seed, ids in chosen.items() if "a-0-0" not in ids)
+    symbol = corpus.phonemes.symbols[39]
+    (message,) = told(0.5, without)
+    assert message == (f"dev-clean has {symbol}, which subset 0.5 of train-clean never shows: 1.67 % of its frames "
+                       "cannot be right")
 
 
 def test_epoch_whose_dev_loss_is_not_finite_is_never_the_best(learnable_corpus, tmp_path, monkeypatch):
