@@ -72,14 +72,15 @@ class Trainer:
 
         Raises TrainingStopped where the guard, the disk or the lock ends the run; the state is saved before.
         """
-        patience = self.parts.run_config.stop.patience
         while not self.progress.finished:
             self.enter_stage()
+            self.watch.factor = self.parts.config.guard.divergence  # as its stage has it, after a rollback too
             reason = self.train_epoch()
             if reason is AGAIN:
                 continue
             if reason is None:
                 self.end_epoch()
+                patience = self.parts.config.stop.patience
                 if patience is not None and self.progress.epochs_since_best >= patience:
                     return "early_stopped"
                 reason = self.reason_to_pause()

@@ -8,8 +8,9 @@ from .errors import ConfigError
 from .wording import shown
 
 # What a stage may change. The rest (model, data, window, seed, precision, ...) belongs to the whole run: changing it
-# in the middle would be another run.
-CHANGEABLE = ("subset", "batch_size", "optimizer.", "loss.", "schedule.", "augment.", "guard.", "stop.", "averaging.")
+# in the middle would be another run, and time limits are a process's.
+CHANGEABLE = ("subset", "batch_size", "optimizer.", "loss.", "schedule.", "augment.", "guard.", "averaging.",
+              "stop.patience")
 FIXED = ("optimizer.name", "optimizer.decay_all", "optimizer.accumulation")
 
 

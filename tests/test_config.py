@@ -82,6 +82,7 @@ REFUSED = {
     "stage=[{subset=0.5}]": "stage.0.epochs is missing: wanted a whole number, at least 1",
     "stage=[{epochs=1.5}]": "stage.0.epochs = 1.5: wanted a whole number",
     "stage=[{epochs=2, model.depth=3}]": "stage.0.model.depth: belongs to the whole run; a stage may change subset",
+    "stage=[{epochs=2, stop.max_time='1h'}]": "stage.0.stop.max_time: belongs to the whole run; a stage may change",
     "stage=[{epochs=2, optimizer.lrr=3}]": "stage.0: optimizer.lrr: unknown setting; did you mean optimizer.lr?",
     "stage=[{epochs=2}, {epochs=1, subset=2}]": "stage.1: subset = 2: wanted a number",
     "model.factory=": "model.factory = \"\": wanted file.py:function or package.module:function",

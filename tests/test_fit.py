@@ -13,6 +13,7 @@ import torch
 
 import phonetrain
 from phonedata import Selection
+from phonetrain import guard
 from phonetrain.config import RunConfig, load_recipe
 from phonetrain.errors import ConfigError, RunExists, TrainingStopped
 from phonetrain.explain import explain
@@ -180,6 +181,18 @@ def test_early_stopping_ends_after_patience_epochs_without_improvement(learnable
                    "model.norm=none", "averaging.decay=none")
     assert run.status == "early_stopped"
     assert [line["best"] for line in run.metrics("epoch")] == [True, False, False]
+
+
+def test_patience_and_divergence_are_those_of_the_stage(learnable_corpus, tmp_path, monkeypatch):
+    factors = []
+    look = guard.DivergenceWatch.look
+    monkeypatch.setattr(guard.DivergenceWatch, "look", lambda watch, *line: factors.append(watch.factor)
+                        or look(watch, *line))
+    run = fit_tiny(learnable_corpus, tmp_path / "run", "optimizer.lr=1e-12", "model.norm=none", "averaging.decay=none",
+                   "schedule.name=constant",
+                   "stage=[{epochs=3}, {epochs=9, stop.patience=4, guard.divergence=7.0}]")
+    assert run.status == "early_stopped" and len(run.metrics("epoch")) == 5
+    assert set(factors[:12]) == {2.0} and set(factors[-8:]) == {7.0}
 
 
 def test_dead_net_is_named_after_the_first_epoch(learnable_corpus, tmp_path):
