@@ -42,7 +42,6 @@ from .resuming import (
     restore_parts,
 )
 from .run import Onlooker, Run
-from .schedule import sets_rate
 from .stages import StagePlan, plan_stages
 from .tracking import Tracker, open_tracker
 
@@ -208,7 +207,7 @@ def resume(run: str | os.PathLike[str] | None = None, *overrides: str, corpus: s
         # The stage whose parts were saved: at its very end that is not yet the stage of the next epoch.
         plan = next(plan for plan in reversed(plans) if plan.start <= stage_start)
         parts = assemble(config, plan, packed, roles, compute)
-        restore_parts(parts, saved, [key for key, _, _ in changes])
+        restore_parts(parts, saved, changes)
         progress = parts.state.progress
         progress.finished = only_the_end
         begun = [event["segment"] for event in where.events() if "segment" in event]
@@ -224,7 +223,7 @@ def resume(run: str | os.PathLike[str] | None = None, *overrides: str, corpus: s
                   else f"resuming {where.path} at {position}")
         for key, before, after in changes:
             shown.say(f"changed: {key} {_told(before)} -> {_told(after)}")
-        if any(key == "epochs" or sets_rate(key) for key, _, _ in changes):
+        if any(key in ("epochs", "optimizer.lr") or key.startswith("schedule.") for key, _, _ in changes):
             shown.say(f"learning rate: {told_rate(where, parts)}")
         train(where, parts, shown, warnings, bool(changes) or from_checkpoint is not None, ranks)
     return where

@@ -15,7 +15,7 @@ from .config import RunConfig, diff
 from .device import Compute, describe_machine
 from .errors import CheckpointError, ConfigError
 from .run import Run
-from .schedule import refuse_silent_extension, sets_rate
+from .schedule import refuse_silent_extension
 from .stages import plan_stages
 
 # Changing these changes which frames come next, so they may change only where an epoch begins.
@@ -103,17 +103,17 @@ def restore_machine(before: dict[str, Any], compute: Compute) -> list[str]:
             "with an uninterrupted run is not promised"]
 
 
-def restore_parts(parts: Parts, saved: checkpoint.Checkpoint, changed: list[str]) -> None:
-    """Load a checkpoint into fresh parts; changed: keys that were changed by hand since it was saved.
+def restore_parts(parts: Parts, saved: checkpoint.Checkpoint, changes: Sequence[tuple[str, Any, Any]]) -> None:
+    """Load a checkpoint into fresh parts; changes: (key, old, new) of what was changed by hand since it was saved.
 
     A rate set by hand is the rate that is trained with: what rollbacks had multiplied it by is over.
     """
     built = parts.state.optimizer.state_dict()["param_groups"]
     checkpoint.restore(parts.state, saved)
-    if changed:
+    if changes:
         # The saved groups carry the settings of then (decay, betas); the configuration says what they are now.
         state = parts.state.optimizer.state_dict()
         parts.state.optimizer.load_state_dict({**state, "param_groups": built})
-        parts.state.schedule.changed_by_hand(parts.state.progress.epoch, changed)
-    if any(map(sets_rate, changed)):
-        parts.state.progress.rate_scale, parts.state.progress.rollbacks = 1.0, 0
+        before = {key: old for key, old, _ in changes}
+        if parts.state.schedule.changed_by_hand(parts.state.progress.epoch, before):
+            parts.state.progress.rate_scale, parts.state.progress.rollbacks = 1.0, 0
