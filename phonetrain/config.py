@@ -85,9 +85,14 @@ class RunConfig(Section):
             raise ConfigError(
                 f"augment.time_mask = {self.augment.time_mask}: the window has {width} frames; wanted at most that many"
             )
-        lowest = max((each.min_lr for each in (self.schedule, *self.schedule.chain)), default=0.0)
-        if lowest > self.optimizer.lr:
-            raise ConfigError(f"schedule.min_lr = {lowest}: above optimizer.lr = {self.optimizer.lr}")
+        bases = {"schedule": (self.schedule, self.optimizer.lr, "optimizer.lr")}
+        for place, phase in enumerate(self.schedule.chain):
+            where = f"schedule.chain.{place}"
+            own = (phase.lr, f"{where}.lr") if phase.lr is not None else (self.optimizer.lr, "optimizer.lr")
+            bases[where] = (phase, *own)
+        for where, (shape, lr, name) in bases.items():
+            if lr != "previous" and shape.min_lr > lr:
+                raise ConfigError(f"{where}.min_lr = {shape.min_lr}: above {name} = {lr}")
         if self.stage:
             total = sum(stage.epochs for stage in self.stage)
             if total != self.epochs:

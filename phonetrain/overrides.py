@@ -97,22 +97,28 @@ def set_in_stages(stages: list[dict[str, object]], first: int, key: str, value: 
 
 def give_way(table: dict, key: str, value: object, changes: Mapping[str, object], root: type[Section]) -> None:
     """Take away what the new `value` of `key` replaces, unless it is said anew in the same breath."""
-    section, _, name = key.partition(".")
-    present = table.get(section)
+    section, _, name = key.rpartition(".")
+    present: object = table
+    for part in section.split("."):
+        if isinstance(present, list):
+            present = present[int(part)] if part.isdecimal() and int(part) < len(present) else None
+        else:
+            present = present.get(part) if isinstance(present, dict) else None
     if not isinstance(present, dict):
         return
     for rival in rivals(key, value, [f"{section}.{each}" for each in present], root):
         if rival not in changes:
-            present.pop(rival.partition(".")[2], None)
+            present.pop(rival.rpartition(".")[2], None)
 
 
 def rivals(key: str, value: object, present: Iterable[str], root: type[Section]) -> list[str]:
     """Settings that give way to the new `value` of `key`. present: those that are there."""
-    section, _, name = key.partition(".")
+    section, _, name = key.rpartition(".")
     if key == "model.factory":
         return [each for each in present if each not in ("model.factory", "model.max_parameters")]
     if name == "name":
-        readers = getattr(hints(root)[section], "READ_BY", {}) if section in hints(root) else {}
+        # The phases of a chain are read as the schedule itself is.
+        readers = getattr(hints(root).get(section.partition(".")[0]), "READ_BY", {})
         unread = [f"{section}.{each}" for each, names in readers.items() if value not in names]
         return unread + ["schedule.chain"] * (section == "schedule" and value != "chain")
     return [*GIVE_WAY.get(key, ()), *["model.narrowest"] * (key == "model.archetype" and value == "cylinder")]

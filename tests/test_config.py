@@ -246,8 +246,28 @@ def test_chain_phases_fit_the_run():
         config.override(["epochs=3"])
     with pytest.raises(ConfigError, match=r"schedule.chain.5.epochs: 5 is no place in a list of 2"):
         config.override(["schedule.chain.5.epochs=1"])
+    with pytest.raises(ConfigError, match=r"schedule.chain.1.factor = 0.5: schedule.chain.1.name = constant does not "):
+        config.override(["schedule.chain.1.name=constant", "schedule.chain.1.factor=0.5"])
+    with pytest.raises(ConfigError, match=r"schedule.chain.1.gamma is missing: schedule.chain.1.name = exponential"):
+        config.override(["schedule.chain.1.name=exponential"])
     with pytest.raises(ConfigError, match=r"chain.0.epoch: unknown setting; did you mean schedule.chain.0.epochs"):
         config.override(["schedule.chain.0.epoch=1"])
+
+
+def test_phase_of_a_chain_may_be_given_another_name():
+    config = DEFAULT.override(["schedule.name=chain", CHAIN]).override(["schedule.chain.1.factor=0.5"])
+    phase = config.override(["schedule.chain.1.name=constant"]).schedule.chain[1]
+    assert (phase.name, phase.factor, phase.lr) == ("constant", 0.1, "previous")
+
+
+def test_lowest_rate_of_a_phase_goes_by_the_phases_own_rate():
+    chain = "schedule.chain=[{name='cosine', epochs=3, lr=0.1, min_lr=0.01}, {name='plateau', min_lr=%s}]"
+    config = DEFAULT.override(["schedule.name=chain", chain % 1e-4])
+    assert config.schedule.chain[0].min_lr > config.optimizer.lr
+    with pytest.raises(ConfigError, match=r"schedule.chain.1.min_lr = 0.01: above optimizer.lr = 0.001"):
+        DEFAULT.override(["schedule.name=chain", chain % 0.01])
+    with pytest.raises(ConfigError, match=r"schedule.chain.0.min_lr = 0.01: above schedule.chain.0.lr = 0.005"):
+        config.override(["optimizer.lr=1.0", "schedule.chain.0.lr=0.005"])
 
 
 def test_config_is_read_without_torch():
