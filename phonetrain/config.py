@@ -24,7 +24,7 @@ from .sections import (
     device_name,
 )
 from .settings import Section, joined, parse
-from .wording import Range, Text
+from .wording import Range, Text, shown
 
 VERSION = 1
 
@@ -68,8 +68,7 @@ class RunConfig(Section):
     "Settings that change during the run: [[stage]] tables, see stages.py."
 
     def check(self) -> None:
-        if self.version != VERSION:
-            raise newer(self.version)
+        check_version(self.version)
         pieces = self.optimizer.accumulation
         if self.batch_size % pieces:
             raise ConfigError(
@@ -119,9 +118,7 @@ class RunConfig(Section):
     @classmethod
     def from_dict(cls, table: Mapping[str, object]) -> "RunConfig":
         """Nested tables as TOML has them. Raises ConfigError for anything that is not exactly a setting."""
-        version = table.get("version", VERSION)
-        if version != VERSION:
-            raise newer(version)
+        check_version(table.get("version", VERSION))
         config_table = dict(table)
         plans = table.get("stage")
         if plans and "epochs" not in table and isinstance(plans, (list, tuple)):
@@ -162,8 +159,14 @@ class RunConfig(Section):
         return value
 
 
-def newer(version: object) -> ConfigError:
-    return ConfigError(f"version = {version}: this phonetrain reads recipes of version {VERSION}; upgrade phonetrain")
+def check_version(version: object) -> None:
+    """Raises ConfigError for a list of settings of another version; first of all, for its keys may be others."""
+    if type(version) is int and version > VERSION:
+        raise ConfigError(
+            f"version = {version}: this phonetrain reads recipes of version {VERSION}; upgrade phonetrain"
+        )
+    if type(version) is not int or version != VERSION:
+        raise ConfigError(f"version = {shown(version)}: wanted {VERSION}")
 
 
 def diff(old: RunConfig, new: RunConfig) -> list[tuple[str, object, object]]:

@@ -9,7 +9,7 @@ import ast
 import difflib
 import functools
 import inspect
-import math
+import sys
 import tomllib
 import typing
 from collections.abc import Iterator, Mapping
@@ -139,7 +139,7 @@ def checked_scalar(value: object, hint: object, key: str) -> object:
 
 def fits_scalar(value: object, hint: object) -> bool:
     if hint is float:
-        return type(value) in (int, float) and math.isfinite(value)
+        return type(value) in (int, float) and abs(value) <= sys.float_info.max  # not nan, not a whole number beyond
     return type(value) is hint
 
 
@@ -230,7 +230,7 @@ def parse_override(text: str) -> tuple[str, object]:
         raise ConfigError(f"{shown(text)}: wanted key=value, as optimizer.lr=1e-4")
     try:
         table = tomllib.loads(f"value = {value}")
-    except tomllib.TOMLDecodeError:
+    except ValueError:  # not TOML, or a whole number of more digits than Python reads
         return key, value
     plain = isinstance(table["value"], (bool, int, float, str, list, dict)) and len(table) == 1
     # A date or a time (stop.stop_at=23:30:00) has no type of its own among the settings: it stays the text it was.

@@ -78,6 +78,12 @@ REFUSED = {
     "data.train=2020": "data.train = 2020: wanted \"auto\", or partition names joined by +",
     'data.train=" "': 'data.train = " ": wanted "auto"',
     "version=2": "version = 2: this phonetrain reads recipes of version 1; upgrade phonetrain",
+    'version="1"': 'version = "1": wanted 1',
+    "version=0": "version = 0: wanted 1",
+    "version=true": "version = true: wanted 1",
+    "optimizer.lr=1" + 400 * "0": "optimizer.lr = 1000",
+    "optimizer.lr=1" + 5000 * "0": "optimizer.lr = \"1000",
+    "epochs=1" + 5000 * "0": "epochs = \"1000",
     "stage=3": "stage = 3: wanted a list, each a table",
     "stage=[{subset=0.5}]": "stage.0.epochs is missing: wanted a whole number, at least 1",
     "stage=[{epochs=1.5}]": "stage.0.epochs = 1.5: wanted a whole number",
@@ -98,6 +104,12 @@ def test_wrong_settings_are_refused_in_one_line(override):
     assert REFUSED[override] in str(error.value)
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 320
+
+
+def test_number_of_too_many_digits_in_a_recipe_is_refused_with_the_file(tmp_path):
+    (tmp_path / "long.toml").write_text("epochs = 1" + 5000 * "0")
+    with pytest.raises(ConfigError, match="long.toml: not TOML: .*digits"):
+        load_recipe(tmp_path / "long.toml")
 
 
 def test_rivals_said_together_are_refused():
