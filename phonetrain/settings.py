@@ -208,8 +208,10 @@ def unknown_key(key: str, section: type, where: str = "") -> ConfigError:
     known = [joined(where, name) for name, _, _ in known_keys(section)]
     parts = [joined(where, name) for name, hint in hints(section).items() if is_section(hint)]
     last = key.rsplit(".", 1)[-1]
+    near = [name for name in known if name == SYNONYMS.get(key)]
     same_name = [name for name in known if name.rsplit(".", 1)[-1] == last]
-    near = same_name or [name for name in known if name == SYNONYMS.get(last)]
+    near = near or sorted(same_name, key=lambda name: difflib.SequenceMatcher(None, name, key).ratio(), reverse=True)
+    near = near or [name for name in known if name == SYNONYMS.get(last)]
     near = near or difflib.get_close_matches(key, known, n=1, cutoff=0.75)
     near = near or difflib.get_close_matches(key, parts, n=1)
     if not near:
