@@ -14,7 +14,7 @@ GIVE_WAY: dict[str, tuple[str, ...]] = {
     "model.widths": ("model.archetype", "model.depth", "model.hidden", "model.narrowest", "model.factory"),
     "model.archetype": ("model.widths", "model.factory"),
     "model.depth": ("model.widths", "model.factory"),
-    "model.hidden": ("model.max_parameters", "model.widths", "model.factory"),
+    "model.hidden": ("model.widths", "model.factory"),
     "model.max_parameters": ("model.hidden",),
     "schedule.warmup_steps": ("schedule.warmup_epochs",),
     "schedule.warmup_epochs": ("schedule.warmup_steps",),

@@ -51,6 +51,7 @@ REFUSED = {
     "model.widths=[512, 2.5]": "model.widths.1 = 2.5: wanted a whole number",
     "model.depth=41": "model.depth = 41: wanted a whole number, at least 1 and at most 40",
     "model.depth=none": "model.depth is missing",
+    "model.hidden=none": "model.hidden and model.max_parameters: neither is given, wanted one",
     "optimizer=3": "optimizer = 3: optimizer is a section; set one of its keys, as optimizer.name",
     "lr=1e-3": "lr: unknown setting; did you mean optimizer.lr?",
     "learning_rate=1e-3": "learning_rate: unknown setting; did you mean optimizer.lr?",
@@ -117,13 +118,17 @@ def test_number_of_too_many_digits_in_a_recipe_is_refused_with_the_file(tmp_path
 
 
 def test_rivals_said_together_are_refused():
-    both = "model.hidden and model.max_parameters: both are given, wanted one"
+    both = "schedule.warmup_steps and schedule.warmup_epochs: both are given, wanted one"
     with pytest.raises(ConfigError, match=both):
-        DEFAULT.override(["model.hidden=512", "model.max_parameters=2_000_000"])
+        DEFAULT.override(["schedule.warmup_steps=20", "schedule.warmup_epochs=2"])
     with pytest.raises(ConfigError, match="model.depth = 3: model.widths says it all"):
         DEFAULT.override(["model.widths=[512]", "model.depth=3"])
     with pytest.raises(ConfigError, match="optimizer.lr: said twice, as 0.1 and as 0.2"):
         DEFAULT.override(["optimizer.lr=0.1", "optimizer.lr=0.2"])
+
+
+def test_cap_stays_where_a_width_is_said():
+    assert load_recipe("hourglass").override(["model.hidden=512"]).model.max_parameters == 20_000_000
 
 
 def test_a_setting_said_later_takes_the_place_of_its_rival():
