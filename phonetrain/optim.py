@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Muon, Optimizer, RMSprop
 
+from .errors import ConfigError
 from .sections import OptimizerConfig
 
 FUSED_ON = ("cpu", "cuda")  # where SGD, Adam and AdamW have fused kernels; RMSprop and Muon have none
@@ -64,6 +65,8 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module, device: torch.dev
     """
     fused = torch.device(device).type in FUSED_ON
     groups = parameter_groups(config, model)
+    if config.name == "muon" and groups[0]["kind"] != "muon":
+        raise ConfigError("optimizer.name = muon: the model has no weight matrix before its last one; use adamw")
     if config.name == "muon":
         return MuonWithAdamW(groups, config, fused)
     if config.name in ("sgd", "nesterov"):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from phonetrain.config import RunConfig
+from phonetrain.errors import ConfigError
 from phonetrain.model import build_model
 from phonetrain.optim import build_optimizer, describe_optimizer
 
@@ -109,6 +110,11 @@ def test_muon_takes_the_matrices_between_layers_and_adamw_the_rest():
     optimizer.step()
     rival.step()
     assert torch.equal(matrix, other)
+
+
+def test_muon_without_a_matrix_before_the_last_is_refused():
+    with pytest.raises(ConfigError, match="no weight matrix before its last one; use adamw"):
+        build_optimizer(config_of("muon").optimizer, torch.nn.Linear(8, 7), "cpu")
 
 
 @pytest.mark.parametrize("name", ["sgd", "nesterov", "adam", "adamw"])
