@@ -131,7 +131,8 @@ def transfer(old: Parts, new: Parts) -> None:
     """Carry what has been learnt from the parts of one stage, or of one segment, into those of the next.
 
     Weights, optimizer moments, averaged weights, loss scale and progress go over. The schedule goes over unless the
-    new stage starts one of its own. Rates and decays are the new configuration's.
+    new stage starts one of its own. Rates and decays are the new configuration's; where a stage sets the rate, what
+    rollbacks had multiplied the old one by is over.
     """
     new.state.model.load_state_dict(old.state.model.state_dict())
     carry_optimizer(old.state.optimizer.state_dict(), new.state.optimizer)
@@ -143,6 +144,8 @@ def transfer(old: Parts, new: Parts) -> None:
     if not new.plan.starts_schedule:
         new.state.schedule.load_state_dict(old.state.schedule.state_dict())
     new.state.progress = old.state.progress
+    if new.config.optimizer.lr != old.config.optimizer.lr:
+        new.state.progress.rate_scale, new.state.progress.rollbacks = 1.0, 0
 
 
 def carry_optimizer(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:

@@ -102,6 +102,7 @@ class Trainer:
             return
         old = self.parts
         old.close()  # first: a device that holds the corpus once may not have room for it twice
+        scale = old.state.progress.rate_scale
         self.parts = assemble(old.run_config, plan, old.corpus, old.roles, old.compute)
         transfer(old, self.parts)
         for key, before, after in diff(old.config, plan.config):
@@ -110,6 +111,8 @@ class Trainer:
             self.event("config_changed", key=key, old=before, new=after, by="stage")
             self.console.say(f"stage: {key} {before} -> {after}")
         self.record_built()
+        if self.progress.rate_scale != scale:
+            self.save()  # a rollback goes back to here, and not to where the rate would be set once more
 
     def record_built(self) -> None:
         """Write what was really built, as it is now, to built.json and the tracker."""
