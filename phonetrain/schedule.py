@@ -249,13 +249,12 @@ class PlateauMemory:
 
     def is_better(self, score: float, config: ShapeConfig) -> bool:
         """Whether `score` beats the best by more than the threshold: accuracies go up, losses down."""
-        if self.best is None:
-            return not math.isnan(score)
         sign = 1 if config.watch.endswith("accuracy") else -1
+        best = -sign * math.inf if self.best is None else self.best
         if config.threshold_mode == "abs":
-            wanted = self.best + sign * config.threshold
+            wanted = best + sign * config.threshold
         else:
-            wanted = self.best * (1 + sign * config.threshold)
+            wanted = best * (1 + sign * config.threshold)
         return sign * score > sign * wanted
 
     def rate(self, base: float, config: ShapeConfig) -> float:

@@ -128,8 +128,10 @@ def test_schedules_without_onecycle_leave_momentum_alone():
 def test_plateau_cuts_when_torch_cuts(watch, settings):
     epochs = 60
     scores = np.cumsum(np.random.default_rng(3).normal(0.02, 0.1, epochs)) + 1
-    scores[20] = np.nan
-    scores = scores if watch == "dev_accuracy" else -scores + 10
+    scores[[0, 20, 30]] = np.inf, np.nan, np.inf
+    scores = scores if watch == "dev_accuracy" else np.where(np.isinf(scores), scores, -scores + 10)
+    if watch == "dev_accuracy":
+        scores[[0, 30]] = -np.inf
     schedule = build_schedule(config_of(epochs, name="plateau", watch=watch, **settings), STEPS)
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=LR)
     mode = "max" if watch == "dev_accuracy" else "min"
