@@ -23,7 +23,7 @@ from .sections import (
     WindowConfig,
     device_name,
 )
-from .settings import Section, joined, parse
+from .settings import Section, defaults, joined, parse
 from .wording import Range, Text, shown
 
 VERSION = 1
@@ -79,6 +79,15 @@ class RunConfig(Section):
                 f"optimizer.accumulation = {pieces}: cuts batch_size = {self.batch_size} into single windows; "
                 "wanted at least 2 in a piece, batch norm needs them"
             )
+        if self.schedule.name == "onecycle" and self.schedule.cycle_momentum:
+            usual = defaults(OptimizerConfig)
+            for name, got, unsaid in (("momentum", self.optimizer.momentum, usual["momentum"]),
+                                      ("betas.0", self.optimizer.betas[0], usual["betas"][0])):
+                if got != unsaid:
+                    raise ConfigError(
+                        f"optimizer.{name} = {got}: onecycle moves it, from schedule.max_momentum to base_momentum and "
+                        f"back; say those, or schedule.cycle_momentum=false, or leave it at {unsaid}"
+                    )
         width = self.window.left + 1 + self.window.right
         if self.augment.time_mask > width:
             raise ConfigError(

@@ -155,7 +155,8 @@ class OptimizerConfig(Section):
     decay_all: bool = False
     "Decay norms and biases too, as a bare torch.optim call does."
     momentum: BelowOne = 0.9
-    "Momentum of sgd, nesterov, rmsprop and of muon's matrices."
+    """Momentum of sgd, nesterov, rmsprop and of muon's matrices; torch's sgd and rmsprop have 0 where nothing is said,
+    and updates under 0.9 come to ten times those under 0 at the same lr."""
     betas: tuple[BelowOne, BelowOne] = (0.9, 0.999)
     "Running-average factors of adam, adamw and of muon's AdamW part."
     eps: Positive = 1e-8

@@ -127,6 +127,16 @@ def test_rivals_said_together_are_refused():
         DEFAULT.override(["optimizer.lr=0.1", "optimizer.lr=0.2"])
 
 
+@pytest.mark.parametrize(("settings", "key"), [
+    (["optimizer.name=sgd", "optimizer.momentum=0.8"], "momentum"), (["optimizer.betas=[0.8, 0.99]"], "betas.0"),
+])
+def test_momentum_that_onecycle_moves_is_not_said_elsewhere(settings, key):
+    with pytest.raises(ConfigError, match=f"optimizer.{key} = 0.8: onecycle moves it"):
+        DEFAULT.override(["schedule.name=onecycle", *settings])
+    DEFAULT.override(["schedule.name=onecycle", "schedule.cycle_momentum=false", *settings])
+    DEFAULT.override(["schedule.name=onecycle", "optimizer.betas=[0.9, 0.99]"])
+
+
 def test_cap_stays_where_a_width_is_said():
     assert load_recipe("hourglass").override(["model.hidden=512"]).model.max_parameters == 20_000_000
 
