@@ -127,6 +127,9 @@ def warnings_before_training(corpus: PackedCorpus, roles: Roles, train: Selectio
     if batches == 0:
         raise ConfigError(f"{train.num_frames:,} training frames ({roles.train}, subset {config.subset:g}) do not fill "
                           f"one batch of {config.batch_size:,}; use a larger subset or a smaller batch_size")
+    if config.augment.freq_mask > corpus.feature_dim:
+        raise ConfigError(f"augment.freq_mask = {config.augment.freq_mask}: a frame has {corpus.feature_dim} "
+                          "coefficients; wanted at most that many")
     if batches < 20:
         said.append(f"an epoch is only {batches} updates ({train.num_frames:,} frames, batch_size "
                     f"{config.batch_size:,}); a smaller batch_size learns more from so little")

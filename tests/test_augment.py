@@ -125,7 +125,7 @@ def test_nothing_asked_is_inactive_and_returns_the_windows_themselves():
 
 def test_masks_never_exceed_the_window():
     windows, frames = windows_of(500)
-    hidden = augment(freq_mask=50)(windows, frames, 0)[:, 0] == 0
+    hidden = augment(freq_mask=D)(windows, frames, 0)[:, 0] == 0
     assert hidden.sum(1).max() == D
     with pytest.raises(ConfigError, match="augment.noise = -1"):
         AugmentConfig(noise=-1)

@@ -99,6 +99,8 @@ def test_fit_without_corpus_names_the_pack_command(tmp_path, monkeypatch):
         ("data.dev=train-clean", "also trained on"),
         ("batch_size=65536", "smaller batch_size"),
         ("model.max_parameters=100", "100"),
+        ("augment.freq_mask=13", "augment.freq_mask = 13: a frame has 12 coefficients"),
+        ("stage=[{epochs=1}, {epochs=1, augment.freq_mask=13}]", "stage.1: augment.freq_mask = 13"),
         ("stage=[{epochs=1}, {epochs=2, batch_size=65536}]", "stage.1: 6,.* training frames .* smaller batch_size"),
     ],
 )
