@@ -57,3 +57,17 @@ def test_what_is_shown_is_escaped(shown):
         console.start({"run": "<b>", "epochs": 1})
         console.say("<script>")
     assert "<script>" not in shown.contents[-1]["text/html"] and "&lt;script&gt;" in shown.contents[-1]["text/html"]
+
+
+def test_a_front_end_that_has_gone_away_costs_its_picture_only(shown, monkeypatch):
+    def gone(*_, **__):
+        raise OSError("the socket is closed")
+
+    monkeypatch.setattr(shown, "update", gone)
+    with open_console() as console:
+        life(console)
+    assert len(shown.contents) == 1
+    monkeypatch.setattr(sys.modules["IPython.display"], "display", gone)
+    with open_console() as console:
+        life(console)
+    assert shown.contents and console.handle is None
