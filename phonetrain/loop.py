@@ -12,7 +12,7 @@ import torch
 from phonedata import PhonedataError
 
 from . import checkpoint, guard
-from .assemble import Parts, assemble, describe, identity, transfer
+from .assemble import Parts, assemble, describe, identity, set_next_rates, transfer
 from .config import diff
 from .console import Console, short
 from .device import describe_machine
@@ -116,6 +116,7 @@ class Trainer:
 
     def record_built(self) -> None:
         """Write what was really built, as it is now, to built.json and the tracker."""
+        set_next_rates(self.parts)
         built = describe(self.parts)
         self.run.write_json(self.run.built_path, built)
         self.tracker.config({"built": built})

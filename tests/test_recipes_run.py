@@ -46,7 +46,8 @@ def test_every_recipe_trains(trained):
 
 
 def test_what_was_built_is_what_the_configuration_says(trained):
-    config = RunConfig.from_toml(trained.config_path).stages()[-1].config
+    plan = RunConfig.from_toml(trained.config_path).stages()[-1]
+    config = plan.config
     built = trained.read_json(trained.built_path)
     layers = built["model"]["layers"]
     assert {layer["activation"] for layer in layers[:-1]} == {ACTIVATIONS[config.model.activation]}
@@ -57,6 +58,16 @@ def test_what_was_built_is_what_the_configuration_says(trained):
     optimizer = built["optimizer"]
     assert optimizer["class"] == CLASSES[config.optimizer.name]
     assert {group["weight_decay"] for group in optimizer["groups"]} == {0.0, config.optimizer.weight_decay}
+    steps = built["loader"]["batches_per_epoch"]
+    schedule = build_schedule(config, steps, plan.schedule_start)
+    rate, momenta = schedule.rates(plan.start, steps)[0], schedule.momenta(plan.start, steps)
+    beta = config.optimizer.betas[0] if momenta is None else momenta[0]
+    for group in optimizer["groups"]:
+        assert group["lr"] == pytest.approx(rate * group["lr_ratio"], rel=1e-6)
+        assert group["betas"] == pytest.approx([beta, config.optimizer.betas[1]])
+        assert group["eps"] == config.optimizer.eps
+    assert built["clip_norm"] == config.optimizer.clip_norm
+    assert built["accumulation"] == config.optimizer.accumulation
     phases = built["schedule"]["phases"]
     wanted = config.schedule.chain or (config.schedule,)
     assert [phase["name"] for phase in phases] == [phase.name for phase in wanted]
@@ -68,11 +79,14 @@ def test_what_was_built_is_what_the_configuration_says(trained):
     assert {key: augment[key] for key in ("time_mask", "freq_mask", "noise")} == {
         key: getattr(config.augment, key) for key in ("time_mask", "freq_mask", "noise")
     }
+    assert augment.get("mask_mode", "window") == config.augment.mask_mode
     assert (built["averaging"] or {}).get("decay") == config.averaging.decay
     assert built["precision"] == config.precision or config.precision == "auto"
     assert built["loss"]["label_smoothing"] == config.loss.label_smoothing
     loader = built["loader"]
     assert (loader["batch_size"], loader["window"]) == (config.batch_size, [config.window.left, config.window.right])
+    assert (loader["order"], loader["subset"], loader["seed"]) == (config.loader.order, config.subset, config.seed)
+    assert loader["utterances"] == round(config.subset * 40)
     assert loader["frames_per_epoch"] == loader["batches_per_epoch"] * config.batch_size
 
 
