@@ -166,12 +166,12 @@ def test_no_command_is_told_where_none_trains_longer(tmp_path):
 
 
 @pytest.mark.parametrize("change", [
-    "stage=[{epochs=1}, {epochs=3, 'optimizer.lr'=2e-4}]", "stage=[{epochs=3}, {epochs=1, 'optimizer.lr'=1e-4}]",
+    "stage=[{epochs=3}, {epochs=1, 'optimizer.lr'=1e-4}]",
     "stage=[{epochs=1}, {epochs=1, 'optimizer.lr'=1e-4}, {epochs=2}]",
 ])  # fmt: skip
 def test_other_stages_are_another_experiment(learnable_corpus, tmp_path, change):
     run = fit_tiny(learnable_corpus, tmp_path / "run", *ONE_EPOCH["stages"][0])
-    with pytest.raises(ConfigError, match="stage: .* would be another experiment"):
+    with pytest.raises(ConfigError, match="stage.*: .* would be another experiment"):
         resume_tiny(run, change, "schedule.on_extend=stretch")
 
 

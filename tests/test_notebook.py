@@ -61,6 +61,20 @@ def test_what_is_shown_is_escaped(shown):
     assert "<script>" not in shown.contents[-1]["text/html"] and "&lt;script&gt;" in shown.contents[-1]["text/html"]
 
 
+def test_a_front_end_that_has_gone_away_costs_its_picture_only(shown, monkeypatch):
+    def gone(*_, **__):
+        raise OSError("the socket is closed")
+
+    monkeypatch.setattr(shown, "update", gone)
+    with open_console() as console:
+        life(console)
+    assert len(shown.contents) == 1
+    monkeypatch.setattr(sys.modules["IPython.display"], "display", gone)
+    with open_console() as console:
+        life(console)
+    assert shown.contents and console.handle is None
+
+
 def test_a_real_kernel_trains_resumes_and_shows_what_happened(learnable_corpus, tmp_path):
     nbformat = pytest.importorskip("nbformat", reason="a real notebook needs: pip install nbclient ipykernel")
     nbclient = pytest.importorskip("nbclient", reason="a real notebook needs: pip install nbclient ipykernel")
