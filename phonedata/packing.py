@@ -7,7 +7,7 @@ from pathlib import Path
 from phonedata.admission import check_options, check_partitions, check_target, find_feature_dim
 from phonedata.corpus import PackedCorpus
 from phonedata.errors import NoSpace, PhonedataError, SpecError
-from phonedata.exchange import put_in_place, recover
+from phonedata.exchange import put_in_place, recover, staging_path
 from phonedata.journal import Staging
 from phonedata.packreport import LeftOut, PackReport
 from phonedata.parts import make_parts_folder, part_path, read_stats, write_stats
@@ -88,6 +88,9 @@ def _pack(corpus: RawCorpus, options: PackOptions, whole, target, workers, progr
     if options.part and not replace and not stats_only:
         earlier = _earlier_part(target, options.part, source)
         if earlier and all(earlier.get(what) == origin[what] for what in ("written", "statistics")):
+            if staging_path(target).exists():
+                # A kill just after the part got its name: what it replaced still takes its space.
+                Staging(target, "nothing").remove()
             note = "kept: it was packed before, from the same files (names, sizes, times); replace=True packs it again"
             return PackReport.of(PackedCorpus(target), notes=(note,))
         if earlier:

@@ -18,6 +18,7 @@ from phonedata import (
     merge,
     pack,
 )
+from phonedata.exchange import staging_path
 from phonedata.parts import part_path, part_range
 from phonedata.raw import open_raw
 from phonedata.raw.hw1p2 import Hw1p2Partition
@@ -87,6 +88,11 @@ def test_a_part_that_is_there_is_kept(raw, tmp_path):
     assert again.digest == first.digest and again.notes[0].startswith("kept: it was packed before")
     assert again.to_dict()["partitions"] == first.to_dict()["partitions"]
     assert (first.path / "zarr.json").stat() == before
+    left = staging_path(first.path) / "corpus/train"  # as a kill just after the exchange leaves it
+    left.mkdir(parents=True)
+    (left.parents[1] / "lock").touch()
+    assert pack(raw, tmp_path / "packed", part=(1, 2)).notes[0].startswith("kept")
+    assert [p.name for p in first.path.parent.iterdir()] == ["1-of-2"]
     with pytest.raises(CorpusExists, match="replace=True"):
         pack(raw, tmp_path / "packed", part=(1, 2), context=10)
     assert not pack(raw, tmp_path / "packed", part=(1, 2), replace=True).notes
