@@ -124,14 +124,27 @@ def assemble(run_config: RunConfig, plan: StagePlan, corpus: PackedCorpus, roles
     dev = open_scoring_loader(corpus, roles.dev, config, compute)
     moves_momentum = schedule.momenta(plan.start, train.batches_per_epoch) is not None
     updates = Updates(step, train, capture=config.capture == "auto", cycles_momentum=moves_momentum)
-    return Parts(run_config, plan, corpus, roles, compute, train, dev, state, step, updates, compiling)
+    parts = Parts(run_config, plan, corpus, roles, compute, train, dev, state, step, updates, compiling)
+    set_next_rates(parts)
+    return parts
+
+
+def set_next_rates(parts: Parts) -> None:
+    """Put the rate and the momentum of the next step where the optimizer reads them: what `describe` tells is then
+    what is trained with, and not what a schedule starts from later."""
+    progress, batches = parts.state.progress, parts.train.batches_per_epoch
+    epoch = max(progress.epoch, parts.plan.start)
+    momenta = parts.state.schedule.momenta(epoch, batches)
+    rate = parts.state.schedule.rates(epoch, batches)[progress.batch] * progress.rate_scale
+    parts.step.set_rates(float(rate), None if momenta is None else float(momenta[progress.batch]))
 
 
 def transfer(old: Parts, new: Parts) -> None:
     """Carry what has been learnt from the parts of one stage, or of one segment, into those of the next.
 
     Weights, optimizer moments, averaged weights, loss scale and progress go over. The schedule goes over unless the
-    new stage starts one of its own. Rates and decays are the new configuration's.
+    new stage starts one of its own. Rates and decays are the new configuration's; where a stage sets the rate, what
+    rollbacks had multiplied the old one by is over.
     """
     new.state.model.load_state_dict(old.state.model.state_dict())
     carry_optimizer(old.state.optimizer.state_dict(), new.state.optimizer)
@@ -143,6 +156,8 @@ def transfer(old: Parts, new: Parts) -> None:
     if not new.plan.starts_schedule:
         new.state.schedule.load_state_dict(old.state.schedule.state_dict())
     new.state.progress = old.state.progress
+    if new.config.optimizer.lr != old.config.optimizer.lr:
+        new.state.progress.rate_scale, new.state.progress.rollbacks = 1.0, 0
 
 
 def carry_optimizer(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
@@ -191,7 +206,8 @@ def describe(parts: Parts) -> dict[str, Any]:
         "loss_scale": None if state.loss_scale is None else float(state.loss_scale.scale),
         "machine": describe_machine(parts.compute),
         "loader": {"kind": parts.train.kind, "reason": parts.train.reason, "order": parts.train.plan.order,
-                   "partitions": parts.roles.train, "utterances": parts.train.selection.num_utterances,
+                   "partitions": parts.roles.train, "subset": parts.train.selection.subset,
+                   "seed": parts.train.selection.seed, "utterances": parts.train.selection.num_utterances,
                    "frames": parts.train.num_frames, "frames_per_epoch": parts.train.frames_per_epoch,
                    "batches_per_epoch": parts.train.batches_per_epoch, "batch_size": parts.train.batch_size,
                    "window": [parts.train.window.left, parts.train.window.right]},

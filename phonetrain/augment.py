@@ -35,22 +35,22 @@ class Augment:
     does so with coefficients. 0 is the mean frame after CMVN. Noise comes first, so masked values are exactly 0.
 
     Randomness is a hash of (seed, epoch, frame, which draw), not a generator: the same frame gets the same masks in
-    an epoch whatever batch, rank or device it is in, and a resumed run repeats them. With `mask_mode = "batch"` the
-    first frame of the windows given speaks for all of them.
+    an epoch whatever batch, rank or device it is in, and a resumed run repeats them. With `mask_mode = "batch"` masks
+    are a hash of (seed, epoch, step): however a batch is cut into pieces and ranks, they are the same for all of it.
 
-    Nothing here asks the device for a number. `set_epoch` writes the key of an epoch to the device, so a captured
-    graph of `__call__` serves all epochs.
+    Nothing here asks the device for a number. `set_epoch` and `set_step` write the keys of an epoch and of a batch to
+    the device, so a captured graph of `__call__` serves all epochs.
     """
 
     def __init__(self, config: AugmentConfig, window: Window, feature_dim: int, *, seed: int = 0) -> None:
         self.config, self.seed = config, seed
         self.width, self.feature_dim = window.left + 1 + window.right, feature_dim
-        self.time_mask = min(config.time_mask, self.width)
-        self.freq_mask = min(config.freq_mask, feature_dim)
+        self.time_mask, self.freq_mask = config.time_mask, config.freq_mask
         self.masks = config.probability > 0 and (self.time_mask > 0 or self.freq_mask > 0)
         self.active = self.masks or config.noise > 0
         self.epoch: int | None = None
         self.key: Tensor | None = None
+        self.batch_key: Tensor | None = None
 
     def describe(self) -> dict[str, object]:
         """What is applied, as built."""
@@ -67,10 +67,16 @@ class Augment:
         there = self.key is not None and self.key.device.type == device.type
         if not there or device.index not in (None, self.key.device.index):
             self.key, self.epoch = torch.zeros((), dtype=torch.int64, device=device), None
+            self.batch_key = torch.zeros(1, dtype=torch.int64, device=device)
         if epoch != self.epoch:
-            words = np.random.SeedSequence([self.seed, epoch]).generate_state(1, np.uint64)
-            self.key.fill_(int(words.view(np.int64)[0]))
+            self.key.fill_(hashed(self.seed, epoch))
             self.epoch = epoch
+
+    def set_step(self, epoch: int, step: int, device: torch.device) -> None:
+        """`set_epoch`, and the key of the batch that the run's step number `step` is made from, (1,) int64."""
+        self.set_epoch(epoch, device)
+        if self.masks and self.config.mask_mode == "batch":
+            self.batch_key.fill_(hashed(self.seed, epoch, step))
 
     @torch.no_grad()
     def __call__(self, windows: Tensor, frames: Tensor, epoch: int) -> Tensor:
@@ -85,7 +91,7 @@ class Augment:
 
     def masked(self, windows: Tensor, hashes: Tensor) -> Tensor:
         if self.config.mask_mode == "batch":
-            hashes = hashes[:1]
+            hashes = self.batch_key
         applies = fraction(draw(hashes, APPLY)) < self.config.probability
         # 0 & bits is +0 and -1 & bits the value itself: an AND of whole numbers does what a product of half-precision
         # floats does, at a fifth of its price on CPUs.
@@ -114,6 +120,11 @@ class Augment:
             normals = torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)[:, :size]
             torch.add(some, normals.view(some.shape).to(some.dtype), out=to)
         return noisy
+
+
+def hashed(*words: int) -> int:
+    """A signed 64-bit number that hangs on every bit of `words`, which are not negative."""
+    return int(np.random.SeedSequence(words).generate_state(1, np.uint64).view(np.int64)[0])
 
 
 def mix(bits: Tensor) -> Tensor:

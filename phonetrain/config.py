@@ -23,8 +23,8 @@ from .sections import (
     WindowConfig,
     device_name,
 )
-from .settings import Section, parse
-from .wording import Range, Text
+from .settings import Section, defaults, joined, parse
+from .wording import Range, Text, shown
 
 VERSION = 1
 
@@ -68,8 +68,7 @@ class RunConfig(Section):
     "Settings that change during the run: [[stage]] tables, see stages.py."
 
     def check(self) -> None:
-        if self.version != VERSION:
-            raise newer(self.version)
+        check_version(self.version)
         pieces = self.optimizer.accumulation
         if self.batch_size % pieces:
             raise ConfigError(
@@ -80,14 +79,28 @@ class RunConfig(Section):
                 f"optimizer.accumulation = {pieces}: cuts batch_size = {self.batch_size} into single windows; "
                 "wanted at least 2 in a piece, batch norm needs them"
             )
+        if self.schedule.name == "onecycle" and self.schedule.cycle_momentum:
+            usual = defaults(OptimizerConfig)
+            for name, got, unsaid in (("momentum", self.optimizer.momentum, usual["momentum"]),
+                                      ("betas.0", self.optimizer.betas[0], usual["betas"][0])):
+                if got != unsaid:
+                    raise ConfigError(
+                        f"optimizer.{name} = {got}: onecycle moves it, from schedule.max_momentum to base_momentum and "
+                        f"back; say those, or schedule.cycle_momentum=false, or leave it at {unsaid}"
+                    )
         width = self.window.left + 1 + self.window.right
         if self.augment.time_mask > width:
             raise ConfigError(
                 f"augment.time_mask = {self.augment.time_mask}: the window has {width} frames; wanted at most that many"
             )
-        lowest = max((each.min_lr for each in (self.schedule, *self.schedule.chain)), default=0.0)
-        if lowest > self.optimizer.lr:
-            raise ConfigError(f"schedule.min_lr = {lowest}: above optimizer.lr = {self.optimizer.lr}")
+        bases = {"schedule": (self.schedule, self.optimizer.lr, "optimizer.lr")}
+        for place, phase in enumerate(self.schedule.chain):
+            where = f"schedule.chain.{place}"
+            own = (phase.lr, f"{where}.lr") if phase.lr is not None else (self.optimizer.lr, "optimizer.lr")
+            bases[where] = (phase, *own)
+        for where, (shape, lr, name) in bases.items():
+            if lr != "previous" and shape.min_lr > lr:
+                raise ConfigError(f"{where}.min_lr = {shape.min_lr}: above {name} = {lr}")
         if self.stage:
             total = sum(stage.epochs for stage in self.stage)
             if total != self.epochs:
@@ -114,9 +127,7 @@ class RunConfig(Section):
     @classmethod
     def from_dict(cls, table: Mapping[str, object]) -> "RunConfig":
         """Nested tables as TOML has them. Raises ConfigError for anything that is not exactly a setting."""
-        version = table.get("version", VERSION)
-        if version != VERSION:
-            raise newer(version)
+        check_version(table.get("version", VERSION))
         config_table = dict(table)
         plans = table.get("stage")
         if plans and "epochs" not in table and isinstance(plans, (list, tuple)):
@@ -137,34 +148,62 @@ class RunConfig(Section):
         """The whole config as TOML that `from_toml` reads back equal; none and settings that nothing reads left out."""
         return recipe.toml_text(self.to_dict())
 
-    def override(self, texts: Iterable[str]) -> "RunConfig":
-        """This config with `["optimizer.lr=1e-4", "schedule.name=cosine", ...]` set; see overrides.py."""
-        return self.replaced(overrides.parsed(texts))
+    def override(self, texts: Iterable[str], epoch: int | None = None) -> "RunConfig":
+        """This config with `["optimizer.lr=1e-4", "schedule.name=cosine", ...]` set; see overrides.py.
 
-    def replaced(self, changes: Mapping[str, object]) -> "RunConfig":
+        epoch: where a run stands that is changed by hand: what its present or a later stage sets is set there too.
+        """
+        return self.replaced(overrides.parsed(texts), epoch)
+
+    def replaced(self, changes: Mapping[str, object], epoch: int | None = None) -> "RunConfig":
         """This config with dotted keys set: `{"optimizer.lr": 1e-4}`. Raises ConfigError."""
-        table = overrides.applied(self.to_dict(), changes, type(self))
+        table = overrides.applied(self.to_dict(), changes, type(self), epoch)
         return type(self).from_dict(table)
 
-    def flat(self) -> dict[str, object]:
-        """Dotted key -> value, as `to_dict` has them."""
-        return dict(stages.flattened(self.to_dict()))
+    def setting(self, key: str) -> object:
+        """The value at a dotted key as `diff` has them; None where there is none."""
+        value: object = self
+        for part in key.split("."):
+            value = value[int(part)] if isinstance(value, tuple) else getattr(value, part, None)
+        return value
 
 
-def newer(version: object) -> ConfigError:
-    return ConfigError(f"version = {version}: this phonetrain reads recipes of version {VERSION}; upgrade phonetrain")
+def check_version(version: object) -> None:
+    """Raises ConfigError for a list of settings of another version; first of all, for its keys may be others."""
+    if type(version) is int and version > VERSION:
+        raise ConfigError(
+            f"version = {version}: this phonetrain reads recipes of version {VERSION}; upgrade phonetrain"
+        )
+    if type(version) is not int or version != VERSION:
+        raise ConfigError(f"version = {shown(version)}: wanted {VERSION}")
 
 
 def diff(old: RunConfig, new: RunConfig) -> list[tuple[str, object, object]]:
     """(dotted key, old value, new value) of every setting that differs; None where a config leaves it out.
 
-    `stage` and `schedule.chain` are left out where they differ only as `lengthened` makes them: their last part takes
-    the epochs that `epochs` has gained, which is one change and not two.
+    Of stages and of a chain's phases, where there are as many, by number: `stage.1.optimizer.lr`.
+
+    What `lengthened` makes of stages and of a chain is left out: that their last part takes the epochs that `epochs`
+    has gained is one change and not two.
     """
-    before, after, grown = old.flat(), new.flat(), lengthened(old, new.epochs).flat()
-    follow = [key for key in ("stage", "schedule.chain") if grown.get(key) == after.get(key)]
-    keys = [key for key in dict.fromkeys([*before, *after]) if key not in follow]
-    return [(key, before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)]
+    table = new.to_dict()
+    beyond = {key for key, _, _ in differing(lengthened(old, new.epochs).to_dict(), table)}
+    return [change for change in differing(old.to_dict(), table) if change[0] == "epochs" or change[0] in beyond]
+
+
+def differing(old: object, new: object, where: str = "") -> list[tuple[str, object, object]]:
+    """(dotted key, old, new) of all that differs in nested tables; as many tables in a list are compared by number."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        pairs = [(name, old.get(name), new.get(name)) for name in dict.fromkeys([*old, *new])]
+    elif are_tables(old) and are_tables(new) and len(old) == len(new):
+        pairs = list(zip(range(len(old)), old, new))
+    else:
+        return [(where, old, new)] if old != new else []
+    return [change for name, *both in pairs for change in differing(*both, joined(where, name))]
+
+
+def are_tables(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(each, Mapping) for each in value)
 
 
 def lengthened(config: RunConfig, epochs: int) -> RunConfig:

@@ -27,6 +27,13 @@ SIGNALS = {
 }
 
 
+class Sentences(list):
+    """A list of sentences that a notebook shows one under the other."""
+
+    def __repr__(self) -> str:
+        return "\n".join(self)
+
+
 def explain(run: Run | str | os.PathLike[str] | None = None) -> list[str]:
     """The sentences, in the order in which things happened; the last ones say where the run stands and what is next.
 
@@ -43,7 +50,7 @@ def explain(run: Run | str | os.PathLike[str] | None = None) -> list[str]:
         is_last = place == len(segments) - 1
         step = reached.get(told[0]["segment"], 0)
         sentences += _segment(told, run, step, None if is_last else segments[place + 1])
-    return sentences + _standing(run) + _next_steps(run)
+    return Sentences(sentences + _standing(run) + _next_steps(run))
 
 
 def _by_segment(events: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
@@ -172,7 +179,7 @@ def _next_steps(run: Run) -> list[str]:
     done = {"evaluate": run.evaluations.glob("*.json"), "predict": run.predictions.glob("*.csv"),
             "report": run.path.glob(run.report_path.name)}  # fmt: skip
     missing = [name for name, files in done.items() if not any(files)]
-    look = ", ".join(f"phonetrain {name} {path}" for name in missing or done)
+    look = ", ".join(f"phonetrain {name} {path}" for name in missing) or f"read {shlex.quote(str(run.report_path))}"
     if status == "running" and run.is_held():
         return ["Next: let it train, or press Ctrl-C once: it saves and says how to go on."]
     if status not in ("finished", "early_stopped"):

@@ -34,6 +34,7 @@ from .partitions import (
 )
 from .ranks import Ranks, here, joined
 from .resuming import (
+    changes_by_hand,
     check_changes,
     check_identity,
     find_checkpoint,
@@ -42,8 +43,7 @@ from .resuming import (
     told_change,
 )
 from .run import Onlooker, Run
-from .schedule import sets_rate
-from .stages import plan_stages
+from .stages import StagePlan, plan_stages
 from .tracking import Tracker, open_tracker
 
 PACKAGES = ("torch", "numpy", "numba", "zarr", "wandb", "rich", "safetensors")
@@ -70,7 +70,7 @@ def fit(recipe: str | os.PathLike[str] | None = None, *overrides: str, config: R
     Raises ConfigError, RunExists and phonedata's errors before anything is written, TrainingStopped after.
     """
     began = time.monotonic()
-    refuse_keywords('fit("default", ...)', unknown)
+    refuse_keywords(f'fit("{recipe or "default"}", ...)', unknown)
     if recipe is not None and config is not None:
         raise ConfigError(f"fit: got the recipe {recipe} and a config, wanted one of them; load_recipe makes a config")
     if config is None:
@@ -135,13 +135,31 @@ def shown_by(ranks: Ranks, console: Console | None) -> Console:
 
 
 def prepare(config: RunConfig, corpus: PackedCorpus) -> tuple[Roles, Compute, Parts, list[str]]:
-    """Everything before a run is written: roles, compute, the parts of the first stage, warnings about the data."""
+    """Everything before a run is written: roles, compute, the parts of the first stage, warnings about all stages."""
     roles = choose_roles(corpus, config.data)
     check_window(corpus, config)
     compute = choose_compute(here().device(config.device), config.precision)
-    plan = plan_stages(config)[0]
-    warnings = warnings_before_training(corpus, roles, training_selection(corpus, roles, plan.config), plan.config)
-    return roles, compute, assemble(config, plan, corpus, roles, compute), warnings
+    plans = plan_stages(config)
+    warnings = looked_through(corpus, roles, plans)
+    return roles, compute, assemble(config, plans[0], corpus, roles, compute), warnings
+
+
+def looked_through(corpus: PackedCorpus, roles: Roles, plans: Sequence[StagePlan]) -> list[str]:
+    """Warnings about the data that each stage trains on, said once; raises ConfigError for a stage that cannot train.
+
+    All stages before the first one trains: hours later is late to learn that the last one cannot.
+    """
+    said: dict[str, str] = {}
+    for number, plan in enumerate(plans):
+        stage = f"stage.{number}: " if number else ""
+        selection = training_selection(corpus, roles, plan.config)
+        try:
+            told = warnings_before_training(corpus, roles, selection, plan.config)
+        except ConfigError as error:
+            raise ConfigError(f"{stage}{error}") from None
+        for message in told:
+            said.setdefault(message, f"{stage}{message}")
+    return list(said.values())
 
 
 def resume(run: str | os.PathLike[str] | None = None, *overrides: str, corpus: str | os.PathLike[str] | None = None,
@@ -165,15 +183,16 @@ def resume(run: str | os.PathLike[str] | None = None, *overrides: str, corpus: s
         held.enter_context(where.lock())
         shown = held.enter_context(shown_by(ranks, console))
         saved, problems = find_checkpoint(where, from_checkpoint)
+        stage_start = saved.identity["stage"]
         old, newest = RunConfig.from_dict(saved.identity["config"]), RunConfig.from_toml(where.config_path)
         # Who goes back means the settings of then: what was changed later belongs to what is left aside.
         begins = newest if from_checkpoint is None else old.replaced({"data.corpus": newest.data.corpus})
-        config = begins.override(list(overrides))
+        config = begins.override(list(overrides), epoch=stage_start)
         if corpus is not None:
             config = config.replaced({"data.corpus": str(corpus)})
         # Against the checkpoint and not against config.toml: a change whose process died before its first checkpoint
         # is made again.
-        changes = [change for change in diff(old, config) if change[0] != "data.corpus"]
+        changes = changes_by_hand(old, config, stage_start)
         check_changes(where, changes, old, config, saved.progress)
         packed = corpus_of(where, config, corpus)
         roles = choose_roles(packed, config.data)
@@ -182,6 +201,7 @@ def resume(run: str | os.PathLike[str] | None = None, *overrides: str, corpus: s
         held.enter_context(determinism(config.deterministic))
         warnings = problems + restore_machine(saved.identity["machine"], compute)
         plans = plan_stages(config)
+        looked_through(packed, roles, plans)
         # Killed after its last checkpoint and before its end was recorded: that is all that is left to do.
         only_the_end = saved.progress.finished and not changes and where.status == "running"
         if saved.progress.epoch >= plans[-1].stop and not only_the_end:
@@ -190,9 +210,9 @@ def resume(run: str | os.PathLike[str] | None = None, *overrides: str, corpus: s
             way = f"`{more}` trains longer" if more else "a new run of a recipe with a longer last stage trains longer"
             raise ConfigError(f"{where.path}: {done} epochs are done, of {plans[-1].stop} wanted; {way}")
         # The stage whose parts were saved: at its very end that is not yet the stage of the next epoch.
-        plan = next(plan for plan in reversed(plans) if plan.start <= saved.identity["stage"])
+        plan = next(plan for plan in reversed(plans) if plan.start <= stage_start)
         parts = assemble(config, plan, packed, roles, compute)
-        restore_parts(parts, saved, [key for key, _, _ in changes])
+        restore_parts(parts, saved, changes)
         progress = parts.state.progress
         progress.finished = only_the_end
         progress.back_to = progress.back_to if from_checkpoint is None else progress.step
@@ -216,7 +236,7 @@ def resume(run: str | os.PathLike[str] | None = None, *overrides: str, corpus: s
             shown.say(f"as it was at {saved.path.name}: {key} {_told(later)} -> {_told(then)}")
         for key, before, after in changes:
             shown.say(told_change(key, before, after, old, config))
-        if any(key == "epochs" or sets_rate(key) for key, _, _ in changes):
+        if any(key in ("epochs", "optimizer.lr") or key.startswith("schedule.") for key, _, _ in changes):
             shown.say(f"learning rate: {told_rate(where, parts)}")
         train(where, parts, shown, warnings, bool(changes) or from_checkpoint is not None, ranks, began)
     return where
@@ -243,8 +263,7 @@ def train(run: Run, parts: Parts, console: Console, warnings: Sequence[str], sav
     """
     config = parts.run_config
     ranks.barrier()  # all have read what rank 0 is about to write
-    run.write_json(run.built_path, describe(parts))
-    settings = {"config": config.to_dict(), "built": describe(parts)}
+    settings = {"config": config.to_dict()}
     tracker = open_tracker(config.tracking, run, settings, console.say, console.warn) if ranks.is_main else Tracker()
     plan = {
         "run": str(run.path), "epochs": plan_stages(config)[-1].stop, "steps_per_epoch": parts.train.batches_per_epoch,
@@ -255,6 +274,7 @@ def train(run: Run, parts: Parts, console: Console, warnings: Sequence[str], sav
     }
     with noticed_signals() as request:
         trainer = Trainer(run, parts, console, tracker, request, began)
+        trainer.record_built()
         try:
             console.start(plan)
             for message in warnings:

@@ -1,5 +1,6 @@
 """Layer widths: what each archetype looks like, and how wide it may be under a parameter cap."""
 
+import math
 from collections.abc import Callable, Sequence
 
 from .errors import ConfigError
@@ -48,17 +49,18 @@ def count_parameters(widths: Sequence[int], input_size: int, num_classes: int, c
 def layer_widths(config: ModelConfig, input_size: int, num_classes: int) -> tuple[int, ...]:
     """Width of every hidden layer, `(depth,)`, for windows of `input_size` = W * D values and C = `num_classes`.
 
-    `hidden` sets the widest layer exactly, the others are rounded to eights. `max_parameters` without `hidden` or
-    `widths` lays all widths out in eights: the widest layout of the archetype under the cap, then single layers eight
-    wider as long as one fits. A cylinder with residual connections keeps its layers equal, for they are what the
-    connections need. Raises ConfigError if the model cannot be, or is not, under the cap.
+    `hidden` sets the widest layer exactly, the others are rounded to eights and are no wider. `max_parameters` without
+    `hidden` or `widths` lays all widths out in eights: the widest layout of the archetype under the cap, then single
+    layers eight wider as long as one fits. A cylinder with residual connections keeps its layers equal, for they are
+    what the connections need. Raises ConfigError if the model cannot be, or is not, under the cap.
     """
+    profile = [] if config.widths is not None else shares(config.archetype, config.depth, config.narrowest)
     if config.widths is not None:
         widths = config.widths
+    elif config.hidden is not None:
+        widest = config.hidden
+        widths = [widest if math.isclose(share, 1) else min(eights(share * widest), widest) for share in profile]
     else:
-        profile = shares(config.archetype, config.depth, config.narrowest)
-        if config.hidden is not None:
-            return tuple(config.hidden if share == 1 else eights(share * config.hidden) for share in profile)
         widths = widest_under(config, profile, lambda each: count_parameters(each, input_size, num_classes, config))
     check_cap(config, count_parameters(widths, input_size, num_classes, config))
     return tuple(widths)

@@ -12,7 +12,7 @@ import torch
 from phonedata import PhonedataError
 
 from . import checkpoint, guard
-from .assemble import Parts, assemble, describe, identity, transfer
+from .assemble import Parts, assemble, describe, identity, set_next_rates, transfer
 from .config import diff
 from .console import Console, short
 from .device import describe_machine
@@ -76,14 +76,15 @@ class Trainer:
 
         Raises TrainingStopped where the guard, the disk or the lock ends the run; the state is saved before.
         """
-        patience = self.parts.run_config.stop.patience
         while not self.progress.finished:
             self.enter_stage()
+            self.watch.factor = self.parts.config.guard.divergence  # as its stage has it, after a rollback too
             reason = self.train_epoch()
             if reason is AGAIN:
                 continue
             if reason is None:
                 self.end_epoch()
+                patience = self.parts.config.stop.patience
                 if patience is not None and self.progress.epochs_since_best >= patience:
                     return "early_stopped"
                 reason = self.reason_to_pause()
@@ -105,12 +106,24 @@ class Trainer:
             return
         old = self.parts
         old.close()  # first: a device that holds the corpus once may not have room for it twice
+        scale = old.state.progress.rate_scale
         self.parts = assemble(old.run_config, plan, old.corpus, old.roles, old.compute)
         transfer(old, self.parts)
         for key, before, after in diff(old.config, plan.config):
+            if key == "epochs":  # how far the schedule reaches, which is not the run's setting of this name
+                continue
             self.event("config_changed", key=key, old=before, new=after, by="stage")
             self.console.say(f"stage: {key} {before} -> {after}")
-        self.run.write_json(self.run.built_path, describe(self.parts))
+        self.record_built()
+        if self.progress.rate_scale != scale:
+            self.save()  # a rollback goes back to here, and not to where the rate would be set once more
+
+    def record_built(self) -> None:
+        """Write what was really built, as it is now, to built.json and the tracker."""
+        set_next_rates(self.parts)
+        built = describe(self.parts)
+        self.run.write_json(self.run.built_path, built)
+        self.tracker.config({"built": built})
 
     def train_epoch(self) -> str | None:
         """Train from the present position to the end of the epoch; returns a reason to stop, AGAIN or None."""
@@ -169,7 +182,7 @@ class Trainer:
     def not_captured(self, message: str) -> None:
         """The step turned out not to be capturable: say so, and correct what is recorded as built."""
         self.warn(message)
-        self.run.write_json(self.run.built_path, describe(self.parts))
+        self.record_built()
 
     def reason_to_pause(self) -> str | None:
         """Why to stop now, or SAVE: the same on all ranks, which ask each other every few steps."""

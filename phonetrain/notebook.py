@@ -5,6 +5,7 @@ No widgets: it works in Jupyter, Colab, Kaggle and VS Code alike, does not flick
 
 from __future__ import annotations
 
+import contextlib
 import html
 import time
 from collections.abc import Iterator
@@ -58,10 +59,12 @@ class NotebookConsole(Console):
         from IPython.display import display
 
         content = {"text/html": self.as_html(), "text/plain": "\n".join(self.as_text())}
-        if self.handle is None:
-            self.handle = display(content, raw=True, display_id=True)
-        else:
-            self.handle.update(content, raw=True)
+        # A front end that has gone away costs its picture, not the run; the next update may find it again.
+        with contextlib.suppress(Exception):
+            if self.handle is None:
+                self.handle = display(content, raw=True, display_id=True)
+            else:
+                self.handle.update(content, raw=True)
 
     def as_text(self) -> Iterator[str]:
         yield from self.lines

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Muon, Optimizer, RMSprop
 
+from .errors import ConfigError
 from .sections import OptimizerConfig
 
 FUSED_ON = ("cpu", "cuda")  # where SGD, Adam and AdamW have fused kernels; RMSprop and Muon have none
@@ -64,28 +65,38 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module, device: torch.dev
     """
     fused = torch.device(device).type in FUSED_ON
     groups = parameter_groups(config, model)
+    if config.name == "muon" and groups[0]["kind"] != "muon":
+        raise ConfigError("optimizer.name = muon: the model has no weight matrix before its last one; use adamw")
     if config.name == "muon":
         return MuonWithAdamW(groups, config, fused)
     if config.name in ("sgd", "nesterov"):
-        return start_momenta(
-            SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.name == "nesterov", fused=fused)
-        )
+        nesterov = config.name == "nesterov"
+        return with_momenta(SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=nesterov, fused=fused))
     if config.name == "rmsprop":
-        return RMSprop(groups, lr=config.lr, momentum=config.momentum, alpha=config.alpha, eps=config.eps)
+        settings = {"momentum": config.momentum, "alpha": config.alpha, "eps": config.eps}
+        return with_momenta(RMSprop(groups, lr=config.lr, **settings))
     kind = Adam if config.name == "adam" else AdamW
     return kind(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
 
 
-def start_momenta(optimizer: SGD) -> SGD:
-    """Give every parameter a momentum of 0, which the first update makes into its gradient, as torch's first does.
+def with_momenta(optimizer: SGD | RMSprop) -> SGD | RMSprop:
+    """Let every update under momentum find one for each parameter; where there was none it is 0.
 
-    torch's fused kernel makes them at the first update out of uninitialised memory, and leaves them so where that
-    update is skipped, as fp16's first one commonly is; the second update then adds the garbage to the weights.
+    Momentum may begin late, by a schedule, a stage or on resume. torch's fused SGD then makes the momenta out of
+    uninitialised memory, and leaves them so where that update is skipped, as fp16's first one commonly is; the next
+    adds the garbage to the weights. RMSprop makes them at its very first update only, and fails without.
     """
+    optimizer.register_step_pre_hook(start_momenta)
+    return optimizer
+
+
+def start_momenta(optimizer: SGD | RMSprop, *_) -> None:
     for group in optimizer.param_groups:
         for parameter in group["params"] if group["momentum"] else ():
-            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    return optimizer
+            state = optimizer.state[parameter]
+            # RMSprop takes a state that is not empty for a whole one, and fills the empty one itself.
+            if "momentum_buffer" not in state and (state or isinstance(optimizer, SGD)):
+                state["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def parameter_groups(config: OptimizerConfig, model: nn.Module) -> list[dict]:

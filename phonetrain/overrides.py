@@ -14,7 +14,7 @@ GIVE_WAY: dict[str, tuple[str, ...]] = {
     "model.widths": ("model.archetype", "model.depth", "model.hidden", "model.narrowest", "model.factory"),
     "model.archetype": ("model.widths", "model.factory"),
     "model.depth": ("model.widths", "model.factory"),
-    "model.hidden": ("model.max_parameters", "model.widths", "model.factory"),
+    "model.hidden": ("model.widths", "model.factory"),
     "model.max_parameters": ("model.hidden",),
     "schedule.warmup_steps": ("schedule.warmup_epochs",),
     "schedule.warmup_epochs": ("schedule.warmup_steps",),
@@ -44,18 +44,24 @@ def refuse_keywords(call: str, said: Mapping[str, object]) -> None:
         raise ConfigError(f"{setting}: is no argument of its own; settings are texts: {instead}")
 
 
-def applied(table: dict[str, object], changes: Mapping[str, object], root: type[Section]) -> dict[str, object]:
+def applied(table: dict[str, object], changes: Mapping[str, object], root: type[Section],
+            epoch: int | None = None) -> dict[str, object]:
     """`table` (as `to_dict` gives it) with dotted keys set; list places are numbers, as `schedule.chain.0.epochs`.
 
     `epochs` of a run with stages cuts them where the run ends, or makes the last one longer; changed stages without
-    `epochs` make the run as long as they are.
+    `epochs` make the run as long as they are. epoch: where a run stands that is changed by hand; None: from its start.
     """
     table = copy.deepcopy(table)
+    stage = table.get("stage")
+    homes = {key: home(stage, key, epoch) for key in changes if stage and epoch is not None}
     for key, value in changes.items():
         if value is not None and value != "none":
             give_way(table, key, value, changes, root)
     for key, value in changes.items():
-        set_key(table, key, value, root)
+        if homes.get(key) is None:
+            set_key(table, key, value, root)
+        if key in homes:
+            set_in_stages(stage, homes[key] or 0, key, value, changes, root)
     stage = table.get("stage")
     if stage and any(key.partition(".")[0] == "stage" for key in changes):
         table.pop("epochs", None)
@@ -66,35 +72,72 @@ def applied(table: dict[str, object], changes: Mapping[str, object], root: type[
     return table
 
 
+def home(stages: list[dict[str, object]], key: str, epoch: int) -> int | None:
+    """Number of the stage that the value of `key` in `epoch` is from; None: from the run itself."""
+    began = [place for place in range(len(stages)) if sum(each["epochs"] for each in stages[:place]) <= epoch]
+    return max((place for place in began if said_by(stages[place], key)), default=None)
+
+
+def said_by(stage: Mapping[str, object], key: str) -> str | None:
+    """The key of `stage` that `key` is, or stands in: `schedule.chain` for `schedule.chain.0.lr`."""
+    return next((own for own in stage if own != "epochs" and (key == own or key.startswith(f"{own}."))), None)
+
+
+def set_in_stages(stages: list[dict[str, object]], first: int, key: str, value: object, changes: Mapping[str, object],
+                  root: type[Section]) -> None:
+    """Set `key` in each stage from number `first` on that says it: what is said by hand is said after all of them."""
+    for stage in stages[first:]:
+        for rival in rivals(key, value, stage, root) if value is not None and value != "none" else ():
+            if rival not in changes:
+                stage.pop(rival, None)
+        own = said_by(stage, key)
+        if own is not None:
+            set_inside(stage, [own, *key.removeprefix(own).split(".")[1:]], key, value, root)
+
+
 def give_way(table: dict, key: str, value: object, changes: Mapping[str, object], root: type[Section]) -> None:
     """Take away what the new `value` of `key` replaces, unless it is said anew in the same breath."""
-    section, _, name = key.partition(".")
-    present = table.get(section)
+    section, _, name = key.rpartition(".")
+    present: object = table
+    for part in section.split("."):
+        if isinstance(present, list):
+            present = present[int(part)] if part.isdecimal() and int(part) < len(present) else None
+        else:
+            present = present.get(part) if isinstance(present, dict) else None
     if not isinstance(present, dict):
         return
-    rivals = GIVE_WAY.get(key, ())
-    if key == "model.archetype" and value == "cylinder":
-        rivals = (*rivals, "model.narrowest")
-    if key == "model.factory":
-        rivals = [f"model.{each}" for each in present if each not in ("factory", "max_parameters")]
-    readers = getattr(hints(root)[section], "READ_BY", {}) if section in hints(root) else {}
-    if name == "name":
-        rivals = [f"{section}.{each}" for each, names in readers.items() if value not in names]
-        rivals += ["schedule.chain"] * (section == "schedule" and value != "chain")
-    for rival in rivals:
+    for rival in rivals(key, value, [f"{section}.{each}" for each in present], root):
         if rival not in changes:
-            present.pop(rival.partition(".")[2], None)
+            present.pop(rival.rpartition(".")[2], None)
+
+
+def rivals(key: str, value: object, present: Iterable[str], root: type[Section]) -> list[str]:
+    """Settings that give way to the new `value` of `key`. present: those that are there."""
+    section, _, name = key.rpartition(".")
+    if key == "model.factory":
+        return [each for each in present if each not in ("model.factory", "model.max_parameters")]
+    if name == "name":
+        # The phases of a chain are read as the schedule itself is.
+        readers = getattr(hints(root).get(section.partition(".")[0]), "READ_BY", {})
+        unread = [f"{section}.{each}" for each, names in readers.items() if value not in names]
+        return unread + ["schedule.chain"] * (section == "schedule" and value != "chain")
+    return [*GIVE_WAY.get(key, ()), *["model.narrowest"] * (key == "model.archetype" and value == "cylinder")]
 
 
 def set_key(table: dict, key: str, value: object, root: type[Section]) -> None:
+    first, dot, _ = key.partition(".")
+    if dot and first not in table and not is_section(hints(root).get(first)):
+        raise unknown_key(key, root)
+    set_inside(table, key.split("."), key, value, root)
+
+
+def set_inside(table: dict, path: list[str], key: str, value: object, root: type[Section]) -> None:
     place: object = table
-    *path, last = key.split(".")
-    for depth, part in enumerate(path):
+    *path, last = path
+    for part in path:
         if isinstance(place, list):
             place = list_item(place, part, key)
         elif isinstance(place, dict):
-            if part not in place and depth == 0 and not is_section(hints(root).get(part)):
-                raise unknown_key(key, root)
             place = place.setdefault(part, {})
         else:
             raise unknown_key(key, root)

@@ -133,23 +133,38 @@ def warnings_before_training(corpus: PackedCorpus, roles: Roles, train: Selectio
     if batches == 0:
         raise ConfigError(f"{train.num_frames:,} training frames ({roles.train}, subset {config.subset:g}) do not fill "
                           f"one batch of {config.batch_size:,}; use a larger subset or a smaller batch_size")
+    if config.augment.freq_mask > corpus.feature_dim:
+        raise ConfigError(f"augment.freq_mask = {config.augment.freq_mask}: a frame has {corpus.feature_dim} "
+                          "coefficients; wanted at most that many")
     if batches < 20:
         said.append(f"an epoch is only {batches} updates ({train.num_frames:,} frames, batch_size "
                     f"{config.batch_size:,}); a smaller batch_size learns more from so little")
     said += long_warmup(config, batches)
     symbols = corpus.phonemes.symbols
-    trained = sum(corpus[name].label_histogram for name in roles.train.split(" + "))
+    trained = label_counts(train)
     scored = sum(corpus[name].label_histogram for name in roles.dev.split(" + "))
     never = np.flatnonzero((trained == 0) & (scored > 0))
     if never.size:
         share = 100.0 * scored[never].sum() / scored.sum()
-        said.append(f"{roles.dev} has {_names(symbols, never)}, which {roles.train} never shows: {share:.2f} % of its "
+        source = roles.train if config.subset == 1 else f"subset {config.subset:g} of {roles.train}"
+        said.append(f"{roles.dev} has {_names(symbols, never)}, which {source} never shows: {share:.2f} % of its "
                     "frames cannot be right")
     absent = np.flatnonzero((trained == 0) & (scored == 0))
     if absent.size:
         said.append(f"no frame is labelled {_names(symbols, absent)}: {absent.size} of {len(symbols)} outputs "
                     "learn nothing")
     return said
+
+
+def label_counts(train: Selection) -> np.ndarray:
+    """(C,) frames of each class in the utterances that are trained on."""
+    if train.subset == 1:
+        return sum(part.label_histogram for part in train.partitions)
+    counts = np.zeros(len(train.corpus.phonemes), np.int64)
+    frames = np.diff(train.utterance_end, prepend=0)
+    for source, row, length in zip(train.utterance_source, train.utterance_start_row, frames):
+        counts += np.bincount(train.partitions[source].labels[row : row + length], minlength=len(counts))
+    return counts
 
 
 def long_warmup(config: RunConfig, batches: int) -> list[str]:

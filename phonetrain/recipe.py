@@ -50,9 +50,10 @@ def read_text(path: str | os.PathLike) -> str:
 
 def read_toml(path: str | os.PathLike) -> dict[str, object]:
     """The tables of a TOML file. Raises ConfigError: missing, unreadable, or not TOML (with line and column)."""
+    text = read_text(path)
     try:
-        return tomllib.loads(read_text(path))
-    except tomllib.TOMLDecodeError as error:
+        return tomllib.loads(text)
+    except ValueError as error:  # TOMLDecodeError, or a whole number of more digits than Python reads
         raise ConfigError(f"{path}: not TOML: {error}") from None
 
 

@@ -13,7 +13,6 @@ import shlex
 import sys
 import tomllib
 from collections.abc import Sequence
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -277,7 +276,7 @@ def command(run: Run) -> str:
         # A setting is left out of a config because it is none, which is said, or because nothing reads it.
         settings = [f"{key}={new if isinstance(new, str) else 'none' if new is None else toml_value(new)}"
                     for key, _, new in diff(base, config) if key not in UNCOMPARED
-                    and (new is not None or attrgetter(key)(config) is None)]  # fmt: skip
+                    and (new is not None or config.setting(key) is None)]  # fmt: skip
         if recipe and elsewhere(base.override(settings)) == elsewhere(config):
             words = [recipe, *settings]
     corpus = [] if config.data.corpus is None else ["--corpus", config.data.corpus]

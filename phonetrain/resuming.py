@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,11 +11,12 @@ import torch
 
 from . import checkpoint
 from .assemble import Parts
-from .config import RunConfig
+from .config import RunConfig, diff
 from .device import Compute, describe_machine
 from .errors import CheckpointError, ConfigError
 from .run import Run
-from .schedule import extension_question, refuse_silent_extension, sets_rate
+from .schedule import extension_question, refuse_silent_extension
+from .stages import plan_stages
 
 # Changing these changes which frames come next, so they may change only where an epoch begins.
 ORDER_KEYS = ("subset", "batch_size", "optimizer.accumulation", "loader.order")
@@ -39,11 +41,30 @@ def find_checkpoint(run: Run, wanted: str | int | None) -> tuple[checkpoint.Chec
     return checkpoint.read(run.checkpoint_dir(int(name))), lost
 
 
+def changes_by_hand(old: RunConfig, new: RunConfig, epoch: int) -> list[tuple[str, Any, Any]]:
+    """(key, old, new) of what differs, as it takes effect where the run stands; where the corpus lies is no setting.
+
+    epoch: in which the present stage began. A setting of the present stage goes by its own key, those of other stages
+    by the stage's, as `stage.2.optimizer.lr`.
+    """
+    said = [change for change in diff(old, new) if change[0] != "data.corpus"]
+    if len(old.stage) != len(new.stage) or not old.stage:
+        return said
+    number, before, after = next((number, *both) for number, both in reversed(list(enumerate(zip(
+        plan_stages(old), plan_stages(new))))) if both[0].start <= epoch)
+    here = [change for change in diff(before.config, after.config) if change[0] not in ("epochs", "data.corpus")]
+    shown = {key for key, _, _ in here}
+    begun = {f"stage.{place}.{key}" for place in range(number + 1) for key in shown}
+    return [change for change in said if change[0] not in shown | begun] + here
+
+
 def check_changes(run: Run, changes: Sequence[tuple[str, Any, Any]], old: RunConfig, new: RunConfig,
                   progress: checkpoint.Progress) -> None:
     """Refuse a change that would make another experiment, or that cannot take effect in the middle of an epoch."""
+    over = [f"stage.{place}." for place, plan in enumerate(plan_stages(old)) if plan.stop <= progress.epoch]
     for key, before, after in changes:
-        if key.startswith(tuple(name for name in FIXED_KEYS if name.endswith("."))) or key in FIXED_KEYS:
+        fixed = (*over, *(name for name in FIXED_KEYS if name.endswith(".")))
+        if key.startswith(fixed) or key in FIXED_KEYS or re.fullmatch(r"stage\.\d+\.epochs", key):
             raise ConfigError(f"{key}: {before} -> {after} would be another experiment; start one: phonetrain fit")
         if key in ORDER_KEYS and progress.batch:
             ends = [event["step"] for event in run.events("checkpoint_saved") if event["batch"] == 0
@@ -93,17 +114,17 @@ def restore_machine(before: dict[str, Any], compute: Compute) -> list[str]:
             f"with an uninterrupted run is not promised{ranks}"]
 
 
-def restore_parts(parts: Parts, saved: checkpoint.Checkpoint, changed: list[str]) -> None:
-    """Load a checkpoint into fresh parts; changed: keys that were changed by hand since it was saved.
+def restore_parts(parts: Parts, saved: checkpoint.Checkpoint, changes: Sequence[tuple[str, Any, Any]]) -> None:
+    """Load a checkpoint into fresh parts; changes: (key, old, new) of what was changed by hand since it was saved.
 
     A rate set by hand is the rate that is trained with: what rollbacks had multiplied it by is over.
     """
     built = parts.state.optimizer.state_dict()["param_groups"]
     checkpoint.restore(parts.state, saved)
-    if changed:
+    if changes:
         # The saved groups carry the settings of then (decay, betas); the configuration says what they are now.
         state = parts.state.optimizer.state_dict()
         parts.state.optimizer.load_state_dict({**state, "param_groups": built})
-        parts.state.schedule.changed_by_hand(parts.state.progress.epoch, changed)
-    if any(map(sets_rate, changed)):
-        parts.state.progress.rate_scale, parts.state.progress.rollbacks = 1.0, 0
+        before = {key: old for key, old, _ in changes}
+        if parts.state.schedule.changed_by_hand(parts.state.progress.epoch, before):
+            parts.state.progress.rate_scale, parts.state.progress.rollbacks = 1.0, 0

@@ -7,7 +7,9 @@ or on what was decided by hand, is the state: see `Schedule.state_dict`.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -17,9 +19,8 @@ from .schedule_sections import PhaseConfig, ShapeConfig
 from .shapes import Place, Table, momentum_shape, shape
 
 NEEDS_LENGTH = ("cosine", "onecycle")
-# Settings under which a schedule goes on when they change: those that no rate so far depended on.
-GOES_ON = ("schedule.on_extend", "schedule.patience", "schedule.threshold", "schedule.threshold_mode",
-           "schedule.cooldown", "schedule.eps")
+# Settings under which plateau goes on, from the rate it has come to, when they change.
+OF_PLATEAU = ("factor", "patience", "threshold", "threshold_mode", "cooldown", "eps", "watch", "min_lr")
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,8 @@ class Schedule:
         self.end = first_epoch + config.epochs  # of the run, or of the stages under this schedule
         self.first_steps = steps_per_epoch
         self.epoch = first_epoch
-        self.by_hand: tuple[int, int] | None = None
+        # Phase that started anew, the epoch, and from which rate where that is not optimizer.lr.
+        self.by_hand: tuple[int, int] | tuple[int, int, float] | None = None
         self.entries: dict[int, float] = {}
         self.plateau = PlateauMemory()
 
@@ -64,8 +66,9 @@ class Schedule:
             phases.append(Phase(each, start, end, None if said == "previous" else said or lr))
             start = end
         if self.by_hand is not None:
-            place, epoch = self.by_hand
-            phases[place] = Phase(phases[place].config, epoch, max(phases[place].stop, epoch + 1), lr)
+            place, epoch, *rate = self.by_hand
+            base = rate[0] if rate else lr
+            phases[place] = Phase(phases[place].config, epoch, max(phases[place].stop, epoch + 1), base)
         return phases
 
     def rates(self, epoch: int, num_steps: int) -> Table:
@@ -156,24 +159,39 @@ class Schedule:
             self.plateau = PlateauMemory()
         self.epoch += 1
 
-    def changed_by_hand(self, epoch: int, keys: list[str]) -> None:
-        """Settings under `keys` were changed by hand, and training goes on in `epoch`.
+    def changed_by_hand(self, epoch: int, before: Mapping[str, object]) -> bool:
+        """Settings were changed by hand, and training goes on in `epoch`; returns whether the rate is set anew.
 
-        `optimizer.lr`: the present phase starts anew here, from that rate, over the epochs it has left, or up to the
-        run's end where it has none left. Anything else about the schedule: the whole schedule starts anew here. What
-        only says how plateau judges the scores to come goes on with what it remembers, and `on_extend` alone changes
-        nothing here.
+        before: dotted key -> value until now. `optimizer.lr`, or a setting of a chain's present phase: this phase
+        starts anew here, over the epochs it has left, or up to the run's end where it has none left. Settings of
+        plateau: it goes on from the rate it has come to. Those of a chain's other phases change nothing here, and
+        neither does `on_extend`. Anything else about the schedule: the whole schedule starts anew here.
         """
         self.epoch = epoch
-        if any(sets_rate(key) and key != "optimizer.lr" for key in keys):
+        present = self.present_phase
+        config = self.phases[present].config
+        keeps = OF_PLATEAU if config.name == "plateau" else ()
+        said = {concerned(key, present, keeps): value for key, value in before.items()}
+        if "schedule" in said:
             self.length = self.end - epoch
             self.origin, self.first_steps, self.by_hand, self.entries = epoch, self.steps_per_epoch, None, {}
             self.plateau = PlateauMemory()
-        elif "optimizer.lr" in keys:
+            return True
+        if "phase" in said:
             if epoch >= self.origin + self.length:  # held beyond its end
                 self.length = self.end - self.origin
-            self.by_hand, self.first_steps = (self.present_phase, epoch), self.steps_per_epoch
+            self.by_hand, self.first_steps = None, self.steps_per_epoch
+            rate = () if "optimizer.lr" in before else (self.base(present, self.steps_per_epoch),)
+            self.by_hand = (present, epoch, *rate)
             self.plateau = PlateauMemory()
+            return True
+        cut_by = {name: said[name] for name in ("factor", "min_lr") if name in said}
+        if cut_by and self.plateau.cuts:
+            reached = self.plateau.rate(self.base(present, self.steps_per_epoch), replace(config, **cut_by))
+            self.by_hand, self.plateau.cuts = (present, epoch, reached), 0
+        if "watch" in said:
+            self.plateau.best, self.plateau.bad = None, 0
+        return False
 
     def describe(self) -> dict[str, object]:
         """What was built: the phases with their epochs and settings, and the warm-up."""
@@ -231,13 +249,12 @@ class PlateauMemory:
 
     def is_better(self, score: float, config: ShapeConfig) -> bool:
         """Whether `score` beats the best by more than the threshold: accuracies go up, losses down."""
-        if self.best is None:
-            return not math.isnan(score)
         sign = 1 if config.watch.endswith("accuracy") else -1
+        best = -sign * math.inf if self.best is None else self.best
         if config.threshold_mode == "abs":
-            wanted = self.best + sign * config.threshold
+            wanted = best + sign * config.threshold
         else:
-            wanted = self.best * (1 + sign * config.threshold)
+            wanted = best * (1 + sign * config.threshold)
         return sign * score > sign * wanted
 
     def rate(self, base: float, config: ShapeConfig) -> float:
@@ -255,9 +272,18 @@ def build_schedule(config: RunConfig, steps_per_epoch: int, first_epoch: int = 0
     return Schedule(config, steps_per_epoch, first_epoch)
 
 
-def sets_rate(key: str) -> bool:
-    """Whether a change of this setting by hand decides what the learning rate is from then on."""
-    return key == "optimizer.lr" or (key.startswith("schedule.") and key not in GOES_ON)
+def concerned(key: str, present: int, keeps: Collection[str]) -> str | None:
+    """What starts anew where `key` is changed: "schedule", "phase" (the present one), its name where it is one of
+    `keeps`, the settings that the present phase goes on under; None: nothing."""
+    if key == "optimizer.lr":
+        return "phase"
+    of_phase = re.fullmatch(r"schedule\.chain\.(\d+)\.(\w+)", key)
+    number, name = (int(of_phase[1]), of_phase[2]) if of_phase else (present, key.removeprefix("schedule."))
+    if name in (key, "on_extend") or number > present or (number < present and name != "epochs"):
+        return None
+    if number == present and name in keeps:
+        return name
+    return "phase" if of_phase and name != "epochs" else "schedule"
 
 
 def extension_question(old: RunConfig, new: RunConfig) -> str | None:
@@ -265,7 +291,7 @@ def extension_question(old: RunConfig, new: RunConfig) -> str | None:
 
     None too when `schedule.on_extend` answers it, or when the rate or the schedule is set anew by the same change.
     """
-    changed = [key for key, _, _ in diff(old, new)]
+    changed = [re.sub(r"^stage\.\d+\.", "", key) for key, _, _ in diff(old, new)]
     if any(key == "optimizer.lr" or (key.startswith("schedule.") and key != "schedule.on_extend") for key in changed):
         return None
     lengths = {plan.schedule_start: plan.schedule_stop for plan in old.stages()}

@@ -81,12 +81,12 @@ class ShapeConfig(Section):
     }
 
     def unread(self) -> dict[str, str]:
-        return unread_by_name(self, f"schedule.name = {self.name}")
+        return unread_by_name(self, f"{self.section}.name = {self.name}")
 
     def check(self) -> None:
         for name in self.NEEDED.get(self.name, ()):
             if getattr(self, name) is None:
-                raise ConfigError(f"{self.section}.{name} is missing: schedule.name = {self.name} needs it")
+                raise ConfigError(f"{self.section}.{name} is missing: {self.section}.name = {self.name} needs it")
         if self.three_phase and self.pct_start > 0.5:
             raise ConfigError(f"{self.section}.pct_start = {self.pct_start}: with three phases wanted at most 0.5")
         if self.base_momentum > self.max_momentum:

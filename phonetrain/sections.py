@@ -95,9 +95,9 @@ class ModelConfig(Section):
     depth: Annotated[int, Range(1, 40)] | None = None
     "Number of hidden layers."
     hidden: Annotated[int, Range(1, 65536)] | None = None
-    "Width of the widest hidden layer; or give max_parameters."
+    "Width of the widest hidden layer; none: as wide as max_parameters allows."
     max_parameters: Count | None = None
-    "Cap on the parameter count: without hidden or widths the layers are made as wide as the cap allows."
+    "Cap on the parameter count: checked in any case; without hidden or widths layers are as wide as it allows."
     widths: tuple[Annotated[int, Range(1, 65536)], ...] | None = None
     "Width of every hidden layer, in place of archetype, depth and hidden."
     activation: Literal["relu", "leaky_relu", "gelu", "silu", "mish", "softplus", "tanh", "sigmoid"] = "silu"
@@ -138,9 +138,8 @@ class ModelConfig(Section):
         if self.archetype is None or self.depth is None:
             name = "archetype" if self.archetype is None else "depth"
             raise ConfigError(f"model.{name} is missing: give archetype and depth, or widths = [512, 512, ...]")
-        if (self.hidden is None) == (self.max_parameters is None):
-            got = "both are" if self.hidden is not None else "neither is"
-            raise ConfigError(f"model.hidden and model.max_parameters: {got} given, wanted one; none takes one away")
+        if self.hidden is None and self.max_parameters is None:
+            raise ConfigError("model.hidden and model.max_parameters: neither is given, wanted one")
 
 
 @dataclass(frozen=True)
@@ -156,7 +155,8 @@ class OptimizerConfig(Section):
     decay_all: bool = False
     "Decay norms and biases too, as a bare torch.optim call does."
     momentum: BelowOne = 0.9
-    "Momentum of sgd, nesterov, rmsprop and of muon's matrices."
+    """Momentum of sgd, nesterov, rmsprop and of muon's matrices; torch's sgd and rmsprop have 0 where nothing is said,
+    and updates under 0.9 come to ten times those under 0 at the same lr."""
     betas: tuple[BelowOne, BelowOne] = (0.9, 0.999)
     "Running-average factors of adam, adamw and of muon's AdamW part."
     eps: Positive = 1e-8

@@ -9,7 +9,7 @@ import ast
 import difflib
 import functools
 import inspect
-import math
+import sys
 import tomllib
 import typing
 from collections.abc import Iterator, Mapping
@@ -139,7 +139,7 @@ def checked_scalar(value: object, hint: object, key: str) -> object:
 
 def fits_scalar(value: object, hint: object) -> bool:
     if hint is float:
-        return type(value) in (int, float) and math.isfinite(value)
+        return type(value) in (int, float) and abs(value) <= sys.float_info.max  # not nan, not a whole number beyond
     return type(value) is hint
 
 
@@ -166,7 +166,11 @@ def parse(section: type, table: object, where: str = "") -> Section:
     if missing:
         name = missing[0]
         raise ConfigError(f"{joined(where, name)} is missing: wanted {described(hints(section)[name])}")
-    return section(**values)
+    try:
+        return section(**values)
+    except ConfigError as error:
+        # A section knows its usual place; where it stands in a list, its number is known here.
+        raise ConfigError(str(error).replace(f"{section.section}.", f"{where}.")) from None
 
 
 def required(field) -> bool:
@@ -204,8 +208,10 @@ def unknown_key(key: str, section: type, where: str = "") -> ConfigError:
     known = [joined(where, name) for name, _, _ in known_keys(section)]
     parts = [joined(where, name) for name, hint in hints(section).items() if is_section(hint)]
     last = key.rsplit(".", 1)[-1]
+    near = [name for name in known if name == SYNONYMS.get(key)]
     same_name = [name for name in known if name.rsplit(".", 1)[-1] == last]
-    near = same_name or [name for name in known if name == SYNONYMS.get(last)]
+    near = near or sorted(same_name, key=lambda name: difflib.SequenceMatcher(None, name, key).ratio(), reverse=True)
+    near = near or [name for name in known if name == SYNONYMS.get(last)]
     near = near or difflib.get_close_matches(key, known, n=1, cutoff=0.75)
     near = near or difflib.get_close_matches(key, parts, n=1)
     if not near:
@@ -226,7 +232,7 @@ def parse_override(text: str) -> tuple[str, object]:
         raise ConfigError(f"{shown(text)}: wanted key=value, as optimizer.lr=1e-4")
     try:
         table = tomllib.loads(f"value = {value}")
-    except tomllib.TOMLDecodeError:
+    except ValueError:  # not TOML, or a whole number of more digits than Python reads
         return key, value
     plain = isinstance(table["value"], (bool, int, float, str, list, dict)) and len(table) == 1
     # A date or a time (stop.stop_at=23:30:00) has no type of its own among the settings: it stays the text it was.

@@ -14,9 +14,9 @@ Table = np.ndarray  # (num_steps,) float64, one number for every step of an epoc
 class Place:
     """Where in a schedule the steps of one epoch lie, counted from the schedule's own start.
 
-    steps: (num_steps,) int64, the number of each step. epoch: whole epochs since the start. total_steps, total_epochs:
-    length of the schedule. num_steps: steps in this epoch. Steps and epochs beyond the length stand at its last one,
-    so a schedule that is over holds its last rate.
+    steps: (num_steps,) int64, the number of each step, negative before that start. epoch: whole epochs since the
+    start. total_steps, total_epochs: length of the schedule. num_steps: steps in this epoch. Steps and epochs beyond
+    the length stand at its last one, so a schedule that is over holds its last rate; steps of a warm-up at its first.
     """
 
     steps: np.ndarray
@@ -27,7 +27,7 @@ class Place:
 
     @property
     def held_steps(self) -> Table:
-        return np.minimum(self.steps, self.total_steps - 1).astype(np.float64)
+        return np.clip(self.steps, 0, self.total_steps - 1).astype(np.float64)
 
     @property
     def held_epoch(self) -> int:
@@ -37,9 +37,9 @@ class Place:
 def shape(config: ShapeConfig, base: float, place: Place) -> Table:
     """Learning rates of the steps at `place` under `config`, from the base rate. Plateau is not a shape: constant."""
     if config.name == "step":  # StepLR, stepped at every epoch
-        return np.full(place.num_steps, base * config.gamma ** (place.epoch // config.step_size))
+        return np.full(place.num_steps, base * config.gamma ** (place.held_epoch // config.step_size))
     if config.name == "exponential":  # ExponentialLR: gamma for an epoch, its num_steps-th root for a step
-        age = place.epoch if config.every == "epoch" else place.steps / place.num_steps
+        age = place.held_epoch if config.every == "epoch" else place.held_steps / place.num_steps
         return np.broadcast_to(base * config.gamma ** np.asarray(age, dtype=np.float64), place.num_steps).copy()
     if config.name == "cosine":  # CosineAnnealingLR with T_max = the whole length
         if config.every == "epoch":
@@ -48,9 +48,9 @@ def shape(config: ShapeConfig, base: float, place: Place) -> Table:
             share = place.held_steps / place.total_steps
         return cosine(base, config.min_lr, share)
     if config.name == "cosine_restarts":  # CosineAnnealingWarmRestarts, stepped with fractions of an epoch
-        age = np.full(place.num_steps, float(place.epoch))
+        age = np.full(place.num_steps, float(place.held_epoch))
         if config.every == "step":
-            age = place.steps / place.num_steps
+            age = place.held_steps / place.num_steps
         return cosine(base, config.min_lr, restarted(age, config.restart_epochs, config.restart_multiply))
     if config.name == "onecycle":  # OneCycleLR with max_lr = base
         low = base / config.div_factor

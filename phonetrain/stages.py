@@ -8,8 +8,9 @@ from .errors import ConfigError
 from .wording import shown
 
 # What a stage may change. The rest (model, data, window, seed, precision, ...) belongs to the whole run: changing it
-# in the middle would be another run.
-CHANGEABLE = ("subset", "batch_size", "optimizer.", "loss.", "schedule.", "augment.", "guard.", "stop.", "averaging.")
+# in the middle would be another run, and time limits are a process's.
+CHANGEABLE = ("subset", "batch_size", "optimizer.", "loss.", "schedule.", "augment.", "guard.", "averaging.",
+              "stop.patience")
 FIXED = ("optimizer.name", "optimizer.decay_all", "optimizer.accumulation")
 
 
@@ -84,14 +85,15 @@ def plan_stages(config: Stageable) -> list[StagePlan]:
     starts = [sum(stage.epochs for stage in stages[:place]) for place in range(len(stages) + 1)]
     opens = [place for place, stage in enumerate(stages) if place == 0 or stage.restarts_schedule]
     plans = []
-    changes: dict[str, object] = {}
+    # Each on top of what the one before came to: settings that gave way to a new schedule.name there are gone here.
+    resolved = config
     for place, stage in enumerate(stages):
-        changes.update((key, thawed(value)) for key, value in stage.changes)
+        changes = {key: thawed(value) for key, value in stage.changes}
         opened = max(each for each in opens if each <= place)
         closed = min([each for each in opens if each > place], default=len(stages))
         span = starts[closed] - starts[opened]
         try:
-            resolved = config.replaced({**changes, "stage": (), "epochs": span})
+            resolved = resolved.replaced({**changes, "stage": (), "epochs": span})
         except ConfigError as error:
             raise ConfigError(f"stage.{place}: {error}") from None
         plans.append(StagePlan(resolved, starts[place], starts[place + 1], starts[opened], starts[closed]))

@@ -87,7 +87,7 @@ class TrainStep:
         self.epoch = epoch
         self.seed_generators(step)
         if self.augment is not None:
-            self.augment.set_epoch(epoch, self.compute.device)
+            self.augment.set_step(epoch, step, self.compute.device)
 
     def gradients(self, windows: Tensor, labels: Tensor, frames: Tensor) -> list[Part]:
         """Forward and backward, part by part; the gradients are left where the optimizer finds them."""

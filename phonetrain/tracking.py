@@ -36,6 +36,9 @@ class Tracker:
     def log(self, line: dict[str, Any], step: int) -> None:
         """Mirror one line of metrics.jsonl; `step` is the trainer's own and becomes the x-axis."""
 
+    def config(self, settings: dict[str, Any]) -> None:
+        """What is shown as the run's config from now on, in place of what was under the same names."""
+
     def summary(self, numbers: dict[str, Any]) -> None:
         """Numbers that stand for the whole run (best dev accuracy, ...)."""
 
@@ -113,6 +116,8 @@ class WandbTracker(Tracker):
             project=project,
             name=run.name,
             id=self.id,
+            # A notebook may have a run of its own open: without this, ours would be that one, and end it.
+            reinit="create_new",
             dir=str(run.path),
             # Offline, wandb knows no resuming: each segment is a directory of its own and `sync --id` joins them.
             resume="allow" if mode == "online" else None,
@@ -121,12 +126,15 @@ class WandbTracker(Tracker):
         # Our step is the x-axis: wandb's own restarts with each process, and would refuse a segment that went back.
         self.wandb_run.define_metric("step")
         self.wandb_run.define_metric("*", step_metric="step")
-        self.wandb_run.config.update(settings, allow_val_change=True)
+        self.config(settings)
 
     def log(self, line: dict[str, Any], step: int) -> None:
         kind = line.get("kind")
         named = {f"{kind}/{key}" if kind else key: value for key, value in line.items() if key not in ("kind", "step")}
         self._try(lambda wandb_run: wandb_run.log(named | {"step": step}))
+
+    def config(self, settings: dict[str, Any]) -> None:
+        self._try(lambda wandb_run: wandb_run.config.update(settings, allow_val_change=True))
 
     def summary(self, numbers: dict[str, Any]) -> None:
         self._try(lambda wandb_run: wandb_run.summary.update(numbers))
@@ -190,9 +198,13 @@ def logged_in() -> bool:
 
 
 def _tear_down() -> None:
-    """Take down what is left of wandb, so that its atexit hook does not end the process with a traceback."""
+    """Take down what is left of wandb, so that its atexit hook does not end the process with a traceback.
+
+    Not under a run that somebody else has open: it would end with ours.
+    """
     with contextlib.suppress(Exception):
-        sys.modules["wandb"].teardown(exit_code=1)
+        if sys.modules["wandb"].run is None:
+            sys.modules["wandb"].teardown(exit_code=1)
 
 
 def _first_line(error: BaseException) -> str:

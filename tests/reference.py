@@ -27,6 +27,61 @@ def train_plainly(model, batches, *, lr, weight_decay, betas=(0.9, 0.999), eps=1
     return losses
 
 
+def plain_net(model, activation):
+    """A FrameClassifier's layers and weights as an nn.Sequential of torch's own modules, without what pads the input.
+
+    For cylinders and their kin: batch norm or none before the activation, no dropout, no residuals.
+    """
+    import copy
+
+    from torch import nn
+
+    layers, inputs = [nn.Flatten()], model.input_size
+    for hidden in model.hidden:
+        linear = nn.Linear(inputs, hidden.linear.out_features, bias=hidden.linear.bias is not None)
+        linear.weight.data.copy_(hidden.linear.weight.data[:, :inputs])
+        if linear.bias is not None:
+            linear.bias.data.copy_(hidden.linear.bias.data)
+        inputs = linear.out_features
+        layers += [linear, *([copy.deepcopy(hidden.norm)] if hidden.norm is not None else []), activation()]
+    return nn.Sequential(*layers, copy.deepcopy(model.output))
+
+
+def train_recipe_plainly(config, model, batches):
+    """A notebook's loop in float32 for recipes of adamw, the rate by torch's scheduler of their name. Losses (steps,).
+
+    batches: (windows (B, W, D), labels (B,)) pairs of whole epochs.
+    """
+    import torch
+    from torch.optim import lr_scheduler
+
+    groups = [{"params": [p for p in model.parameters() if p.ndim == 2], "weight_decay": config.optimizer.weight_decay},
+              {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=config.optimizer.lr, betas=config.optimizer.betas)
+    total, schedule = len(batches), config.schedule
+    if schedule.name == "onecycle":
+        scheduler = lr_scheduler.OneCycleLR(optimizer, config.optimizer.lr, total_steps=total)
+    elif schedule.name == "cosine":
+        warm = schedule.warmup_steps
+        rising = lr_scheduler.LinearLR(optimizer, schedule.warmup_start, total_iters=warm)
+        falling = lr_scheduler.CosineAnnealingLR(optimizer, total - warm, eta_min=schedule.min_lr)
+        scheduler = lr_scheduler.SequentialLR(optimizer, [rising, falling], [warm])
+    else:  # constant, and plateau, which cuts nothing so early
+        scheduler = lr_scheduler.ConstantLR(optimizer, factor=1.0)
+    losses = []
+    for number, (windows, labels) in enumerate(batches, 1):
+        loss = torch.nn.functional.cross_entropy(model(windows.float()), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        if config.optimizer.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip_norm)
+        optimizer.step()
+        losses.append(loss.item())
+        if number < total:
+            scheduler.step()
+    return losses
+
+
 def train_plainly_in_fp16(model, batches, *, lr):
     """Losses of a loop as notebooks have it: autocast to float16, GradScaler, AdamW, and nobody looks at the loss.
 

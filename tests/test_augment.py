@@ -86,8 +86,12 @@ def test_probability_is_how_often_windows_are_masked():
 def test_batch_mode_masks_the_whole_batch_alike():
     windows, frames = windows_of(100)
     how_often = []
-    for epoch in range(200):
-        hidden = augment(time_mask=8, freq_mask=4, mask_mode="batch", probability=0.7)(windows, frames, epoch) == 0
+    for step in range(200):
+        one = augment(time_mask=8, freq_mask=4, mask_mode="batch", probability=0.7)
+        one.set_step(3, step, windows.device)
+        hidden = one(windows, frames, 3) == 0
+        pieces = [one(windows[rows], frames[rows], 3) for rows in torch.arange(100).split(30)]
+        assert torch.equal(torch.cat(pieces) == 0, hidden)
         assert torch.equal(hidden, hidden[:1].expand_as(hidden))
         how_often.append(bool(hidden.any()))
     assert np.mean(how_often) == pytest.approx(0.7 * (1 - 1 / 45), abs=0.1)
@@ -121,7 +125,7 @@ def test_nothing_asked_is_inactive_and_returns_the_windows_themselves():
 
 def test_masks_never_exceed_the_window():
     windows, frames = windows_of(500)
-    hidden = augment(freq_mask=50)(windows, frames, 0)[:, 0] == 0
+    hidden = augment(freq_mask=D)(windows, frames, 0)[:, 0] == 0
     assert hidden.sum(1).max() == D
     with pytest.raises(ConfigError, match="augment.noise = -1"):
         AugmentConfig(noise=-1)

@@ -51,11 +51,16 @@ REFUSED = {
     "model.widths=[512, 2.5]": "model.widths.1 = 2.5: wanted a whole number",
     "model.depth=41": "model.depth = 41: wanted a whole number, at least 1 and at most 40",
     "model.depth=none": "model.depth is missing",
+    "model.hidden=none": "model.hidden and model.max_parameters: neither is given, wanted one",
     "optimizer=3": "optimizer = 3: optimizer is a section; set one of its keys, as optimizer.name",
     "lr=1e-3": "lr: unknown setting; did you mean optimizer.lr?",
     "learning_rate=1e-3": "learning_rate: unknown setting; did you mean optimizer.lr?",
     "optimiser.lr=1e-3": "optimiser.lr: unknown setting; did you mean optimizer.lr?",
     "optimizer.weight_deacy=0": "optimizer.weight_deacy: unknown setting; did you mean optimizer.weight_decay?",
+    "scheduler.name=cosine": "scheduler.name: unknown setting; did you mean schedule.name?",
+    "optim.name=sgd": "optim.name: unknown setting; did you mean optimizer.name?",
+    "decay=0.01": "decay: unknown setting; did you mean optimizer.weight_decay?",
+    "ema.decay=0.9": "ema.decay: unknown setting; did you mean averaging.decay?",
     "optimizer.dropout=0.1": "optimizer.dropout: unknown setting; did you mean model.dropout?",
     "modle=1": "modle: unknown setting; did you mean model?",
     "bogus=1": "bogus: unknown setting; known here: version, epochs, batch_size, seed, subset, device, precision, ",
@@ -78,10 +83,17 @@ REFUSED = {
     "data.train=2020": "data.train = 2020: wanted \"auto\", or partition names joined by +",
     'data.train=" "': 'data.train = " ": wanted "auto"',
     "version=2": "version = 2: this phonetrain reads recipes of version 1; upgrade phonetrain",
+    'version="1"': 'version = "1": wanted 1',
+    "version=0": "version = 0: wanted 1",
+    "version=true": "version = true: wanted 1",
+    "optimizer.lr=1" + 400 * "0": "optimizer.lr = 1000",
+    "optimizer.lr=1" + 5000 * "0": "optimizer.lr = \"1000",
+    "epochs=1" + 5000 * "0": "epochs = \"1000",
     "stage=3": "stage = 3: wanted a list, each a table",
     "stage=[{subset=0.5}]": "stage.0.epochs is missing: wanted a whole number, at least 1",
     "stage=[{epochs=1.5}]": "stage.0.epochs = 1.5: wanted a whole number",
     "stage=[{epochs=2, model.depth=3}]": "stage.0.model.depth: belongs to the whole run; a stage may change subset",
+    "stage=[{epochs=2, stop.max_time='1h'}]": "stage.0.stop.max_time: belongs to the whole run; a stage may change",
     "stage=[{epochs=2, optimizer.lrr=3}]": "stage.0: optimizer.lrr: unknown setting; did you mean optimizer.lr?",
     "stage=[{epochs=2}, {epochs=1, subset=2}]": "stage.1: subset = 2: wanted a number",
     "model.factory=": "model.factory = \"\": wanted file.py:function or package.module:function",
@@ -99,14 +111,34 @@ def test_wrong_settings_are_refused_in_one_line(override):
     assert len(str(error.value)) < 320
 
 
+def test_number_of_too_many_digits_in_a_recipe_is_refused_with_the_file(tmp_path):
+    (tmp_path / "long.toml").write_text("epochs = 1" + 5000 * "0")
+    with pytest.raises(ConfigError, match="long.toml: not TOML: .*digits"):
+        load_recipe(tmp_path / "long.toml")
+
+
 def test_rivals_said_together_are_refused():
-    both = "model.hidden and model.max_parameters: both are given, wanted one"
+    both = "schedule.warmup_steps and schedule.warmup_epochs: both are given, wanted one"
     with pytest.raises(ConfigError, match=both):
-        DEFAULT.override(["model.hidden=512", "model.max_parameters=2_000_000"])
+        DEFAULT.override(["schedule.warmup_steps=20", "schedule.warmup_epochs=2"])
     with pytest.raises(ConfigError, match="model.depth = 3: model.widths says it all"):
         DEFAULT.override(["model.widths=[512]", "model.depth=3"])
     with pytest.raises(ConfigError, match="optimizer.lr: said twice, as 0.1 and as 0.2"):
         DEFAULT.override(["optimizer.lr=0.1", "optimizer.lr=0.2"])
+
+
+@pytest.mark.parametrize(("settings", "key"), [
+    (["optimizer.name=sgd", "optimizer.momentum=0.8"], "momentum"), (["optimizer.betas=[0.8, 0.99]"], "betas.0"),
+])
+def test_momentum_that_onecycle_moves_is_not_said_elsewhere(settings, key):
+    with pytest.raises(ConfigError, match=f"optimizer.{key} = 0.8: onecycle moves it"):
+        DEFAULT.override(["schedule.name=onecycle", *settings])
+    DEFAULT.override(["schedule.name=onecycle", "schedule.cycle_momentum=false", *settings])
+    DEFAULT.override(["schedule.name=onecycle", "optimizer.betas=[0.9, 0.99]"])
+
+
+def test_cap_stays_where_a_width_is_said():
+    assert load_recipe("hourglass").override(["model.hidden=512"]).model.max_parameters == 20_000_000
 
 
 def test_a_setting_said_later_takes_the_place_of_its_rival():
@@ -213,6 +245,14 @@ def test_stages_apply_one_after_the_other():
     assert [plan.starts_schedule for plan in plans] == [True, False, True]
 
 
+def test_each_stage_may_have_a_schedule_of_another_name():
+    first = "{epochs=2, schedule.name='plateau', schedule.patience=2}"
+    second = "{epochs=2, schedule.name='step', schedule.step_size=1, schedule.gamma=0.5}"
+    config = DEFAULT.override([f"stage=[{first}, {second}, {{epochs=2, schedule.name='constant'}}]"])
+    assert [plan.config.schedule.name for plan in config.stages()] == ["plateau", "step", "constant"]
+    assert config.stages()[1].config.schedule.patience == 10
+
+
 def test_a_run_without_stages_is_one_stage():
     (plan,) = DEFAULT.stages()
     assert plan.config == DEFAULT
@@ -237,8 +277,28 @@ def test_chain_phases_fit_the_run():
         config.override(["epochs=3"])
     with pytest.raises(ConfigError, match=r"schedule.chain.5.epochs: 5 is no place in a list of 2"):
         config.override(["schedule.chain.5.epochs=1"])
+    with pytest.raises(ConfigError, match=r"schedule.chain.1.factor = 0.5: schedule.chain.1.name = constant does not "):
+        config.override(["schedule.chain.1.name=constant", "schedule.chain.1.factor=0.5"])
+    with pytest.raises(ConfigError, match=r"schedule.chain.1.gamma is missing: schedule.chain.1.name = exponential"):
+        config.override(["schedule.chain.1.name=exponential"])
     with pytest.raises(ConfigError, match=r"chain.0.epoch: unknown setting; did you mean schedule.chain.0.epochs"):
         config.override(["schedule.chain.0.epoch=1"])
+
+
+def test_phase_of_a_chain_may_be_given_another_name():
+    config = DEFAULT.override(["schedule.name=chain", CHAIN]).override(["schedule.chain.1.factor=0.5"])
+    phase = config.override(["schedule.chain.1.name=constant"]).schedule.chain[1]
+    assert (phase.name, phase.factor, phase.lr) == ("constant", 0.1, "previous")
+
+
+def test_lowest_rate_of_a_phase_goes_by_the_phases_own_rate():
+    chain = "schedule.chain=[{name='cosine', epochs=3, lr=0.1, min_lr=0.01}, {name='plateau', min_lr=%s}]"
+    config = DEFAULT.override(["schedule.name=chain", chain % 1e-4])
+    assert config.schedule.chain[0].min_lr > config.optimizer.lr
+    with pytest.raises(ConfigError, match=r"schedule.chain.1.min_lr = 0.01: above optimizer.lr = 0.001"):
+        DEFAULT.override(["schedule.name=chain", chain % 0.01])
+    with pytest.raises(ConfigError, match=r"schedule.chain.0.min_lr = 0.01: above schedule.chain.0.lr = 0.005"):
+        config.override(["optimizer.lr=1.0", "schedule.chain.0.lr=0.005"])
 
 
 def test_config_is_read_without_torch():
@@ -251,12 +311,40 @@ def test_list_of_settings_in_place_of_texts_is_refused_with_a_sentence():
         DEFAULT.override([["epochs=5"]])
 
 
+def test_changed_by_hand_is_set_where_the_present_value_is_said_and_in_later_stages():
+    config = DEFAULT.override(["optimizer.lr=1e-2", "stage=[{epochs=2}, {epochs=2, optimizer.lr=1e-3, subset=0.5}, "
+                               "{epochs=2}, {epochs=2, optimizer.lr=1e-4}]"])
+
+    def rates(changes, epoch):
+        changed = config.override(changes, epoch)
+        assert [plan.start for plan in changed.stages()] == [0, 2, 4, 6]
+        return [plan.config.optimizer.lr for plan in changed.stages()]
+
+    assert rates(["optimizer.lr=5e-5"], 0) == [5e-5, 5e-5, 5e-5, 5e-5]
+    assert rates(["optimizer.lr=5e-5"], 4) == [1e-2, 5e-5, 5e-5, 5e-5]
+    assert rates(["optimizer.lr=5e-5"], 6) == [1e-2, 1e-3, 1e-3, 5e-5]
+    assert rates(["stage.3.optimizer.lr=5e-5"], 2) == [1e-2, 1e-3, 1e-3, 5e-5]
+    assert [plan.config.subset for plan in config.override(["subset=0.7"], 4).stages()] == [1.0, 0.7, 0.7, 0.7]
+
+
+def test_stages_settings_give_way_to_what_is_changed_by_hand():
+    plateau = "{epochs=2, schedule.name='plateau', schedule.patience=2}"
+    config = DEFAULT.override([f"stage=[{{epochs=2}}, {plateau}, {{epochs=2, schedule.patience=3}}]"])
+    changed = config.override(["schedule.name=constant"], 2)
+    assert [plan.config.schedule.name for plan in changed.stages()] == ["cosine", "constant", "constant"]
+    chain = "schedule.chain=[{name='constant', epochs=1}, {name='plateau', patience=2}]"
+    config = DEFAULT.override([f"stage=[{{epochs=1}}, {{epochs=3, schedule.name='chain', {chain}}}]"])
+    changed = config.override(["schedule.chain.1.patience=5"], 1)
+    assert changed.stages()[1].config.schedule.chain[1].patience == 5
+    assert diff(config, changed) == [("stage.1.schedule.chain.1.patience", 2, 5)]
+
+
 def test_longer_last_stage_and_longer_last_phase_are_the_change_of_epochs_said_once():
     staged = DEFAULT.override(["stage=[{epochs = 2}, {epochs = 3, subset = 0.5}]"])
     assert diff(staged, staged.override(["epochs=9"])) == [("epochs", 5, 9)]
-    assert [key for key, *_ in diff(staged, staged.override(["epochs=4"]))] == ["epochs", "stage"]
+    assert [key for key, *_ in diff(staged, staged.override(["epochs=4"]))] == ["epochs", "stage.1.epochs"]
     chain = "schedule.chain=[{name = 'onecycle', epochs = 2}, {name = 'plateau', epochs = 3}]"
     chained = DEFAULT.override(["epochs=5", "schedule.name=chain", chain])
     assert diff(chained, chained.override(["epochs=9", "schedule.chain.1.epochs=7"])) == [("epochs", 5, 9)]
     other = chained.override(["epochs=9", "schedule.chain.0.epochs=6"])
-    assert [key for key, *_ in diff(chained, other)] == ["epochs", "schedule.chain"]
+    assert [key for key, *_ in diff(chained, other)] == ["epochs", "schedule.chain.0.epochs"]

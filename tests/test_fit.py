@@ -9,17 +9,23 @@ import textwrap
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import phonetrain
+from phonedata import Selection
+from phonetrain import guard
 from phonetrain.config import RunConfig, load_recipe
 from phonetrain.errors import ConfigError, RunExists, TrainingStopped
 from phonetrain.explain import explain
-from phonetrain.fit import fit, resume
+from phonetrain.fit import fit, looked_through, resume
 from phonetrain.loop import Trainer
+from phonetrain.partitions import choose_roles
 from phonetrain.run import Run
+from phonetrain.stages import plan_stages
 from phonetrain.step import TrainStep
+from tests.conftest import write_hw1p2
 from tests.training import TINY, StopAt, fit_tiny, numbers, resume_tiny, weights
 
 
@@ -96,12 +102,56 @@ def test_fit_without_corpus_names_the_pack_command(tmp_path, monkeypatch):
         ("data.dev=train-clean", "also trained on"),
         ("batch_size=65536", "smaller batch_size"),
         ("model.max_parameters=100", "100"),
+        ("augment.freq_mask=13", "augment.freq_mask = 13: a frame has 12 coefficients"),
+        ("stage=[{epochs=1}, {epochs=1, augment.freq_mask=13}]", "stage.1: augment.freq_mask = 13"),
+        ("stage=[{epochs=1}, {epochs=2, batch_size=65536}]", "stage.1: 6,.* training frames .* smaller batch_size"),
     ],
 )
 def test_what_cannot_run_is_refused_before_a_directory_is_made(learnable_corpus, tmp_path, override, said):
     with pytest.raises(ConfigError, match=said):
         fit_tiny(learnable_corpus, tmp_path / "run", override)
     assert not (tmp_path / "run").exists()
+
+
+def test_stage_that_cannot_train_is_refused_on_resume_too(learnable_corpus, tmp_path):
+    run = fit_tiny(learnable_corpus, tmp_path / "run", "stage=[{epochs=1}, {epochs=1, subset=0.5}]",
+                   console=StopAt(8))
+    with pytest.raises(ConfigError, match="stage.1: .* training frames .* do not fill one batch of 256"):
+        resume_tiny(run, "stage.1.subset=0.025")
+
+
+def test_stage_with_too_few_updates_is_warned_of_before_the_first_one_trains(learnable_corpus, tmp_path):
+    options = ("batch_size=64", "stage=[{epochs=1}, {epochs=1, batch_size=512}]")
+    run = fit_tiny(learnable_corpus, tmp_path / "run", *options, console=StopAt(4))
+    told = [event["message"] for event in run.events("warning")]
+    assert [message for message in told if "updates (" in message] == [
+        next(message for message in told if message.startswith("stage.1: an epoch is only 11 updates"))
+    ]
+
+
+def test_class_that_training_never_shows_is_named(tmp_path):
+    from phonedata import PackedCorpus, pack
+
+    features = np.random.default_rng(1).normal(size=(60, 8)).astype(np.float32)
+    usual, rare = np.arange(60) % 39, np.arange(60) % 40
+    train = {f"a-{number}-0": (features, usual if number else rare) for number in range(8)}
+    write_hw1p2(tmp_path / "raw", "train-clean", train)
+    write_hw1p2(tmp_path / "raw", "dev-clean", {"b-0-0": (features, rare)})
+    pack(tmp_path / "raw", tmp_path / "packed")
+    corpus = PackedCorpus(tmp_path / "packed")
+
+    def told(subset, seed=0):
+        config = load_recipe("default").override([f"subset={subset}", "batch_size=8", f"seed={seed}"])
+        roles = choose_roles(corpus, config.data)
+        return [message for message in looked_through(corpus, roles, plan_stages(config)) if "never" in message]
+
+    assert told(1.0) == []
+    chosen = {seed: Selection.of(corpus, "train-clean", 0.5, seed).utterance_ids for seed in range(9)}
+    without = next(seed for seed, ids in chosen.items() if "a-0-0" not in ids)
+    symbol = corpus.phonemes.symbols[39]
+    (message,) = told(0.5, without)
+    assert message == (f"dev-clean has {symbol}, which subset 0.5 of train-clean never shows: 1.67 % of its frames "
+                       "cannot be right")
 
 
 def test_epoch_whose_dev_loss_is_not_finite_is_never_the_best(learnable_corpus, tmp_path, monkeypatch):
@@ -138,6 +188,18 @@ def test_early_stopping_ends_after_patience_epochs_without_improvement(learnable
     assert [line["best"] for line in run.metrics("epoch")] == [True, False, False]
 
 
+def test_patience_and_divergence_are_those_of_the_stage(learnable_corpus, tmp_path, monkeypatch):
+    factors = []
+    look = guard.DivergenceWatch.look
+    monkeypatch.setattr(guard.DivergenceWatch, "look", lambda watch, *line: factors.append(watch.factor)
+                        or look(watch, *line))
+    run = fit_tiny(learnable_corpus, tmp_path / "run", "optimizer.lr=1e-12", "model.norm=none", "averaging.decay=none",
+                   "schedule.name=constant",
+                   "stage=[{epochs=3}, {epochs=9, stop.patience=4, guard.divergence=7.0}]")
+    assert run.status == "early_stopped" and len(run.metrics("epoch")) == 5
+    assert set(factors[:12]) == {2.0} and set(factors[-8:]) == {7.0}
+
+
 def test_dead_net_is_named_after_the_first_epoch(learnable_corpus, tmp_path):
     run = fit_tiny(learnable_corpus, tmp_path / "run", "epochs=1", "optimizer.lr=1e-12", "averaging.decay=none",
                    "model.activation=sigmoid", "model.norm=none", "model.depth=6")
@@ -156,6 +218,7 @@ def test_stages_change_settings_at_epoch_boundaries_and_are_recorded(learnable_c
     changed = {event["key"]: (event["old"], event["new"]) for event in run.events("config_changed")}
     assert changed["subset"] == (0.5, 1.0)
     assert changed["optimizer.lr"] == (1e-3, 1e-4)
+    assert set(changed) == {"subset", "optimizer.lr"}
 
 
 def _recipe(folder):

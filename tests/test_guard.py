@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from phonedata import PackedCorpus, WindowBatch, pack
-from phonetrain import guard
+from phonetrain import checkpoint, guard
 from phonetrain.cli import exit_code
 from phonetrain.config import RunConfig, load_recipe
 from phonetrain.console import Console
@@ -140,6 +140,21 @@ def test_rate_set_by_hand_after_rollbacks_is_the_rate_that_is_trained_with(learn
     assert run.metrics("train")[-1]["lr"] == pytest.approx(1e-4)
     resume_tiny(run, "optimizer.lr=5e-4")
     assert run.metrics("train")[-1]["lr"] == pytest.approx(5e-4)
+
+
+def test_rate_of_a_stage_is_trained_with_after_rollbacks_and_rolled_back_in_its_turn(learnable_corpus, tmp_path):
+    stages = "stage=[{epochs=1}, {epochs=2, optimizer.lr=2e-4}]"
+    run = fit_tiny(learnable_corpus, tmp_path / "run", *PLAIN_RATE, stages, "checkpoint.keep=9", console=StopAt(10))
+    step = run.checkpoint_dir(run.read_pointer("last"))
+    state = json.loads((step / "state.json").read_text())
+    state["progress"].update(rate_scale=0.1, rollbacks=2)
+    (step / "state.json").write_text(json.dumps(state))
+    resume_tiny(run)
+    rates = {line["epoch"]: line["lr"] for line in run.metrics("train") if line["segment"] == 1}
+    assert rates == {0: pytest.approx(1e-4), 1: 2e-4, 2: 2e-4}
+    began = next(event["step"] for event in run.events("config_changed"))
+    saved = checkpoint.read(run.checkpoint_dir(began))
+    assert (saved.identity["stage"], saved.progress.rate_scale, saved.progress.rollbacks) == (1, 1.0, 0)
 
 
 def test_values_that_float16_cannot_hold_train_in_fp32(tmp_path):

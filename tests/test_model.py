@@ -77,6 +77,9 @@ def test_archetypes_look_like_their_names():
 def test_hidden_is_the_width_of_the_widest_layer_exactly():
     assert layer_widths(config_of(archetype="diamond", depth=3, hidden=1745).model, 35, C) == (440, 1745, 440)
     assert layer_widths(config_of(hidden=3).model, 35, C) == (3, 3)
+    assert layer_widths(config_of(archetype="diamond", depth=3, hidden=6).model, 35, C) == (6, 6, 6)
+    middle = layer_widths(config_of(archetype="diamond", depth=8, hidden=1745).model, 35, C)[3:5]
+    assert middle == (1745, 1745)
 
 
 @pytest.mark.parametrize("norm", ["batch", "layer", "rms", "none"])
@@ -102,6 +105,8 @@ def test_layer_table_counts_six_flops_a_weight_and_four_in_the_first_layer():
 def test_models_over_the_cap_are_refused_before_training(tmp_path):
     with pytest.raises(ConfigError, match=r"model: 2,\d\d\d parameters, .* over model.max_parameters = 2,000"):
         build(widths=[24, 24], max_parameters=2000)
+    with pytest.raises(ConfigError, match=r"model: 2,\d\d\d parameters, .* over model.max_parameters = 2,000"):
+        build(hidden=24, max_parameters=2000)
     with pytest.raises(ConfigError, match=r"over model.max_parameters = 100; use smaller widths"):
         build(depth=40, max_parameters=100)
 

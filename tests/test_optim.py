@@ -6,19 +6,23 @@ import pytest
 import torch
 
 from phonetrain.config import RunConfig
+from phonetrain.errors import ConfigError
 from phonetrain.model import build_model
 from phonetrain.optim import build_optimizer, describe_optimizer
 
 NAMES = ("sgd", "nesterov", "rmsprop", "adam", "adamw", "muon")
 
 
-def model_and_optimizer(name: str, **settings):
-    torch.manual_seed(1)
-    table = {
+def config_of(name: str, **settings) -> RunConfig:
+    return RunConfig.from_dict({
         "window": {"left": 2, "right": 2}, "model": {"archetype": "diamond", "depth": 3, "hidden": 32},
         "optimizer": {"name": name, "lr": 0.01, "weight_decay": 0.1, **settings},
-    }
-    config = RunConfig.from_dict(table)
+    })
+
+
+def model_and_optimizer(name: str, **settings):
+    torch.manual_seed(1)
+    config = config_of(name, **settings)
     model = build_model(config, feature_dim=8, num_classes=7)
     return model, build_optimizer(config.optimizer, model, "cpu")
 
@@ -108,6 +112,11 @@ def test_muon_takes_the_matrices_between_layers_and_adamw_the_rest():
     assert torch.equal(matrix, other)
 
 
+def test_muon_without_a_matrix_before_the_last_is_refused():
+    with pytest.raises(ConfigError, match="no weight matrix before its last one; use adamw"):
+        build_optimizer(config_of("muon").optimizer, torch.nn.Linear(8, 7), "cpu")
+
+
 @pytest.mark.parametrize("name", ["sgd", "nesterov", "adam", "adamw"])
 def test_fused_kernels_skip_a_step_on_the_device(name):
     model, optimizer = model_and_optimizer(name)
@@ -139,6 +148,41 @@ def test_a_first_update_that_is_skipped_leaves_no_garbage_behind(name):
     optimizer.found_inf = torch.zeros(())
     optimizer.zero_grad()
     assert train(model, optimizer, 0, 3) == pytest.approx(train(plain, other, 0, 3), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["sgd", "rmsprop"])
+@pytest.mark.parametrize("loaded", [False, True])
+def test_momentum_may_begin_late(name, loaded):
+    model, optimizer = model_and_optimizer(name, momentum=0.0)
+    plain, (kind, settings) = copy.deepcopy(model), {
+        "sgd": (torch.optim.SGD, {}), "rmsprop": (torch.optim.RMSprop, {"alpha": 0.99})}[name]
+    groups = [{"params": [p], "weight_decay": 0.1 if p.ndim == 2 else 0.0} for p in plain.parameters()]
+    other = kind(groups, lr=0.01, momentum=0.9, **settings)
+    for group in other.param_groups:
+        group["momentum"] = 1e-30  # torch's own, with the momenta there from the start
+    train(model, optimizer, 0, 2)
+    train(plain, other, 0, 2)
+    if loaded:
+        state = optimizer.state_dict()
+        optimizer = build_optimizer(config_of(name, momentum=0.9).optimizer, model, "cpu")
+        optimizer.load_state_dict({**state, "param_groups": optimizer.state_dict()["param_groups"]})
+    for each in (*optimizer.param_groups, *other.param_groups):
+        each["momentum"] = 0.9
+    for state in other.state.values():
+        state["momentum_buffer"].zero_()
+    assert train(model, optimizer, 2, 5) == pytest.approx(train(plain, other, 2, 5), rel=1e-5)
+
+
+def test_momentum_that_begins_with_a_skipped_update_is_no_garbage():
+    model, optimizer = model_and_optimizer("sgd", momentum=0.0)
+    train(model, optimizer, 0, 1)
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, torch.inf)
+    for group in optimizer.param_groups:
+        group["momentum"] = 0.9
+    optimizer.found_inf = torch.ones(())
+    optimizer.step()
+    assert all(not state["momentum_buffer"].any() for state in optimizer.state.values())
 
 
 @pytest.mark.parametrize("name", NAMES)

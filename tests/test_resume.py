@@ -116,6 +116,32 @@ def test_change_that_makes_another_experiment_is_refused(learnable_corpus, tmp_p
     assert run.config_path.read_bytes() == before
 
 
+STAGED = "stage=[{epochs=1}, {epochs=2, optimizer.lr=1e-4}, {epochs=1, optimizer.lr=1e-5}]"
+
+
+def test_rate_changed_by_hand_in_a_stage_that_sets_it_is_trained_with(learnable_corpus, tmp_path):
+    run = interrupted(learnable_corpus, tmp_path / "run", *CONSTANT, STAGED)
+    resume_tiny(run, "optimizer.lr=5e-5")
+    rates = {line["epoch"]: line["lr"] for line in run.metrics("train")}
+    assert rates == {0: 1e-3, 1: 5e-5, 2: 5e-5, 3: 5e-5}
+    told = [(event["key"], event["old"], event["new"]) for event in run.events("config_changed")]
+    assert told == [("optimizer.lr", 1e-3, 1e-4), ("stage.2.optimizer.lr", 1e-5, 5e-5), ("optimizer.lr", 1e-4, 5e-5)]
+
+
+@pytest.mark.parametrize("by_hand", ["optimizer.lr=5e-5", "stage.1.optimizer.lr=5e-5"])
+def test_rate_changed_by_hand_where_a_stage_begins_holds_in_it(learnable_corpus, tmp_path, by_hand):
+    run = interrupted(learnable_corpus, tmp_path / "run", *CONSTANT, STAGED)
+    end = min(event["step"] for event in run.events("checkpoint_saved") if event["step"] and event["batch"] == 0)
+    resume_tiny(run, by_hand, from_checkpoint=end)
+    assert {line["lr"] for line in run.metrics("train") if line["epoch"] == 1} == {5e-5}
+
+
+def test_stage_that_is_over_cannot_be_changed_any_more(learnable_corpus, tmp_path):
+    run = interrupted(learnable_corpus, tmp_path / "run", *CONSTANT, STAGED)
+    with pytest.raises(ConfigError, match="stage.0.optimizer.lr: None -> 0.01 would be another experiment"):
+        resume_tiny(run, "stage.0.optimizer.lr=1e-2")
+
+
 def test_more_epochs_under_a_cosine_are_refused_until_it_is_said_how(learnable_corpus, whole, tmp_path):
     shutil.copytree(whole.path, tmp_path / "run")
     run = Run.open(tmp_path / "run")

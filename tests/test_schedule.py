@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.optim import lr_scheduler as theirs
 
-from phonetrain.config import RunConfig
+from phonetrain.config import RunConfig, diff
 from phonetrain.errors import ConfigError
 from phonetrain.schedule import build_schedule, extension_question, refuse_silent_extension
 
@@ -106,6 +106,14 @@ def test_onecycle_moves_momentum_as_torch_does(three_phase):
     np.testing.assert_allclose(ours, wanted, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("anneal", ["cos", "linear"])
+def test_momentum_waits_at_its_largest_while_onecycle_warms_up(anneal):
+    schedule = build_schedule(config_of(name="onecycle", anneal=anneal, warmup_steps=2 * STEPS + 5), STEPS)
+    momenta = np.concatenate([schedule.momenta(epoch, STEPS) for epoch in range(EPOCHS)])
+    np.testing.assert_allclose(momenta[: 2 * STEPS + 6], 0.95, rtol=1e-12)
+    assert 0.85 - 1e-12 <= momenta.min() <= 0.853 and momenta.max() <= 0.95 + 1e-12
+
+
 def test_schedules_without_onecycle_leave_momentum_alone():
     assert build_schedule(config_of(name="cosine"), STEPS).momenta(0, STEPS) is None
     assert build_schedule(config_of(name="onecycle", cycle_momentum=False), STEPS).momenta(0, STEPS) is None
@@ -120,8 +128,10 @@ def test_schedules_without_onecycle_leave_momentum_alone():
 def test_plateau_cuts_when_torch_cuts(watch, settings):
     epochs = 60
     scores = np.cumsum(np.random.default_rng(3).normal(0.02, 0.1, epochs)) + 1
-    scores[20] = np.nan
-    scores = scores if watch == "dev_accuracy" else -scores + 10
+    scores[[0, 20, 30]] = np.inf, np.nan, np.inf
+    scores = scores if watch == "dev_accuracy" else np.where(np.isinf(scores), scores, -scores + 10)
+    if watch == "dev_accuracy":
+        scores[[0, 30]] = -np.inf
     schedule = build_schedule(config_of(epochs, name="plateau", watch=watch, **settings), STEPS)
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=LR)
     mode = "max" if watch == "dev_accuracy" else "min"
@@ -197,7 +207,7 @@ def test_rate_set_by_hand_is_the_rate_from_there_on():
             schedule.end_epoch({"dev_loss": 1.0})
         resumed = build_schedule(config_of(optimizer={"lr": 7e-4}, **settings), STEPS)
         resumed.load_state_dict(schedule.state_dict())
-        resumed.changed_by_hand(5, ["optimizer.lr"])
+        resumed.changed_by_hand(5, {"optimizer.lr": None})
         assert resumed.rates(5, STEPS) == pytest.approx(7e-4)
         again = build_schedule(config_of(optimizer={"lr": 7e-4}, **settings), STEPS)
         again.load_state_dict(resumed.state_dict())
@@ -206,7 +216,7 @@ def test_rate_set_by_hand_is_the_rate_from_there_on():
 
 def test_cosine_set_by_hand_starts_anew_over_the_epochs_left():
     schedule = build_schedule(config_of(name="cosine", every="step", optimizer={"lr": 0.5}), STEPS)
-    schedule.changed_by_hand(5, ["optimizer.lr"])
+    schedule.changed_by_hand(5, {"optimizer.lr": None})
     short = tables(config_of(EPOCHS - 5, name="cosine", every="step", optimizer={"lr": 0.5}))
     np.testing.assert_allclose(np.stack([schedule.rates(epoch, STEPS) for epoch in range(5, EPOCHS)]), short)
 
@@ -216,7 +226,7 @@ def test_rate_set_by_hand_in_a_chain_restarts_its_present_phase_only():
     schedule = build_schedule(config_of(10, name="chain", chain=chain), STEPS)
     for _ in range(6):
         schedule.end_epoch({"dev_loss": 1.0})
-    schedule.changed_by_hand(6, ["optimizer.lr"])
+    schedule.changed_by_hand(6, {"optimizer.lr": None})
     assert schedule.rates(6, STEPS) == pytest.approx(LR)
 
 
@@ -226,7 +236,7 @@ def test_another_schedule_by_hand_starts_anew_where_training_is():
         old.end_epoch({"dev_loss": 1.0})
     new = build_schedule(config_of(name="onecycle"), STEPS)
     new.load_state_dict(old.state_dict())
-    new.changed_by_hand(4, ["schedule.name"])
+    new.changed_by_hand(4, {"schedule.name": None})
     wanted = tables(config_of(EPOCHS - 4, name="onecycle"))
     np.testing.assert_allclose(np.stack([new.rates(epoch, STEPS) for epoch in range(4, EPOCHS)]), wanted)
 
@@ -247,9 +257,15 @@ def test_more_epochs_under_other_schedules_need_no_word():
         assert extension_question(config_of(**settings), config_of(20, **settings)) is None
 
 
-def test_hold_keeps_the_old_rates_and_then_the_last_one():
-    old = build_schedule(config_of(name="cosine", every="step"), STEPS)
-    new = build_schedule(config_of(12, name="cosine", every="step", on_extend="hold"), STEPS)
+@pytest.mark.parametrize("settings", [
+    {"name": "cosine"}, {"name": "cosine", "every": "step"}, {"name": "onecycle"},
+    {"name": "step", "step_size": 3, "gamma": 0.5}, {"name": "exponential", "gamma": 0.9},
+    {"name": "exponential", "gamma": 0.9, "every": "step"}, {"name": "cosine_restarts", "restart_epochs": 3},
+    {"name": "cosine_restarts", "restart_epochs": 3, "every": "step"},
+])
+def test_hold_keeps_the_old_rates_and_then_the_last_one(settings):
+    old = build_schedule(config_of(**settings), STEPS)
+    new = build_schedule(config_of(12, on_extend="hold", **settings), STEPS)
     new.load_state_dict(old.state_dict())
     for epoch in range(EPOCHS):
         np.testing.assert_array_equal(new.rates(epoch, STEPS), old.rates(epoch, STEPS))
@@ -291,21 +307,57 @@ def test_change_by_hand_after_a_held_end_lasts_to_the_end_of_the_run(change):
     config = held.replaced(dict([change]))
     new = build_schedule(config, STEPS)
     new.load_state_dict({**old.state_dict(), "length": EPOCHS})
-    new.changed_by_hand(10, [change[0]])
+    new.changed_by_hand(10, {change[0]: None})
     rates = [new.rates(epoch, STEPS)[0] for epoch in range(10, 14)]
     alone = config_of(4, {"lr": config.optimizer.lr}, name="cosine", min_lr=config.schedule.min_lr)
     wanted = tables(alone)[:, 0]
     np.testing.assert_allclose(rates, wanted)
 
 
-def test_patience_changed_by_hand_keeps_the_rate_that_plateau_had_come_to():
-    config = config_of(20, name="plateau", patience=0, factor=0.5)
+@pytest.mark.parametrize(("key", "value"), [
+    ("patience", 5), ("watch", "train_loss"), ("factor", 0.9), ("min_lr", 0.01),
+])
+@pytest.mark.parametrize("chained", [False, True])
+def test_settings_of_plateau_changed_by_hand_keep_the_rate_that_it_had_come_to(key, value, chained):
+    plateau = {"name": "plateau", "patience": 0, "factor": 0.5}
+    chain = [{"name": "onecycle", "epochs": 3}, {**plateau, "lr": 0.02}]
+    config = config_of(20, name="chain", chain=chain) if chained else config_of(20, **plateau)
     schedule = build_schedule(config, STEPS)
-    for _ in range(5):
-        schedule.end_epoch({"dev_loss": 1.0})
-    before = schedule.rates(5, STEPS)[0]
-    assert before < config.optimizer.lr / 4
-    new = build_schedule(config.replaced({"schedule.patience": 5}), STEPS)
+    for _ in range(8):
+        schedule.end_epoch({"dev_loss": 1.0, "train_loss": 1.0})
+    before = schedule.rates(8, STEPS)[0]
+    assert before < 0.02 / 4
+    key = f"schedule.chain.1.{key}" if chained else f"schedule.{key}"
+    changed = config.replaced({key: value})
+    new = build_schedule(changed, STEPS)
     new.load_state_dict(schedule.state_dict())
-    new.changed_by_hand(5, ["schedule.patience"])
-    assert new.rates(5, STEPS)[0] == before
+    assert not new.changed_by_hand(8, {key: old for key, old, _ in diff(config, changed)})
+    assert new.rates(8, STEPS)[0] == before
+    again = build_schedule(changed, STEPS)
+    again.load_state_dict(new.state_dict())
+    for epoch in range(8, 12):
+        assert again.rates(epoch, STEPS)[0] <= before
+        again.end_epoch({"dev_loss": 1.0, "train_loss": 1.0})
+    if key.endswith("factor"):
+        assert again.rates(12, STEPS)[0] == pytest.approx(before * 0.9**4)
+
+
+def test_chain_changed_by_hand_in_a_later_phase_goes_on_and_in_an_earlier_ones_length_starts_anew():
+    chain = [{"name": "onecycle", "epochs": 3}, {"name": "exponential", "gamma": 0.9, "epochs": 4, "lr": 0.02},
+             {"name": "constant"}]
+    config = config_of(10, name="chain", chain=chain)
+    before = build_schedule(config, STEPS).rates(5, STEPS)
+
+    def changed(key, value):
+        new = build_schedule(config.replaced({key: value}), STEPS)
+        anew = new.changed_by_hand(5, {key: None})
+        return anew, new.rates(5, STEPS)
+
+    anew, rates = changed("schedule.chain.2.lr", 1e-5)
+    assert not anew and list(rates) == list(before)
+    anew, rates = changed("schedule.chain.1.lr", 1e-5)
+    assert anew and list(rates) == [1e-5] * STEPS
+    anew, rates = changed("schedule.chain.1.gamma", 0.5)
+    assert anew and list(rates) == [0.02] * STEPS
+    anew, rates = changed("schedule.chain.0.epochs", 2)
+    assert anew and rates[0] == pytest.approx(LR / 25)

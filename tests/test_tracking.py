@@ -5,13 +5,16 @@ import os
 import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from phonetrain.config import RunConfig
 from phonetrain.run import Run
 from phonetrain.tracking import Tracker, open_tracker, wandb_id
+from tests.training import fit_tiny
 
 SCRIPT = """
 import json, os, signal, subprocess, sys
@@ -148,3 +151,70 @@ def test_unwritable_directory_costs_one_warning_line(tmp_path):
     (tmp_path / "tracker.json").mkdir()
     result = tracked(tmp_path)
     assert result.kind == "Tracker" and len(result.warned) == 1
+
+
+def recorded(run: Path) -> dict[str, dict]:
+    """The config that wandb has recorded offline for a run of one segment, later values over earlier ones."""
+    (path,) = run.glob("wandb/offline-run-*/*.wandb")
+    for _ in range(100):  # wandb's own process writes behind
+        records = list(wandb_records(path.read_bytes()))
+        if records and records[-1].HasField("exit"):
+            break
+        time.sleep(0.1)
+    items = [item for record in records for item in (*record.run.config.update, *record.config.update)]
+    return {item.key: json.loads(item.value_json) for item in items}
+
+
+def wandb_records(content: bytes):
+    """A .wandb file is LevelDB's log: checksum, length and kind before each piece, no piece over 32 KiB blocks."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    place, pieces = 7, b""
+    while place + 7 <= len(content):
+        if 32768 - place % 32768 < 7:
+            place += 32768 - place % 32768
+            continue
+        length, kind = int.from_bytes(content[place + 4 : place + 6], "little"), content[place + 6]
+        pieces += content[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # whole, or the last piece
+            yield Record.FromString(pieces)
+            pieces = b""
+
+
+def test_wandb_is_told_what_the_config_and_what_was_built_are_after_the_last_stage_too(
+        learnable_corpus, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    run = fit_tiny(learnable_corpus, tmp_path / "run", "stage=[{epochs=1}, {epochs=1, subset=0.5}]",
+                   "tracking.wandb=offline")
+    told = recorded(run.path)
+    assert RunConfig.from_dict(told["config"]) == RunConfig.from_toml(run.config_path)
+    built = json.loads(run.built_path.read_text())
+    assert told["built"] == built and built["loader"]["utterances"] == 20
+
+
+def test_a_run_that_is_open_already_is_left_alone(tmp_path):
+    (tmp_path / "ours").mkdir()
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    done = subprocess.run([sys.executable, "-c", BESIDE, str(tmp_path)], env=clean | {"WANDB_DIR": str(tmp_path)},
+                          capture_output=True, text=True, timeout=60)
+    assert done.stdout == "[True, False, 1]\n", done.stderr
+
+
+BESIDE = """
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+import wandb
+from phonetrain.run import Run
+from phonetrain.tracking import open_tracker
+mine = wandb.init(mode="offline", project="theirs", settings=wandb.Settings(silent=True))
+tracker = open_tracker(SimpleNamespace(wandb="offline", project="p"), Run(Path(sys.argv[1]) / "ours"), {"epochs": 1})
+tracker.log({"kind": "train", "loss": 2.0}, 1)
+ours = tracker.wandb_run
+tracker.finish()
+mine.log({"loss": 1.0})
+print([wandb.run is mine, ours is mine, mine.summary["loss"]])
+mine.finish()
+"""
