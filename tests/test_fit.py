@@ -204,6 +204,18 @@ def test_dead_net_is_named_after_the_first_epoch(learnable_corpus, tmp_path):
                for event in run.events("warning"))
 
 
+@pytest.mark.parametrize(("settings", "dies_in", "told"), [
+    ((), 1, 1), ((), 4, 0), (("schedule.warmup_steps=200",), 4, 1),
+])
+def test_net_that_dies_in_the_first_epochs_is_named_once(
+        learnable_corpus, tmp_path, monkeypatch, settings, dies_in, told):
+    real = Trainer.score
+    monkeypatch.setattr(Trainer, "score", lambda trainer: real(trainer) | (
+        {"loss": math.log(40)} if trainer.progress.epoch >= dies_in else {}))
+    run = fit_tiny(learnable_corpus, tmp_path / "run", "epochs=5", *settings)
+    assert sum("learnt nothing" in event["message"] for event in run.events("warning")) == told
+
+
 def test_stages_change_settings_at_epoch_boundaries_and_are_recorded(learnable_corpus, tmp_path):
     recipe = tmp_path / "staged.toml"
     recipe.write_text(RunConfig.from_toml(_recipe(tmp_path)).override([
