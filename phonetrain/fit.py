@@ -19,6 +19,7 @@ from .config import RunConfig, load_recipe
 from .console import Console, Mute, open_console, short
 from .device import Compute, choose_compute, describe_machine, determinism
 from .errors import ConfigError, RunNotFound, TrainingStopped
+from .factory import placed
 from .history import where_scored
 from .interrupts import StopRequest, noticed_signals
 from .loop import Trainer
@@ -74,7 +75,7 @@ def fit(recipe: str | os.PathLike[str] | None = None, *overrides: str, config: R
     if config is None:
         recipe = os.fspath(recipe or "default")
         config = load_recipe(recipe)
-    config = config.override(list(overrides))
+    config = with_place(config.override(list(overrides)))
     with joined(config.device) as ranks:
         begun = ranks.share(begun_before(run) if ranks.restarts and ranks.is_main else None)
         if begun is not None and checkpoint.saved_steps(Run(begun)):
@@ -94,6 +95,12 @@ def fit(recipe: str | os.PathLike[str] | None = None, *overrides: str, config: R
             where.append_event("segment_started", segment=0, epoch=0, step=0)
             train(where, parts, shown, warnings, save_first=True, ranks=ranks)
     return where
+
+
+def with_place(config: RunConfig) -> RunConfig:
+    """`config` with the whole path of a model of the user's own: it is found from elsewhere too."""
+    factory = config.model.factory
+    return config if factory is None else config.replaced({"model.factory": placed(factory)})
 
 
 def launch(ranks: Ranks) -> dict[str, Any]:
@@ -181,7 +188,7 @@ def resume(run: str | os.PathLike[str] | None = None, *overrides: str, corpus: s
         shown = held.enter_context(shown_by(ranks, console))
         saved, problems = find_checkpoint(where, from_checkpoint)
         stage_start = saved.identity["stage"]
-        config = RunConfig.from_toml(where.config_path).override(list(overrides), epoch=stage_start)
+        config = with_place(RunConfig.from_toml(where.config_path).override(list(overrides), epoch=stage_start))
         if corpus is not None:
             config = config.replaced({"data.corpus": str(corpus)})
         # Against the checkpoint and not against config.toml: a change whose process died before its first checkpoint
@@ -207,6 +214,8 @@ def resume(run: str | os.PathLike[str] | None = None, *overrides: str, corpus: s
         # The stage whose parts were saved: at its very end that is not yet the stage of the next epoch.
         plan = next(plan for plan in reversed(plans) if plan.start <= stage_start)
         parts = assemble(config, plan, packed, roles, compute)
+        if parts.factory != saved.identity.get("factory", parts.factory):
+            warnings.append(f"{config.model.factory}: its text is not the one that the run was trained with so far")
         restore_parts(parts, saved, changes)
         progress = parts.state.progress
         progress.finished = only_the_end

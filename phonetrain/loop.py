@@ -317,6 +317,7 @@ class Trainer:
         began, parts = time.monotonic(), self.parts
         about = identity(parts.corpus, parts.run_config, parts.roles) | {
             "machine": describe_machine(parts.compute), "config": parts.run_config.to_dict(), "stage": parts.plan.start,
+            "factory": parts.factory,
         }
         path, size = checkpoint.save(self.run, parts.state, about, parts.config.checkpoint.keep)
         self.last_saved = time.monotonic()

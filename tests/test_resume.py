@@ -97,6 +97,33 @@ def test_change_that_makes_another_experiment_is_refused(learnable_corpus, tmp_p
     assert run.config_path.read_bytes() == before
 
 
+FACTORY = """
+from torch import nn
+
+def build(feature_dim, window_width, num_classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(feature_dim * window_width, num_classes))
+"""
+
+
+def test_model_of_ones_own_is_found_from_elsewhere_and_an_edited_one_is_said(learnable_corpus, tmp_path, monkeypatch):
+    for name in ("here", "elsewhere"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "here" / "mine.py").write_text(FACTORY)
+    monkeypatch.chdir(tmp_path / "here")
+    run = interrupted(learnable_corpus, tmp_path / "run", "model.factory=mine.py:build", step=8)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    resume_tiny(run, console=StopAt(16))
+    assert not run.events("warning")
+    (tmp_path / "here" / "mine.py").rename(tmp_path / "elsewhere" / "moved.py")
+    resume_tiny(run, "model.factory=moved.py:build", console=StopAt(24))
+    assert not run.events("warning")
+    (tmp_path / "elsewhere" / "moved.py").write_text(FACTORY + "# edited")
+    resume_tiny(run)
+    assert [event["message"] for event in run.events("warning")] == [
+        f"{tmp_path}/elsewhere/moved.py:build: its text is not the one that the run was trained with so far"]
+    assert run.read_json(run.built_path)["model"]["factory_digest"]
+
+
 STAGED = "stage=[{epochs=1}, {epochs=2, optimizer.lr=1e-4}, {epochs=1, optimizer.lr=1e-5}]"
 
 
