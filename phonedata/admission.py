@@ -11,6 +11,8 @@ from phonedata.errors import CorpusExists, CorpusNotFound, NoSpace, RawDataError
 from phonedata.plan import PackOptions
 from phonedata.raw import RawCorpus
 
+_PARTITION_NAMES = {"zarr.json", "features", "labels", "utterance_end", "utterance_id_bytes", "utterance_id_end"}
+_PARTITION_NAMES |= {"speaker_bytes", "speaker_end", "part_means", "part_squares"}
 LARGEST_DIM = 4096  # one inner chunk must fit the memory of a laptop
 
 
@@ -40,13 +42,28 @@ def check_target(target: Path, replace: bool) -> None:
     try:
         if os.path.isdir(target) and not os.listdir(target):
             return
-        ours = "phonedata" in json.loads((target / "zarr.json").read_bytes())["attributes"]
+        attributes = json.loads((target / "zarr.json").read_bytes())["attributes"]["phonedata"]
     except (OSError, ValueError, KeyError, TypeError):
-        ours = False
-    if not ours:
-        raise CorpusExists(f"{target}: is there and is no packed corpus, so it is never replaced; choose another name")
+        raise CorpusExists(
+            f"{target}: is there and is no packed corpus, so it is never replaced; choose another name"
+        ) from None
     if not replace:
         raise CorpusExists(f"{target}: a packed corpus is already there; replace it with replace=True")
+    foreign = _foreign_names(target, attributes)
+    if foreign:
+        names = ", ".join(foreign[:3]) + (f" and {len(foreign) - 3} more" if len(foreign) > 3 else "")
+        raise CorpusExists(f"{target}: holds {names} besides the corpus, which would be removed with it; move it first")
+
+
+def _foreign_names(target: Path, attributes: dict) -> list[str]:
+    """What lies in the folder of a corpus, or of a partition in it, and is none of its own."""
+    partitions, found = attributes.get("partitions") if isinstance(attributes, dict) else None, []
+    for entry in os.scandir(target):
+        if not isinstance(partitions, dict) or entry.name not in partitions:
+            found += [entry.name] if entry.name != "zarr.json" else []
+        elif entry.is_dir():
+            found += [f"{entry.name}/{name}" for name in os.listdir(entry.path) if name not in _PARTITION_NAMES]
+    return sorted(found)
 
 
 def check_space(place: Path, wanted: int, there: int) -> None:
@@ -65,6 +82,11 @@ def check_partitions(corpus: RawCorpus, options: PackOptions) -> None:
     names = [p.name for p in corpus.partitions]
     if not names:
         raise RawDataError(f"{corpus.path}: no partitions; fill it first")
+    for name in names:
+        if "+" in name:
+            raise RawDataError(
+                f"{corpus.path}: partition {name!r} cannot be named where A + B means both; rename its folder without +"
+            )
     if options.cmvn == "train":
         if not options.train_partitions:
             found = [n for n in names if n.startswith("train")]

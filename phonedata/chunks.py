@@ -7,7 +7,7 @@ import numpy as np
 from numba import njit
 
 from phonedata.cmvn import moments, normalise_half, normalise_single, scale_into
-from phonedata.errors import RawDataError, SpecError
+from phonedata.errors import RawDataError
 from phonedata.plan import ChunkTask
 from phonedata.records import ChunkResult, Reading
 from phonedata.shard import CHUNK_ROWS, ShardFile, digest
@@ -106,11 +106,11 @@ class ChunkFiller:
     """Makes one inner chunk at a time in its own buffers.
 
     `statistics(partition, index)` gives the mean and scale (D,) to normalise an utterance with; without it, every
-    utterance is normalised with its own.
+    utterance is normalised with its own. `check(partition, index, mean, square)` sees the raw moments of every one.
     """
 
-    def __init__(self, reader: UtteranceReader, dtype: str, label_dtype, num_classes: int, statistics):
-        self.reader, self.statistics = reader, statistics
+    def __init__(self, reader: UtteranceReader, dtype: str, label_dtype, num_classes: int, statistics, check):
+        self.reader, self.statistics, self.check = reader, statistics, check
         self.dtype, self.num_classes, self._limit = dtype, num_classes, _LARGEST[dtype]
         half = dtype == "float16"
         self._normalise = normalise_half if half else normalise_single
@@ -152,7 +152,8 @@ class ChunkFiller:
             target = rows[start:end] if inside else np.empty((length, dim), rows.dtype)
             largest = self._normalise(features, centres[n], scales[n], target)
             if not largest <= self._limit:
-                self._refuse(task.partition, index, largest)
+                bad[index] = self._too_large(task.partition, index, largest)
+                continue
             a, b = max(start, 0), min(end, CHUNK_ROWS)
             if not inside:
                 rows[a:b] = target[a - start : b - start]
@@ -161,6 +162,8 @@ class ChunkFiller:
         if bad or lengths:
             nothing = np.empty((0, dim))
             return Reading.of([], [], nothing, nothing, lengths=lengths, bad=bad)
+        for index, mean, square in zip(task.index.tolist(), means, squares):
+            self.check(task.partition, index, mean, square)
         stored = (means[own] - centres[own]) * scales[own], squares[own] * scales[own] ** 2
         reading = Reading.of(task.index[own], task.length[own], *stored)
         features_file.write(task.chunk, rows)
@@ -191,10 +194,7 @@ class ChunkFiller:
         own = self.statistics is None
         return fill(task.index.tolist(), self._rows, self._labels, starts, task.length, statistics, own, self._limit)
 
-    def _refuse(self, partition: str, index: int, largest: float) -> None:
+    def _too_large(self, partition: str, index: int, largest: float) -> str:
         where = self.reader.partitions[partition].where(index)
         way_out = "pack with dtype='float32', or with CMVN" if self.dtype == "float16" else "scale the features down"
-        raise SpecError(
-            f"{where}: a value of {largest:.6g} does not fit {self.dtype} (at most {self._limit:.6g}); "
-            f"{way_out}"
-        )
+        return f"{where}: a value of {largest:.6g} does not fit {self.dtype} (at most {self._limit:.6g}); {way_out}"

@@ -16,16 +16,22 @@ def staging_path(target: Path) -> Path:
 
 
 def replaced_path(target: Path) -> Path:
-    """Where the old folder waits between two renames, on systems that cannot exchange two names at once."""
-    return target.with_name(target.name + ".replaced")
+    """Where the old folder waits between two renames, on systems that cannot exchange two names at once.
+
+    Inside the staging folder, which is known as ours by its lock file: beside the target, a name proves nothing.
+    """
+    return staging_path(target) / "replaced"
 
 
 def recover(target: Path) -> None:
     """Bring back the old folder if a replacement was cut between its two renames; otherwise nothing happens."""
     # os.path answers False where a folder above may not be looked into; Path would raise.
-    if not os.path.exists(target) and os.path.isdir(replaced_path(target)):
+    if os.path.exists(target):
+        return
+    old = replaced_path(target)
+    if os.path.isdir(old) and os.path.isfile(old.with_name("lock")):
         try:
-            os.rename(replaced_path(target), target)
+            os.rename(old, target)
         except OSError:
             pass  # another process did it first, or the disk is read-only: then the caller finds nothing
 
@@ -64,10 +70,11 @@ def remove_folder(path: Path) -> tuple[str, ...]:
 
 
 def put_in_place(finished: Path, target: Path) -> tuple[str, ...]:
-    """Give the folder `finished` the name `target`; an old folder there is replaced, then removed.
+    """Give the folder `finished`, which lies in the target's staging folder, the name `target`; an old one is removed.
 
-    At every moment `target` is the old folder or the new one, or (without renameat2) absent with the old one beside
-    it, which `recover` brings back. Returns notes: the new folder is in place even if the old one cannot be removed.
+    At every moment `target` is the old folder or the new one, or (without renameat2) absent with the old one in the
+    staging folder, which `recover` brings back. Returns notes: the new folder is in place even if the old one cannot
+    be removed.
     """
     sync_folder(finished)
     if not target.exists() or not any(target.iterdir()):

@@ -87,24 +87,26 @@ def extract(
                 lines = "\n".join(corpus.phonemes.symbols) + "\n"
                 (staging.corpus / "phonemes.txt").write_text(lines, encoding="utf-8")
             staging.corpus.rename(target)
-        except KeyboardInterrupt:
-            staging.release()
-            raise
         except BrokenProcessPool:
             staging.release()
             raise PhonedataError(
                 f"{target}: a worker process ended early; a script must call extract under `if __name__ == "
                 f'"__main__":` or with workers=1, and where memory ran out the same call with fewer workers goes on'
             ) from None
-        except BaseException:
-            staging.remove()
+        except BaseException as error:
+            # numpy.save says of a full disk only that it is an OSError.
+            broken_off = isinstance(error, OSError) and not isinstance(error, PhonedataError)
+            if broken_off or isinstance(error, KeyboardInterrupt):
+                staging.release()
+            else:
+                staging.remove()
             raise
         staging.remove()
     except OSError as error:
         if isinstance(error, PhonedataError):
             raise
         raise PhonedataError(
-            f"{target}: cannot be written ({error.strerror}); free space or choose another place"
+            f"{target}: cannot be written ({error.strerror or error}); free space or choose another place"
         ) from None
     return report
 

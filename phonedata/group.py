@@ -28,8 +28,9 @@ from phonedata.shard import (
 class WrittenPartition:
     """A partition whose chunks are all written, and what is known of its U utterances.
 
-    `means` and `squares` (U, D) are the stored moments of every utterance; a part keeps them, so that merged parts
-    have exactly the statistics of an undivided pack.
+    `means` and `squares` are the stored moments of every utterance, as pieces (n, D) that end to end are (U, D): one
+    array of them all would be a second copy. A part keeps them, so that merged parts have exactly the statistics of an
+    undivided pack.
     """
 
     name: str
@@ -44,16 +45,19 @@ class WrittenPartition:
     labels: ShardFile | None
     label_digests: list[str]
     histogram: np.ndarray | None
-    means: np.ndarray
-    squares: np.ndarray
+    means: list[np.ndarray]
+    squares: list[np.ndarray]
 
 
 def finish_partition(
     root: Path, written: WrittenPartition, dtype: np.dtype, phonemes: PhonemeSet, keep_moments: bool
 ) -> tuple[dict, dict]:
     """Write everything of a partition but its rows; returns its attributes and its entry in the root's."""
-    folder, dim = root / written.name, written.means.shape[1]
-    stored = Moments(dim).merge(written.lengths, written.means, written.squares)
+    folder, dim = root / written.name, written.means[0].shape[1]
+    stored, done = Moments(dim), 0
+    for means, squares in zip(written.means, written.squares):
+        stored.merge(written.lengths[done : done + len(means)], means, squares)
+        done += len(means)
     files = {}
     metadata = array_metadata((written.rows, dim), dtype, 0.0, sharded=True)
     files["features/zarr.json"] = write_file(folder / "features/zarr.json", render(metadata))
@@ -67,8 +71,8 @@ def finish_partition(
     files |= write_strings(folder, "utterance_id", written.utterance_ids)
     files |= write_strings(folder, "speaker", written.speakers)
     if keep_moments:
-        files |= write_array(folder / "part_means", written.means.reshape(-1))
-        files |= write_array(folder / "part_squares", written.squares.reshape(-1))
+        files |= write_array(folder / "part_means", np.concatenate(written.means).reshape(-1))
+        files |= write_array(folder / "part_squares", np.concatenate(written.squares).reshape(-1))
     lengths = written.lengths
     attributes = {
         "utterances": len(lengths),

@@ -5,10 +5,11 @@ import json
 import os
 import shutil
 import zlib
+from contextlib import suppress
 from pathlib import Path
 
 from phonedata.errors import PhonedataError
-from phonedata.exchange import staging_path
+from phonedata.exchange import recover, staging_path
 from phonedata.shard import disk_error
 
 try:
@@ -40,20 +41,25 @@ class Staging:
     def __init__(self, target: Path, fingerprint: str):
         self.path = staging_path(target)
         self.corpus = self.path / "corpus"
-        self._fd = None
+        self._fd = self._journal = None
         try:
             self._acquire(target)
+            # Under the lock nobody is between two renames: an old folder that waits here would go with the staging.
+            recover(target)
             self.records = self._read_journal(fingerprint)
+            self._written = len(self.records)
             self._journal = open(self.path / "journal", "ab")  # noqa: SIM115
             if not self.records:
                 self._journal.truncate(0)
                 shutil.rmtree(self.corpus, ignore_errors=True)
                 self.record({"pack": fingerprint})
             self.corpus.mkdir(exist_ok=True)
-        except OSError as error:
-            if self._fd is not None:
-                os.close(self._fd)
-            raise disk_error(self.path, error) from None
+        except BaseException as error:
+            # Ctrl-C too: in a notebook the process goes on, and would find itself writing here.
+            self._let_go()
+            if isinstance(error, OSError) and not isinstance(error, PhonedataError):
+                raise disk_error(self.path, error) from None
+            raise
 
     def _acquire(self, target: Path) -> None:
         name = self.path / "lock"
@@ -100,6 +106,7 @@ class Staging:
         text = json.dumps(entry).encode()
         self._journal.write(b"%08x %s\n" % (zlib.crc32(text), text))
         self._journal.flush()
+        self._written += 1
 
     def size_on_disk(self) -> int:
         """Bytes that the disk already holds of the corpus: what a shard promises beyond them is not there yet."""
@@ -107,21 +114,40 @@ class Staging:
         return sum(min(s.st_size, s.st_blocks * 512) if hasattr(s, "st_blocks") else s.st_size for s in stats)
 
     def release(self) -> None:
-        """Close without removing: the next call continues here."""
-        self._journal.close()
-        os.close(self._fd)
+        """Close without removing: the next call continues here. Where nothing was done yet, nothing stays."""
+        if self._written > 1:
+            self._let_go()
+        else:
+            self.remove()
 
     def remove(self) -> None:
         """Remove the folder; the lock goes last, so that nobody starts in a folder that is being removed."""
-        self._journal.close()
-        shutil.rmtree(self.corpus, ignore_errors=True)
-        (self.path / "journal").unlink(missing_ok=True)
-        if self.corpus.exists():
-            # Something in it cannot go yet (a file open over NFS). The lock file says that the folder is ours.
-            os.close(self._fd)
-            return
-        if fcntl is None:
-            os.close(self._fd)
-        shutil.rmtree(self.path, ignore_errors=True)
-        if fcntl is not None:
-            os.close(self._fd)
+        self._close_journal()
+        try:
+            for path in (p for p in self.path.iterdir() if p.name != "lock"):
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink()
+            if os.listdir(self.path) == ["lock"]:
+                if fcntl is None:
+                    self._let_go()
+                shutil.rmtree(self.path, ignore_errors=True)
+        except OSError:
+            pass  # something in it cannot go yet (a file open over NFS): the lock file says that the folder is ours
+        finally:
+            self._let_go()
+
+    def _close_journal(self) -> None:
+        journal, self._journal = self._journal, None
+        if journal is not None:
+            with suppress(OSError):  # closing writes what is buffered, and fails as that did
+                journal.close()
+
+    def _let_go(self) -> None:
+        try:
+            self._close_journal()
+        finally:
+            fd, self._fd = self._fd, None
+            if fd is not None:
+                os.close(fd)

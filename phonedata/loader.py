@@ -13,6 +13,7 @@ from phonedata.errors import SpecError
 from phonedata.host import HostLoader
 from phonedata.joined import joined_label_dtype, num_joined_rows
 from phonedata.order import POOL_SLABS, SLAB_FRAMES
+from phonedata.pages import available_memory
 from phonedata.resident import ResidentLoader
 from phonedata.selection import Selection
 from phonedata.slab import SlabLoader
@@ -84,7 +85,13 @@ def _select(corpus, partitions, subset: float, seed: int) -> Selection:
 def choose(selection: Selection, device: torch.device, order: str) -> tuple[str, str]:
     """The kind of loader for this selection on this device, and the reason in one line."""
     if device.type != "cuda":
-        return "host", f"on {device.type} the corpus is read where it is mapped, without a copy"
+        reason = f"on {device.type} the corpus is read where it is mapped, without a copy"
+        size, memory = sum(p.features.nbytes for p in selection.partitions), available_memory()
+        # A frame at random is then a disk seek; slabs are read in sequence.
+        if order == "global" and memory is not None and size > 0.8 * memory:
+            reason += (f"; its {size / 2**30:.1f} GiB hardly fit the free memory, {memory / 2**30:.1f} GiB: order slab "
+                       "reads it in sequence")  # fmt: skip
+        return "host", reason
     corpus, label_dtype = selection.corpus, joined_label_dtype(selection)
     row_bytes = corpus.feature_dim * corpus.dtype.itemsize + (0 if label_dtype is None else label_dtype.itemsize)
     needed = num_joined_rows(selection) * row_bytes

@@ -11,7 +11,7 @@ import numpy as np
 
 from phonedata.admission import check_space, check_target
 from phonedata.corpus import PackedCorpus
-from phonedata.errors import CorpusNotFound, FormatError, PhonedataError, SpecError
+from phonedata.errors import CorpusNotFound, FormatError, PhonedataError, RawDataError, SpecError
 from phonedata.exchange import put_in_place, recover, remove_folder
 from phonedata.group import WrittenPartition, finish_partition, finish_root
 from phonedata.journal import Staging
@@ -21,6 +21,8 @@ from phonedata.plan import rows_of
 from phonedata.shard import CHUNK_ROWS, ShardFile, digest, disk_error, num_chunks, write_file
 
 _MUST_AGREE = ("layout", "phonemes", "feature_dim", "frame_shift_ms", "dtype", "context", "cmvn", "frontend")
+
+_ORIGIN = {"source", "statistics", "written", "place"}
 
 
 def merge(packed, *, replace: bool = False, remove_parts: bool = False, progress=None) -> PackReport:
@@ -81,14 +83,29 @@ def _open_parts(target: Path) -> list[PackedCorpus]:
             f"run, with the options of the others: phonedata pack RAW {target} --part {missing[0]}/{of}"
         )
     parts = [PackedCorpus(part_path(target, (i, of))) for i in range(1, of + 1)]
+    seen: dict[str, tuple[str, Path]] = {}
     for i, part in enumerate(parts, 1):
         own = part.attributes.get("part")
-        if not own or (own.get("index"), own.get("of")) != (i, of):
+        if not own or (own.get("index"), own.get("of")) != (i, of) or not own.keys() >= _ORIGIN:
             raise FormatError(f"{part.path}: is not part {i} of {of} but {own}; pack it again")
         keys = [k for k in _MUST_AGREE if part.attributes.get(k) != parts[0].attributes.get(k)]
-        if keys or own["source"] != parts[0].attributes["part"]["source"]:
-            what = f"{keys[0]} {part.attributes.get(keys[0])!r:.80}" if keys else "other raw files or options"
+        first = parts[0].attributes["part"]
+        what = f"{keys[0]} {part.attributes.get(keys[0])!r:.80}" if keys else ""
+        what = what or ("other raw files or options" if own["source"] != first["source"] else "")
+        what = what or ("other statistics" if own["statistics"] != first["statistics"] else "")
+        if what:
             raise FormatError(f"{part.path}: made from {what}, unlike {parts[0].path}; pack it again with replace=True")
+        # Copies of the raw folder may have any times; in one folder, other times are files that were written between.
+        for place in own["place"]:
+            written, where = seen.setdefault(place, (own["written"], part.path))
+            if written != own["written"]:
+                raise FormatError(
+                    f"{part.path}: raw files were written between it and {where}; send all parts again, which packs "
+                    "those that are out of date"
+                )
+    bad = {o["partition"]: o["reason"] for p in reversed(parts) for o in reversed(p.attributes["left_out"])}
+    for name in sorted(bad.keys() - {name for part in parts for name in part.partitions}):
+        raise RawDataError(f"{folder}: partition {name} has no utterance left to merge; first: {bad[name]}")
     return parts
 
 
@@ -123,6 +140,7 @@ def _merge(parts: list[PackedCorpus], target: Path, replace: bool, progress) -> 
         del root["part"]
         finish_root(staging.corpus, root, attributes)
         check_target(target, replace)
+        _check_unchanged(parts)
         notes = put_in_place(staging.corpus, target)
     except BaseException:
         # A merge begins anew anyway: nothing of it is worth keeping.
@@ -130,6 +148,16 @@ def _merge(parts: list[PackedCorpus], target: Path, replace: bool, progress) -> 
         raise
     staging.remove()
     return PackReport.of(PackedCorpus(target), notes=notes)
+
+
+def _check_unchanged(parts: list[PackedCorpus]) -> None:
+    """Refuse parts that were replaced since they were opened: their files were read by name, some before, some after.
+
+    A part is exchanged as a whole, so one that still has its digest was the same all the time.
+    """
+    for part in parts:
+        if PackedCorpus(part.path).digest != part.digest:
+            raise FormatError(f"{part.path}: was packed again while it was merged; merge again")
 
 
 def _concatenate(name: str, parts: list[PackedCorpus], root: Path, shards: ExitStack, progress) -> WrittenPartition:
@@ -152,10 +180,11 @@ def _concatenate(name: str, parts: list[PackedCorpus], root: Path, shards: ExitS
         labels = shards.enter_context(ShardFile(root / name / "labels/c/0", chunks, CHUNK_ROWS * dtype.itemsize))
         pieces = [s.labels[corpus.context if s is not first else 0 :] for s in sources]
         label_digests = _copy(pieces, labels, np.empty(CHUNK_ROWS, dtype), corpus.phonemes.padding_label, None)
-    moments = [
-        np.concatenate([s.array(f"part_{what}", "<f8", s.num_utterances * corpus.feature_dim) for s in sources])
+    means, squares = (
+        [s.array(f"part_{what}", "<f8", s.num_utterances * corpus.feature_dim).reshape(-1, corpus.feature_dim)
+         for s in sources]
         for what in ("means", "squares")
-    ]
+    )  # fmt: skip
     return WrittenPartition(
         name=name,
         labelled=first.labelled,
@@ -169,8 +198,8 @@ def _concatenate(name: str, parts: list[PackedCorpus], root: Path, shards: ExitS
         labels=labels,
         label_digests=label_digests,
         histogram=np.sum([s.label_histogram for s in sources], axis=0) if first.labelled else None,
-        means=moments[0].reshape(-1, corpus.feature_dim),
-        squares=moments[1].reshape(-1, corpus.feature_dim),
+        means=means,
+        squares=squares,
     )
 
 

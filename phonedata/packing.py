@@ -13,7 +13,7 @@ from phonedata.packreport import LeftOut, PackReport
 from phonedata.parts import make_parts_folder, part_path, read_stats, write_stats
 from phonedata.plan import PackOptions
 from phonedata.raw import RawCorpus, open_raw
-from phonedata.shard import disk_error
+from phonedata.shard import disk_error, is_disk_full
 from phonedata.team import available_cores
 from phonedata.work import Packing
 
@@ -43,7 +43,8 @@ def pack(
     frames or utterances.
 
     `part` (i, n) packs the i-th of n parts into `packed`.parts, for `merge`; with cmvn "speaker" or "train" every part
-    first runs with `stats_only`. A part that is there is kept, unless `replace`.
+    first runs with `stats_only`. A part that is there is kept, unless `replace`, or packed again if a raw file was
+    written or the statistics were made again since.
 
     An interrupted call continues where it stopped when it is repeated. Raises CorpusExists, CorpusNotFound,
     RawDataError (the first thing wrong in the raw folder), SpecError, PhonedataError (disk).
@@ -54,6 +55,8 @@ def pack(
     check_options(options)
     if stats_only and (part is None or cmvn not in ("speaker", "train")):
         raise SpecError("stats only makes sense for a part with cmvn speaker or train; other packs need no statistics")
+    if workers is not None and workers < 1:
+        raise SpecError(f"workers {workers}, wanted at least 1")
     recover(whole)
     corpus = open_raw(raw, layout)
     check_partitions(corpus, options)
@@ -78,47 +81,55 @@ def pack(
 def _pack(corpus: RawCorpus, options: PackOptions, whole, target, workers, progress, replace, stats_only) -> PackReport:
     feature_dim, dim_from = find_feature_dim(corpus)
     source, command = options.source(corpus, feature_dim), options.command(corpus, whole)
-    if options.part and not replace and not stats_only and _is_packed_part(target, options.part, source):
-        note = "kept: it was packed before, from files of the same names and sizes; replace=True packs it again"
-        return PackReport.of(PackedCorpus(target), notes=(note,))
-    check_target(target, replace)
-    statistics = None
+    statistics, statistics_digest, notes = None, "", corpus.notes
     if options.part and options.cmvn in ("speaker", "train") and not stats_only:
-        statistics = read_stats(whole, options.part[1], source, feature_dim, command)
-    staging = Staging(target, options.fingerprint(corpus, feature_dim))
+        statistics, statistics_digest = read_stats(whole, options.part[1], source, feature_dim, command)
+    origin = options.origin(corpus, feature_dim, statistics_digest)
+    if options.part and not replace and not stats_only:
+        earlier = _earlier_part(target, options.part, source)
+        if earlier and all(earlier.get(what) == origin[what] for what in ("written", "statistics")):
+            note = "kept: it was packed before, from the same files (names, sizes, times); replace=True packs it again"
+            return PackReport.of(PackedCorpus(target), notes=(note,))
+        if earlier:
+            replace = True
+            notes += ("packed again: raw files were written, or statistics made, since it was packed before",)
+    check_target(target, replace)
+    staging = Staging(target, options.fingerprint(origin))
     try:
         workers = workers or available_cores()
-        work = Packing(corpus, options, feature_dim, dim_from, source, staging, workers, progress)
+        work = Packing(corpus, options, feature_dim, dim_from, origin, command, staging, workers, progress)
         if stats_only:
             report = _keep_statistics(work, whole, command)
             staging.remove()
             return report
         work.run(statistics)
         check_target(target, replace)
-        notes = put_in_place(staging.corpus, target)
-    except (KeyboardInterrupt, NoSpace):
-        staging.release()
-        raise
-    except BaseException:
-        staging.remove()
+        notes += put_in_place(staging.corpus, target)
+    except BaseException as error:
+        if isinstance(error, (KeyboardInterrupt, NoSpace)) or is_disk_full(error):
+            staging.release()
+        else:
+            staging.remove()
         raise
     staging.remove()
-    return PackReport.of(PackedCorpus(target), notes=corpus.notes + notes, chunks_reused=work.reused)
+    return PackReport.of(PackedCorpus(target), notes=notes, chunks_reused=work.reused)
 
 
-def _is_packed_part(target: Path, part: tuple[int, int], source: str) -> bool:
-    """Whether `target` holds this very part, so that a job array that is sent again does only what is missing."""
+def _earlier_part(target: Path, part: tuple[int, int], source: str) -> dict | None:
+    """What the part at `target` says of itself if it is this very one, so that an array that is sent again does only
+    what is missing; else None."""
     try:
         found = PackedCorpus(target).attributes.get("part")
     except PhonedataError:
-        return False
-    return found == {"index": part[0], "of": part[1], "source": source}
+        return None
+    ours = found and (found.get("index"), found.get("of"), found.get("source")) == (*part, source)
+    return found if ours else None
 
 
 def _keep_statistics(work: Packing, whole: Path, command: str) -> PackReport:
     """Measure a part, keep its statistics beside its place, and report what was measured."""
     (index, of), readings = work.options.part, work.measure()
-    written = write_stats(whole, work.options.part, work.source, readings)
+    written = write_stats(whole, work.options.part, work.origin["source"], readings)
     partitions = [
         {
             "name": name,

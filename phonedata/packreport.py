@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+_SHOWN = 20  # utterances left out that people are shown
+
 
 @dataclass(frozen=True, order=True)
 class LeftOut:
@@ -17,7 +19,7 @@ class LeftOut:
         return asdict(self)
 
 
-@dataclass
+@dataclass(repr=False)
 class PackReport:
     """Partitions (dicts with name, utterances, frames, rows, labelled, left_out, ...), sizes, time."""
 
@@ -86,6 +88,10 @@ class PackReport:
             f"{self.num_frames / max(self.seconds, 1e-9):,.0f} frames/s){again}"
         )
         lines += [f"note: {note}" for note in self.notes]
-        lines += [f"left out: {one.partition}/{one.utterance}: {one.reason}" for one in self.left_out]
+        lines += [f"left out: {one.partition}/{one.utterance}: {one.reason}" for one in self.left_out[:_SHOWN]]
+        if len(self.left_out) > _SHOWN:
+            lines.append(f"left out: and {len(self.left_out) - _SHOWN:,} more; the corpus and --json list them all")
         lines.append(f"{self.path}  {self.digest}".rstrip())
         return "\n".join(lines)
+
+    __repr__ = __str__  # what a notebook shows

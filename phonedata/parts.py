@@ -49,8 +49,8 @@ def write_stats(target: Path, part: tuple[int, int], fingerprint: str, readings:
     return path
 
 
-def read_stats(target: Path, of: int, fingerprint: str, dim: int, command: str) -> dict[str, list[Reading]]:
-    """The raw moments of all `of` parts, in utterance order.
+def read_stats(target: Path, of: int, fingerprint: str, dim: int, command: str) -> tuple[dict[str, list[Reading]], str]:
+    """The raw moments of all `of` parts, in utterance order, and a digest of them.
 
     Raises SpecError when some are missing (it names the command that makes one), FormatError when one is damaged or
     was made from other files or options.
@@ -63,11 +63,13 @@ def read_stats(target: Path, of: int, fingerprint: str, dim: int, command: str) 
             f"needs them before any part is written; run: {command} --part {missing[0]}/{of} --stats-only"
         )
     found: dict[str, list[Reading]] = {}
+    heads = []
     for i in range(1, of + 1):
         path = _stats_path(target, (i, of))
         head, _, body = path.read_bytes().partition(b"\n")
         if head != digest(body).encode():
             raise FormatError(f"{path}: damaged; remove it and run: {command} --part {i}/{of} --stats-only")
+        heads.append(head)
         content = json.loads(body)
         if content["fingerprint"] != fingerprint:
             raise FormatError(
@@ -75,4 +77,4 @@ def read_stats(target: Path, of: int, fingerprint: str, dim: int, command: str) 
             )
         for name, records in content["readings"].items():
             found.setdefault(name, []).extend(Reading.from_record(r, dim) for r in records)
-    return found
+    return found, digest(b"".join(heads))

@@ -1,6 +1,7 @@
 """Plan: which rows every utterance gets, which inner chunks they fall in, and what must be done again."""
 
 import json
+import os
 import shlex
 from dataclasses import asdict, dataclass, field, fields
 
@@ -46,9 +47,25 @@ class PackOptions:
         options = {k: v for k, v in asdict(self).items() if k != "part"} | {"train_partition": self.train_partitions}
         return _digest([__version__, options, feature_dim, raw.frontend, *_contents(raw)])
 
-    def fingerprint(self, raw, feature_dim: int) -> str:
-        """Changes whenever an interrupted pack must not be continued: also when a file was written again."""
-        return _digest([self.source(raw, feature_dim), self.part, [p.written for p in raw.partitions]])
+    def origin(self, raw, feature_dim: int, statistics: str) -> dict:
+        """What a part says of where it comes from.
+
+        `source`, see there; `statistics`, the digest of those that it was normalised with; `written`, which changes
+        when a raw file is written again; `place`, the raw folder and those in it, none of which a copy has: only among
+        parts of one place do different times mean that files were written in between.
+        """
+        with os.scandir(raw.path) as entries:
+            folders = [os.stat(raw.path), *(entry.stat() for entry in entries if entry.is_dir())]
+        return {
+            "source": self.source(raw, feature_dim),
+            "statistics": statistics,
+            "written": _digest([p.written for p in raw.partitions]),
+            "place": sorted(_digest([folder.st_ino, folder.st_ctime_ns]) for folder in folders),
+        }
+
+    def fingerprint(self, origin: dict[str, str]) -> str:
+        """Changes whenever an interrupted pack must not be continued."""
+        return _digest([self.part, origin["source"], origin["statistics"], origin["written"]])
 
 
 def _contents(raw) -> list:
@@ -106,10 +123,11 @@ class PartitionPlan:
         self._lay_out()
 
     def _lay_out(self) -> None:
-        lengths = self.lengths[self.index]
-        self.utterance_end = np.cumsum(lengths)
-        self.start_row = self.utterance_end - lengths + self.context * np.arange(1, len(lengths) + 1)
-        self.rows = rows_of(lengths, self.context)
+        self.length = self.lengths[self.index]
+        self.utterance_end = np.cumsum(self.length)
+        self.start_row = self.utterance_end - self.length + self.context * np.arange(1, len(self.length) + 1)
+        self.end_row = self.start_row + self.length
+        self.rows = rows_of(self.length, self.context)
         self.chunks = num_chunks(self.rows)
 
     def correct(self, lengths: dict[int, int], bad: dict[int, str]) -> None:
@@ -124,10 +142,10 @@ class PartitionPlan:
     def task(self, chunk: int) -> ChunkTask:
         """The utterances of one chunk; its key is equal exactly when the chunk's bytes must be equal."""
         first_row, end_row = chunk * CHUNK_ROWS, (chunk + 1) * CHUNK_ROWS
-        lengths = self.lengths[self.index]
-        first = int(np.searchsorted(self.start_row + lengths, first_row, side="right"))
+        # Slices of arrays that the plan has: a task that made its own would keep one as long as the corpus.
+        first = int(np.searchsorted(self.end_row, first_row, side="right"))
         end = int(np.searchsorted(self.start_row, end_row, side="left"))
-        index, start, length = self.index[first:end], self.start_row[first:end], lengths[first:end]
+        index, start, length = self.index[first:end], self.start_row[first:end], self.length[first:end]
         key = xxhash.xxh3_128(f"{self.salt} {self.name} {chunk} {min(self.rows, end_row)}".encode())
         for values in (index, start, length):
             key.update(np.ascontiguousarray(values, "<i8").tobytes())

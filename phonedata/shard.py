@@ -100,9 +100,14 @@ def shard_index(chunks: int, chunk_bytes: int) -> bytes:
     return body + crc32c(body).to_bytes(4, "little")
 
 
+def is_disk_full(error: BaseException) -> bool:
+    """Whether the disk, a quota or a size limit ended it: with more space the same work goes on."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
 def disk_error(path, error: OSError) -> PhonedataError:
     """One line for a file that cannot be written, or another error of the system's."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if is_disk_full(error):
         return PhonedataError(
             f"{path}: disk full or size limit reached ({error.strerror}); free some space and pack again"
         )

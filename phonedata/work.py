@@ -2,6 +2,7 @@
 
 import os
 import re
+from bisect import bisect_right
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -30,13 +31,14 @@ class Packing:
     the raw files and the plan alone, so the workers and their number change nothing.
     """
 
-    def __init__(self, corpus, options, feature_dim, dim_from, source, staging, workers, progress):
+    def __init__(self, corpus, options, feature_dim, dim_from, origin, command, staging, workers, progress):
         self.corpus, self.options, self.feature_dim = corpus, options, feature_dim
-        self.staging, self.source = staging, source
+        self.staging, self.origin, self.command = staging, origin, command
         self.progress = progress or (lambda stage, done, total, unit="frames": None)
         self.raw = {p.name: p for p in corpus.partitions}
         self.done: dict[tuple[str, int], tuple[str, ChunkResult]] = {}
         self.group_moments: dict = {}
+        self._measured: dict[str, tuple[list[int], list[Reading]]] = {}
         self.reused = 0
         self.team = Team(workers, lambda: self._new_filler(dim_from))
         self.plans = {}
@@ -52,7 +54,7 @@ class Packing:
         reader = UtteranceReader(self.corpus, self.feature_dim, dim_from)
         statistics = None if self.options.cmvn == "utterance" else self._statistics
         phonemes = self.corpus.phonemes
-        return ChunkFiller(reader, self.options.dtype, phonemes.label_dtype, len(phonemes), statistics)
+        return ChunkFiller(reader, self.options.dtype, phonemes.label_dtype, len(phonemes), statistics, self._check)
 
     def run(self, statistics: dict[str, list[Reading]] | None) -> None:
         """Everything between the listing and the rename. `statistics` are those of all parts, if there are parts."""
@@ -112,6 +114,27 @@ class Packing:
                     key = (name, speakers[utterance]) if self.options.cmvn == "speaker" else "train"
                     group = self.group_moments.setdefault(key, Moments(self.feature_dim))
                     group.merge(r.counts[i : i + 1], r.means[i : i + 1], r.squares[i : i + 1])
+            readings = [r for r in statistics[name] if len(r.index)]
+            self._measured[name] = [int(r.index[0]) for r in readings], readings
+        if self.options.cmvn == "train" and not self.group_moments:
+            bad = [m for name in self.options.train_partitions for r in statistics[name] for m in r.bad.values()]
+            raise RawDataError(
+                f"{self.corpus.path}: training partition {' + '.join(self.options.train_partitions)} has no utterance "
+                f"left to take statistics from; first: {bad[0]}"
+            )
+
+    def _check(self, partition: str, index: int, mean: np.ndarray, square: np.ndarray) -> None:
+        """Refuse an utterance that is not what its statistics were taken from, although its file has the same size."""
+        firsts, readings = self._measured.get(partition, ((), ()))
+        if not firsts:
+            return
+        reading = readings[bisect_right(firsts, index) - 1]
+        n = int(np.searchsorted(reading.index, index))
+        if np.array_equal(mean, reading.means[n]) and np.array_equal(square, reading.squares[n]):
+            return
+        where, part = self.raw[partition].where(index), self.options.part
+        onward = f"run: {self.command} --part {part[0]}/{part[1]} --stats-only" if part else "pack again"
+        raise RawDataError(f"{where}: has other values than when statistics were taken; {onward}")
 
     def _statistics(self, partition: str, index: int):
         """Mean and scale (D,) that normalise an utterance, where they are not its own."""
@@ -255,7 +278,7 @@ class Packing:
         cmvn = cmvn_attributes(self.options, self.group_moments.get("train"))
         root = root_attributes(self.corpus, self.options, self.feature_dim, cmvn, entries, left_out)
         if self.options.part:
-            root["part"] = {"index": self.options.part[0], "of": self.options.part[1], "source": self.source}
+            root["part"] = {"index": self.options.part[0], "of": self.options.part[1], **self.origin}
         finish_root(self.staging.corpus, root, attributes)
 
     def _written(self, name: str) -> WrittenPartition:
@@ -276,8 +299,8 @@ class Packing:
             labels=labels,
             label_digests=[r.labels for r in results],
             histogram=np.sum([r.histogram for r in results], axis=0) if raw.labelled else None,
-            means=np.concatenate([r.reading.means for r in results]),
-            squares=np.concatenate([r.reading.squares for r in results]),
+            means=[r.reading.means for r in results],
+            squares=[r.reading.squares for r in results],
         )
 
     def _left_out(self) -> list[LeftOut]:

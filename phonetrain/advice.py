@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import tomllib
+from collections.abc import Mapping
 from typing import Any
 
 from .config import RunConfig, lengthened
@@ -39,15 +40,16 @@ def evaluate(run: Run) -> str:
     return f"phonetrain evaluate {shlex.quote(str(run.path))}"
 
 
-def after_end(run: Run, reason: str, scored: bool) -> list[str]:
+def after_end(run: Run, reason: str, scored: bool, ways: Mapping[str, str] | None = None) -> list[str]:
     """What comes next when a segment has ended, as commands whose explanation a shell takes for a comment.
 
-    scored: there is a best checkpoint.
+    scored: there is a best checkpoint. ways: as in `after_bad_numbers`, where those ended it.
     """
     done = reason in ("finished", "early_stopped")
-    ways = [f"{evaluate(run)}    # scores the best checkpoint, in fp32"] if scored else []
-    on = [] if done else [f"{resume(run)}    # goes on where it stopped"]
-    return [*on, *ways]
+    scoring = [f"{evaluate(run)}    # scores the best checkpoint, in fp32"] if scored else []
+    if ways is not None:
+        return [*(f"{resume(run)} {setting}    # {does}" for setting, does in ways.items()), *scoring]
+    return [*([] if done else [f"{resume(run)}    # goes on where it stopped"]), *scoring]
 
 
 def against_overfitting(run: Run) -> list[str]:
@@ -64,15 +66,13 @@ def against_overfitting(run: Run) -> list[str]:
     ]
 
 
-def after_bad_numbers(run: Run) -> list[str]:
-    """What to change before going on, less what the run had already."""
-    had = settings(run)
-    return [
-        "a lower optimizer.lr",
-        *([] if had.get("optimizer.clip_norm") else ["optimizer.clip_norm=1.0"]),
-        *([] if run.read_json(run.built_path).get("precision") == "fp32" else ["precision=fp32"]),
-        *([] if had.get("guard.policy") == "rollback" else ["guard.policy=rollback"]),
-    ]
+def after_bad_numbers(run: Run, ways: Mapping[str, str], where: str) -> str:
+    """What goes on where numbers went bad. ways: settings of a resume -> what they do; where: a Finding's."""
+    told = ", or ".join(f"`{resume(run)} {setting}` {does}" for setting, does in ways.items())
+    if where == "windows":
+        return f"the net is not at fault: {told}{'; better, ' * bool(ways)}mend the features and pack them again"
+    return told or ("no setting that a resume may change mends that: begin a new run with a norm (model.norm=batch), "
+                    "another model.init or a lower optimizer.lr")
 
 
 def settings(run: Run) -> dict[str, Any]:

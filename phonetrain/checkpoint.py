@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import io
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,14 +20,14 @@ from torch import Tensor, nn
 
 from . import advice
 from .averaging import AveragedWeights
-from .durable import sync_directory, unwritable
+from .durable import exchange, sync_directory, unwritable
 from .errors import CheckpointError, TrainingStopped
 from .metrics import FrameMetrics
 from .run import Run
 from .scaling import LossScale
 from .schedule import Schedule
 
-FORMAT = 1
+FORMAT = 2
 MODEL, AVERAGED, TRAINING, STATE = "model.safetensors", "averaged.safetensors", "training.pt", "state.json"
 
 
@@ -37,14 +37,13 @@ class Progress:
 
     epoch, batch: the next batch to train on. step: updates made (position of the next one). segment: which process of
     the run. logged: [loss sum, correct, frames] of the epoch when the last line was logged. rate_scale: what
-    rollbacks have multiplied the scheduled rates by.
+    rollbacks have multiplied the scheduled rates by. back_to: the step that was last gone back to.
     """
 
     epoch: int = 0
     batch: int = 0
     step: int = 0
     segment: int = 0
-    frames: int = 0
     seconds: float = 0.0
     epoch_seconds: float = 0.0
     logged: list[float] = field(default_factory=lambda: [0.0, 0, 0])
@@ -54,6 +53,7 @@ class Progress:
     epochs_since_best: int = 0
     rollbacks: int = 0
     rate_scale: float = 1.0
+    back_to: int | None = None
     finished: bool = False
 
 
@@ -106,7 +106,7 @@ def save(run: Run, state: TrainState, identity: dict[str, Any], keep: int) -> tu
             digests[name] = _digest(content)
         summary = {"format": FORMAT, "progress": dataclasses.asdict(state.progress), "identity": identity,
                    "digests": digests}
-        (partial / STATE).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        (partial / STATE).write_text(state_text(summary), encoding="utf-8")
         size = 0
         for path in partial.iterdir():
             size += path.stat().st_size
@@ -118,7 +118,7 @@ def save(run: Run, state: TrainState, identity: dict[str, Any], keep: int) -> tu
         shutil.rmtree(partial, ignore_errors=True)
         raise TrainingStopped(unwritable(target, error)) from error
     run.write_pointer("last", state.progress.step)
-    prune(run, keep)
+    prune(run, keep, state.progress.best_step)
     return target, size
 
 
@@ -134,17 +134,55 @@ def apart_on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return apart
 
 
+def state_text(summary: dict[str, Any]) -> str:
+    """The text of state.json: `summary` with a digest of its own values, as the other files have theirs in it."""
+    return json.dumps(summary | {"digest": _digest_of_values(summary)}, indent=2) + "\n"
+
+
+def _state(path: Path) -> dict[str, Any]:
+    """What state.json of a checkpoint holds, checked. Raises CheckpointError, and whatever damaged JSON raises."""
+    summary = json.loads((path / STATE).read_text(encoding="utf-8"))
+    if summary["format"] != FORMAT:
+        raise CheckpointError(f"{path}: checkpoint format {summary['format']}, this phonetrain reads {FORMAT}; "
+                              "use the version that wrote it")
+    _check(path / STATE, _digest_of_values(summary), summary.get("digest"))
+    return summary
+
+
+def _check(path: Path, found: str, wanted: str | None) -> None:
+    if found != wanted:
+        raise CheckpointError(f"{path}: digest {found}, wanted {wanted}: the file is damaged")
+
+
 def _digest(content: bytes) -> str:
     return xxhash.xxh3_128_hexdigest(content)
 
 
+def _digest_of_values(summary: dict[str, Any]) -> str:
+    values = {name: value for name, value in summary.items() if name != "digest"}
+    return _digest(json.dumps(values, sort_keys=True).encode())
+
+
 def _put_in_place(partial: Path, target: Path) -> None:
-    """Rename; an older checkpoint of the same step moves out of the way first and is deleted after."""
+    """Rename; an older checkpoint of the same step changes places with it and is deleted after.
+
+    Where the system cannot exchange two names at once the older one waits as `.step-N.old`; what is cut between the two
+    renames is put back, here or by the next process that holds the run.
+    """
+    if target.exists() and exchange(partial, target):
+        sync_directory(target.parent)
+        shutil.rmtree(partial, ignore_errors=True)
+        return
     old = target.with_name(f".{target.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    with contextlib.suppress(FileNotFoundError):
-        os.rename(target, old)
-    os.rename(partial, target)
+    try:
+        if target.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            os.rename(target, old)
+        os.rename(partial, target)
+    except BaseException:
+        if old.exists() and not target.exists():
+            os.rename(old, target)
+        raise
     sync_directory(target.parent)
     shutil.rmtree(old, ignore_errors=True)
 
@@ -155,45 +193,58 @@ def saved_steps(run: Run) -> list[int]:
     return sorted(int(name) for name in names if name.isdigit())
 
 
-def prune(run: Run, keep: int) -> None:
-    """Delete all checkpoints but the newest `keep` and those that a pointer file names, and half-made leftovers.
+def prune(run: Run, keep: int, best: int | None = None) -> None:
+    """Delete all checkpoints but the newest `keep`, `best`, and those that a pointer file names; and what is half-made.
 
     Newest is what was saved last: steps above the present one were left aside by a branch or a rollback.
     """
-    last = run.read_pointer("last")
-    pointed = set(pointers(run).values())
-    steps = [step for step in saved_steps(run) if step not in pointed]
-    if last is not None:
+    named, saved = pointers(run), saved_steps(run)
+    last, pointed = named.get("last"), {best, *named.values()}
+    steps = [step for step in saved if step not in pointed]
+    if last in saved:
         steps.sort(key=lambda step: (step <= last, step))
-    for step in steps[: max(0, len(steps) - max(0, keep - 1))]:
+        keep -= 1  # `last` itself is one of them
+    for step in steps[: max(0, len(steps) - max(0, keep))]:
         shutil.rmtree(run.checkpoint_dir(step), ignore_errors=True)
+    run.put_back()
     for leftover in (*run.checkpoints.glob(".step-*.partial"), *run.checkpoints.glob(".step-*.old")):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
 def pointers(run: Run) -> dict[str, int]:
-    """Pointer files by name (last, best, and best-before-segment-K after a branch) with the steps that they name."""
-    names = ["last", "best", *(path.name for path in run.checkpoints.glob("best-before-segment-*"))]
-    return {name: step for name in names if (step := run.read_pointer(name)) is not None}
+    """Pointer files by name with the steps that they name: last, best, best-before-segment-K after a branch, and
+    sound, to go back to after numbers that went bad."""
+    names = ["last", "best", "sound", *(path.name for path in run.checkpoints.glob("best-before-segment-*"))]
+    return {name: step for name in names if (step := pointed_to(run, name)[0]) is not None}
 
 
-def mend_best(run: Run, progress: Progress) -> None:
-    """Let `best` name the best checkpoint of the life that `progress` stands in.
+def pointed_to(run: Run, name: str) -> tuple[int | None, list[str]]:
+    """The step that a pointer file names, None where it is missing or damaged, and a sentence where it is damaged."""
+    try:
+        return run.read_pointer(name), []
+    except CheckpointError as error:
+        return None, [f"{str(error).partition(';')[0]}; it is written anew"]
+
+
+def mend_best(run: Run, progress: Progress) -> list[str]:
+    """Let `best` name the best checkpoint of the life that `progress` stands in; returns sentences on what was wrong.
 
     It names another after a branch (the best was left aside: `best-before-segment-K` keeps it), and after a kill
     between a checkpoint and its pointer. Where the best as of then is pruned, the next epoch's score is the best.
     """
-    pointed = run.read_pointer("best")
+    pointed, problems = pointed_to(run, "best")
     if progress.best_step is not None and not run.checkpoint_dir(progress.best_step).is_dir():
+        problems.append(f"the best checkpoint so far, step-{progress.best_step} of epoch {progress.best_epoch + 1} "
+                        f"with {100 * progress.best_score:.2f} %, is not there any more: the best is sought anew from "
+                        "here on")
         progress.best_score = progress.best_epoch = progress.best_step = None
-    if pointed == progress.best_step:
-        return
-    if pointed is not None and pointed > progress.step:
+    if pointed is not None and pointed != progress.best_step and pointed > progress.step:
         run.write_pointer(f"best-before-segment-{progress.segment}", pointed)
     if progress.best_step is None:
-        (run.checkpoints / "best").unlink(missing_ok=True)
-    else:
+        run.drop_pointer("best")
+    elif pointed != progress.best_step:
         run.write_pointer("best", progress.best_step)
+    return problems
 
 
 @dataclass(frozen=True)
@@ -217,15 +268,10 @@ class Checkpoint:
 def read(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
     """Read and check one checkpoint directory. Raises CheckpointError with what is wrong. Never unpickles code."""
     try:
-        summary = json.loads((path / STATE).read_text(encoding="utf-8"))
-        if summary["format"] != FORMAT:
-            raise CheckpointError(f"{path}: checkpoint format {summary['format']}, this phonetrain reads {FORMAT}; "
-                                  "use the version that wrote it")
+        summary = _state(path)
         contents = {name: (path / name).read_bytes() for name in summary["digests"]}
         for name, content in contents.items():
-            found, wanted = _digest(content), summary["digests"][name]
-            if found != wanted:
-                raise CheckpointError(f"{path / name}: digest {found}, wanted {wanted}: the file is damaged")
+            _check(path / name, _digest(content), summary["digests"][name])
         averaged = tensors_from_bytes(contents[AVERAGED]) if AVERAGED in contents else None
         return Checkpoint(
             path=path,
@@ -253,7 +299,7 @@ def scored_as(path: Path) -> dict[str, Any] | None:
     A step's number does not name its weights: a branch or a rollback comes to the same step with others.
     """
     try:
-        summary = json.loads((path / STATE).read_text(encoding="utf-8"))
+        summary = _state(path)
         return {"weights_digest": _scored_digest(summary), "corpus_digest": summary["identity"]["corpus"]}
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -269,19 +315,43 @@ def read_newest(run: Run, device: torch.device | str = "cpu") -> tuple[Checkpoin
 
     Newest is the one that `last` names, then by step. Raises CheckpointError where there is none at all.
     """
-    last = run.read_pointer("last")
+    last, problems = pointed_to(run, "last")
     steps = saved_steps(run)[::-1]
-    if last in steps:
-        steps = [last] + [step for step in steps if step < last] + [step for step in steps[::-1] if step > last]
+    if last is not None:
+        if last not in steps:
+            problems.append(f"{run.checkpoint_dir(last)}, the newest checkpoint, is missing; an older one is used")
+        steps = [step for step in steps if step <= last] + [step for step in steps[::-1] if step > last]
+    saved, damaged = first_whole(run, steps, device)
+    problems += damaged
+    if saved is not None:
+        return saved, problems
+    said = "; ".join(problems) or ("they are gone" if run.has_trained else "it stopped before the first one was saved")
+    again = "`phonetrain fit` starts a new run" if run.has_trained else f"`{advice.start_again(run)}` starts it again"
+    raise CheckpointError(f"{run.path}: no whole checkpoint to resume from: {said}; {again}")
+
+
+def read_before(run: Run, step: int, tried: int | None,
+                device: torch.device | str = "cpu") -> tuple[Checkpoint | None, list[str]]:
+    """The newest whole checkpoint of before `step`, None where there is none, and sentences as `read_newest` has them.
+
+    tried: the step that was gone back to already, which comes after all others. Steps above `last` were left aside.
+    """
+    last = pointed_to(run, "last")[0]
+    steps = [each for each in saved_steps(run)[::-1] if each < step and (last is None or each <= last)]
+    if steps[:1] == [tried]:
+        steps = steps[1:] + steps[:1]
+    return first_whole(run, steps, device)
+
+
+def first_whole(run: Run, steps: Sequence[int], device: torch.device | str) -> tuple[Checkpoint | None, list[str]]:
+    """The first of these checkpoints that can be read, and a sentence for each before it."""
     problems = []
     for step in steps:
         try:
             return read(run.checkpoint_dir(step), device), problems
         except CheckpointError as error:
             problems.append(f"{error}; an older checkpoint is used")
-    said = "; ".join(problems) or ("they are gone" if run.has_trained else "it stopped before the first one was saved")
-    again = "`phonetrain fit` starts a new run" if run.has_trained else f"`{advice.start_again(run)}` starts it again"
-    raise CheckpointError(f"{run.path}: no whole checkpoint to resume from: {said}; {again}")
+    return None, problems
 
 
 def restore(state: TrainState, checkpoint: Checkpoint) -> None:

@@ -104,7 +104,7 @@ def resume(
     corpus
         The packed corpus, where it has moved; it is recognised by its digest.
     from_
-        Go on from this checkpoint, as step-1200; what came after it is left aside.
+        Go on from this checkpoint, as step-1200, with the settings of then; what came after it is left aside.
     max_time
         End, saved and scored, before this much time has passed: 2h, 90m, 1h30m.
     stop_at

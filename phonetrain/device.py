@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import metadata
 
 import torch
 
@@ -124,6 +126,15 @@ def cpu_vendor() -> str:
         return ""
 
 
+@functools.cache
+def version(package: str) -> str | None:
+    """Of an installed package; None where there is none of that name."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
 def describe_machine(compute: Compute) -> dict[str, str | int | None]:
     """What equality of two runs depends on besides the configuration: machine type, versions, threads; no host."""
     gpu = torch.cuda.get_device_name(compute.device) if compute.device.type == "cuda" else None
@@ -134,6 +145,7 @@ def describe_machine(compute: Compute) -> dict[str, str | int | None]:
         "gpu": gpu,
         "python": platform.python_version(),
         "torch": torch.__version__,
+        **{name: version(name) for name in ("numpy", "numba", "phonedata")},  # phonetrain comes with phonedata
         "cuda": torch.version.cuda if gpu else None,
         "threads": torch.get_num_threads(),
         "precision": compute.precision,

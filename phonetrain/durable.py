@@ -7,9 +7,11 @@ old content stays, the run stops, and `resume` continues once there is room.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import math
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,13 @@ def sync_directory(path: Path) -> None:
             os.close(descriptor)
 
 
+def exchange(a: Path, b: Path) -> bool:
+    """Let two names change places in one step (renameat2); False, with nothing done, where the system cannot."""
+    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if sys.platform.startswith("linux") else None
+    at_cwd, both = -100, 2
+    return call is not None and call(at_cwd, os.fsencode(a), at_cwd, os.fsencode(b), both) == 0
+
+
 def open_for_append(path: Path):
     """An unbuffered binary file whose position is its end, readable too. Raises TrainingStopped."""
     try:
@@ -71,6 +80,15 @@ def append_line(path: Path, line: dict[str, Any], sync: bool = False) -> None:
                 os.fsync(file.fileno())
         except OSError as error:
             raise TrainingStopped(unwritable(path, error)) from error
+
+
+def sync_file(path: Path) -> None:
+    """Make what was added to `path` survive a power cut; nothing where it is not there. Raises TrainingStopped."""
+    try:
+        with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise TrainingStopped(unwritable(path, error)) from error
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -142,7 +160,7 @@ if os.name == "nt":
 
     _LOCK_BYTE = 1 << 30  # beyond the text, which others must be able to read
 
-    def try_lock(file) -> bool:
+    def try_lock(file, shared: bool = False) -> bool:
         file.seek(_LOCK_BYTE)
         try:
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
@@ -157,9 +175,9 @@ if os.name == "nt":
 else:
     import fcntl
 
-    def try_lock(file) -> bool:
+    def try_lock(file, shared: bool = False) -> bool:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
         except OSError:  # the file system has no locks

@@ -27,6 +27,13 @@ SIGNALS = {
 }
 
 
+class Sentences(list):
+    """A list of sentences that a notebook shows one under the other."""
+
+    def __repr__(self) -> str:
+        return "\n".join(self)
+
+
 def explain(run: Run | str | os.PathLike[str] | None = None) -> list[str]:
     """The sentences, in the order in which things happened; the last ones say where the run stands and what is next.
 
@@ -43,7 +50,7 @@ def explain(run: Run | str | os.PathLike[str] | None = None) -> list[str]:
         is_last = place == len(segments) - 1
         step = reached.get(told[0]["segment"], 0)
         sentences += _segment(told, run, step, None if is_last else segments[place + 1])
-    return sentences + _standing(run) + _next_steps(run)
+    return Sentences(sentences + _standing(run) + _next_steps(run))
 
 
 def _by_segment(events: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
@@ -84,7 +91,7 @@ def _segment(
     elif start.get("step") or start.get("parent") is not None:
         saved = start.get("checkpoint", f"step {start['step']:,}")
         sentences.append(f"Part {number} was resumed {_day(start.get('time'))} from {saved}.")
-    sentences += [_happening(event) for event in events if event["event"] in HAPPENINGS]
+    sentences += [_happening(event, run) for event in events if event["event"] in HAPPENINGS]
     saved = [event for event in events if event["event"] == "checkpoint_saved"]
     told = f"Part {number} trained from step {start.get('step', 0):,} to step {max(steps):,}"
     if (seconds := _seconds(start, last)) is not None:
@@ -135,14 +142,14 @@ def _recovered(event: dict[str, Any]) -> str:
 HAPPENINGS = {
     "config_changed": _changed,
     "warning": lambda event: f"At step {event.get('step', 0):,} it warned: {event['message']}.",
-    "nonfinite": lambda event: f"A number went bad: {event['message']}"
-    + (f" (evidence/{event['evidence']})." if event.get("evidence") else "."),
+    "nonfinite": lambda event: f"A number went bad: {event['message']}.",
     "recovered": _recovered,
 }
 
 
-def _happening(event: dict[str, Any]) -> str:
-    return HAPPENINGS[event["event"]](event)
+def _happening(event: dict[str, Any], run: Run) -> str:
+    told, kept = HAPPENINGS[event["event"]](event), event.get("evidence")
+    return f"{told[:-1]} (evidence/{kept})." if kept and (run.evidence / kept).is_dir() else told
 
 
 def _standing(run: Run) -> list[str]:
@@ -172,7 +179,7 @@ def _next_steps(run: Run) -> list[str]:
     done = {"evaluate": run.evaluations.glob("*.json"), "predict": run.predictions.glob("*.csv"),
             "report": run.path.glob(run.report_path.name)}  # fmt: skip
     missing = [name for name, files in done.items() if not any(files)]
-    look = ", ".join(f"phonetrain {name} {path}" for name in missing or done)
+    look = ", ".join(f"phonetrain {name} {path}" for name in missing) or f"read {shlex.quote(str(run.report_path))}"
     if status == "running" and run.is_held():
         return ["Next: let it train, or press Ctrl-C once: it saves and says how to go on."]
     if status not in ("finished", "early_stopped"):
@@ -180,10 +187,11 @@ def _next_steps(run: Run) -> list[str]:
             if run.has_trained:
                 return ["Next: its checkpoints are gone; phonetrain fit starts a new run."]
             return [f"Next: it ended before the first checkpoint; {start_again(run)} starts it again."]
-        again = f"Next: {resume(run)} goes on from the last checkpoint."
-        if any(event["event"] == "nonfinite" for event in run.events()) and status == "TrainingStopped":
-            again += f" After numbers that went bad change something first: {' or '.join(after_bad_numbers(run))}."
-        return [again]
+        last = _by_segment(run.events())[-1:]
+        end = next((event for told in last for event in told if "ways" in event), None)
+        if end is not None:
+            return [f"Next: {after_bad_numbers(run, end['ways'], end['where'])}."]
+        return [f"Next: {resume(run)} goes on from the last checkpoint."]
     told = [f"Next: {look}."]
     if status == "finished" and len(epochs) >= 4:
         gained = epochs[-1]["dev_accuracy"] - max(line["dev_accuracy"] for line in epochs[:-3])

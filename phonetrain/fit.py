@@ -6,8 +6,8 @@ import contextlib
 import os
 import platform
 import subprocess
+import time
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,9 @@ from phonedata import PackedCorpus
 
 from . import advice, checkpoint
 from .assemble import Parts, assemble, describe, identity, training_selection
-from .config import RunConfig, load_recipe
+from .config import RunConfig, diff, load_recipe
 from .console import Console, Mute, open_console, short
-from .device import Compute, choose_compute, describe_machine, determinism
+from .device import Compute, choose_compute, describe_machine, determinism, version
 from .errors import ConfigError, RunNotFound, TrainingStopped
 from .factory import placed
 from .history import where_scored
@@ -41,6 +41,7 @@ from .resuming import (
     find_checkpoint,
     restore_machine,
     restore_parts,
+    told_change,
 )
 from .run import Onlooker, Run
 from .stages import StagePlan, plan_stages
@@ -69,7 +70,8 @@ def fit(recipe: str | os.PathLike[str] | None = None, *overrides: str, config: R
 
     Raises ConfigError, RunExists and phonedata's errors before anything is written, TrainingStopped after.
     """
-    refuse_keywords('fit("default", ...)', unknown)
+    began = time.monotonic()
+    refuse_keywords(f'fit("{recipe or "default"}", ...)', unknown)
     if recipe is not None and config is not None:
         raise ConfigError(f"fit: got the recipe {recipe} and a config, wanted one of them; load_recipe makes a config")
     if config is None:
@@ -93,7 +95,7 @@ def fit(recipe: str | os.PathLike[str] | None = None, *overrides: str, config: R
             where.write_json(where.environment_path, environment(packed, compute, where))
             where.append_event("run_started", segment=0, epoch=0, step=0, recipe=recipe, **launch(ranks))
             where.append_event("segment_started", segment=0, epoch=0, step=0)
-            train(where, parts, shown, warnings, save_first=True, ranks=ranks)
+            train(where, parts, shown, warnings, True, ranks, began)
     return where
 
 
@@ -175,10 +177,11 @@ def resume(run: str | os.PathLike[str] | None = None, *overrides: str, corpus: s
     ----------
     run: run directory or name; default: the newest. overrides: "key=value" changes, recorded as events.
     corpus: the packed corpus, where it has moved; it is recognised by its digest.
-    from_checkpoint: "step-1200" or 1200: go on from there, leaving what came after aside.
+    from_checkpoint: "step-1200" or 1200: go on from there with the settings of then, leaving what came after aside.
 
     Raises RunNotFound, CheckpointError (damaged, or of another corpus or window), ConfigError, TrainingStopped.
     """
+    began = time.monotonic()
     refuse_keywords("resume(run, ...)", unknown)
     with contextlib.ExitStack() as held:
         found = Run.open(run)
@@ -188,12 +191,14 @@ def resume(run: str | os.PathLike[str] | None = None, *overrides: str, corpus: s
         shown = held.enter_context(shown_by(ranks, console))
         saved, problems = find_checkpoint(where, from_checkpoint)
         stage_start = saved.identity["stage"]
-        config = with_place(RunConfig.from_toml(where.config_path).override(list(overrides), epoch=stage_start))
+        old, newest = RunConfig.from_dict(saved.identity["config"]), RunConfig.from_toml(where.config_path)
+        # Who goes back means the settings of then: what was changed later belongs to what is left aside.
+        begins = newest if from_checkpoint is None else old.replaced({"data.corpus": newest.data.corpus})
+        config = with_place(begins.override(list(overrides), epoch=stage_start))
         if corpus is not None:
             config = config.replaced({"data.corpus": str(corpus)})
         # Against the checkpoint and not against config.toml: a change whose process died before its first checkpoint
         # is made again.
-        old = RunConfig.from_dict(saved.identity["config"])
         changes = changes_by_hand(old, config, stage_start)
         check_changes(where, changes, old, config, saved.progress)
         packed = corpus_of(where, config, corpus)
@@ -219,10 +224,16 @@ def resume(run: str | os.PathLike[str] | None = None, *overrides: str, corpus: s
         restore_parts(parts, saved, changes)
         progress = parts.state.progress
         progress.finished = only_the_end
+        progress.back_to = progress.back_to if from_checkpoint is None else progress.step
         begun = [event["segment"] for event in where.events() if "segment" in event]
         parent, progress.segment = progress.segment, 1 + max([progress.segment, *begun])
-        checkpoint.mend_best(where, progress)
+        warnings += checkpoint.mend_best(where, progress)
         where.write_text(where.config_path, config.to_toml())
+        where.write_pointer("last", saved.progress.step)
+        about = where.read_json(where.environment_path)
+        if about.get("corpus"):  # it may lie elsewhere now, and a relative path is seen from where we stand
+            about["corpus"]["from_run"] = place_from_run(packed, where)
+            where.write_json(where.environment_path, about)
         place = {"segment": progress.segment, "epoch": progress.epoch, "step": progress.step}
         where.append_event("segment_started", parent=parent, checkpoint=saved.path.name, **place)
         for key, before, after in changes:
@@ -230,11 +241,13 @@ def resume(run: str | os.PathLike[str] | None = None, *overrides: str, corpus: s
         position = f"epoch {progress.epoch + 1}, batch {progress.batch}, step {progress.step}"
         shown.say(f"{where.path}: all {progress.epoch} epochs are done; only the end was not recorded" if only_the_end
                   else f"resuming {where.path} at {position}")
+        for key, later, then in diff(newest, begins):
+            shown.say(f"as it was at {saved.path.name}: {key} {_told(later)} -> {_told(then)}")
         for key, before, after in changes:
-            shown.say(f"changed: {key} {_told(before)} -> {_told(after)}")
+            shown.say(told_change(key, before, after, old, config))
         if any(key in ("epochs", "optimizer.lr") or key.startswith("schedule.") for key, _, _ in changes):
             shown.say(f"learning rate: {told_rate(where, parts)}")
-        train(where, parts, shown, warnings, bool(changes) or from_checkpoint is not None, ranks)
+        train(where, parts, shown, warnings, bool(changes) or from_checkpoint is not None, ranks, began)
     return where
 
 
@@ -250,10 +263,12 @@ def _told(value: Any) -> Any:
     return "none" if value is None else value
 
 
-def train(run: Run, parts: Parts, console: Console, warnings: Sequence[str], save_first: bool, ranks: Ranks) -> None:
+def train(run: Run, parts: Parts, console: Console, warnings: Sequence[str], save_first: bool, ranks: Ranks,
+          began: float) -> None:
     """Run the loop under signal handlers, and record how it ended, whatever happens.
 
     save_first: the present state is in no checkpoint yet; with one, a process that is killed at once can be resumed.
+    began: as in Trainer.
     """
     config = parts.run_config
     ranks.barrier()  # all have read what rank 0 is about to write
@@ -267,7 +282,7 @@ def train(run: Run, parts: Parts, console: Console, warnings: Sequence[str], sav
         "device": f"{parts.compute.reason}, {parts.compute.precision}", "loader": parts.train.reason,
     }
     with noticed_signals() as request:
-        trainer = Trainer(run, parts, console, tracker, request)
+        trainer = Trainer(run, parts, console, tracker, request, began)
         trainer.record_built()
         try:
             console.start(plan)
@@ -279,15 +294,25 @@ def train(run: Run, parts: Parts, console: Console, warnings: Sequence[str], sav
         except BaseException as error:
             # A disk that is full refuses this record too; what is told is the first error.
             with contextlib.suppress(TrainingStopped):
-                end(trainer, type(error).__name__, request, message=" ".join(str(error).split()))
+                message = " ".join(str(error).split())
+                end(trainer, type(error).__name__, request, message=message, **trainer.recovery.told)
             raise
         end(trainer, reason, request)
 
 
 def end(trainer: Trainer, reason: str, request: StopRequest, **fields: Any) -> None:
     """Close what is open, record the end of the segment, say what comes next. fields: more for the record."""
-    run, progress, console = trainer.run, trainer.progress, trainer.console
     trainer.parts.close()
+    try:
+        # Before the tracker is waited for, up to a minute in which the machine may be taken away.
+        trainer.event("run_finished" if reason == "finished" else "segment_ended", reason=reason, **fields)
+    finally:
+        say_end(trainer, reason, request, fields.get("ways"))
+
+
+def say_end(trainer: Trainer, reason: str, request: StopRequest, ways: dict[str, str] | None) -> None:
+    """Tell the tracker, wait for it, and say what comes next. ways: as in `advice.after_end`."""
+    run, progress, console = trainer.run, trainer.progress, trainer.console
     best = None if progress.best_score is None else float(progress.best_score)
     trainer.tracker.summary({"best_dev_accuracy": best, "best_epoch": progress.best_epoch, "ended": reason})
     trainer.tracker.finish(request.code)
@@ -299,23 +324,16 @@ def end(trainer: Trainer, reason: str, request: StopRequest, **fields: Any) -> N
     if trainer.saved is not None:
         step, size = trainer.saved
         told.append(f"{reason}: saved at step {step} ({short(size)}B)")
-        told += [f"next: {way}" for way in advice.after_end(run, reason, best is not None)]
+        told += [f"next: {way}" for way in advice.after_end(run, reason, best is not None, ways)]
     if told:
         console.say("\n".join(told))
-    trainer.event("run_finished" if reason == "finished" else "segment_ended", reason=reason, **fields)
 
 
 def environment(corpus: PackedCorpus, compute: Compute, run: Run) -> dict[str, Any]:
     """Versions, device, commit, corpus digests and where the corpus lies from the run; no host and no user name."""
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = None
     return {
-        "python": platform.python_version(), "packages": versions, "device": compute.reason,
-        "machine": describe_machine(compute), "commit": commit(),
+        "python": platform.python_version(), "packages": {name: version(name) for name in PACKAGES},
+        "device": compute.reason, "machine": describe_machine(compute), "commit": commit(),
         "corpus": {"digest": corpus.digest, "from_run": place_from_run(corpus, run),
                    "phonemes": corpus.phonemes.fingerprint,
                    "partitions": {name: part.digest for name, part in corpus.partitions.items()}},

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor, nn
 
 from phonedata import WindowBatch
 
+from .checkpoint import apart_on_cpu
 from .step import TrainStep
 
 NOT_REPRODUCED = "not reproduced"
@@ -48,16 +49,6 @@ class Finding:
             frames = f"; {len(self.bad_frames)} of its windows were bad before the net saw them (utterance {named})"
         return (f"not finite at step {self.step} (epoch {self.epoch + 1}, batch {self.batch}): {self.tensor} of "
                 f"{self.where} [{self.kind}]{largest}; learning rate {self.rate:.3g}, {self.precision}{scale}{frames}")
-
-    def advice(self, run: Path) -> str:
-        """What to type next."""
-        if self.where == "windows":
-            return (f"the net is not at fault: `phonetrain resume {run} guard.policy=skip` leaves such batches out; "
-                    "better, mend the features and pack them again")
-        lower = f"`phonetrain resume {run} optimizer.lr={self.rate / 10:.2g}`"
-        if self.precision == "fp16":
-            lower += " or precision=fp32 (bf16 where the GPU has it)"
-        return f"{lower} may go on; guard.policy=rollback does so by itself"
 
 
 def replay(step: TrainStep, batch: WindowBatch, *, epoch: int, number: int) -> Finding:
@@ -141,10 +132,9 @@ def save_evidence(directory: Path, finding: Finding, batch: WindowBatch, model: 
     """
     directory.mkdir(parents=True, exist_ok=True)
     tensors = {"windows": batch.windows, "labels": batch.labels, "frames": batch.frames}
-    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()},
-              directory / "batch.safetensors")
-    weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    save_file(weights, directory / "model.safetensors")
+    # Into memory first: on a full disk safetensors' own writing raises an error of its own.
+    (directory / "batch.safetensors").write_bytes(tensors_to_bytes(apart_on_cpu(tensors)))
+    (directory / "model.safetensors").write_bytes(tensors_to_bytes(apart_on_cpu(model.state_dict())))
     text = json.dumps({key: _plain(value) for key, value in asdict(finding).items()}, indent=2)
     (directory / "finding.json").write_text(text + "\n", encoding="utf-8")
 

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from .durable import append_line, read_lines
+from .durable import append_line, read_lines, sync_file
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,10 @@ class History:
         """Add one line to metrics.jsonl: at least kind, segment, epoch, step. Numbers that are not finite become the
         strings "NaN", "Infinity", "-Infinity" (JSON has no such numbers) and are numbers again when read here."""
         append_line(self.metrics_path, line)
+
+    def sync_metrics(self) -> None:
+        """Before a checkpoint, so that no power cut leaves one that is ahead of the lines up to it."""
+        sync_file(self.metrics_path)
 
     def append_event(self, event: str, **fields: Any) -> dict[str, Any]:
         """Add one line to events.jsonl, `{"event": event, "time": UTC, **fields}`, safely on disk; returns it.

@@ -50,14 +50,15 @@ def noticed_signals() -> Iterator[StopRequest]:
 class Deadline:
     """The moment by which a run must have saved and evaluated.
 
-    max_seconds: of this process, or None. clock: "23:30", today or tomorrow, whichever comes next, or None.
+    max_seconds: from `began` (monotonic; now) on, or None. clock: "23:30", today or tomorrow, whichever comes next, or
+    None.
     Time is monotonic, so that a clock that jumps (suspend, NTP) moves neither.
     """
 
-    def __init__(self, max_seconds: float | None = None, clock: str | None = None) -> None:
+    def __init__(self, max_seconds: float | None = None, clock: str | None = None, began: float | None = None) -> None:
         ends = []
         if max_seconds is not None:
-            ends.append(time.monotonic() + max_seconds)
+            ends.append((time.monotonic() if began is None else began) + max_seconds)
         if clock is not None:
             now = datetime.now()
             hour, minute = map(int, clock.split(":"))

@@ -34,13 +34,17 @@ AGAIN = "again"  # the guard moved the position: enter the epoch anew
 
 
 class Trainer:
-    """Trains the parts of a run and records what happens. `train` returns why it ended."""
+    """Trains the parts of a run and records what happens. `train` returns why it ended.
 
-    def __init__(self, run: Run, parts: Parts, console: Console, tracker: Tracker, request: StopRequest) -> None:
+    began: monotonic time from which on the run's time is counted.
+    """
+
+    def __init__(self, run: Run, parts: Parts, console: Console, tracker: Tracker, request: StopRequest,
+                 began: float) -> None:
         self.run, self.parts, self.console, self.tracker, self.request = run, parts, console, tracker, request
         self.plans = plan_stages(parts.run_config)
         stop = parts.run_config.stop
-        self.deadline = Deadline(None if stop.max_time is None else duration(stop.max_time), stop.stop_at)
+        self.deadline = Deadline(None if stop.max_time is None else duration(stop.max_time), stop.stop_at, began)
         self.watch = guard.DivergenceWatch(parts.config.guard.divergence)
         self.last_saved = self.last_logged = time.monotonic()
         self.scoring_seconds: float | None = None
@@ -130,7 +134,7 @@ class Trainer:
         rates = parts.state.schedule.rates(progress.epoch, batches)
         momenta = parts.state.schedule.momenta(progress.epoch, batches)
         log_every = parts.config.tracking.log_every
-        start, clock = progress.epoch_seconds, time.monotonic()
+        start, clock, entered = progress.epoch_seconds, time.monotonic(), progress.batch
         began = clock
         stream = parts.updates.epoch(progress.epoch, progress.batch, progress.step, rates * progress.rate_scale,
                                      momenta, warn=self.not_captured)
@@ -138,9 +142,9 @@ class Trainer:
             for frames in stream:
                 progress.batch += 1
                 progress.step += 1
-                progress.frames += frames
                 now = time.monotonic()
-                if self.sees_every_step and progress.batch > 4:  # on CUDA the host is ahead of the device: see `log`
+                # The first ones here also compile kernels and read the corpus.
+                if self.sees_every_step and progress.batch - entered > 4:
                     self.recent_paces.append((now - began) / max(frames, 1))
                 began, progress.epoch_seconds = now, start + now - clock
                 logs = progress.step % log_every == 0
@@ -212,7 +216,8 @@ class Trainer:
         now = time.monotonic()
         seconds, self.last_logged = now - self.last_logged, now
         told = interval.result()
-        self.recent_paces.append(seconds / max(told["frames"], 1))
+        if not self.sees_every_step:  # the host is ahead of the device but here
+            self.recent_paces.append(seconds / max(told["frames"], 1))
         line = {"loss": told["loss"], "accuracy": told["accuracy"], "lr": rate,
                 "frames_per_second": told["frames"] / max(seconds, 1e-9), "gradient_norm": float(step.gradient_norm)}
         scale = {}
@@ -262,6 +267,7 @@ class Trainer:
         progress.logged = [0.0, 0, 0]
         progress.finished = progress.epoch >= self.plans[-1].stop
         parts.state.metrics.reset()
+        self.run.drop_pointer("sound")
         self.save()
         if best:
             self.run.write_pointer("best", progress.step)
@@ -319,6 +325,7 @@ class Trainer:
             "machine": describe_machine(parts.compute), "config": parts.run_config.to_dict(), "stage": parts.plan.start,
             "factory": parts.factory,
         }
+        self.run.sync_metrics()
         path, size = checkpoint.save(self.run, parts.state, about, parts.config.checkpoint.keep)
         self.last_saved = time.monotonic()
         self.saving_seconds = self.last_saved - began

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from phonedata import PackedCorpus, Selection
+from phonedata import PackedCorpus, PhonedataError, Selection
 
 from .config import DataConfig, RunConfig
 from .errors import CheckpointError, ConfigError
@@ -52,13 +52,19 @@ def corpus_of(run: Run, config: RunConfig, given: str | os.PathLike[str] | None 
     places = [Path(config.data.corpus or DEFAULT_CORPUS)]
     if known.get("from_run"):
         places.append(run.path / known["from_run"])
-    others = []
+    others, broken = [], []
     for place in places:
         if place.exists():
-            corpus = PackedCorpus(place)
+            try:
+                corpus = PackedCorpus(place)
+            except PhonedataError as error:  # a folder of that name, here, may be anything
+                broken.append(error)
+                continue
             if corpus.digest == known.get("digest", corpus.digest):
                 return corpus
             others.append(corpus)
+    if broken and not others:
+        raise broken[0]
     if others:
         raise CheckpointError(f"{run.path} was trained on a corpus with digest {known['digest']}; {others[0].path} has "
                               f"{others[0].digest}; give the one it was trained on, or this one, with `--corpus DIR`")

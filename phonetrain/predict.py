@@ -21,6 +21,7 @@ from .panel import bar
 from .partitions import choose_roles
 from .run import Run
 from .scoring import score
+from .tables import Evaluation
 from .trained import Trained, open_trained
 
 BATCH = 4096
@@ -63,7 +64,7 @@ def evaluate(
     told["in_training"] = _scored_in_training(trained, name)
     told |= result | describe_confusion(confusion, trained.corpus.phonemes.symbols) | {"confusion": confusion.tolist()}
     _keep(trained.run, told)
-    return told
+    return Evaluation(told)
 
 
 def predict(

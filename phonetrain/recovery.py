@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import re
+import shutil
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import checkpoint, guard
+from phonedata import WindowBatch
+
+from . import advice, checkpoint, guard
 from .assemble import assemble
 from .errors import TrainingStopped
 from .ranks import here
@@ -19,7 +24,7 @@ if TYPE_CHECKING:
 CONSECUTIVE_SKIPS = 10  # batches left out in a row after which it is not the batches' fault
 # In a row, from the first scale of 2^16: down to a scale of 1, which is odd, and to 2^-24, which nothing needs.
 ODD_OVERFLOWS, ENDLESS_OVERFLOWS = 16, 40
-KEPT_EVIDENCE = 10  # findings of a run whose batch and weights are kept
+KEPT_EVIDENCE = 10  # the newest findings of a run, whose batch and weights are kept
 
 
 class Recovery:
@@ -29,6 +34,8 @@ class Recovery:
         self.trainer = trainer
         self.skips_in_a_row, self.skipped_to = 0, -1
         self.warned_of_overflows = False
+        self.kept: Path | None = None  # the evidence of the newest finding
+        self.told: dict[str, Any] = {}  # for the record of the end, where numbers that went bad are the reason
 
     def after_bad_step(self, bad: int, rate: float) -> None:
         """The loss was not finite at step `bad`: go back to it and decide. rate: of that step, before rollbacks.
@@ -36,12 +43,12 @@ class Recovery:
         Raises TrainingStopped, with the state saved, where the policy is to stop or has been tried often enough.
         """
         trainer, progress = self.trainer, self.trainer.progress
-        behind = progress.step - bad
-        progress.step, progress.batch = bad, progress.batch - behind
-        progress.frames -= behind * trainer.parts.config.batch_size
+        progress.step, progress.batch = bad, progress.batch - (progress.step - bad)
         finding = self.investigate(bad, progress.batch, rate)
         trainer.parts.step.resume_updates()
-        self.decide(finding, trainer.parts.config.guard.policy)
+        # Where batches were left out before this one, these weights met them too.
+        left_out = self.skips_in_a_row if bad == self.skipped_to else 0
+        self.decide(finding, trainer.parts.config.guard.policy, since=bad - left_out)
 
     def after_step(self, rate: float) -> bool:
         """Look at the loss scale: True if gradients overflowed so long that the run was moved to another place.
@@ -57,7 +64,8 @@ class Recovery:
             return False
         if row >= ENDLESS_OVERFLOWS:
             finding = self.investigate(trainer.progress.step - 1, trainer.progress.batch - 1, rate)
-            self.decide(finding, "stop" if policy == "skip" else policy)
+            scale.begin_anew()
+            self.decide(finding, "stop" if policy == "skip" else policy, since=trainer.progress.step - row)
             return True
         if not self.warned_of_overflows:
             self.warned_of_overflows = True
@@ -78,18 +86,30 @@ class Recovery:
         # The slice that went bad may be any rank's: all speak of it, and rank 0 keeps it.
         seen = here().gather((finding, guard.on_host(batch)) if here().together else (finding, batch))
         finding, batch = next((each for each in seen if each[0].where != guard.NOT_REPRODUCED), seen[0])
-        evidence = None
-        if trainer.run.writes and len(trainer.run.events("nonfinite")) < KEPT_EVIDENCE:
-            directory = trainer.run.evidence / f"step-{step}"
-            try:
-                guard.save_evidence(directory, finding, batch, parts.state.model)
-                evidence = directory.name
-            except OSError as error:
-                trainer.console.warn(f"{directory}: the evidence could not be written ({error.strerror or error})")
+        self.kept = self.keep(finding, batch) if trainer.run.writes else None
         trainer.event("nonfinite", policy=policy, message=finding.sentence(), where=finding.where, lr=finding.rate,
-                      evidence=evidence)
+                      evidence=None if self.kept is None else self.kept.name)
         trainer.console.warn(finding.sentence())
         return finding
+
+    def keep(self, finding: guard.Finding, batch: WindowBatch) -> Path | None:
+        """The directory that holds the evidence now; None where the disk refuses it. The oldest makes room.
+
+        Named with the segment too: a rollback comes to the same step again.
+        """
+        trainer = self.trainer
+        kept = sorted((int(match[1]), int(match[2]), path) for path in trainer.run.evidence.glob("*")
+                      if (match := re.fullmatch(r"segment-(\d+)-step-(\d+)", path.name)))
+        for _, _, path in kept[: max(0, len(kept) + 1 - KEPT_EVIDENCE)]:
+            shutil.rmtree(path, ignore_errors=True)
+        directory = trainer.run.evidence / f"segment-{trainer.progress.segment}-step-{finding.step}"
+        try:
+            guard.save_evidence(directory, finding, batch, trainer.parts.state.model)
+        except OSError as error:
+            shutil.rmtree(directory, ignore_errors=True)
+            trainer.console.warn(f"{directory}: the evidence could not be written ({error.strerror or error})")
+            return None
+        return directory
 
     def utterances(self, frames: np.ndarray) -> list[str]:
         """The ids of the utterances that these frames of the training selection, (B,) int64, are from."""
@@ -98,22 +118,51 @@ class Recovery:
         selection = self.trainer.parts.train.selection
         return sorted({selection.utterance_ids[utterance] for utterance in selection.locate(frames)[2]})
 
-    def decide(self, finding: guard.Finding, policy: str) -> None:
-        """Do what `policy` says, or stop where it has been done often enough."""
+    def decide(self, finding: guard.Finding, policy: str, since: int) -> None:
+        """Do what `policy` says, or stop where it has been done often enough or cannot be done.
+
+        since: the step from which on the weights are those that went bad. The same weights meet the same batch with the
+        same dropout again, so that no rate helps from there: what goes back goes to before it.
+        """
         trainer, progress = self.trainer, self.trainer.progress
+        tried = ""
         if policy == "skip":
             self.skips_in_a_row = self.skips_in_a_row + 1 if progress.step == self.skipped_to else 1
             if self.skips_in_a_row <= CONSECUTIVE_SKIPS:
                 self.skip()
                 return
-        elif policy == "rollback" and progress.rollbacks < trainer.parts.config.guard.max_rollbacks:
-            self.roll_back()
-            return
+            tried = f" after {CONSECUTIVE_SKIPS} batches in a row were left out"
+        sound = self.sound(since)
+        if policy == "rollback":
+            if sound is not None and progress.rollbacks < trainer.parts.config.guard.max_rollbacks:
+                self.roll_back(sound)
+                return
+            tried = f" after {progress.rollbacks} rollbacks"
+            if sound is None:
+                tried = ", since no checkpoint of before it is there to go back to"
+        ways = self.ways_on(finding, policy, sound)
+        self.told = {"ways": ways, "where": finding.where}
+        if sound is not None:
+            trainer.run.write_pointer("sound", sound.progress.step)
         trainer.save()
-        tried = {"stop": "", "skip": f" after {CONSECUTIVE_SKIPS} batches in a row were left out",
-                 "rollback": f" after {progress.rollbacks} rollbacks"}[policy]
-        raise TrainingStopped(f"stopped{tried}: {finding.sentence()}; evidence is in {trainer.run.evidence}, the "
-                              f"weights are as before that batch; {finding.advice(trainer.run.path)}")
+        kept = "" if self.kept is None else f"evidence is in {self.kept}, "
+        raise TrainingStopped(f"stopped{tried}: {finding.sentence()}; {kept}the weights are as before that batch; "
+                              f"{advice.after_bad_numbers(trainer.run, ways, finding.where)}")
+
+    def ways_on(self, finding: guard.Finding, policy: str, sound: checkpoint.Checkpoint | None) -> dict[str, str]:
+        """Settings of a resume that can go on from here, none of which the run had, and what each does."""
+        if finding.where == "windows":
+            return {} if policy == "skip" else {"guard.policy=skip": "leaves such batches out"}
+        parts, ways = self.trainer.parts, {}
+        if sound is not None:
+            step = sound.progress.step
+            if parts.config.optimizer.lr == parts.run_config.optimizer.lr:  # a stage's own rate is not to be changed
+                ways[f"--from step-{step} optimizer.lr={finding.rate / 10:.2g}"] = f"goes back to step {step}, slower"
+            if policy != "rollback":
+                ways["guard.policy=rollback"] = "goes back and lowers the rate by itself"
+        if finding.precision == "fp16":
+            ways["precision=fp32"] = "goes on with a range that fp16 has not"
+        return ways
 
     def skip(self) -> None:
         """Leave the batch out; the next one has the next step's number and rate."""
@@ -124,10 +173,9 @@ class Recovery:
         self.trainer.event("recovered", by="skip")
         self.trainer.console.say(f"batch {progress.batch - 1} was left out")
 
-    def roll_back(self) -> None:
-        """Go back to the last good checkpoint with a lower rate; what was trained since stays in the files."""
+    def roll_back(self, saved: checkpoint.Checkpoint) -> None:
+        """Go back to a checkpoint with a lower rate; what was trained since stays in the files."""
         trainer, before = self.trainer, self.trainer.progress
-        saved = self.last_good()
         old = trainer.parts
         plan = next((plan for plan in trainer.plans if plan.start == saved.identity["stage"]), old.plan)
         if plan != old.plan:
@@ -136,7 +184,7 @@ class Recovery:
         checkpoint.restore(trainer.parts.state, saved)
         restored, factor = trainer.progress, trainer.parts.config.guard.rollback_factor
         trainer.parts.state.progress = replace(
-            restored, segment=before.segment + 1, rollbacks=before.rollbacks + 1,
+            restored, segment=before.segment + 1, rollbacks=before.rollbacks + 1, back_to=restored.step,
             rate_scale=restored.rate_scale * factor ** (before.rollbacks + 1 - restored.rollbacks),
         )
         progress = trainer.progress
@@ -149,15 +197,17 @@ class Recovery:
         with contextlib.suppress(TrainingStopped):
             trainer.save()
 
-    def last_good(self) -> checkpoint.Checkpoint:
-        """The newest whole checkpoint as rank 0 finds it, read by all ranks before it writes another in its place."""
+    def sound(self, since: int) -> checkpoint.Checkpoint | None:
+        """The checkpoint to go back to from weights that went bad at step `since`, another one than last time if there
+        is one: as rank 0 finds it, read by all ranks before it writes another in its place."""
         trainer, device = self.trainer, self.trainer.parts.compute.device
         saved = None
         if here().is_main:
-            saved, problems = checkpoint.read_newest(trainer.run, device)
+            saved, problems = checkpoint.read_before(trainer.run, since, trainer.progress.back_to, device)
             for problem in problems:
                 trainer.warn(problem)
         path = here().share(None if saved is None else saved.path)
-        saved = checkpoint.read(path, device) if saved is None else saved
+        if saved is None and path is not None:
+            saved = checkpoint.read(path, device)
         here().barrier()
         return saved

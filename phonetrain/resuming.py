@@ -15,7 +15,7 @@ from .config import RunConfig, diff
 from .device import Compute, describe_machine
 from .errors import CheckpointError, ConfigError
 from .run import Run
-from .schedule import refuse_silent_extension
+from .schedule import extension_question, refuse_silent_extension
 from .stages import plan_stages
 
 # Changing these changes which frames come next, so they may change only where an epoch begins.
@@ -69,13 +69,23 @@ def check_changes(run: Run, changes: Sequence[tuple[str, Any, Any]], old: RunCon
         if key.startswith(fixed) or key in FIXED_KEYS or re.fullmatch(r"stage\.\d+\.epochs", key):
             raise ConfigError(f"{key}: {before} -> {after} would be another experiment; start one: phonetrain fit")
         if key in ORDER_KEYS and progress.batch:
-            ends = [event["step"] for event in run.events("checkpoint_saved")
-                    if event["batch"] == 0 and run.checkpoint_dir(event["step"]).is_dir()]
-            again = f"; or go back to the last epoch's end: --from step-{ends[-1]}" if ends else ""
+            ends = [event["step"] for event in run.events("checkpoint_saved") if event["batch"] == 0
+                    and event["step"] <= progress.step and run.checkpoint_dir(event["step"]).is_dir()]
+            again = f"; or go back to the last epoch's end: --from step-{max(ends)}" if ends else ""
             raise ConfigError(f"{key}: {before} -> {after} changes which frames come next, and the run stands inside "
                               f"epoch {progress.epoch + 1} (batch {progress.batch}); resume without it until the epoch "
                               f"ends{again}")
     refuse_silent_extension(old, new)
+
+
+def told_change(key: str, before: Any, after: Any, old: RunConfig, new: RunConfig) -> str:
+    """One change for people; where an answer given earlier decides what it does, that answer too."""
+    told = f"changed: {key} {'none' if before is None else before} -> {'none' if after is None else after}"
+    if key == "epochs" and extension_question(old, new.replaced({"schedule.on_extend": None})) is not None:
+        answer = new.schedule.on_extend
+        does = "is laid out anew, to the new end" if answer == "stretch" else "stays, and its last rate is held"
+        told += f" (its schedule {does}: schedule.on_extend={answer})"
+    return told
 
 
 def check_identity(saved: checkpoint.Checkpoint, now: dict[str, Any], run: Run) -> None:
@@ -101,8 +111,9 @@ def restore_machine(before: dict[str, Any], compute: Compute) -> list[str]:
     told = [f"{name} {before.get(name)} -> {value}" for name, value in differing().items()]
     if not told:
         return []
+    ranks = "; the order of the frames stays, dropout differs with the number of ranks" * ("ranks" in differing())
     return [f"this machine is not the one before ({', '.join(told)}): training goes on, but bit for bit equality "
-            "with an uninterrupted run is not promised"]
+            f"with an uninterrupted run is not promised{ranks}"]
 
 
 def restore_parts(parts: Parts, saved: checkpoint.Checkpoint, changes: Sequence[tuple[str, Any, Any]]) -> None:

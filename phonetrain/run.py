@@ -2,7 +2,7 @@
 
     runs/NAME/
       config.toml        what was asked for, resolved           built.json        what was really built
-      environment.json   versions, device, corpus digests       checkpoints/step-N/   best, last: one-line pointer files
+      environment.json   versions, device, corpus digests       checkpoints/step-N/   best, last, sound: a line each
       metrics.jsonl      numbers, a line each                    evidence/         what the guard kept
       events.jsonl       what happened, a line each              predictions/  evaluations/  report.html  wandb/
 """
@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import re
+import time
 from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
@@ -23,6 +24,7 @@ from .errors import CheckpointError, RunExists, RunNotFound, TrainingStopped
 from .history import History, where_scored
 
 RUNS = Path("runs")
+LOOK_SECONDS = 0.1
 
 
 class Run(History):
@@ -150,9 +152,20 @@ class Run(History):
     def checkpoint_dir(self, step: int) -> Path:
         return self.checkpoints / f"step-{step}"
 
+    def put_back(self) -> None:
+        """Give checkpoints their names back that were taken out of a newer one's way, which then never came."""
+        for old in self.checkpoints.glob(".step-*.old"):
+            name = self.checkpoints / old.name.removeprefix(".").removesuffix(".old")
+            if not name.exists():
+                with contextlib.suppress(OSError):
+                    old.rename(name)
+
     def write_pointer(self, name: str, step: int) -> None:
         """Let checkpoints/<name> ("best", "last") name step-<step>: a one-line file, since symlinks fail on Drive."""
         write_atomically(self.checkpoints / name, f"step-{step}\n".encode())
+
+    def drop_pointer(self, name: str) -> None:
+        (self.checkpoints / name).unlink(missing_ok=True)
 
     def read_pointer(self, name: str) -> int | None:
         """The step that checkpoints/<name> names; None where there is no such file. Raises CheckpointError."""
@@ -162,7 +175,8 @@ class Run(History):
             return None
         match = re.fullmatch(r"step-(\d+)", text)
         if not match:
-            raise CheckpointError(f"{self.checkpoints / name}: got {text[:40]!r}, wanted one line like step-1200")
+            raise CheckpointError(f"{self.checkpoints / name}: got {text[:40]!r}, wanted one line like step-1200; "
+                                  "write it, or delete the file")
         return int(match[1])
 
     def read_json(self, path: Path) -> dict[str, Any]:
@@ -188,7 +202,11 @@ class Run(History):
         locks (some network and Drive mounts) is used without.
         """
         with open_for_append(self.lock_path) as file:
-            if not try_lock(file):
+            free = try_lock(file)
+            if not free:  # who only looks (`is_held`) holds it for a moment, who trains for longer
+                time.sleep(LOOK_SECONDS)
+                free = try_lock(file)
+            if not free:
                 file.seek(0)
                 holder = file.read(40).decode(errors="replace").strip() or "unknown"
                 who = "this very process" if holder == str(os.getpid()) else f"process {holder}"
@@ -204,6 +222,7 @@ class Run(History):
             # What a process that was killed left half-written.
             for leftover in (*self.path.glob(".*.tmp"), *self.checkpoints.glob(".*.tmp")):
                 leftover.unlink(missing_ok=True)
+            self.put_back()
             try:
                 yield
             finally:
@@ -213,7 +232,7 @@ class Run(History):
         """Whether a process is training this run now."""
         try:
             with open(self.lock_path, "rb") as file:
-                held = not try_lock(file)
+                held = not try_lock(file, shared=True)  # two who ask do not take each other for a training
                 if not held:
                     unlock(file)
         except OSError:
@@ -236,10 +255,16 @@ class Onlooker(Run):
     def append_metric(self, line: dict[str, Any]) -> None:
         """Nothing."""
 
+    def sync_metrics(self) -> None:
+        """Nothing."""
+
     def append_event(self, event: str, **fields: Any) -> dict[str, Any]:
         return {"event": event, **fields}
 
     def write_pointer(self, name: str, step: int) -> None:
+        """Nothing."""
+
+    def drop_pointer(self, name: str) -> None:
         """Nothing."""
 
     def write_text(self, path: Path, text: str) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+SMALLEST = 2.0**-24  # from there on a gradient of 1 is rounded away in fp16
+
 
 class LossScale:
     """Dynamic loss scaling (Micikevicius et al. 2018), the arithmetic of `torch.amp.GradScaler`.
@@ -25,7 +27,7 @@ class LossScale:
         # Of the whole run, so that a resumed one shows the same rate: a checkpoint holds them.
         self.overflows = torch.zeros((), dtype=torch.int64, device=device)
         self.overflows_in_a_row = torch.zeros((), dtype=torch.int64, device=device)
-        self.growth, self.backoff, self.interval = growth, backoff, interval
+        self.initial, self.growth, self.backoff, self.interval = initial, growth, backoff, interval
 
     @torch.no_grad()
     def unscale_(self, gradients: list[Tensor]) -> Tensor:
@@ -42,12 +44,19 @@ class LossScale:
         """
         scale, good = self.scale.clone(), self.good_updates.clone()
         torch._amp_update_scale_(self.scale, self.good_updates, overflow, self.growth, self.backoff, self.interval)
-        self.scale.copy_(torch.where(frozen > 0, scale, self.scale))
+        self.scale.copy_(torch.where(frozen > 0, scale, self.scale.clamp(min=SMALLEST)))
         self.good_updates.copy_(torch.where(frozen > 0, good, self.good_updates))
         counted = (overflow * (1 - frozen)).long()
         self.overflows += counted
         self.overflows_in_a_row.copy_(torch.where(frozen > 0, self.overflows_in_a_row,
                                                   (self.overflows_in_a_row + 1) * counted))
+
+    def begin_anew(self) -> None:
+        """Back to the first scale: a row that no scale ended had another cause, and at the scale that it led to nothing
+        is learnt."""
+        self.scale.fill_(self.initial)
+        self.good_updates.zero_()
+        self.overflows_in_a_row.zero_()
 
     def state_dict(self) -> dict[str, Tensor]:
         """The scale, good updates since it last changed, overflows of the whole run and since the last good update."""

@@ -32,6 +32,13 @@ def percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.2f}"
 
 
+class Evaluation(dict):
+    """What `evaluate` returns: a plain dict that a notebook shows as the command line does."""
+
+    def __repr__(self) -> str:
+        return evaluation_text(self)
+
+
 def evaluation_text(told: dict[str, Any]) -> str:
     """What `evaluate` returned, for people."""
     lines = [

@@ -76,6 +76,8 @@ def test_what_was_done_already_is_not_next(tmp_path):
     words = " ".join(explain(run))
     assert "Next: phonetrain predict" in words
     assert not any(f"phonetrain {name} " in words for name in ("evaluate", "report"))
+    run.write_text(run.predictions / "test.csv", "id,label")
+    assert f"Next: read {run.report_path}." in explain(run) and repr(explain(run)).count("\n") == len(explain(run)) - 1
 
 
 def test_best_score_inside_an_epoch_is_the_best_everywhere(tmp_path):
@@ -112,6 +114,16 @@ def test_shortening_a_cosine_is_asked_about_in_fitting_words(learnable_corpus, t
         resume_tiny(run, "epochs=3")
     resume_tiny(run, "epochs=3", "schedule.on_extend=hold")
     assert run.status == "finished" and len(run.metrics("epoch")) == 3
+
+
+@pytest.mark.parametrize(("answer", "words"), [("stretch", "is laid out anew"), ("hold", "its last rate is held")])
+def test_more_epochs_a_second_time_say_which_answer_holds(learnable_corpus, tmp_path, answer, words):
+    run = fit_tiny(learnable_corpus, tmp_path / "run", "epochs=6", f"schedule.on_extend={answer}", console=StopAt(4))
+    console = Hearing()
+    resume_tiny(run, "epochs=2", "stop.patience=9", console=console)
+    (told,) = [line for line in console.said if line.startswith("changed: epochs")]
+    assert told.startswith("changed: epochs 6 -> 2 (its schedule ") and words in told and f"on_extend={answer})" in told
+    assert "changed: stop.patience none -> 9" in console.said
 
 
 ONE_EPOCH = {

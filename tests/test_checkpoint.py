@@ -1,8 +1,10 @@
 """Checkpoints: whole or absent, every byte checked, the right ones kept, the right parts restored."""
 
-import json
+import errno
+import os
 import random
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -12,7 +14,7 @@ from phonetrain.console import Console
 from phonetrain.errors import CheckpointError, TrainingStopped
 from phonetrain.fit import fit
 from phonetrain.run import Run
-from tests.training import TINY, StopAt, fit_tiny, numbers, resume_tiny, weights
+from tests.training import TINY, StopAt, change_state, fit_tiny, numbers, resume_tiny, weights
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +53,17 @@ def test_any_flipped_bit_is_refused_with_the_files_name(run, name, seed):
         checkpoint.read(last(run))
 
 
+def test_any_changed_value_of_the_state_is_refused(run):
+    path = last(run) / "state.json"
+    text = path.read_text()
+    for name, value, other in (("rate_scale", "1.0", "1.5"), ("epoch", "3", "2"), ("seed", "0", "4")):
+        old, new = f'"{name}": {value}', f'"{name}": {other}'
+        assert text.count(old) == 1
+        path.write_text(text.replace(old, new))
+        with pytest.raises(CheckpointError, match=r"state\.json: digest .* the file is damaged"):
+            checkpoint.read(last(run))
+
+
 @pytest.mark.parametrize("size", [0, 1, 100, -1])
 def test_cut_state_is_refused(run, size):
     path = last(run) / "state.json"
@@ -67,9 +80,8 @@ def test_missing_file_is_named(run, name):
 
 
 def test_other_format_is_refused_and_both_are_named(run):
-    path = last(run) / "state.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
-    with pytest.raises(CheckpointError, match="format 99, this phonetrain reads 1"):
+    change_state(last(run), lambda state: state.update(format=99))
+    with pytest.raises(CheckpointError, match="format 99, this phonetrain reads 2"):
         checkpoint.read(last(run))
 
 
@@ -93,6 +105,52 @@ def test_half_made_checkpoint_counts_for_nothing_and_goes_with_the_next_save(run
     assert not half.exists()
 
 
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="names of descriptors are Linux's")
+def test_numbers_are_on_disk_before_the_checkpoint_that_goes_on_from_them(learnable_corpus, tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(Path(os.readlink(f"/proc/self/fd/{fd}"))))
+    fit_tiny(learnable_corpus, tmp_path / "run", "epochs=1")
+    names = [path.parent.name if "checkpoints" in path.parts else path.name for path in synced]
+    assert names.index("metrics.jsonl") < names.index(".step-23.partial")
+
+
+@pytest.mark.parametrize("exchanges", [True, False])
+def test_checkpoint_of_the_same_step_is_there_at_every_moment_of_its_replacement(run, tmp_path, monkeypatch, exchanges):
+    target, partial = last(run), run.checkpoints / ".step-69.partial"
+    if not exchanges:
+        monkeypatch.setattr(checkpoint, "exchange", lambda a, b: False)
+    real, seen = os.rename, []
+
+    def rename(source, destination):
+        if source == partial:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        seen.append(target.exists())
+        real(source, destination)
+
+    shutil.copytree(target, partial)
+    (partial / "new").touch()
+    monkeypatch.setattr(os, "rename", rename)
+    if exchanges:
+        checkpoint._put_in_place(partial, target)
+    else:
+        with pytest.raises(OSError, match="Input/output"):
+            checkpoint._put_in_place(partial, target)
+    assert (target / "new").exists() == exchanges and (not seen) == exchanges
+    checkpoint.read(target)
+    assert not list(run.checkpoints.glob(".step-69.old"))
+
+
+def test_checkpoint_whose_replacement_was_killed_gets_its_name_back(run):
+    hidden = run.checkpoints / ".step-69.old"
+    last(run).rename(hidden)
+    checkpoint.prune(run, keep=2)
+    assert checkpoint.read_newest(run)[0].progress.step == 69
+    last(run).rename(hidden)
+    with run.lock():
+        assert checkpoint.read_newest(run)[0].progress.step == 69
+    assert not hidden.exists()
+
+
 @pytest.mark.parametrize(("keep", "left"), [(1, [20, 60]), (2, [20, 50, 60]), (4, [20, 30, 40, 50, 60])])
 def test_newest_k_are_kept_and_the_best_is_never_pruned(tmp_path, keep, left):
     run = Run(tmp_path)
@@ -112,6 +170,18 @@ def test_checkpoints_that_a_branch_left_aside_are_pruned_first(tmp_path):
     run.write_pointer("best-before-segment-1", 60)
     checkpoint.prune(run, keep=2)
     assert checkpoint.saved_steps(run) == [20, 30, 60]
+
+
+def test_going_back_takes_the_newest_of_before_and_then_older_ones(run):
+    def before(step, tried):
+        found = checkpoint.read_before(run, step, tried)[0]
+        return None if found is None else found.progress.step
+
+    assert checkpoint.saved_steps(run) == [23, 46, 69]
+    assert [before(70, None), before(69, None), before(60, 46), before(46, 46)] == [69, 46, 23, 23]
+    assert [before(40, 23), before(23, None)] == [23, None]
+    run.write_pointer("last", 23)  # what came after was left aside
+    assert before(69, None) == 23
 
 
 def test_branch_keeps_the_best_that_it_leaves_and_has_a_best_of_its_own(learnable_corpus, run):
@@ -142,10 +212,32 @@ def test_best_pointer_that_a_kill_left_behind_is_mended(finished, run):
     assert run.read_pointer("best") == finished.read_pointer("best") == 69
 
 
+@pytest.mark.parametrize("content", [b"", b"step-\xff", None])
+def test_damaged_pointers_are_told_of_gone_without_and_written_anew(learnable_corpus, finished, tmp_path, content):
+    """None: `last` names a checkpoint that is gone."""
+    run = fit_tiny(learnable_corpus, tmp_path / "run", console=StopAt(28))
+    best = run.read_pointer("best")
+    if content is None:
+        run.write_pointer("last", 40)
+    else:
+        for name in ("last", "best"):
+            (run.checkpoints / name).write_bytes(content)
+    checkpoint.prune(run, keep=1, best=best)
+    assert 28 in checkpoint.saved_steps(run)
+    resume_tiny(run, console=StopAt(32))
+    assert (run.read_pointer("last"), run.read_pointer("best")) == (32, best)
+    told = " ".join(event["message"] for event in run.events("warning"))
+    wanted = ["step-40, the newest checkpoint, is missing"] if content is None else ["last: got", "best: got"]
+    assert all(words in told for words in wanted)
+    resume_tiny(run)
+    assert weights(run) == weights(finished)
+
+
 def test_best_that_was_pruned_is_forgotten(run):
     progress = checkpoint.read(last(run)).progress
     progress.best_step = 7
-    checkpoint.mend_best(run, progress)
+    (told,) = checkpoint.mend_best(run, progress)
+    assert "step-7 of epoch 3" in told and "is not there any more" in told
     assert progress.best_score is None
     assert run.read_pointer("best") is None
 
@@ -181,17 +273,15 @@ def test_run_with_stages_interrupted_at_their_edge_equals_the_uninterrupted_one(
     assert numbers(run) == numbers(whole)
 
 
-@pytest.mark.parametrize(("key", "other"), [("torch", "1.13.1"), ("machine", "vax"), ("gpu", "Tesla T4")])
+@pytest.mark.parametrize(("key", "other"), [("torch", "1.13.1"), ("machine", "vax"), ("numba", "0.1"), ("ranks", 2)])
 def test_other_machine_or_version_is_said_and_equality_not_promised(learnable_corpus, tmp_path, key, other):
     run = fit_tiny(learnable_corpus, tmp_path / "run", console=StopAt(28))
-    path = last(run) / "state.json"
-    state = json.loads(path.read_text())
-    state["identity"]["machine"][key] = other
-    path.write_text(json.dumps(state))
+    change_state(last(run), lambda state: state["identity"]["machine"].update({key: other}))
     resume_tiny(run)
     (told,) = [event["message"] for event in run.events("warning") if "machine" in event["message"]]
     assert f"{key} {other} ->" in told
     assert "equality with an uninterrupted run is not promised" in told
+    assert ("dropout differs with the number of ranks" in told) == (key == "ranks")
 
 
 def test_checkpoints_where_a_file_is_in_the_way_stop_with_a_sentence(learnable_corpus, tmp_path):

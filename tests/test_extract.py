@@ -214,10 +214,40 @@ def test_a_script_without_a_guard_ends_in_one_line_that_names_it(tmp_path, guard
     assert 'under `if __name__ == "__main__":` or with workers=1' in done.stderr.splitlines()[-1]
 
 
+def test_an_alignment_without_audio_is_named(tmp_path):
+    write_audio(tmp_path / "audio")
+    write_audio(tmp_path / "audio", name="train/spk1/lost.wav")
+    (tmp_path / "audio/train/spk1/lost.wav").unlink()
+    with pytest.raises(RawDataError, match=r"spk1/lost.TextGrid: no audio beside it \(.wav or .flac\)"):
+        pack(tmp_path / "audio", tmp_path / "packed")
+    report = pack(tmp_path / "audio", tmp_path / "packed", skip_bad=True)
+    assert [one.utterance for one in report.left_out] == ["spk1-0-lost"]
+
+
+def test_an_extract_goes_on_where_the_disk_was_full(tmp_path, monkeypatch):
+    monkeypatch.setattr("phonedata.extracting.MOST_PER_TASK", 1)
+    make_audio(tmp_path / "audio", 4)
+    extract(tmp_path / "audio", tmp_path / "whole", workers=1)
+    save, saved = np.save, []
+
+    def save_until_full(file, array):
+        saved.append(file)
+        if len(saved) == 6:
+            raise OSError("1000 requested and 200 written")  # numpy's words for it
+        save(file, array)
+
+    monkeypatch.setattr(np, "save", save_until_full)
+    with pytest.raises(PhonedataError, match=r"cannot be written \(1000 requested and 200 written\); free space"):
+        extract(tmp_path / "audio", tmp_path / "raw", workers=1)
+    report = extract(tmp_path / "audio", tmp_path / "raw", workers=1)
+    assert "3 utterances kept from an interrupted call" in report.notes
+    assert all_bytes(tmp_path / "raw") == all_bytes(tmp_path / "whole")
+
+
 def test_a_target_that_no_folder_can_hold_is_our_own_error(tmp_path):
     make_audio(tmp_path / "audio", 1)
     (tmp_path / "file").write_text("")
-    with pytest.raises(PhonedataError, match=r"file/raw: cannot be written \(Not a directory\)"):
+    with pytest.raises(PhonedataError, match=r"file/raw.packing: Not a directory; choose another place"):
         extract(tmp_path / "audio", tmp_path / "file/raw")
 
 

@@ -23,11 +23,12 @@ from pathlib import Path
 import pytest
 
 from phonedata import FormatError, PackedCorpus
-from phonetrain import history
+from phonetrain import checkpoint, history
 from phonetrain.console import Console
 from phonetrain.errors import TrainingStopped
 from phonetrain.explain import explain
 from phonetrain.run import Run
+from phonetrain.tracking import Tracker
 from tests.training import TINY, StopAt, fit_tiny, numbers, resume_tiny, weights
 
 ROOT = Path(__file__).parents[1]
@@ -144,8 +145,6 @@ def test_full_disk_at_every_write_stops_with_a_sentence_and_the_run_goes_on(lear
 
 
 def test_disk_that_fills_up_later_keeps_the_older_checkpoint(learnable_corpus, whole, tmp_path, monkeypatch):
-    from phonetrain import checkpoint
-
     real, run = os.fsync, Run(tmp_path / "run")
     calls = []
 
@@ -184,6 +183,19 @@ def test_missing_wandb_changes_nothing(learnable_corpus, whole, tmp_path, monkey
     run = fit_tiny(learnable_corpus, tmp_path / "run", "tracking.wandb=offline")
     assert weights(run) == weights(whole)
     assert capsys.readouterr().err.count("wandb: cannot be imported") == 1
+
+
+def test_end_is_on_disk_before_the_tracker_is_waited_for(learnable_corpus, tmp_path, monkeypatch):
+    run, seen = Run(tmp_path / "run"), []
+
+    class Slow(Tracker):
+        def finish(self, exit_code=0):
+            seen.append(run.status)
+
+    monkeypatch.setattr(sys.modules["phonetrain.fit"], "open_tracker", lambda *parts: Slow())
+    fit_tiny(learnable_corpus, run.path, "epochs=1", console=StopAt(4))
+    resume_tiny(run)
+    assert seen == ["SIGTERM", "finished"]
 
 
 class Failing(Console):
@@ -281,8 +293,10 @@ def test_ctrl_c_twice_stops_at_once_and_the_run_goes_on(learnable_corpus, whole,
 @pytest.mark.skipif(sys.platform == "win32", reason="no POSIX terminals")
 def test_closed_terminal_saves_and_the_run_goes_on(learnable_corpus, whole, tmp_path):
     outer, inner = pty.openpty()
-    code = ("import fcntl, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); from phonetrain.cli import main; "
-            "main(sys.argv[1:])")
+    # Slow steps: it is in the middle of its training when it is seen to have begun.
+    code = ("import fcntl, sys, termios, time; fcntl.ioctl(0, termios.TIOCSCTTY, 0); from phonetrain.cli import main; "
+            "from phonetrain.step import TrainStep; real = TrainStep.apply; "
+            "TrainStep.apply = lambda *parts: (time.sleep(0.05), real(*parts))[1]; main(sys.argv[1:])")
     run = Run(tmp_path / "run")
     words = ["fit", "default", "--corpus", learnable_corpus.path, "--run", run.path, *TINY,
              "checkpoint.every_minutes=0.001"]
@@ -298,20 +312,24 @@ def test_closed_terminal_saves_and_the_run_goes_on(learnable_corpus, whole, tmp_
         time.sleep(0.002)
     os.close(outer)
     child.wait(timeout=300)
-    assert run.status in ("SIGHUP", "finished")
-    if run.status == "SIGHUP":
-        assert child.returncode == 128 + signal.SIGHUP
-        assert_goes_on_as_if_nothing_happened(run, whole)
+    assert (run.status, child.returncode) == ("SIGHUP", 128 + signal.SIGHUP)
+    assert 0 < run.read_pointer("last") < 69
+    assert_goes_on_as_if_nothing_happened(run, whole)
 
 
-def test_signal_while_a_checkpoint_is_written_waits_for_it(learnable_corpus, whole, tmp_path):
-    class Impatient(StopAt):
-        def say(self, text):
-            if text.startswith("a checkpoint takes"):
-                signal.raise_signal(signal.SIGTERM)
+def test_signal_while_a_checkpoint_is_written_waits_for_it(learnable_corpus, whole, tmp_path, monkeypatch):
+    real, half_made = checkpoint._put_in_place, []
 
-    run = fit_tiny(learnable_corpus, tmp_path / "run", console=Impatient(None))
-    assert run.status == "SIGTERM"
+    def interrupted(partial, target):
+        if target.name == "step-23":
+            half_made.append(partial.is_dir() and not target.exists())
+            signal.raise_signal(signal.SIGTERM)
+        real(partial, target)
+
+    monkeypatch.setattr(checkpoint, "_put_in_place", interrupted)
+    run = fit_tiny(learnable_corpus, tmp_path / "run")
+    monkeypatch.undo()
+    assert run.status == "SIGTERM" and run.read_pointer("last") == 23 and half_made[0] is True
     assert_goes_on_as_if_nothing_happened(run, whole)
 
 

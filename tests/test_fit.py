@@ -4,6 +4,7 @@ import json
 import math
 import re
 import signal
+import sys
 import textwrap
 import time
 from datetime import datetime, timedelta
@@ -26,6 +27,7 @@ from phonetrain.loop import Trainer
 from phonetrain.partitions import choose_roles
 from phonetrain.run import Run
 from phonetrain.stages import plan_stages
+from phonetrain.step import TrainStep
 from tests.conftest import write_hw1p2
 from tests.training import TINY, StopAt, fit_tiny, numbers, resume_tiny, weights
 
@@ -263,6 +265,28 @@ def _recipe(folder):
     return path
 
 
+def test_time_limit_counts_what_comes_before_the_first_step(learnable_corpus, tmp_path, monkeypatch):
+    fitting, ends = sys.modules["phonetrain.fit"], []
+    real = fitting.assemble
+    monkeypatch.setattr(fitting, "assemble", lambda *parts: (time.sleep(0.5), real(*parts))[1])
+    monkeypatch.setattr(Trainer, "train", lambda trainer: ends.append(trainer.deadline.end) or "deadline")
+    began = time.monotonic()
+    run = fit_tiny(learnable_corpus, tmp_path / "run", "stop.max_time=1h")
+    again = time.monotonic()
+    resume_tiny(run)
+    assert ends[0] - began - 3600 < 0.4 and ends[1] - again - 3600 < 0.4
+
+
+def test_slow_first_step_after_a_resume_is_not_taken_for_the_pace(learnable_corpus, tmp_path, monkeypatch):
+    """It compiles kernels; a run that is resumed inside an epoch gave up at once, for want of time to score."""
+    run = fit_tiny(learnable_corpus, tmp_path / "run", "epochs=100000", console=StopAt(8))
+    real, slow = TrainStep.apply, [1.0]
+    monkeypatch.setattr(TrainStep, "apply", lambda *parts: (time.sleep(slow.pop() if slow else 0), real(*parts))[1])
+    before = run.read_pointer("last")
+    resume_tiny(run, "stop.max_time=4s")
+    assert run.status == "deadline" and run.read_pointer("last") > before + 5
+
+
 @pytest.mark.parametrize("policy", ["stop", "skip", "rollback"])
 def test_guard_names_the_first_bad_layer_and_keeps_evidence(learnable_corpus, tmp_path, policy):
     options = ("optimizer.lr=1e30", "schedule.name=constant", "averaging.decay=none", f"guard.policy={policy}",
@@ -272,7 +296,7 @@ def test_guard_names_the_first_bad_layer_and_keeps_evidence(learnable_corpus, tm
     run = Run.open(tmp_path / "run")
     found = run.events("nonfinite")
     assert found and found[0]["where"]
-    evidence = run.evidence / found[0]["evidence"]
+    evidence = run.evidence / found[-1]["evidence"]
     assert json.loads((evidence / "finding.json").read_text())["utterances"]
     assert (evidence / "batch.safetensors").stat().st_size > 0
     assert "resume" in str(stopped.value)

@@ -8,6 +8,10 @@ import random
 import shutil
 import struct
 import tempfile
+import threading
+import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -15,6 +19,7 @@ import pytest
 from phonedata import PackedCorpus, RawDataError, pack
 from phonedata.errors import MissingReader, PhonedataError
 from phonedata.raw import open_raw
+from phonedata.raw.libriphone import load_tensor
 
 from .conftest import place_features, place_label
 
@@ -101,6 +106,94 @@ def test_kaldi_gives_every_frame_and_label_as_written(tmp_path, compression):
         np.testing.assert_allclose(features, told[u][0], rtol=0, atol=0 if not compression else span / 64)
         np.testing.assert_array_equal(labels, told[u][1])
     assert raw.partitions[0].speakers == ["spk-a", "spk-b", "spk-c", "spk-c"]
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_id(tmp_path):
+    """Editors on Windows write one; lists with it were read already."""
+    told = utterances()
+    write_libriphone(tmp_path / "l", told)
+    write_kaldi(tmp_path / "k/train", told)
+    for file in (tmp_path / "l/train_labels.txt", tmp_path / "k/train/ali.txt"):
+        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    for root in ("l", "k"):
+        got = read_all(open_raw(tmp_path / root))["train"]
+        for u, (_, labels) in told.items():
+            np.testing.assert_array_equal(got[u][1], labels)
+
+
+def test_libriphone_names_the_table_that_it_reads(tmp_path):
+    write_libriphone(tmp_path, utterances({"a": 3, "b": 2}))
+    (tmp_path / "train_labels.txt").write_text("a 1 2 41\nb 1 XX\n")
+    (partition,) = open_raw(tmp_path).partitions
+    for index, wanted in ((0, "outside 0..40; list all symbols in phonemes.txt"), (1, "a phonemes.txt that lists it")):
+        with pytest.raises(RawDataError, match=wanted):
+            partition.read(index)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+@pytest.mark.parametrize("full", [True, False], ids=["full", "gone"])
+def test_a_temporary_folder_that_is_full_or_gone_is_named(tmp_path, monkeypatch, full):
+    """It was the alignment file that one was told to check."""
+    write_kaldi(tmp_path / "raw/train", utterances())
+    text = tmp_path / "raw/train/ali.txt"
+    text.with_name("ali.txt.gz").write_bytes(gzip.compress(text.read_bytes()))
+    text.unlink()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path if full else tmp_path / "nowhere"))
+    if full:
+        mkstemp = tempfile.mkstemp
+
+        def make_full(**options):
+            descriptor, path = mkstemp(**options)
+            os.dup2(os.open("/dev/full", os.O_WRONLY), descriptor)
+            return descriptor, path
+
+        monkeypatch.setattr(tempfile, "mkstemp", make_full)
+    with pytest.raises(RawDataError, match=r"ali.txt.gz: cannot be unpacked into .* \(No s.*; free .* TMPDIR"):
+        open_raw(tmp_path / "raw")
+    assert not list(tmp_path.glob("phonedata-*"))
+
+
+def test_kaldi_alignments_of_another_name_are_noted(tmp_path):
+    write_kaldi(tmp_path / "train", utterances(), alignment="train_ali.txt")
+    (tmp_path / "train/text").write_text("a-1-0 realism\n")
+    raw = open_raw(tmp_path)
+    assert not raw.partitions[0].labelled
+    assert [note for note in raw.notes if "train_ali.txt is not read; alignments are ali*.txt" in note]
+    assert [note for note in raw.notes if note.startswith("train has no labels")]
+
+
+def test_kaldi_folders_that_keep_their_arks_in_mfcc_are_kaldi_folders(tmp_path):
+    told = utterances()
+    write_kaldi(tmp_path / "train", told)
+    (tmp_path / "train/mfcc").mkdir()
+    (tmp_path / "train/feats.ark").rename(tmp_path / "train/mfcc/feats.ark")
+    raw = open_raw(tmp_path)
+    assert raw.layout == "kaldi"
+    np.testing.assert_array_equal(read_all(raw)["train"]["c-2-0"][0], told["c-2-0"][0])
+
+
+def test_threads_leave_the_warning_filters_as_they_were(tmp_path, monkeypatch):
+    """One thread's "ignore" was what the other put back at its end, and stayed for the session."""
+    write_libriphone(tmp_path, utterances({"a": 3, "b": 4}))
+    first_loads, second_has_begun, loading = threading.Event(), threading.Event(), torch.load
+
+    def load(path, **options):
+        first_loads.set()
+        if "a.pt" in path:
+            second_has_begun.wait(0.5)  # the second one is now inside too, if it can be
+        else:
+            second_has_begun.set()
+            time.sleep(0.1)
+        return loading(path, **options)
+
+    monkeypatch.setattr(torch, "load", load)
+    before = list(warnings.filters)
+    with ThreadPoolExecutor(2) as pool:
+        a = pool.submit(load_tensor, str(tmp_path / "feat/train/a.pt"))
+        first_loads.wait(5)
+        b = pool.submit(load_tensor, str(tmp_path / "feat/train/b.pt"))
+        assert len(a.result()) == 3 and len(b.result()) == 4
+    assert warnings.filters == before
 
 
 def test_kaldi_pdf_ids_by_the_thousand_become_uint16_labels(tmp_path):
@@ -312,6 +405,66 @@ def test_ark_headers_that_lie_are_refused(tmp_path):
             partition = pickle.loads(pickle.dumps(partition))  # a fresh handle on the new file
 
 
+def test_an_ark_of_the_same_name_is_not_taken_for_a_missing_one(tmp_path):
+    """Two arks of other folders led to the one of their name in the raw folder: features of one under ids of both."""
+    write_kaldi(tmp_path / "dev", utterances({"d-1-0": 31, "d-1-1": 4}))
+    write_kaldi(tmp_path / "train", utterances({"t-1-0": 31, "t-1-1": 4}))
+    (tmp_path / "train/feats.ark").unlink()
+    (tmp_path / "dev/feats.ark").rename(tmp_path / "feats.ark")
+    dev, train = open_raw(tmp_path).partitions  # both scp files say mfcc/feats.ark
+    np.testing.assert_array_equal(dev.read(0)[0], place_features(0, 31, DIM))
+    for index, key in ((0, "d-1-0"), (1, "d-1-1")):
+        with pytest.raises(RawDataError, match=f"is t-1-{index} in feats.scp, but the ark has '{key}' there"):
+            train.read(index)
+    scp = tmp_path / "train/feats.scp"
+    scp.write_text(scp.read_text().replace("mfcc/feats.ark", "/cluster/train/feats.ark"))
+    with pytest.raises(RawDataError, match="names '/cluster/train/feats.ark', but only .* is 'mfcc/feats.ark' else"):
+        open_raw(tmp_path)
+    scp.write_text(scp.read_text().replace("/cluster/train/feats.ark", "/cluster/exp/mfcc/feats.ark"))
+    assert open_raw(tmp_path).partitions  # one ark, seen from two folders
+
+
+@pytest.mark.parametrize("compression", [None, 2, 3, 5])
+def test_ids_that_copy_data_dir_has_changed_are_those_of_the_ark(tmp_path, compression):
+    """A prefix before the key or a suffix behind it; not so much as a letter may be part of another name."""
+    told = utterances({"a-1": 31, "ab-1": 9, "b-1": 5})
+    write_kaldi(tmp_path / "train", told, compression)
+    scp, plain = tmp_path / "train/feats.scp", (tmp_path / "train/feats.scp").read_text()
+    (tmp_path / "train/ali.txt").unlink()
+    truth = [features for _, (features, _) in sorted(read_all(open_raw(tmp_path))["train"].items())]
+    for pattern in ("sp0.9-{}", "{}-rev", "x_{}_y"):
+        scp.write_text("".join(pattern.format(*line.split(" ", 1)) + " " + line.split(" ", 1)[1] + "\n"
+                               for line in plain.splitlines()))
+        partition = open_raw(tmp_path).partitions[0]
+        for index, features in enumerate(truth):
+            np.testing.assert_array_equal(partition.read(index)[0], features)
+    for utterance in ("xa-1", "a-12", "b-2"):
+        scp.write_text(plain.replace("a-1 ", f"{utterance} ", 1))
+        partition = open_raw(tmp_path).partitions[0]
+        with pytest.raises(RawDataError, match="but the ark has 'a-1' there"):
+            partition.read(partition.utterance_ids.index(utterance))
+    place = plain.splitlines()[1].rsplit(":", 1)
+    scp.write_text(f"{place[0]}:{int(place[1]) + 1}\n")
+    with pytest.raises(RawDataError):
+        open_raw(tmp_path).partitions[0].read(0)
+
+
+def test_an_ark_that_promises_more_than_any_memory_is_one_bad_utterance(tmp_path):
+    write_kaldi(tmp_path / "raw/train", utterances({"a": 3, "b": 4}))
+    ark = tmp_path / "raw/train/huge.ark"
+    rows, columns = (1 << 31) - 1, 400
+    for head in (b"c \0BFM \4" + struct.pack("<i", rows) + b"\4" + struct.pack("<i", columns),
+                 b"c \0BCM2 " + struct.pack("<ffii", 0, 1, rows, columns)):
+        ark.write_bytes(head)
+        os.truncate(ark, 4 * rows * columns + 100)
+        (tmp_path / "raw/train/feats.scp").write_text("a mfcc/feats.ark:2\nc huge.ark:2\n")
+        (tmp_path / "raw/train/ali.txt").write_text("a 1 2 3\nc 1\n")
+        with pytest.raises(RawDataError, match=f"a matrix of {rows} x 400 does not fit into memory"):
+            pack(tmp_path / "raw", tmp_path / "packed", replace=True)
+        report = pack(tmp_path / "raw", tmp_path / "packed", skip_bad=True, replace=True)
+        assert [one.utterance for one in report.left_out] == ["c"]
+
+
 def test_a_missing_kaldiio_names_the_extra(tmp_path, monkeypatch):
     write_kaldi(tmp_path / "train", utterances({"a": 9}), compression=2)
     (partition,) = open_raw(tmp_path).partitions
@@ -335,15 +488,55 @@ def damage(path, choice):
     path.write_bytes(bytes(data))
 
 
+def matrix_truth(where, utterance):
+    """What the layout's own library finds in a .pt file, or at `ark:offset` behind the utterance's key."""
+    if where.endswith(".pt"):
+        return torch.load(where, map_location="cpu", weights_only=True).float().numpy()
+    ark, _, offset = where.rpartition(":")
+    with open(ark, "rb") as file:
+        before = file.read(int(offset))
+    assert not before or before.endswith(f"{utterance} ".encode()), f"{where} is not {utterance}"
+    with np.errstate(all="ignore"):
+        return kaldiio.load_mat(where)
+
+
+def label_truth(root, utterance, classes):
+    """The utterance's line in whichever label file has one, word by word."""
+    for file in (*root.glob("*_labels.txt"), *root.glob("*/ali.txt*")):
+        text = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+        for line in text.removeprefix(b"\xef\xbb\xbf").split(b"\n"):
+            words = line.split()
+            if words[:1] == [utterance.encode()]:
+                return [int(w) if w.isdigit() else classes[w.decode()] for w in words[1:]]
+    raise AssertionError(f"{utterance} has no line")
+
+
+def assert_packed_as_read(raw, packed):
+    """Every utterance that `packed` has is bit for bit what `matrix_truth` and `label_truth` say; returns how many."""
+    where = {(p.name, u): p.where(i) for p in raw.partitions for i, u in enumerate(p.utterance_ids)}
+    count = 0
+    for partition in PackedCorpus(packed).partitions.values():
+        lengths = np.diff(partition.utterance_end, prepend=0)
+        for u, start, length in zip(partition.utterance_ids, partition.utterance_start_row, lengths):
+            rows, truth = partition.features[start : start + length], matrix_truth(where[partition.name, u], u)
+            np.testing.assert_array_equal(rows, truth.astype(np.float32), err_msg=f"{packed}: {u}")
+            if partition.labelled:
+                labels = partition.labels[start : start + length].tolist()
+                assert labels == label_truth(raw.path, u, raw.phonemes.classes), f"{packed}: {u}"
+            count += 1
+    return count
+
+
 def fuzz(tmp_path, seeds):
-    """Damaged files either raise our own error or give (T, D) features with one label a frame."""
+    """Damaged files either raise our own error or give what is in them; returns how many utterances were packed."""
+    packed, lengths = 0, {"aa": 9, "bb": 4, "cc": 6, "dd": 2}
     for seed in seeds:
         choice = random.Random(seed)
         root = tmp_path / str(seed)
         if choice.random() < 0.5:
-            write_libriphone(root, utterances({"a": 9, "b": 4}), test=("b",))
+            write_libriphone(root, utterances(lengths), test=("bb",))
         else:
-            write_kaldi(root / "train", utterances({"a": 9, "b": 4}), choice.choice([None, 2, 3, 5]))
+            write_kaldi(root / "train", utterances(lengths), choice.choice([None, 2, 3, 5]))
             (root / "phones.txt").write_text("".join(f"p{i} {i}\n" for i in range(40)))
             if choice.random() < 0.5:
                 text = root / "train/ali.txt"
@@ -363,12 +556,15 @@ def fuzz(tmp_path, seeds):
                     assert labels is None or (
                         labels.shape == features.shape[:1] and labels.max(initial=0) < len(raw.phonemes)
                     ), seed
+            pack(root, tmp_path / f"{seed}.packed", cmvn="none", dtype="float32", skip_bad=True, workers=1)
+            packed += assert_packed_as_read(raw, tmp_path / f"{seed}.packed")
         except PhonedataError as error:
             assert "\n" not in str(error), seed
+    return packed
 
 
-def test_damaged_files_end_in_our_own_error(tmp_path):
-    fuzz(tmp_path, range(150))
+def test_damaged_files_end_in_our_own_error_or_are_packed_as_they_are(tmp_path):
+    assert fuzz(tmp_path, range(150)) > 150
 
 
 @pytest.mark.long

@@ -2,26 +2,32 @@
 
 import json
 import math
+import re
+import shlex
+import shutil
+import sys
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from phonedata import PackedCorpus, WindowBatch, pack
 from phonetrain import checkpoint, guard
+from phonetrain.cli import exit_code
 from phonetrain.config import RunConfig, load_recipe
 from phonetrain.console import Console
 from phonetrain.errors import TrainingStopped
 from phonetrain.explain import explain
 from phonetrain.fit import fit
 from phonetrain.loop import Trainer
-from phonetrain.recovery import CONSECUTIVE_SKIPS, ENDLESS_OVERFLOWS, ODD_OVERFLOWS
+from phonetrain.recovery import CONSECUTIVE_SKIPS, ENDLESS_OVERFLOWS, KEPT_EVIDENCE, ODD_OVERFLOWS
 from phonetrain.run import Run
 from tests import reference
 from tests.conftest import write_hw1p2
 from tests.test_capture import loader_of, make_step
-from tests.training import TINY, StopAt, fit_tiny, numbers, resume_tiny
+from tests.training import TINY, StopAt, change_state, fit_tiny, numbers, resume_tiny
 
 POISONED = "t3-13-0000"
 ONE_FRAME = ("window.left=0", "window.right=0", "augment.time_mask=0", "augment.freq_mask=0", "averaging.decay=none",
@@ -77,8 +83,6 @@ def test_skip_trains_through_a_bad_frame_and_says_which_utterance(skipping):
 def test_evidence_holds_the_batch_its_utterances_and_the_weights(skipping, poisoned_corpus):
     kept = skipping.evidence / skipping.events("nonfinite")[0]["evidence"]
     told = json.loads((kept / "finding.json").read_text())
-    from safetensors.torch import load_file
-
     batch, model = load_file(kept / "batch.safetensors"), load_file(kept / "model.safetensors")
     bad = ~torch.isfinite(batch["windows"].flatten(1)).all(1)
     assert batch["frames"][bad].tolist() == told["bad_frames"]
@@ -99,6 +103,7 @@ def test_stopped_for_a_bad_frame_and_resumed_with_skip_equals_skipping_at_once(p
     assert "\n" not in str(stopped.value)
     run = Run.open(tmp_path / "run")
     assert str(stopped.value) in " ".join(explain(run))
+    assert "guard.policy=skip` leaves" in explain(run)[-1] and "optimizer.lr" not in explain(run)[-1]
     resume_tiny(run, "guard.policy=skip")
     assert numbers(run) == numbers(skipping)
     assert weights_of(run) == weights_of(skipping)
@@ -129,10 +134,8 @@ def test_replay_is_the_step_that_went_bad_in_its_parts(learnable_corpus):
 
 def test_rate_set_by_hand_after_rollbacks_is_the_rate_that_is_trained_with(learnable_corpus, tmp_path):
     run = fit_tiny(learnable_corpus, tmp_path / "run", *PLAIN_RATE, console=StopAt(10))
-    step = run.checkpoint_dir(run.read_pointer("last"))
-    state = json.loads((step / "state.json").read_text())
-    state["progress"].update(rate_scale=0.1, rollbacks=2)
-    (step / "state.json").write_text(json.dumps(state))
+    last = run.checkpoint_dir(run.read_pointer("last"))
+    change_state(last, lambda state: state["progress"].update(rate_scale=0.1, rollbacks=2))
     resume_tiny(run, console=StopAt(16))
     assert run.metrics("train")[-1]["lr"] == pytest.approx(1e-4)
     resume_tiny(run, "optimizer.lr=5e-4")
@@ -173,12 +176,45 @@ def test_rollback_cannot_mend_data_and_stops_after_its_tries(poisoned_corpus, tm
 
 
 def test_skip_stops_where_every_batch_is_bad(learnable_corpus, tmp_path):
-    with pytest.raises(TrainingStopped, match=f"{CONSECUTIVE_SKIPS} batches in a row"):
+    with pytest.raises(TrainingStopped, match=f"{CONSECUTIVE_SKIPS} batches in a row") as stopped:
         fit_tiny(learnable_corpus, tmp_path / "run", "optimizer.lr=1e30", "schedule.warmup_steps=none",
                  "averaging.decay=none", "model.norm=none", "guard.policy=skip")
     run = Run.open(tmp_path / "run")
     assert len(run.events("recovered")) == CONSECUTIVE_SKIPS
-    assert len(list(run.evidence.iterdir())) <= 10
+    assert len(run.events("nonfinite")) == CONSECUTIVE_SKIPS + 1
+    kept = {path.name for path in run.evidence.iterdir()}
+    assert kept == {event["evidence"] for event in run.events("nonfinite")[-KEPT_EVIDENCE:]}
+    assert set(re.findall(r"\(evidence/(.*?)\)", " ".join(explain(run)))) == kept
+    assert f"evidence is in {run.evidence / run.events('nonfinite')[-1]['evidence']}," in str(stopped.value)
+
+
+def test_evidence_of_tied_weights_is_kept(tmp_path):
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[1].weight = model[0].weight
+    batch = WindowBatch(torch.zeros(2, 1, 4), torch.zeros(2, dtype=torch.int64), torch.arange(2))
+    guard.save_evidence(tmp_path / "kept", guard.Finding("loss", "cross entropy", "output", None), batch, model)
+    assert load_file(tmp_path / "kept" / "model.safetensors")["1.weight"].equal(model[0].weight)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="RLIMIT_FSIZE is POSIX's")
+def test_evidence_that_a_full_disk_refuses_is_not_told_of(poisoned_corpus, tmp_path, monkeypatch):
+    import resource
+
+    real, (size, most) = guard.save_evidence, resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def on_a_full_disk(*parts):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, most))
+        try:
+            real(*parts)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, most))
+
+    monkeypatch.setattr(guard, "save_evidence", on_a_full_disk)
+    with pytest.raises(TrainingStopped, match=POISONED) as stopped:
+        fit_tiny(poisoned_corpus, tmp_path / "run", *ONE_FRAME)
+    run = Run(tmp_path / "run")
+    assert "evidence is in" not in str(stopped.value)
+    assert run.events("nonfinite")[0]["evidence"] is None and not list(run.evidence.iterdir())
 
 
 # Rates that are too high
@@ -210,6 +246,47 @@ def test_nan20_stops_and_says_why(learnable_corpus, tmp_path):
         fit("nan20", *NAN20, corpus=learnable_corpus.path, run=tmp_path / "run", console=Console())
     assert "learning rate 0.2, fp16, loss scale" in str(stopped.value)
     assert "optimizer.lr=0.02" in str(stopped.value)
+
+
+def test_every_command_that_a_stopped_run_tells_goes_past_the_bad_step(learnable_corpus, tmp_path, capsys):
+    """The checkpoint of a stop holds the weights that went bad, whose next step goes bad at any rate."""
+    run = Run(tmp_path / "a run")
+    with pytest.raises(TrainingStopped) as stopped:
+        fit("nan20", *(text.replace("epochs=2", "epochs=1").replace("subset=1.0", "subset=0.3") for text in NAN20),
+            "checkpoint.keep=1", corpus=learnable_corpus.path, run=run.path, console=Console())
+    bad, told = run.events("nonfinite")[-1]["step"], str(stopped.value).split("`")[1::2]
+    assert bad == run.read_pointer("last") and told == explain(run)[-1].split("`")[1::2]
+    shutil.copytree(run.path, tmp_path / "kept")
+    for command, setting in zip(told, ("--from step-0 optimizer.lr=0.02", "guard.policy=rollback", "precision=fp32")):
+        assert command == f"phonetrain resume '{run.path}' {setting}"
+        assert exit_code([*shlex.split(command)[1:], "--quiet"]) == 0, capsys.readouterr().err
+        assert run.status == "finished" and run.metrics("epoch")[-1]["step"] > bad
+        assert run.read_pointer("sound") is None
+        shutil.rmtree(run.path)
+        shutil.copytree(tmp_path / "kept", run.path)
+    with pytest.raises(TrainingStopped, match="step-0 optimizer.lr=0.02"):
+        resume_tiny(run)
+    assert [path.name for path in run.evidence.iterdir()] == [f"segment-0-step-{bad}", f"segment-1-step-{bad}"]
+
+
+def test_only_the_segment_that_ended_by_bad_numbers_asks_for_a_change(learnable_corpus, tmp_path):
+    run = Run(tmp_path / "run")
+    with pytest.raises(TrainingStopped):
+        fit("nan20", *NAN20, corpus=learnable_corpus.path, run=run.path, console=Console())
+    run.append_event("segment_started", segment=1, step=0)
+    run.append_event("segment_ended", segment=1, step=0, reason="TrainingStopped", message="the disk is full")
+    assert explain(run)[-1] == f"Next: phonetrain resume {run.path} goes on from the last checkpoint."
+
+
+def test_rollback_without_an_older_checkpoint_stops_and_says_so(learnable_corpus, tmp_path):
+    """A checkpoint of every step, of which the newest is kept: it holds the weights that go bad next."""
+    with pytest.raises(TrainingStopped, match="no checkpoint of before it is there") as stopped:
+        fit("nan20", *NAN20, "guard.policy=rollback", "checkpoint.every_minutes=1e-9", "checkpoint.keep=1",
+            corpus=learnable_corpus.path, run=tmp_path / "run", console=Console())
+    run = Run(tmp_path / "run")
+    assert not run.events("recovered")
+    (command,) = str(stopped.value).split("`")[1::2]
+    assert command == f"phonetrain resume {run.path} precision=fp32"
 
 
 def test_nan20_trains_through_with_rollback(rolled_back):
@@ -339,6 +416,17 @@ def test_gradient_overflow_without_end_is_warned_of_and_then_stops(learnable_cor
     assert f"last {ODD_OVERFLOWS} updates" in run.events("warning")[0]["message"]
     assert run.events("nonfinite")[0]["step"] == ENDLESS_OVERFLOWS
     assert run.events("nonfinite")[0]["where"].startswith("first.")
+
+
+def test_run_whose_endless_overflow_is_mended_learns_again(learnable_corpus, tmp_path):
+    """The scale that the row led to would round every gradient away, in silence."""
+    with pytest.raises(TrainingStopped):
+        fit_steep(learnable_corpus, tmp_path, "float('inf')", "batch_size=128")
+    run = Run(tmp_path / "run")
+    (tmp_path / "net.py").write_text(STEEP.format(factor="1.0"))
+    resume_tiny(run)
+    told = run.metrics("train")
+    assert told[-1]["loss_scale"] == 65536 and told[-1]["loss"] < 0.97 * math.log(40)
 
 
 # Replay

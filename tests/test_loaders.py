@@ -243,6 +243,13 @@ def test_resident_is_chosen_where_the_rows_with_their_labels_fit(tmp_path, monke
             assert choose(selection, torch.device("cuda"), "global")[0] == kind
 
 
+@pytest.mark.parametrize("order, free, said", [("global", 1, True), ("slab", 1, False), ("global", 1 << 40, False)])
+def test_a_corpus_larger_than_memory_is_named_with_the_order_for_it(tiny_corpus, monkeypatch, order, free, said):
+    monkeypatch.setattr("phonedata.loader.available_memory", lambda: free)
+    with open_loader(tiny_corpus, "train-clean", window=2, batch_size=8, order=order) as loader:
+        assert loader.kind == "host" and ("order slab reads it in sequence" in loader.reason) == said
+
+
 class LateTransfer:
     """Stands for CUDA's copies: each is done at the last moment, when somebody waits for it."""
 

@@ -7,7 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from phonedata import CorpusExists, CorpusNotFound, FormatError, PackedCorpus, SpecError, merge, pack
+from phonedata import (
+    ARPABET,
+    CorpusExists,
+    CorpusNotFound,
+    FormatError,
+    PackedCorpus,
+    RawDataError,
+    SpecError,
+    merge,
+    pack,
+)
 from phonedata.parts import part_path, part_range
 from phonedata.raw import open_raw
 from phonedata.raw.hw1p2 import Hw1p2Partition
@@ -126,6 +136,106 @@ def test_parts_are_closed_before_they_are_removed(raw, tmp_path, monkeypatch):
     assert not mapped
 
 
+def rewrite(file, change):
+    """Write an .npy file again: same size, other values, a later time."""
+    np.save(file, change(np.load(file)))
+    os.utime(file, ns=(file.stat().st_atime_ns, file.stat().st_mtime_ns + 10**9))
+
+
+def swap_labels(text):
+    text[1:-1] = np.where(text[1:-1] == "AA", "AE", "AA")
+    return text
+
+
+def test_corrected_labels_of_the_same_size_reach_every_part(raw, tmp_path):
+    """Half of a merged corpus had the old labels: a part sent again was kept, and merge saw no difference."""
+    shutil.copytree(raw, tmp_path / "raw")
+    labels = sorted((tmp_path / "raw/train/transcript").iterdir())[0]
+    before = PackedCorpus(pack(tmp_path / "raw", tmp_path / "packed", part=(1, 2)).path)["train"].label_histogram
+    rewrite(labels, swap_labels)
+    pack(tmp_path / "raw", tmp_path / "packed", part=(2, 2))
+    with pytest.raises(FormatError, match="raw files were written between it and .*1-of-2; send all parts again"):
+        merge(tmp_path / "packed")
+    again = pack(tmp_path / "raw", tmp_path / "packed", part=(1, 2))
+    assert again.notes[0].startswith("packed again")
+    assert not np.array_equal(PackedCorpus(again.path)["train"].label_histogram, before)
+    assert pack(tmp_path / "raw", tmp_path / "packed", part=(2, 2)).notes[0].startswith("kept")
+    merge(tmp_path / "packed")
+    pack(tmp_path / "raw", tmp_path / "whole")
+    assert tree_bytes(tmp_path / "packed") == tree_bytes(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("kind", ["speaker", "train"])
+def test_statistics_of_features_that_were_written_again_are_refused(raw, tmp_path, kind):
+    """They are found out where the features are read anyway, though names and sizes are the same."""
+    shutil.copytree(raw, tmp_path / "raw")
+    options = OPTIONS[kind]
+    for i in (1, 2):
+        pack(tmp_path / "raw", tmp_path / "packed", part=(i, 2), stats_only=True, **options)
+    pack(tmp_path / "raw", tmp_path / "packed", part=(2, 2), **options)
+    features = sorted((tmp_path / "raw/train/mfcc").iterdir())[1]
+    rewrite(features, lambda values: np.concatenate([values[:-1], values[-1:] * 1.5]))
+    with pytest.raises(RawDataError) as refused:
+        pack(tmp_path / "raw", tmp_path / "packed", part=(1, 2), **options)
+    assert str(refused.value).startswith(f"{features}: has other values than when statistics were taken; run: phone")
+    assert str(refused.value).endswith("--part 1/2 --stats-only")
+    pack(tmp_path / "raw", tmp_path / "packed", part=(1, 2), stats_only=True, **options)
+    pack(tmp_path / "raw", tmp_path / "packed", part=(1, 2), **options)
+    with pytest.raises(FormatError, match="other statistics|made from cmvn"):
+        merge(tmp_path / "packed")
+    assert pack(tmp_path / "raw", tmp_path / "packed", part=(2, 2), **options).notes[0].startswith("packed again")
+    merge(tmp_path / "packed")
+    pack(tmp_path / "raw", tmp_path / "whole", **options)
+    assert tree_bytes(tmp_path / "packed") == tree_bytes(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("when", ["verifying", "merging"])
+def test_a_part_that_is_packed_again_during_the_merge_is_noticed(raw, tmp_path, when):
+    """Labels were mapped before and features after: a corpus of both, whose digests were right."""
+    shutil.copytree(raw, tmp_path / "raw")
+    for i in (1, 2):
+        pack(tmp_path / "raw", tmp_path / "packed", part=(i, 2))
+    changed = []
+
+    def replace_a_part(stage, done, total, unit):
+        if stage == when and not changed and (done == total or when == "merging"):
+            changed.append(stage)
+            for file in (tmp_path / "raw/train/transcript").iterdir():
+                rewrite(file, swap_labels)
+            for i in (1, 2):
+                pack(tmp_path / "raw", tmp_path / "packed", part=(i, 2))
+
+    with pytest.raises(FormatError, match="1-of-2: was packed again while it was merged; merge again"):
+        merge(tmp_path / "packed", progress=replace_a_part)
+    assert changed and not (tmp_path / "packed").exists()
+    merge(tmp_path / "packed")
+    pack(tmp_path / "raw", tmp_path / "whole")
+    assert tree_bytes(tmp_path / "packed") == tree_bytes(tmp_path / "whole")
+
+
+def test_a_partition_without_a_good_utterance_is_refused_in_parts_too(raw, tmp_path):
+    shutil.copytree(raw, tmp_path / "raw")
+    for file in (tmp_path / "raw/dev/mfcc").iterdir():
+        file.write_bytes(b"spoiled")
+    for i in (1, 2):
+        pack(tmp_path / "raw", tmp_path / "packed", part=(i, 2), skip_bad=True)
+    for work in (lambda: pack(tmp_path / "raw", tmp_path / "whole", skip_bad=True), lambda: merge(tmp_path / "packed")):
+        with pytest.raises(RawDataError, match=r"partition dev has no utterance left to \w+; first: .*mfcc/a-0-dev"):
+            work()
+    assert not (tmp_path / "packed").exists()
+
+
+def test_training_partitions_without_a_good_utterance_are_named(raw, tmp_path):
+    shutil.copytree(raw, tmp_path / "raw")
+    for file in (tmp_path / "raw/dev/mfcc").iterdir():
+        file.write_bytes(b"spoiled")
+    options = {"cmvn": "train", "train_partition": "dev", "skip_bad": True}
+    for i in (1, 2):
+        pack(tmp_path / "raw", tmp_path / "packed", part=(i, 2), stats_only=True, **options)
+    with pytest.raises(RawDataError, match="training partition dev has no utterance left .* first: dev/mfcc/a-0-dev"):
+        pack(tmp_path / "raw", tmp_path / "packed", part=(1, 2), **options)
+
+
 def test_missing_parts_are_named_with_their_command(raw, tmp_path):
     with pytest.raises(CorpusNotFound, match="--part I/N"):
         merge(tmp_path / "packed")
@@ -155,6 +265,13 @@ def test_parts_that_do_not_belong_together_are_refused(raw, tmp_path):
     np.save(file, np.load(file).astype("f4"))
     pack(tmp_path / "other", tmp_path / "packed", part=(2, 2), replace=True)
     with pytest.raises(FormatError, match="other raw files or options"):
+        merge(tmp_path / "packed")
+    pack(raw, tmp_path / "packed", part=(2, 2), replace=True, cmvn="none")
+    with pytest.raises(FormatError, match="made from cmvn {'kind': 'none'"):
+        merge(tmp_path / "packed")
+    (tmp_path / "other/phonemes.txt").write_text("\n".join(reversed(ARPABET.symbols)))
+    pack(tmp_path / "other", tmp_path / "packed", part=(2, 2), replace=True)
+    with pytest.raises(FormatError, match="made from phonemes {'symbols': \\['ZH'"):
         merge(tmp_path / "packed")
     shutil.rmtree(part_path(tmp_path / "packed", (2, 2)))
     shutil.copytree(part_path(tmp_path / "packed", (1, 2)), part_path(tmp_path / "packed", (2, 2)))

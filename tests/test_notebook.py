@@ -2,11 +2,13 @@
 
 import sys
 import types
+from pathlib import Path
 
 import pytest
 
 from phonetrain.console import HEADER, in_notebook, open_console, row_text
 from tests.test_console import LINE, life
+from tests.training import TINY
 
 
 class Shown:
@@ -71,3 +73,29 @@ def test_a_front_end_that_has_gone_away_costs_its_picture_only(shown, monkeypatc
     with open_console() as console:
         life(console)
     assert shown.contents and console.handle is None
+
+
+def test_a_real_kernel_trains_resumes_and_shows_what_happened(learnable_corpus, tmp_path):
+    nbformat = pytest.importorskip("nbformat", reason="a real notebook needs: pip install nbclient ipykernel")
+    nbclient = pytest.importorskip("nbclient", reason="a real notebook needs: pip install nbclient ipykernel")
+    pytest.importorskip("ipykernel", reason="a real notebook needs: pip install nbclient ipykernel")
+    settings = ", ".join(map(repr, [*TINY[1:], "epochs=1"]))
+    cells = [
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r}); import phonetrain",
+        f"run = phonetrain.fit('default', {settings}, corpus={str(learnable_corpus.path)!r}, run='run')\nrun",
+        "phonetrain.resume(run, 'epochs=2', 'schedule.on_extend=stretch')",
+        "phonetrain.evaluate(run)",
+        "phonetrain.explain(run)",
+        "phonetrain.fit('demo', epochs=3)",
+    ]
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    client = nbclient.NotebookClient(book, timeout=300, allow_errors=True, resources={"metadata": {"path": tmp_path}})
+    client.execute()
+    shown = [
+        "\n".join(str(out.get("data", {}).get("text/plain", "")) + out.get("evalue", "") for out in cell.outputs)
+        for cell in book.cells
+    ]
+    assert "epoch train loss" in shown[1] and "Run('run', 1 epoch," in shown[1]
+    assert "resuming run" in shown[2] and "changed: epochs 1 -> 2" in shown[2] and "Run('run', 2 epochs," in shown[2]
+    assert "frame error rate" in shown[3] and "Part 2 was resumed" in shown[4]
+    assert shown[5] == "epochs=3: is no argument of its own; settings are texts: fit(\"demo\", 'epochs=3')"

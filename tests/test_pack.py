@@ -1,6 +1,9 @@
 """Laws of packing: every frame and label lands where the format says, whatever the files look like."""
 
+import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -75,32 +78,50 @@ def test_attributes_describe_what_is_stored(learnable_corpus):
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     seed=st.integers(0, 1000),
-    lengths=st.lists(st.one_of(st.integers(1, 60), st.integers(1, 1500)), min_size=1, max_size=6),
+    lengths=st.lists(st.one_of(st.integers(1, 60), st.integers(1, 5000)), min_size=1, max_size=6),
     dim=st.integers(1, 80),
-    wide=st.booleans(),
+    size=st.sampled_from([2, 4, 4, 8]),
     swapped=st.booleans(),
     fortran=st.booleans(),
     version=st.sampled_from([(1, 0), (2, 0), (3, 0)]),
-    bare=st.booleans(),
+    texts=st.sampled_from(["marked", "bare", "bytes", "integers", "marked integers"]),
+    cmvn=st.sampled_from(["utterance", "utterance", "speaker", "train", "none"]),
     dtype=st.sampled_from(["float16", "float32"]),
     context=st.integers(0, 60),
     workers=st.integers(1, 3),
 )
 def test_any_corpus_is_packed_frame_for_frame(
-    tmp_path_factory, seed, lengths, dim, wide, swapped, fortran, version, bare, dtype, context, workers
+    tmp_path_factory, seed, lengths, dim, size, swapped, fortran, version, texts, cmvn, dtype, context, workers
 ):
+    """Speakers are every third utterance; the truth of each kind of normalisation is taken over all their frames."""
     root = tmp_path_factory.mktemp("any")
-    stored = np.dtype(np.float64 if wide else np.float32).newbyteorder(">" if swapped else "<")
-    utterances = random_utterances(seed, lengths, dim, stored)
+    stored = np.dtype(f"f{size}").newbyteorder(">" if swapped else "<")
+    drawn = random_utterances(seed, lengths, dim, stored)
+    utterances = {f"{n % 3}-0-{n:04d}": one for n, one in enumerate(drawn.values())}
     write_hw1p2(root / "raw", "train", utterances)
     for i, (features, classes) in utterances.items():
         with open(root / f"raw/train/mfcc/{i}.npy", "wb") as file:
             np.lib.format.write_array(file, features.copy(order="F" if fortran else "C"), version=version)
-        if bare:
-            text = np.char.strip(SYMBOLS[classes], "[]")
-            np.save(root / f"raw/train/transcript/{i}.npy", np.concatenate([["<sos>"], text, ["<eos>"]]))
-    pack(root / "raw", root / "packed", dtype=dtype, context=context, workers=workers)
-    assert_packed(PackedCorpus(root / "packed"), "train", utterances)
+        bare = np.char.strip(SYMBOLS[classes], "[]")
+        text = {
+            "marked": np.concatenate([["[SOS]"], SYMBOLS[classes], ["[EOS]"]]),
+            "bare": np.concatenate([["<sos>"], bare, ["<eos>"]]),
+            "bytes": bare.astype("S"),
+            "integers": classes.astype("i2"),
+            "marked integers": np.concatenate([[40], classes, [41]]),
+        }
+        np.save(root / f"raw/train/transcript/{i}.npy", text[texts])
+    train = {"train_partition": "train"} if cmvn == "train" else {}
+    pack(root / "raw", root / "packed", cmvn=cmvn, dtype=dtype, context=context, workers=workers, **train)
+    groups = {"utterance": lambda i, j: i == j, "speaker": lambda i, j: i[0] == j[0], "train": lambda i, j: True}
+
+    def truth(features):
+        own = next(i for i, (f, _) in utterances.items() if f is features)
+        if cmvn == "none":
+            return features
+        return cmvn_truth(features, np.concatenate([f for j, (f, _) in utterances.items() if groups[cmvn](own, j)]))
+
+    assert_packed(PackedCorpus(root / "packed"), "train", utterances, truth)
 
 
 def test_chunk_borders_inside_utterances_lose_nothing(tmp_path):
@@ -215,6 +236,18 @@ def test_test_order_is_taken_from_wherever_courses_put_it(tmp_path, place, text)
     assert any("test is in the order of" in note for note in report.notes)
 
 
+def test_an_id_that_is_not_there_is_no_header(tmp_path):
+    """A list without a header whose first utterance was lost: the line was dropped, and the list taken as complete."""
+    utterances = {i: (np.ones((3, 2), np.float32), None) for i in ("a", "b")}
+    write_hw1p2(tmp_path / "raw", "test", utterances, labelled=False)
+    (tmp_path / "raw/test/test_order.csv").write_text("lost\nb\na\n")
+    with pytest.raises(RawDataError, match="the list lists 'lost', and mfcc/ holds the contrary"):
+        pack(tmp_path / "raw", tmp_path / "packed")
+    (tmp_path / "raw/test/test_order.csv").write_text("Utterance_ID\nb\na\n")
+    pack(tmp_path / "raw", tmp_path / "packed")
+    assert PackedCorpus(tmp_path / "packed")["test"].utterance_ids == ["b", "a"]
+
+
 def test_test_order_that_fits_nothing_is_refused_inside_the_raw_folder_only(tmp_path):
     utterances = {i: (np.ones((3, 2), np.float32), None) for i in ("a", "b", "c")}
     write_hw1p2(tmp_path / "raw", "test", utterances, labelled=False)
@@ -263,11 +296,34 @@ def test_progress_ends_at_its_total(tmp_path):
     assert ("measuring", 2, 2, "utterances") in seen
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no resource")
+@pytest.mark.parametrize("cmvn", ["utterance", "speaker"])
+def test_memory_does_not_grow_with_the_corpus(tmp_path, cmvn):
+    """115 MB of features more take none of it: packing keeps what a worker needs, and a few numbers an utterance."""
+    one = {"0-0-0": (np.random.default_rng(0).normal(size=(9000, 16)).astype(np.float32), np.zeros(9000, int))}
+    for name, count in (("small", 24), ("large", 224)):
+        write_hw1p2(tmp_path / name, "train", one)
+        for kind in ("mfcc", "transcript"):
+            for u in range(1, count):
+                os.link(tmp_path / f"{name}/train/{kind}/0-0-0.npy", tmp_path / f"{name}/train/{kind}/{u}-0-0.npy")
+    code = (
+        "import resource, sys, phonedata\n"
+        "def peak(name):\n"
+        f"    phonedata.pack(name, f'packed-{{name}}', cmvn={cmvn!r}, workers=2)\n"
+        "    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)\n"
+        "print(peak('small'), peak('large'))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert not done.returncode, done.stderr
+    small, large = map(int, done.stdout.split())
+    assert large - small < 30e6
+
+
 def test_report_counts_and_serialises(tmp_path, tiny_raw):
     report = pack(tiny_raw, tmp_path / "packed")
     assert report.num_frames == sum(map(sum, TINY_LENGTHS.values()))
     assert report.to_dict()["partitions"][1]["utterances"] == len(TINY_LENGTHS["test-clean"])
-    assert "layout hw1p2" in str(report)
+    assert "layout hw1p2" in str(report) and repr(report) == str(report)
     assert report.digest == PackedCorpus(tmp_path / "packed").digest
 
 
@@ -288,10 +344,6 @@ def test_real_corpus_is_packed_frame_for_frame(tmp_path):
 
 def test_reading_a_pipe_never_waits(tmp_path):
     """A FIFO among the files is refused; opening it would wait for a writer for ever."""
-    import os
-
-    from phonedata import RawDataError
-
     write_hw1p2(tmp_path / "raw", "train", random_utterances(12, (20,), 2))
     os.mkfifo(tmp_path / "raw/train/mfcc/pipe.npy")
     with pytest.raises(RawDataError, match=r"pipe\.npy: is not a file"):

@@ -21,6 +21,7 @@ from phonedata import (
     SpecError,
     pack,
 )
+from phonedata.raw.npy import NpyReader
 from tests.conftest import place_features, place_label, write_hw1p2
 
 BAD = "1-1-0001"
@@ -112,6 +113,9 @@ SPOILED = {
         "cut short",
         mfcc,
     ),
+    "size of terabytes": (lambda r: os.truncate(mfcc(r), 1 << 42), "too long: 4398046510976 bytes", mfcc),
+    "transcript of terabytes": (lambda r: os.truncate(transcript(r), 1 << 42), "too long", transcript),
+    "one number and megabytes": (lambda r: (np.save(mfcc(r), 1.5), os.truncate(mfcc(r), 1 << 25)), "too long", mfcc),
     "npy of records": (
         lambda r: np.save(mfcc(r), np.zeros(21, [("a", "f4"), ("b", "f4")])),
         "wanted numbers or text",
@@ -187,6 +191,26 @@ def test_foreign_folder_is_never_replaced(raw, tmp_path):
     assert (tmp_path / "packed/thesis.tex").read_text() == "years of work"
 
 
+def test_files_of_the_users_own_inside_a_corpus_are_not_replaced_with_it(raw, tmp_path):
+    packed = tmp_path / "packed"
+    pack(raw, packed)
+    for name in ("notes.txt", "runs/one/best.pt", "train/mine.npy", "a", "b"):
+        (packed / name).parent.mkdir(parents=True, exist_ok=True)
+        (packed / name).write_text("mine")
+    with pytest.raises(CorpusExists, match=r"packed: holds a, b, notes\.txt and 2 more besides.*move it first"):
+        pack(raw, packed, replace=True)
+    for name in ("a", "b", "notes.txt"):
+        (packed / name).unlink()
+    with pytest.raises(CorpusExists, match="holds runs, train/mine.npy besides"):
+        pack(raw, packed, replace=True)
+    assert (packed / "runs/one/best.pt").read_text() == "mine"
+    shutil.rmtree(packed / "runs")
+    (packed / "train/mine.npy").unlink()
+    (packed / "train/zarr.json").write_text("damaged")
+    pack(raw, packed, replace=True)
+    PackedCorpus(packed).verify()
+
+
 def test_empty_folder_is_a_fine_target(raw, tmp_path):
     (tmp_path / "packed").mkdir()
     pack(raw, tmp_path / "packed")
@@ -207,6 +231,29 @@ def test_partition_with_nothing_good_is_refused_even_with_skip_bad(raw, tmp_path
     assert not (tmp_path / "packed").exists()
 
 
+def test_a_partition_whose_labels_are_not_found_is_noted(raw, tmp_path):
+    """A misspelt folder gave a training partition without labels, without a word; test partitions have none."""
+    (raw / "train/transcript").rename(raw / "train/Transcipt")
+    (note,) = pack(raw, tmp_path / "packed").notes
+    assert note.startswith("train has no labels where its layout has them")
+
+
+def test_people_are_shown_the_first_utterances_that_were_left_out_and_programs_all(tmp_path):
+    told = {f"{n:03d}": (place_features(n, 9, 3), place_label(n, 9)) for n in range(60)}
+    write_hw1p2(tmp_path / "raw", "train", told)
+    for n in range(50):
+        np.save(tmp_path / f"raw/train/transcript/{n:03d}.npy", np.arange(8))
+    report = pack(tmp_path / "raw", tmp_path / "packed", skip_bad=True)
+    assert str(report).count("left out: train/") == 20 and "left out: and 30 more" in str(report)
+    assert len(report.to_dict()["left_out"]) == 50
+
+
+def test_a_partition_that_a_sum_of_partitions_could_not_name_is_refused(raw, tmp_path):
+    (raw / "train").rename(raw / "train+other")
+    with pytest.raises(RawDataError, match=r"partition 'train\+other' cannot be named .* rename its folder"):
+        pack(raw, tmp_path / "packed")
+
+
 def test_missing_raw_folder_and_unknown_layout_are_explained(raw, tmp_path):
     with pytest.raises(CorpusNotFound, match="does not exist"):
         pack(tmp_path / "nothing", tmp_path / "packed")
@@ -224,9 +271,12 @@ def test_values_too_large_for_float16_name_the_way_out(raw, tmp_path):
         mfcc(raw, f"1-{utterance}-000{utterance}").unlink()
         transcript(raw, f"1-{utterance}-000{utterance}").unlink()
     np.save(mfcc(raw), np.load(mfcc(raw)) % 70_001)
-    with pytest.raises(SpecError, match=r"1-1-0001.npy: a value of 70000 does not fit float16.*dtype='float32'"):
+    with pytest.raises(RawDataError, match=r"1-1-0001.npy: a value of 70000 does not fit float16.*dtype='float32'"):
         pack(raw, tmp_path / "packed", cmvn="none")
     pack(raw, tmp_path / "packed", cmvn="none", dtype="float32")
+    report = pack(raw, tmp_path / "packed", cmvn="none", skip_bad=True, replace=True)
+    assert [one.utterance for one in report.left_out] == ["1-1-0001"]
+    assert PackedCorpus(tmp_path / "packed")["train"].utterance_ids == ["1-0-0000"]
 
 
 @pytest.mark.parametrize(
@@ -240,11 +290,23 @@ def test_values_too_large_for_float16_name_the_way_out(raw, tmp_path):
         ({"train_partition": "train"}, "add cmvn='train'"),
         ({"part": (3, 2)}, "part 3/2"),
         ({"stats_only": True}, "stats only"),
+        ({"workers": -5}, "workers -5, wanted at least 1"),
+        ({"workers": 0}, "workers 0"),
     ],
 )
 def test_impossible_options_are_refused(raw, tmp_path, options, message):
     with pytest.raises(SpecError, match=message):
         pack(raw, tmp_path / "packed", **options)
+
+
+def test_a_file_that_really_promises_terabytes_does_not_end_in_a_traceback(raw, tmp_path):
+    write_header(mfcc(raw), f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({1 << 38}, 3), }}")
+    os.truncate(mfcc(raw), mfcc(raw).stat().st_size + (12 << 38))
+    with pytest.raises(RawDataError, match="bytes do not fit into memory"):
+        NpyReader().load(str(mfcc(raw)))
+    with pytest.raises(PhonedataError, match="needs .* MB, but"):
+        pack(raw, tmp_path / "packed", skip_bad=True)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["raw"]
 
 
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root reads everything")
@@ -325,7 +387,9 @@ def test_phonemes_are_one_word_a_line(raw, tmp_path):
     (raw / "phonemes.txt").write_text(text, encoding="utf-8", newline="")
     pack(raw, tmp_path / "packed")
     assert PackedCorpus(tmp_path / "packed").phonemes.symbols == ARPABET.symbols
-    for text, message in (("AA\nB 1\n", "line 2 is 'B 1', wanted exactly one"), ("AA\n\nB\n", "line 2 is ''")):
+    refused = [("AA\nB 1\n", "line 2 is 'B 1', wanted exactly one"), ("AA\n\nB\n", "line 2 is ''")]
+    refused += [("[SOS]\nAA\n", r"line 1 is \[SOS\], which marks"), ("AA\n</s>\n", "line 2 is </s>, which marks")]
+    for text, message in refused:
         (raw / "phonemes.txt").write_text(text)
         with pytest.raises(RawDataError, match=message):
             pack(raw, tmp_path / "other")

@@ -2,6 +2,7 @@
 
 import errno
 import gc
+import json
 import os
 import stat
 import subprocess
@@ -13,6 +14,8 @@ import pytest
 from phonedata import CorpusNotFound, PackedCorpus, PhonedataError, merge, pack
 from phonedata import exchange as exchange_module
 from phonedata.exchange import put_in_place, replaced_path, staging_path
+from phonedata.journal import Staging
+from phonedata.plan import PartitionPlan
 from tests.conftest import write_hw1p2
 
 
@@ -132,6 +135,75 @@ def test_kill_at_every_file_operation_leaves_old_or_new(raw, tmp_path, replace):
     assert len(lines) > 50
 
 
+# The steps of a job array, each killed at its k-th file operation and then called again, with two workers.
+KILLER_OF_PARTS = """
+import os, shutil, signal, sys
+from pathlib import Path
+import phonedata
+from phonedata import PackedCorpus, merge, pack
+
+raw, folder, step = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+EVENTS = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate", "shutil.rmtree", "ctypes.dlsym"}
+os.fsync = lambda fd: None
+options = {"cmvn": "speaker", "workers": 2}
+packed = folder / "packed"
+STEPS = {
+    "stats": lambda: [pack(raw, packed, part=(i, 2), stats_only=True, **options) for i in (1, 2)],
+    "part": lambda: pack(raw, packed, part=(2, 2), replace=True, **options),
+    "first": lambda: pack(raw, packed, part=(1, 2), **options),
+    "merge": lambda: merge(packed, replace=True),
+    "whole": lambda: pack(raw, packed, replace=True, **options),
+}
+
+def tree(root):
+    return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+
+def die_at(k):
+    seen = 0
+    def hook(event, arguments):
+        nonlocal seen
+        if event in EVENTS:
+            seen += 1
+            if seen == k:
+                os.kill(os.getpid(), signal.SIGKILL)
+    sys.addaudithook(hook)
+
+pack(raw, folder / "truth", **options)
+truth = tree(folder / "truth")
+for name, run in STEPS.items():
+    killed, k = True, 5
+    while killed:
+        child = os.fork()
+        if child == 0:
+            die_at(k)
+            run()
+            os._exit(0)
+        killed = os.WIFSIGNALED(os.waitpid(child, 0)[1])
+        if packed.exists():
+            PackedCorpus(packed).verify()
+        print(name, k, "killed" if killed else "finished", flush=True)
+        k += step
+    run()
+    if name in ("merge", "whole"):
+        assert tree(packed) == truth, name
+left = sorted(p.name for p in [*folder.iterdir(), *(folder / "packed.parts").iterdir()])
+print(*left)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no fork")
+@pytest.mark.parametrize("step", [67, pytest.param(3, marks=pytest.mark.long)])
+def test_kill_at_any_file_operation_of_a_job_array_costs_nothing(raw, tmp_path, step):
+    command = [sys.executable, "-W", "error", "-c", KILLER_OF_PARTS, raw, tmp_path, step]
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=1500)
+    assert done.returncode == 0, done.stdout + done.stderr
+    *lines, left = done.stdout.splitlines()
+    killed = [line.split()[0] for line in lines if line.endswith("killed")]
+    assert set(killed) == {"stats", "part", "first", "merge", "whole"}
+    assert left.split() == ["1-of-2", "2-of-2", "merged.json", "packed", "packed.parts", "stats-1-of-2.json",
+                            "stats-2-of-2.json", "truth"]
+
+
 @pytest.mark.parametrize("cmvn", ["utterance", "speaker"])
 @pytest.mark.parametrize("workers", [1, 3])
 def test_interrupted_pack_continues_to_the_same_bytes(raw, tmp_path, cmvn, workers):
@@ -157,7 +229,7 @@ def test_finished_chunks_are_not_read_again(raw, tmp_path, monkeypatch):
     opened = []
 
     def interrupt(stage, done, total, unit="frames"):
-        if done > 0.5 * total:
+        if done == total:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -168,10 +240,18 @@ def test_finished_chunks_are_not_read_again(raw, tmp_path, monkeypatch):
     load, fill = NpyReader.load, UsualFiles.fill
     monkeypatch.setattr(NpyReader, "load", lambda self, path: opened.append(path) or load(self, path))
     monkeypatch.setattr(UsualFiles, "fill", lambda self, paths, *a: opened.extend(paths[0]) or fill(self, paths, *a))
+    lines = (staging_path(tmp_path / "packed") / "journal").read_text().splitlines()
+    records = [json.loads(line.partition(" ")[2]) for line in lines]
+    finished = {(r["partition"], r["chunk"]) for r in records if "chunk" in r}
+    wanted = []
+    for name, count in (("dev", 3), ("test", 2), ("train", 8)):
+        plan = PartitionPlan(name, 50, np.full(count, 9000), np.arange(count), "")
+        for task in (plan.task(c) for c in range(plan.chunks) if (name, c) not in finished):
+            wanted += [f"{raw}/{name}/mfcc/{name}-{i}-0.npy" for i in task.index]
     pack(raw, tmp_path / "packed", workers=1)
-    assert opened
+    assert finished == {("dev", 0), ("test", 0), ("train", 0)} and opened[-len(wanted) :] == wanted
     # D is found by looking at a few utterances of one partition, whatever was done before.
-    assert not any("/test/" in path for path in opened)
+    assert {path.split("/")[-3] for path in opened[: -len(wanted)]} == {"dev"}
 
 
 def test_changed_options_or_files_start_anew(raw, whole, tmp_path):
@@ -308,6 +388,67 @@ def test_a_full_disk_leaves_no_file_open(raw, tmp_path, monkeypatch, call):
         assert not open_files(tmp_path)
 
 
+def fill_disk_at(monkeypatch, call, count):
+    """From the `count`-th `os.call` on, the disk is full."""
+    real, seen = getattr(os, call), []
+
+    def full(*arguments):
+        seen.append(1)
+        if len(seen) >= count:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(*arguments)
+
+    monkeypatch.setattr(os, call, full)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_pack_goes_on_where_the_disk_was_full(raw, whole, tmp_path, monkeypatch, workers):
+    fill_disk_at(monkeypatch, "pwrite", 6)
+    with pytest.raises(PhonedataError, match="disk full.*free some space and pack again"):
+        pack(raw, tmp_path / "packed", workers=workers)
+    monkeypatch.undo()
+    assert not (tmp_path / "packed").exists()
+    assert pack(raw, tmp_path / "packed", workers=workers).chunks_reused >= 2
+    assert tree_bytes(tmp_path / "packed") == whole
+
+
+def test_a_journal_that_cannot_be_written_lets_the_lock_go(raw, whole, tmp_path, monkeypatch):
+    """Closing the journal writes again, and fails again; then nobody closed the lock, and a notebook was locked out."""
+
+    class Full:
+        def __init__(self, file):
+            self.file = file
+
+        def write(self, data):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        def close(self):
+            self.file.close()
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def fill(stage, done, total, unit="frames"):
+        if done > 0.5 * total:
+            staging = next(o for o in gc.get_objects() if isinstance(o, Staging) and o._journal is not None)
+            staging._journal = Full(staging._journal)
+
+    with pytest.raises(PhonedataError, match="disk full"):
+        pack(raw, tmp_path / "packed", workers=1, progress=fill)
+    assert pack(raw, tmp_path / "packed", workers=1).chunks_reused >= 1
+    assert tree_bytes(tmp_path / "packed") == whole
+
+
+@pytest.mark.parametrize("place", ["_read_journal", "record"])
+def test_ctrl_c_while_staging_is_opened_lets_the_lock_go(raw, tmp_path, monkeypatch, place):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Staging, place, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        pack(raw, tmp_path / "packed")
+    monkeypatch.undo()
+    pack(raw, tmp_path / "packed")
+
+
 def test_an_interrupted_pack_needs_only_the_space_that_is_missing(raw, whole, tmp_path, monkeypatch):
     import shutil
 
@@ -354,9 +495,11 @@ def test_put_in_place_replaces_and_removes_the_old(tmp_path, monkeypatch, one_st
     if not one_step:
         monkeypatch.setattr(exchange_module, "_exchange", lambda a, b: False)
     folder(tmp_path / "target", "old")
-    put_in_place(folder(tmp_path / "finished", "new"), tmp_path / "target")
+    staging_path(tmp_path / "target").mkdir()
+    put_in_place(folder(staging_path(tmp_path / "target") / "corpus", "new"), tmp_path / "target")
     assert (tmp_path / "target/zarr.json").read_text() == "new"
-    assert [p.name for p in tmp_path.iterdir()] == ["target"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["target", "target.packing"]
+    assert not list(staging_path(tmp_path / "target").iterdir())
 
 
 @pytest.mark.parametrize("one_step", [True, False], ids=["exchange", "two renames"])
@@ -379,14 +522,68 @@ def test_an_old_corpus_that_cannot_be_removed_is_a_note(raw, whole, tmp_path, mo
     assert "could not be removed" in report.notes[-1]
     assert tree_bytes(tmp_path / "packed") == whole
     pack(raw, tmp_path / "packed", replace=True)
-    assert sorted(p.name for p in tmp_path.iterdir()) in (["packed"], ["packed", "packed.replaced"])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["packed"]
 
 
-def test_open_between_two_renames_brings_the_old_corpus_back(raw, tmp_path):
+KILLED_BETWEEN = """
+import os, signal, sys
+import phonedata
+from phonedata import exchange
+exchange._exchange = lambda a, b: False
+real, seen = os.rename, []
+def rename(a, b):
+    if seen:
+        os.kill(os.getpid(), signal.SIGKILL)
+    seen.append(real(a, b))
+os.rename = rename
+phonedata.pack(sys.argv[1], sys.argv[2], replace=True, workers=1)
+"""
+
+
+@pytest.fixture
+def between(raw, tmp_path):
+    """A corpus of context 3 whose replacement was killed between the two renames."""
+    pack(raw, tmp_path / "packed", context=3)
+    subprocess.run([sys.executable, "-c", KILLED_BETWEEN, str(raw), str(tmp_path / "packed")], timeout=120)
+    assert not (tmp_path / "packed").exists() and replaced_path(tmp_path / "packed").is_dir()
+    return tmp_path / "packed"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no SIGKILL")
+def test_open_between_two_renames_brings_the_old_corpus_back(between):
+    assert PackedCorpus(between).context == 3
+    PackedCorpus(between).verify()
+    assert not replaced_path(between).exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no SIGKILL")
+def test_a_failed_pack_after_a_kill_between_two_renames_keeps_the_old_corpus(raw, between, monkeypatch):
+    """The old corpus waits in the staging folder, which a failed pack removes."""
+    monkeypatch.setattr("phonedata.packing.recover", lambda target: None)
+
+    def fail(*_):
+        raise RuntimeError("something of its own")
+
+    with pytest.raises(RuntimeError):
+        pack(raw, between, replace=True, progress=fail)
+    assert PackedCorpus(between).context == 3
+    assert [p.name for p in between.parent.iterdir()] == ["packed"]
+
+
+@pytest.mark.parametrize("one_step", [True, False], ids=["exchange", "two renames"])
+def test_a_folder_of_the_users_own_beside_the_corpus_is_left_alone(raw, tmp_path, monkeypatch, one_step):
+    """packed.replaced was renamed to packed, or removed, whoever had made it."""
+    if not one_step:
+        monkeypatch.setattr(exchange_module, "_exchange", lambda a, b: False)
+    mine = tmp_path / "packed.replaced/mine.txt"
+    mine.parent.mkdir()
+    mine.write_text("years of work")
+    with pytest.raises(CorpusNotFound):
+        PackedCorpus(tmp_path / "packed")
     pack(raw, tmp_path / "packed")
-    (tmp_path / "packed").rename(replaced_path(tmp_path / "packed"))
-    PackedCorpus(tmp_path / "packed").verify()
-    assert not replaced_path(tmp_path / "packed").exists()
+    pack(raw, tmp_path / "packed", replace=True, context=3)
+    assert PackedCorpus(tmp_path / "packed").context == 3 and mine.read_text() == "years of work"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["packed", "packed.replaced"]
 
 
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write anywhere")

@@ -15,6 +15,7 @@ from phonetrain.errors import CheckpointError, ConfigError, PhonetrainError
 from phonetrain.fit import fit
 from phonetrain.predict import describe_confusion, evaluate, label_frames, predict
 from phonetrain.run import Run
+from phonetrain.tables import evaluation_text
 from phonetrain.trained import open_trained
 from tests.training import TINY, StopAt, fit_tiny, resume_tiny, weights
 
@@ -219,6 +220,11 @@ def test_missing_and_damaged_checkpoints_are_named(trained_run, learnable_corpus
     weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
     with pytest.raises(CheckpointError, match="damaged"):
         evaluate(copy)
+
+
+def test_a_notebook_shows_scores_as_the_command_line_does(trained_run):
+    told = evaluate(trained_run)
+    assert repr(told) == evaluation_text(told) and "frame error rate" in repr(told) and told == dict(told)
 
 
 def test_evaluation_is_kept_for_the_report(trained_run):

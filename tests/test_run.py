@@ -169,6 +169,21 @@ def test_second_process_is_refused_and_the_lock_dies_with_its_process(tmp_path):
         pass
 
 
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no shared locks")
+def test_looking_whether_a_run_is_held_keeps_nobody_from_starting(tmp_path, monkeypatch):
+    import fcntl
+
+    run = Run.create(tmp_path / "a")
+    with run.lock():
+        assert run.is_held()
+    with open(run.lock_path, "rb") as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        assert not run.is_held()
+        monkeypatch.setattr(time, "sleep", lambda seconds: fcntl.flock(looking, fcntl.LOCK_UN))
+        with run.lock():
+            assert run.is_held()
+
+
 def test_leftovers_of_a_killed_process_go_with_the_next_lock(tmp_path):
     run = Run.create(tmp_path / "a")
     (run.path / ".config.toml.123.tmp").write_text("half")

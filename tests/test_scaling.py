@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from phonetrain.scaling import LossScale
+from phonetrain.scaling import SMALLEST, LossScale
 
 
 def test_scale_follows_grad_scaler_through_overflows_and_growth():
@@ -33,3 +33,10 @@ def test_frozen_scale_stays(overflow):
     scale.update_(torch.tensor(overflow), frozen=torch.tensor(1.0))
     assert float(scale.scale) == 65536.0
     assert int(scale.good_updates) == 0
+
+
+def test_scale_has_a_floor_below_which_nothing_is_learnt():
+    scale = LossScale("cpu", initial=2 * SMALLEST)
+    for _ in range(3):
+        scale.update_(torch.tensor(1.0), frozen=torch.tensor(0.0))
+    assert float(scale.scale) == SMALLEST

@@ -2,6 +2,7 @@
 
 import json
 import os
+import struct
 import subprocess
 import sys
 import time
@@ -66,6 +67,52 @@ def test_offline_records_inside_the_run_and_prints_the_sync_line(tmp_path):
 def test_id_is_the_same_for_every_segment(tmp_path):
     first, second = wandb_id(Run(tmp_path)), wandb_id(Run(tmp_path))
     assert first == second and len(first) == 8
+
+
+REAL_RUN = """
+import sys
+from pathlib import Path
+from phonedata import PackedCorpus
+from tests.training import StopAt, fit_tiny, resume_tiny
+run = fit_tiny(PackedCorpus(sys.argv[2]), Path(sys.argv[1]), "epochs=2", "tracking.wandb=offline", console=StopAt(28))
+resume_tiny(run)
+"""
+
+
+def records(folder):
+    """The records of an offline directory: a LevelDB log of protocol buffers behind 7 bytes, in blocks of 32 KiB."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    (file,) = folder.glob("*.wandb")
+    content, at, record = file.read_bytes(), 7, b""
+    while at + 7 <= len(content):
+        if (left := 32768 - at % 32768) < 7:
+            at += left
+            continue
+        length, kind = struct.unpack_from("<HB", content, at + 4)  # behind the checksum
+        record, at = record + content[at + 7 : at + 7 + length], at + 7 + length
+        if kind in (1, 4):  # whole, or its last part
+            yield Record.FromString(record)
+            record = b""
+
+
+def test_a_real_run_that_is_resumed_is_one_run_with_one_axis(learnable_corpus, tmp_path):
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    run = Run(tmp_path / "run")
+    done = subprocess.run([sys.executable, "-c", REAL_RUN, run.path, learnable_corpus.path], capture_output=True,
+                          text=True, timeout=300, cwd=Path(__file__).parents[1],
+                          env=clean | {"HOME": str(tmp_path)})  # fmt: skip
+    assert done.returncode == 0 and run.status == "finished", done.stderr
+    folders = sorted((run.path / "wandb").glob("offline-run-*"), key=lambda folder: folder.stat().st_mtime)
+    read = [list(records(folder)) for folder in folders]
+    identity = run.read_json(run.tracker_path)["wandb_id"]
+    assert [record.run.run_id for each in read for record in each if record.HasField("run")] == [identity] * 2
+    assert all(any(record.metric.step_metric == "step" for record in each) for each in read)
+    logged = [{item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}
+              for each in read for record in each if record.HasField("history")]  # fmt: skip
+    wanted = [(line["step"], line.get("loss")) for line in run.metrics()]
+    assert [(line["step"], line.get("train/loss")) for line in logged] == wanted
+    assert [line["step"] for line in logged] == sorted(line["step"] for line in logged)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="finds the child with ps")

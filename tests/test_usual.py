@@ -82,3 +82,21 @@ def test_headers_are_those_of_numpy(tmp_path):
         array = np.zeros(shape, kind)
         np.save(tmp_path / "a.npy", array)
         assert (tmp_path / "a.npy").read_bytes()[:128] == usual._header(array.dtype.str, *array.shape)
+
+
+@pytest.mark.parametrize("dim", [1, 2, 3, 5, 10])
+def test_buffers_are_long_enough_for_chunks_of_growing_length(tmp_path, dim):
+    """A longest utterance within the slack of the file buffer was written past the end of the label buffer."""
+    told = {f"{n:03d}-0-0": (place_features(n, n, dim), place_label(n, n)) for n in range(1, 120)}
+    write_hw1p2(tmp_path, "train", told)
+    (partition,) = open_raw(tmp_path).partitions
+    for index, (features, classes) in enumerate(told.values()):
+        frames = len(features)
+        rows, labels = np.zeros((frames, dim), np.float32), np.zeros(frames, np.uint8)
+        statistics = np.zeros((4, 1, dim))
+        statistics[3] = 1.0
+        chunk = rows, labels, np.zeros(1, int), np.array([frames]), statistics, False, 1e30
+        assert partition.fill_usual([index], *chunk).tolist() == [True]
+        assert len(partition._usual._classes) >= frames
+        np.testing.assert_array_equal(rows, features)
+        np.testing.assert_array_equal(labels, classes)

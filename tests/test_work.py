@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 from phonedata import PackedCorpus, RawDataError, SpecError, pack
 from phonedata.admission import LARGEST_DIM, find_feature_dim
 from phonedata.chunks import copy_for_worker
+from phonedata.plan import PartitionPlan
 from phonedata.raw import open_raw
 from phonedata.team import Team
 from tests.conftest import place_features, place_label, write_hw1p2
@@ -118,6 +120,18 @@ def test_team_raises_the_first_error_in_order():
             for task, _ in Team(workers, object).in_order(work, list(range(40))):
                 seen.append(task)
         assert seen == [0, 1, 2]
+
+
+def test_the_tasks_of_960_hours_hold_no_arrays_of_their_own():
+    """Each once kept the lengths of the whole corpus alive: 12 GB at 960 h."""
+    lengths = np.full(272_000, 1270)
+    plan = PartitionPlan("train", 50, lengths, np.arange(len(lengths)), "float16")
+    tracemalloc.start()
+    tasks = [plan.task(chunk) for chunk in range(plan.chunks)]
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(tasks) > 5000 and peak < 20e6
+    assert sum(task.own_frames for task in tasks) == lengths.sum()
 
 
 @pytest.mark.long

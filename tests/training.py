@@ -1,20 +1,25 @@
 """Small real runs for tests: a corpus, a few overrides, and what two runs must have in common.
 
-As a program, `python -m tests.training RUN CORPUS` starts or resumes one and says "training" when it begins: what the
-tests kill.
+As a program, `python -m tests.training RUN CORPUS PLACE...` trains one in processes that are killed, each at a place.
 """
 
+import json
+import os
 import shutil
 import signal
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
+from phonetrain import checkpoint, scoring
 from phonetrain.config import load_recipe
 from phonetrain.console import Console
 from phonetrain.fit import fit, resume
 from phonetrain.run import Run
+from phonetrain.step import TrainStep
 
 # Nets this small only wait for each other's threads; one thread also keeps tests fast beside other work.
 torch.set_num_threads(1)
@@ -58,6 +63,13 @@ def weights(run: Run, which: str = "last") -> bytes:
     return b"".join((directory / name).read_bytes() for name in ("model.safetensors", "averaged.safetensors"))
 
 
+def change_state(directory: Path, change: Callable[[dict], object]) -> None:
+    """Change what a checkpoint's state.json holds, in place, as if it had been written so."""
+    state = json.loads((directory / "state.json").read_text())
+    change(state)
+    (directory / "state.json").write_text(checkpoint.state_text(state))
+
+
 def numbers(run: Run) -> list[dict]:
     """The run's metrics without what depends on the clock."""
     return [{key: value for key, value in line.items() if key not in TIMES} for line in run.metrics()]
@@ -70,15 +82,84 @@ class Announcing(Console):
         print("training", flush=True)
 
 
-def start_or_resume(path: Path, corpus: Path) -> None:
+class Struck(Console):
+    """Strikes `seconds` after training began, wherever it is by then."""
+
+    def __init__(self, seconds: float):
+        super().__init__()
+        self.seconds = seconds
+
+    def on_start(self, facts: list[str]) -> None:
+        timer = threading.Timer(self.seconds, strike)
+        timer.daemon = True
+        timer.start()
+
+
+def strike() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def strike_at(place: str) -> Console:
+    """Let this process be killed at `place`, whose number counts from here; returns the console to train with.
+
+    step-N: in the N-th update, weights changed and sums not. score-N: in the N-th batch that is scored. write-N: at the
+    N-th change of the file system while a checkpoint is written. moment-N: N ms after training began.
+    """
+    kind, _, number = place.partition("-")
+    left, saving = int(number or 0), False
+
+    def reached() -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            strike()
+
+    def struck_after(act):
+        return lambda *arguments, **more: (act(*arguments, **more), reached())[0]
+
+    def watched(*arguments):
+        nonlocal saving
+        saving = True
+        try:
+            return save(*arguments)
+        finally:
+            saving = False
+
+    save = checkpoint.save
+    if kind == "step":
+        TrainStep.step_optimizer = struck_after(TrainStep.step_optimizer)
+    elif kind == "score":
+        scoring.FrameMetrics.update = struck_after(scoring.FrameMetrics.update)
+    elif kind == "write":
+        checkpoint.save = watched
+        changes = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir")
+        sys.addaudithook(lambda event, details: reached() if saving and event in changes else None)
+    return Struck(int(number) / 1000) if kind == "moment" else Console()
+
+
+def killed_and_resumed(path: Path, corpus: Path, places: list[str]) -> None:
+    """Start or resume one run in a process for each place, forked from here, and once more to its end; prints a line
+    each that says how it ended."""
+    torch.optim.AdamW([torch.zeros(1, requires_grad=True)])  # its first one imports for a second: once for all of them
+    for place in [*places, ""]:
+        child = os.fork()
+        if not child:
+            start_or_resume(path, corpus, strike_at(place))
+            os._exit(0)
+        status = os.waitpid(child, 0)[1]
+        killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+        print(place, "was killed" if killed else f"ended with {os.waitstatus_to_exitcode(status)}", flush=True)
+
+
+def start_or_resume(path: Path, corpus: Path, console: Console) -> None:
     """Train in `path` until finished; a run that was killed before its first checkpoint starts again."""
     if (path / "checkpoints" / "last").exists():
-        resume(path, console=Announcing())
+        resume(path, console=console)
         return
     if path.exists():
         shutil.rmtree(path)
-    fit("default", *TINY, "checkpoint.every_minutes=0.002", corpus=corpus, run=path, console=Announcing())
+    fit("default", *TINY, "checkpoint.every_minutes=0.0005", corpus=corpus, run=path, console=console)
 
 
 if __name__ == "__main__":
-    start_or_resume(Path(sys.argv[1]), Path(sys.argv[2]))
+    killed_and_resumed(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])

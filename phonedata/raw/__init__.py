@@ -5,7 +5,7 @@ import math
 import os
 import tomllib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date, time
 from pathlib import Path
 from typing import Protocol
@@ -14,7 +14,7 @@ import numpy as np
 import xxhash
 
 from phonedata.errors import CorpusNotFound, RawDataError, SpecError
-from phonedata.phonemes import PhonemeSet
+from phonedata.phonemes import END_MARKS, START_MARKS, PhonemeSet
 
 # One module per layout, in the order in which they are looked for. Each has
 #   LOOKS_FOR: str                       what the folder must hold, for the sentence when nothing fits
@@ -44,7 +44,8 @@ class RawPartition(Protocol):
         problems: utterances that were found and left out of `utterance_ids` (no partner, duplicate id, ...).
         order: "sorted", or the name of the file that gave the order.
         stamp: text that changes with the size of a file, and is the same for a copy of the folder elsewhere.
-        written: text that changes when a file is written again; an interrupted pack continues only if it is the same.
+        written: text that changes when a file is written again; an interrupted pack continues, and a part is kept,
+            only if it is the same.
     """
 
     name: str
@@ -128,10 +129,17 @@ def open_raw(path, layout: str | None = None) -> RawCorpus:
             # A project folder may hold any sound beside the folder that is meant.
             _refuse_if_meant(root, folders[:50], wanted)
         if module.detect(root):
-            return module.open_layout(root)
+            return _with_notes(module.open_layout(root))
         wanted.append(f"{name}: {module.LOOKS_FOR}")
     _refuse_if_meant(root, [*folders[:50], Path(os.path.abspath(root)).parent], wanted)
     raise CorpusNotFound(f"{root}: no known layout found; looked for " + "; ".join(wanted))
+
+
+def _with_notes(corpus: RawCorpus) -> RawCorpus:
+    """Says which partitions have no labels, but for the test partitions, which are meant to have none."""
+    bare = [p.name for p in corpus.partitions if not p.labelled and not p.name.lower().startswith("test")]
+    notes = [f"{name} has no labels where its layout has them; check the names beside its features" for name in bare]
+    return replace(corpus, notes=(*corpus.notes, *notes))
 
 
 def _refuse_if_meant(root: Path, near: list[Path], wanted: list[str]) -> None:
@@ -182,6 +190,10 @@ def read_phonemes(root: Path, default: PhonemeSet | None) -> PhonemeSet | None:
         if len(line.split()) != 1:
             raise RawDataError(
                 f"{file}: line {number} is {line[:60]!r}, wanted exactly one symbol: the class index is the line"
+            )
+        if line.strip() in START_MARKS | END_MARKS:
+            raise RawDataError(
+                f"{file}: line {number} is {line.strip()}, which marks a transcript's end and is no class; remove it"
             )
     try:
         return PhonemeSet(tuple(line.strip() for line in lines))

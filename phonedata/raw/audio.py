@@ -92,7 +92,7 @@ def read_waveform(path: str, rate_hz: int) -> tuple[np.ndarray, int]:
             waveform = sound.read(dtype="float32")
     except OSError as error:
         raise RawDataError(f"{path}: cannot be read ({error.strerror}); mend or remove it") from None
-    except (RuntimeError, ValueError, TypeError) as error:  # LibsndfileError is a RuntimeError
+    except (RuntimeError, ValueError, TypeError, MemoryError) as error:  # LibsndfileError is a RuntimeError
         line = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise RawDataError(f"{path}: is no audio that libsndfile can read ({line}); mend or remove it") from None
     if len(waveform) != length or not np.isfinite(waveform).all():
@@ -142,6 +142,11 @@ class AudioPartition:
                 for file in filter(None, (path, partner)):
                     # A link that leads nowhere is refused when it is read.
                     stamp.add(utterance, os.stat(file) if os.path.exists(file) else None)
+        heard = {os.path.splitext(path)[0] for path in audio}
+        for stem in sorted(aligned.keys() - heard):
+            utterance = _utterance_id(Path(aligned[stem]).relative_to(folder))
+            message = f"{aligned[stem]}: no audio beside it (.wav or .flac); add it, or skip_bad=True"
+            self.problems.append(Problem(utterance, message))
         stamp.add(repr(frontend), None)
         self.stamp, self.written = stamp.digests()
         self.utterance_ids = sorted(found)

@@ -1,6 +1,7 @@
 """The HW1P2 layout of CMU 11-785, every semester: PARTITION/mfcc/ID.npy and PARTITION/transcript/ID.npy."""
 
 import csv
+import math
 import os
 import stat
 from pathlib import Path
@@ -15,12 +16,14 @@ from phonedata.raw.npy import NpyReader, parse_header
 
 LOOKS_FOR = "PARTITION/mfcc/ID.npy, e.g. train-clean-100/mfcc/103-1240-0000.npy"
 TEST_ORDER = "test_order.csv"
+_HEADERS = {"files", "filename", "file_name", "name", "path", "id", "ids", "utterance", "utterance_id", "utt", "utt_id"}
+_LARGE = 1 << 24  # bytes of a feature file that is opened while listing: an hour and more of 28 coefficients
 _TRANSCRIPTS = ("transcript", "transcripts")
 
 
 def detect(root: Path) -> bool:
-    """Whether any folder in `root` holds a folder `mfcc`."""
-    return bool(_partition_names(root))
+    """Whether any folder in `root` holds a folder `mfcc`, and no feats.scp: Kaldi's may keep its arks in one."""
+    return any(not os.path.isfile(root / name / "feats.scp") for name in _partition_names(root))
 
 
 def _partition_names(root: Path) -> list[str]:
@@ -105,7 +108,8 @@ def _put_in_test_order(root: Path, partitions: "tuple[Hw1p2Partition, ...]") -> 
 def _read_order(file: Path, known: set[str]) -> list[str]:
     """Utterance ids in the order of a list of file names or ids, one a line, perhaps under a header.
 
-    Of several columns the one named `file` counts, else the last. Raises RawDataError.
+    Of several columns the one named `file` counts, else the last. A first line is a header if it is a word of headers:
+    an id that no file has is a difference to be told, not a line to be dropped. Raises RawDataError.
     """
     try:
         rows = [row for row in csv.reader(file.read_text(encoding="utf-8-sig").splitlines()) if any(row)]
@@ -118,7 +122,7 @@ def _read_order(file: Path, known: set[str]) -> list[str]:
         names = [row[column].strip() for row in rows]
     except IndexError:
         raise RawDataError(f"{file}: a line has no column {column + 1}, which is `file`; mend it") from None
-    if "file" in header or (names and not names[0].endswith(".npy") and names[0] not in known):
+    if "file" in header or (names and names[0].lower() in _HEADERS and names[0] not in known):
         names = names[1:]
     names = [os.path.basename(name).removesuffix(".npy") for name in names]
     if len(set(names)) != len(names):
@@ -127,18 +131,22 @@ def _read_order(file: Path, known: set[str]) -> list[str]:
     return names
 
 
-def _list_npy(folder: Path, problems: list[Problem]) -> dict[str, os.stat_result]:
-    """id -> (file name, stat) of every .npy file; hidden files (`._ID.npy` of a Mac) and others are not ours."""
+def _list_npy(folder: Path, problems: list[Problem]) -> dict[str, tuple[str, int, int]]:
+    """id -> (file name, bytes, time written in ns) of every .npy file; hidden files (`._ID.npy` of a Mac) and others
+    are not ours.
+
+    Plain names and numbers: a million directory entries with their status would be a gigabyte.
+    """
     files = {}
     try:
-        entries = [e for e in os.scandir(folder) if e.name[-4:].lower() == ".npy" and e.name[0] != "."]
+        names = [name for name in os.listdir(folder) if name[-4:].lower() == ".npy" and name[0] != "."]
     except OSError as error:
         raise RawDataError(f"{folder}: cannot be listed ({error.strerror}); check its permissions") from None
-    check_names((e.name[:-4] for e in entries), "utterance id", folder)
-    for entry in sorted(entries, key=lambda entry: entry.name):
-        stem, broken = entry.name[:-4], None
+    check_names((name[:-4] for name in names), "utterance id", folder)
+    for name in sorted(names):
+        stem, path, broken = name[:-4], f"{folder}{os.sep}{name}", None
         try:
-            status = entry.stat()
+            status = os.stat(path)
             if not stat.S_ISREG(status.st_mode):
                 broken = "is not a file"
         except OSError as error:
@@ -146,9 +154,9 @@ def _list_npy(folder: Path, problems: list[Problem]) -> dict[str, os.stat_result
         if stem in files:
             broken = f"the id {stem} was seen already in {files[stem][0]}"
         if broken:
-            problems.append(Problem(stem, f"{entry.path}: {broken}; remove or mend it"))
+            problems.append(Problem(stem, f"{path}: {broken}; remove or mend it"))
             continue
-        files[stem] = entry.name, status
+        files[stem] = name, status.st_size, status.st_mtime_ns
     return files
 
 
@@ -195,9 +203,9 @@ class Hw1p2Partition:
         self.speakers = [speaker_of(i) for i in ids]
         self._files = [features[i][0] for i in ids]
         self._label_files = [labels[i][0] for i in ids] if texts else None
-        self.lengths_hint = self._guess_lengths([features[i][1].st_size for i in ids])
-        stats = [features[i][1] for i in ids] + ([labels[i][1] for i in ids] if texts else [])
-        sizes, times = (np.array([getattr(s, what) for s in stats], np.int64) for what in ("st_size", "st_mtime_ns"))
+        self.lengths_hint = self._guess_lengths([features[i][1] for i in ids])
+        found = [features[i] for i in ids] + ([labels[i] for i in ids] if texts else [])
+        sizes, times = (np.array([file[place] for file in found], np.int64) for place in (1, 2))
         self.stamp, self.written = xxhash.xxh3_128_hexdigest(sizes), xxhash.xxh3_128_hexdigest(times)
         self._reader = NpyReader()
         self._label_reader = NpyReader()
@@ -230,16 +238,28 @@ class Hw1p2Partition:
         return difference
 
     def _guess_lengths(self, sizes: list[int]) -> list[int] | None:
-        """Frame counts from file sizes and the first readable header: the files of a corpus are made alike."""
-        for file in self._files[:20]:
-            try:
-                with open(f"{self._mfcc}/{file}", "rb") as f:
-                    dtype, _, shape, offset = parse_header(f.read(10_016), file)
-            except (OSError, RawDataError):
-                continue
+        """Frame counts from file sizes and the first readable header: the files of a corpus are made alike.
+
+        A file of many megabytes is asked itself: one with a damaged length must not decide how much disk is wanted.
+        """
+        for header in filter(None, map(self._header, range(min(20, len(sizes))))):
+            dtype, _, shape, offset = header
             if len(shape) == 2 and shape[1] and dtype.itemsize:
-                return [max(1, (size - offset) // (shape[1] * dtype.itemsize)) for size in sizes]
+                lengths = [max(1, (size - offset) // (shape[1] * dtype.itemsize)) for size in sizes]
+                for n in (n for n, size in enumerate(sizes) if size > _LARGE):
+                    dtype, _, shape, offset = self._header(n) or header
+                    promised = offset + dtype.itemsize * math.prod(shape)
+                    lengths[n] = max(1, shape[0]) if promised == sizes[n] and len(shape) == 2 else 1
+                return lengths
         return None
+
+    def _header(self, n: int) -> tuple | None:
+        """What the n-th file's header says, see `parse_header`; None if it says nothing."""
+        try:
+            with open(f"{self._mfcc}/{self._files[n]}", "rb") as file:
+                return parse_header(file.read(10_016), self._files[n])
+        except (OSError, RawDataError):
+            return None
 
     def where(self, index: int) -> str:
         return f"{self._mfcc}/{self._files[index]}"

@@ -11,13 +11,15 @@ import numpy as np
 from phonedata.errors import MissingReader, RawDataError, SpecError
 from phonedata.phonemes import PhonemeSet
 from phonedata.raw import Problem, RawCorpus, Stamp, check_name, read_frontend
-from phonedata.raw.lines import LabelLines, OpenFile, checked_labels, read_list, text_id
+from phonedata.raw.lines import LabelLines, OpenFile, read_list, text_id
 
 LOOKS_FOR = "feats.scp, or folders that have one, with ali*.txt or pdf*.txt (also .gz) beside it"
 _VALUE_BYTES = {b"FM": 4, b"DM": 8, b"CM": 1, b"CM2": 2, b"CM3": 1}
 _ALIGNMENTS = re.compile(r"(ali|pdf|phones?[-_.]ali|ali[-_.]pdf)[\w.-]*\.(txt|gz)")
+_LIKE_ALIGNMENTS = re.compile(r"(?<![a-z])(ali|align|alignments?|pdfs?)(?![a-z])", re.IGNORECASE)
 _DISAMBIGUATION = re.compile(r"#\d+")
 _MOST_CLASSES = 65535
+_LONGEST_KEY = 1100  # bytes; an id has 255 characters at most
 
 
 def detect(root: Path) -> bool:
@@ -35,7 +37,7 @@ def _data_directories(root: Path) -> list[Path]:
 def open_layout(root: Path) -> RawCorpus:
     """One partition per data directory. Raises RawDataError."""
     folders = _data_directories(root)
-    alignments = {folder: LabelLines(_alignment_files(folder)) for folder in folders}
+    alignments = {folder: LabelLines(_alignment_files(folder), "phones.txt") for folder in folders}
     names = {os.path.basename(file) for lines in alignments.values() for file in lines.files}
     pdf = {"pdf" in name for name in names}
     if len(pdf) > 1:
@@ -57,12 +59,21 @@ def open_layout(root: Path) -> RawCorpus:
             f"{len(phonemes)} classes keep their numbers"
             + (" (pdf ids)" if pdf == {True} else ", there is no phones.txt")
         )
-    partitions = [KaldiPartition(root, folder, alignments[folder], phonemes) for folder in folders]
+    arks: dict[str, str] = {}
+    notes += _unread_alignments(folders)
+    partitions = [KaldiPartition(root, folder, alignments[folder], phonemes, arks) for folder in folders]
     return RawCorpus(root, "kaldi", tuple(partitions), phonemes, read_frontend(root), tuple(notes))
 
 
 def _alignment_files(folder: Path) -> list[Path]:
     return sorted(file for file in folder.iterdir() if _ALIGNMENTS.fullmatch(file.name) and file.is_file())
+
+
+def _unread_alignments(folders: list[Path]) -> list[str]:
+    """A note for each file that may be meant as alignments and is not called so."""
+    names = [f for folder in folders for f in sorted(folder.iterdir()) if _LIKE_ALIGNMENTS.search(f.name)]
+    unread = [f for f in names if f.is_file() and not _ALIGNMENTS.fullmatch(f.name)]
+    return [f"{file} is not read; alignments are ali*.txt or pdf*.txt, also .gz" for file in unread]
 
 
 def _symbol_table(file: Path) -> PhonemeSet:
@@ -102,9 +113,9 @@ def _numbered(root: Path, alignments: dict[Path, LabelLines]) -> PhonemeSet:
 
 
 class KaldiPartition:
-    """One data directory; see raw.RawPartition."""
+    """One data directory; see raw.RawPartition. `arks` collects which path of an scp led to which file."""
 
-    def __init__(self, root: Path, folder: Path, lines: LabelLines, phonemes: PhonemeSet):
+    def __init__(self, root: Path, folder: Path, lines: LabelLines, phonemes: PhonemeSet, arks: dict[str, str]):
         self.name = folder.resolve().name if folder == root else folder.name
         check_name(self.name, "partition name", root)
         self.phonemes, self._lines = phonemes, lines
@@ -117,7 +128,7 @@ class KaldiPartition:
             utterance = text_id(words[0].encode(), scp)
             if utterance in places:
                 raise RawDataError(f"{scp}: lists {utterance!r} twice; remove one line")
-            places[utterance] = _ark_place(" ".join(words[1:]), utterance, scp, root, folder)
+            places[utterance] = _ark_place(" ".join(words[1:]), utterance, scp, root, folder, arks)
         if not places:
             raise RawDataError(f"{scp}: lists no utterance, wanted `ID file.ark:offset` lines; fill or remove it")
         speakers = {}
@@ -141,6 +152,7 @@ class KaldiPartition:
         self.speakers = [speakers.get(utterance, utterance) for utterance in self.utterance_ids]
         self._places = [places[utterance] for utterance in self.utterance_ids]
         self._file = OpenFile()
+        self._keys: dict[str, dict[int, bytes]] = {}
         stamp = Stamp()
         for file in sorted({ark for ark, _ in self._places} | {str(scp)} | set(lines.files)):
             try:
@@ -160,26 +172,65 @@ class KaldiPartition:
         try:
             if not os.path.isfile(ark):
                 raise RawDataError(f"{ark}: is not there or not a file, but feats.scp names it; add it")
+            self._check_key(ark, offset, self.utterance_ids[index])
             features = _read_matrix(self._file, ark, offset)
         except OSError as error:
             raise RawDataError(f"{ark}: cannot be read ({error.strerror}); mend or remove it") from None
         if not self.labelled:
             return features, None
         utterance = self.utterance_ids[index]
-        labels = self._lines.labels(utterance, self.phonemes.classes)
-        where = self._lines.files[self._lines.places[utterance][0]]
-        return features, checked_labels(
-            labels,
-            len(features),
-            len(self.phonemes),
-            self.phonemes.label_dtype,
-            f"{where}: {utterance}",
-            self.where(index),
-        )
+        return features, self._lines.checked(utterance, len(features), self.where(index), self.phonemes)
+
+    def _check_key(self, ark: str, offset: int, utterance: str) -> None:
+        """Refuse a matrix that its ark keeps under another name: the ark may be another partition's of the same name.
+
+        At offset 0 stands a matrix without an ark around it, which has no name.
+        """
+        wanted = utterance.encode() + b" "
+        if not offset or self._file.read(ark, max(0, offset - len(wanted)), len(wanted)) == wanted:
+            return
+        if ark not in self._keys:
+            self._keys[ark] = _read_keys(self._file, ark)
+        key = self._keys[ark].get(offset, b"").decode(errors="replace")
+        if not _renamed(key, utterance):
+            found = f"the ark has {key[:60]!r} there" if key else "no entry begins there"
+            raise RawDataError(
+                f"{ark}:{offset}: is {utterance} in feats.scp, but {found}; put the right ark beside the scp, or write "
+                "both again with copy-feats"
+            )
 
 
-def _ark_place(text: str, utterance: str, scp: Path, root: Path, folder: Path) -> tuple[str, int]:
-    """File and byte offset of an scp entry. Commands are never run, and nothing outside `root` is opened."""
+def _renamed(key: str, utterance: str) -> bool:
+    """Whether copy_data_dir.sh may have made `utterance` of `key`: a prefix before it, a suffix behind it."""
+    if key not in utterance or not key:
+        return False
+    before, _, behind = utterance.partition(key)
+    return not before[-1:].isalnum() and not behind[:1].isalnum()
+
+
+def _read_keys(file: OpenFile, ark: str) -> dict[int, bytes]:
+    """Offset -> key of the entries of an ark, from its start up to the first that is no binary matrix.
+
+    Only so is it certain where a key begins: before it stands the last byte of a matrix, which can be any letter.
+    """
+    keys, at = {}, 0
+    while True:
+        key, space, _ = file.read(ark, at, _LONGEST_KEY).partition(b" ")
+        offset = at + len(key) + 1
+        try:
+            *_, start, num_bytes = _read_head(file, ark, offset)
+        except RawDataError:
+            return keys
+        keys[offset], at = key, start + num_bytes
+
+
+def _ark_place(
+    text: str, utterance: str, scp: Path, root: Path, folder: Path, arks: dict[str, str]
+) -> tuple[str, int]:
+    """File and byte offset of an scp entry. Commands are never run, and nothing outside `root` is opened.
+
+    `arks` has the given path of every file so far: two paths that lead to one file are two arks of one name.
+    """
     if "|" in text:
         raise RawDataError(
             f"{scp}: {utterance} is a command ({text[:60]!r}), which is never run; write an ark with copy-feats"
@@ -198,14 +249,27 @@ def _ark_place(text: str, utterance: str, scp: Path, root: Path, folder: Path) -
     for candidate in (folder / given, root / given, folder / os.path.basename(given), root / os.path.basename(given)):
         path = os.path.abspath(candidate)
         if os.path.commonpath([inside, path]) == inside and os.path.isfile(path):
+            known = arks.setdefault(path, given)
+            if not _same_end(known, given):
+                raise RawDataError(
+                    f"{scp}: {utterance} names {given!r}, but only {path} is there, which is {known!r} elsewhere; "
+                    "put each ark, or a link to it, beside its scp"
+                )
             return str(root / os.path.relpath(path, inside)), int(match[2])
     raise RawDataError(
         f"{scp}: {utterance} names {given!r}, which is not inside {root}; put the ark, or a link to it, beside the scp"
     )
 
 
-def _read_matrix(file: OpenFile, ark: str, offset: int) -> np.ndarray:
-    """The matrix (T, D) float32 or float64 at `offset`; kaldiio decompresses. Raises RawDataError, OSError."""
+def _same_end(a: str, b: str) -> bool:
+    """Whether one path is how the other ends: the same file, seen from two folders."""
+    one, other = Path(a).parts, Path(b).parts
+    count = min(len(one), len(other))
+    return one[-count:] == other[-count:]
+
+
+def _read_head(file: OpenFile, ark: str, offset: int) -> tuple[bytes, int, int, int, int]:
+    """Token, rows, columns, where the values begin, and their bytes. Raises RawDataError, OSError."""
     size, where = file.open(ark), f"{ark}:{offset}"
     head = file.read(ark, offset, 32)
     # kaldiio would unpickle an entry that begins with PKL, so that only binary matrices get that far.
@@ -230,10 +294,25 @@ def _read_matrix(file: OpenFile, ark: str, offset: int) -> np.ndarray:
         raise RawDataError(
             f"{where}: a matrix of {rows} x {columns} does not fit into the {size} bytes of the file; write it again"
         )
-    if token in (b"FM", b"DM"):
-        kind = np.dtype("<f4" if token == b"FM" else "<f8")
-        values = np.frombuffer(file.read(ark, start, num_bytes), kind).reshape(rows, columns)
-        return values.astype(kind.newbyteorder("="))  # a copy, and so writable
+    return token, rows, columns, start, num_bytes
+
+
+def _read_matrix(file: OpenFile, ark: str, offset: int) -> np.ndarray:
+    """The matrix (T, D) float32 or float64 at `offset`; kaldiio decompresses. Raises RawDataError, OSError."""
+    token, rows, columns, start, num_bytes = _read_head(file, ark, offset)
+    where = f"{ark}:{offset}"
+    try:
+        if token in (b"FM", b"DM"):
+            values = np.empty((rows, columns), "<f4" if token == b"FM" else "<f8")
+            file.read_into(ark, start, values)
+            return values.astype(values.dtype.newbyteorder("="), copy=False)
+        entry = np.empty(start + num_bytes - offset, np.uint8)
+        file.read_into(ark, offset, entry)
+    except MemoryError:
+        raise RawDataError(
+            f"{where}: a matrix of {rows} x {columns} does not fit into memory; write it again in pieces, or use "
+            "skip_bad=True"
+        ) from None
     try:
         from kaldiio.matio import read_matrix_or_vector
     except ImportError:
@@ -242,7 +321,7 @@ def _read_matrix(file: OpenFile, ark: str, offset: int) -> np.ndarray:
         ) from None
     try:
         with np.errstate(all="ignore"):
-            features = read_matrix_or_vector(BytesIO(file.read(ark, offset, start + num_bytes - offset)))
+            features = read_matrix_or_vector(BytesIO(entry))
     except Exception as error:  # what a flipped bit does inside kaldiio is not its promise
         raise RawDataError(
             f"{where}: kaldiio cannot read it ({type(error).__name__}: {str(error)[:80]}); write it again"

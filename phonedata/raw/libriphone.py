@@ -1,6 +1,7 @@
 """The libriphone layout of NTU's ML course: split lists, feat/{train,test}/ID.pt, a line of labels an utterance."""
 
 import os
+import threading
 import warnings
 from pathlib import Path
 
@@ -10,10 +11,11 @@ from phonedata.errors import MissingReader, RawDataError
 from phonedata.phonemes import PhonemeSet
 from phonedata.raw import Problem, RawCorpus, Stamp, check_name, read_frontend, read_phonemes
 from phonedata.raw.hw1p2 import speaker_of
-from phonedata.raw.lines import LabelLines, checked_labels, read_list
+from phonedata.raw.lines import LabelLines, read_list
 
 LOOKS_FOR = "train_split.txt, train_labels.txt and feat/train/ID.pt"
 NUM_CLASSES = 41
+_QUIET = threading.Lock()
 # Split list -> partition. Lists for dev divide what lies in feat/train.
 _SPLITS = {"train_split.txt": "train", "dev_split.txt": "dev", "val_split.txt": "dev", "test_split.txt": "test"}
 
@@ -31,7 +33,7 @@ def open_layout(root: Path) -> RawCorpus:
     files = [
         root / name for name in ("train_labels.txt", "dev_labels.txt", "val_labels.txt") if (root / name).is_file()
     ]
-    lines = LabelLines(files)
+    lines = LabelLines(files, "phonemes.txt")
     partitions, taken = [], {}
     for name, partition in _SPLITS.items():
         if not (root / name).is_file():
@@ -106,11 +108,7 @@ class LibriphonePartition:
         if not self.labelled:
             return features, None
         utterance = self.utterance_ids[index]
-        labels = self._lines.labels(utterance, self.phonemes.classes)
-        where = self._lines.files[self._lines.places[utterance][0]]
-        return features, checked_labels(
-            labels, len(features), len(self.phonemes), self.phonemes.label_dtype, where, path
-        )
+        return features, self._lines.checked(utterance, len(features), path, self.phonemes)
 
 
 def load_tensor(path: str) -> np.ndarray:
@@ -123,7 +121,8 @@ def load_tensor(path: str) -> np.ndarray:
         size = os.stat(path).st_size
         if not os.path.isfile(path):
             raise RawDataError(f"{path}: is not a file; remove or mend it")
-        with warnings.catch_warnings():
+        # The filters are the process's: two threads that restore them in turn would leave "ignore" behind.
+        with _QUIET, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             tensor = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:

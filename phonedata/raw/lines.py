@@ -11,11 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from phonedata.errors import RawDataError
+from phonedata.phonemes import PhonemeSet
 from phonedata.raw import check_name
 
 _LONGEST_LINE = 1 << 26  # 64 MB: hours of one utterance; longer is no label file
 # Label text shrinks 10 to 50 times; deflate's most, a thousand, is what files made to fill a disk have.
 _MOST_INFLATED = 200
+_MARK = b"\xef\xbb\xbf"  # UTF-8's, which Windows editors write before the first line
 
 
 class OpenFile:
@@ -54,6 +56,20 @@ class OpenFile:
             length -= len(piece)
         return b"".join(pieces)
 
+    def read_into(self, path: str, offset: int, array: np.ndarray) -> None:
+        """Fill a C-order `array` with the bytes from `offset` on. Raises RawDataError if there are fewer, OSError.
+
+        The array was made before the first byte is read: what no memory can hold shows at once.
+        """
+        self.open(path)
+        os.lseek(self._descriptor, offset, os.SEEK_SET)
+        room = memoryview(array.reshape(-1).view(np.uint8))
+        with open(self._descriptor, "rb", buffering=0, closefd=False) as file:
+            while room and (count := file.readinto(room)):
+                room = room[count:]
+        if room:
+            raise RawDataError(f"{path}: changed while it was read; start again")
+
 
 class LabelLines:
     """Where each utterance's line lies in `files`; the labels themselves stay on disk. Picklable.
@@ -61,11 +77,12 @@ class LabelLines:
     A gzipped file is unpacked into the temporary folder for as long as this object lives, since nobody can begin to
     read in its middle; copies share it.
 
-    Raises RawDataError for a file that cannot be read, an id that is listed twice or cannot be an id.
+    `table` is the file that would name the symbols, for messages. Raises RawDataError for a file that cannot be read,
+    an id that is listed twice or cannot be an id.
     """
 
-    def __init__(self, files: list[Path]):
-        self.files = [str(file) for file in files]
+    def __init__(self, files: list[Path], table: str):
+        self.files, self.table = [str(file) for file in files], table
         self.places: dict[str, tuple[int, int, int]] = {}
         self._file = OpenFile()
         self._readable = list(self.files)
@@ -75,7 +92,8 @@ class LabelLines:
                     self._readable[number] = _unpack(file)
                     weakref.finalize(self, _remove, self._readable[number])
                 with open(self._readable[number], "rb") as lines:
-                    offset = 0
+                    offset = len(_MARK) if lines.read(len(_MARK)) == _MARK else 0
+                    lines.seek(offset)
                     while line := lines.readline(_LONGEST_LINE):
                         if len(line) == _LONGEST_LINE:
                             raise RawDataError(
@@ -126,16 +144,35 @@ class LabelLines:
             bad = next(w for w in words if w.decode(errors="replace") not in known)
             raise RawDataError(
                 f"{where}: label {bad.decode(errors='replace')!r} is neither an integer nor a known symbol; "
-                f"wanted one per frame, or a phones.txt that lists it"
+                f"wanted one per frame, or a {self.table} that lists it"
             ) from None
+
+    def checked(self, utterance: str, num_frames: int, features: str, phonemes: PhonemeSet) -> np.ndarray:
+        """Labels of the corpus's dtype, if there is one for each frame and each is a class. Raises RawDataError."""
+        labels = self.labels(utterance, phonemes.classes)
+        where = f"{self.files[self.places[utterance][0]]}: {utterance}"
+        if len(labels) != num_frames:
+            raise RawDataError(
+                f"{features}: {num_frames} feature frames but {len(labels)} labels in {where}; both must count the "
+                "same frames: make one of them again, or use skip_bad=True"
+            )
+        if len(labels) and labels.max() >= len(phonemes):
+            raise RawDataError(
+                f"{where}: label {int(labels.max())} is outside 0..{len(phonemes) - 1}; "
+                f"list all symbols in {self.table}"
+            )
+        return labels.astype(phonemes.label_dtype)
 
 
 def _unpack(file: Path) -> str:
     """A temporary file with the text of gzipped `file`; the caller removes it. Raises RawDataError, OSError."""
     left = os.stat(file).st_size * _MOST_INFLATED + _LONGEST_LINE
-    descriptor, path = tempfile.mkstemp(prefix="phonedata-", suffix=".txt")
     try:
-        with open(descriptor, "wb") as text, gzip.open(file) as packed:
+        descriptor, path = tempfile.mkstemp(prefix="phonedata-", suffix=".txt")
+    except OSError as error:
+        raise _no_room(file, error) from None
+    try:
+        with open(descriptor, "wb", buffering=0) as text, gzip.open(file) as packed:
             while piece := packed.read(1 << 20):
                 left -= len(piece)
                 if left < 0:
@@ -143,7 +180,7 @@ def _unpack(file: Path) -> str:
                         f"{file}: unpacks to more than {_MOST_INFLATED} times its size, which no labels do; "
                         "if it is in order, unpack it with gunzip"
                     )
-                text.write(piece)
+                _write(text, piece, file)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         _remove(path)
         raise RawDataError(f"{file}: damaged or cut gzip file ({str(error)[:80]}); copy or make it again") from None
@@ -151,6 +188,21 @@ def _unpack(file: Path) -> str:
         _remove(path)
         raise
     return path
+
+
+def _write(text, piece: bytes, file: Path) -> None:
+    try:
+        while piece:
+            piece = piece[text.write(piece) :]
+    except OSError as error:
+        raise _no_room(file, error) from None
+
+
+def _no_room(file: Path, error: OSError) -> RawDataError:
+    return RawDataError(
+        f"{file}: cannot be unpacked into {tempfile.gettempdir()} ({error.strerror}); free some space there, or set "
+        "TMPDIR to another folder"
+    )
 
 
 def _remove(path: str) -> None:
@@ -177,18 +229,3 @@ def read_list(file: Path) -> list[list[str]]:
     except UnicodeDecodeError as error:
         raise RawDataError(f"{file}: not UTF-8 text ({error.reason}); mend the list") from None
     return [words for line in text.split("\n") if (words := line.split())]
-
-
-def checked_labels(
-    labels: np.ndarray, num_frames: int, num_classes: int, dtype, where: str, features: str
-) -> np.ndarray:
-    """`labels` as the corpus's dtype, if there is one per frame and each is a class. Raises RawDataError."""
-    if len(labels) != num_frames:
-        raise RawDataError(
-            f"{features}: {num_frames} feature frames but {len(labels)} labels in {where}; both must count the same "
-            "frames: make one of them again, or use skip_bad=True"
-        )
-    if len(labels) and (labels.min() < 0 or labels.max() >= num_classes):
-        bad = int(labels.max() if labels.max() >= num_classes else labels.min())
-        raise RawDataError(f"{where}: label {bad} is outside 0..{num_classes - 1}; list all symbols in phones.txt")
-    return labels.astype(dtype)

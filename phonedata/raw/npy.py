@@ -99,6 +99,7 @@ class NpyReader:
                 size = os.fstat(fd).st_size
                 if size <= count:
                     break
+                _promised(parse_header(bytes(self._view[: _LONGEST_HEADER + 16]), path), size, path)
                 head = self._buffer
                 self._grow(size + 4096)
                 self._buffer[:count] = head[:count]
@@ -122,23 +123,34 @@ class NpyReader:
             raise RawDataError(
                 f"{path}: cannot be read ({error.strerror}); check the file and its permissions"
             ) from None
+        except MemoryError:
+            raise RawDataError(
+                f"{path}: {os.path.getsize(path)} bytes do not fit into memory; cut it in pieces, or use skip_bad=True"
+            ) from None
         usual = bytes(self._view[:128])
         found = self._seen.get(usual) if size >= 128 else None
         if found is None:
             dtype, fortran, shape, offset = parse_header(bytes(self._view[: min(size, _LONGEST_HEADER + 16)]), path)
-            found = dtype, "F" if fortran else "C", shape, offset, dtype.itemsize * math.prod(shape)
+            found = dtype, fortran, shape, offset
             if offset == 128 and len(self._seen) < 4096:
                 self._seen[usual] = found
-        dtype, order, shape, offset, wanted = found
-        if wanted != size - offset:
-            word = "cut short" if wanted > size - offset else "too long"
-            raise RawDataError(
-                f"{path}: {word}: {size - offset} bytes of values, but its header says shape {shape} of {dtype.str} "
-                f"= {wanted} bytes; copy or make it again"
-            )
-        if not wanted:
+        dtype, fortran, shape, offset = found
+        if not _promised(found, size, path):
             return np.empty(shape, dtype)
-        return np.ndarray(shape, dtype, self._buffer, offset, order=order)
+        return np.ndarray(shape, dtype, self._buffer, offset, order="F" if fortran else "C")
+
+
+def _promised(header: tuple, size: int, path: str) -> int:
+    """Bytes of values that a header (as `parse_header` gives it) promises; RawDataError unless `size` is just that."""
+    dtype, _, shape, offset = header
+    wanted = dtype.itemsize * math.prod(shape)
+    if wanted != size - offset:
+        word = "cut short" if wanted > size - offset else "too long"
+        raise RawDataError(
+            f"{path}: {word}: {size - offset} bytes of values, but its header says shape {shape} of {dtype.str} "
+            f"= {wanted} bytes; copy or make it again"
+        )
+    return wanted
 
 
 def _readv(fd: int, views: list) -> int:

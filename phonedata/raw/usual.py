@@ -145,7 +145,9 @@ class UsualFiles:
         if size > len(self._room):
             raw = np.empty(size * 5 // 4 + 64, np.uint8)
             self._room = raw[-raw.ctypes.data % 64 :]
-            self._classes = np.empty(longest * 5 // 4 + 2, np.uint16)
+        # Each buffer by its own measure: the slack of one says nothing of the other, and the kernel checks no bounds.
+        if longest > len(self._classes):
+            self._classes = np.empty(longest * 5 // 4, np.uint16)
         text = np.frombuffer(os.fsencode("\0".join(path for kind in paths for path in kind)) + b"\0", np.uint8)
         ends = np.flatnonzero(text == 0)
         if len(ends) != len(paths) * count:
