@@ -23,7 +23,7 @@ from .factory import placed
 from .history import where_scored
 from .interrupts import StopRequest, noticed_signals
 from .loop import Trainer
-from .overrides import refuse_keywords
+from .overrides import parsed, refuse_keywords
 from .partitions import (
     Roles,
     check_window,
@@ -185,7 +185,9 @@ def resume(run: str | os.PathLike[str] | None = None, *overrides: str, corpus: s
     refuse_keywords("resume(run, ...)", unknown)
     with contextlib.ExitStack() as held:
         found = Run.open(run)
-        ranks = held.enter_context(joined(RunConfig.from_toml(found.config_path).override(list(overrides)).device))
+        # The device is asked for first of all; where the run stands, which decides what the others mean, is read later.
+        asked = {key: value for key, value in parsed(overrides).items() if key == "device"}
+        ranks = held.enter_context(joined(RunConfig.from_toml(found.config_path).replaced(asked).device))
         where = seen_by(ranks, found)
         held.enter_context(where.lock())
         shown = held.enter_context(shown_by(ranks, console))

@@ -163,6 +163,14 @@ def test_rate_changed_by_hand_where_a_stage_begins_holds_in_it(learnable_corpus,
     assert {line["lr"] for line in run.metrics("train") if line["epoch"] == 1} == {5e-5}
 
 
+def test_chain_of_a_stage_is_changed_by_hand(learnable_corpus, tmp_path):
+    chain = "schedule.chain=[{name='constant', epochs=1}, {name='plateau', patience=2}]"
+    stages = f"stage=[{{epochs=1}}, {{epochs=2, schedule.name='chain', {chain}}}]"
+    run = interrupted(learnable_corpus, tmp_path / "run", *CONSTANT, stages)
+    resume_tiny(run, "schedule.chain.1.patience=5")
+    assert run.read_json(run.built_path)["schedule"]["phases"][1]["patience"] == 5
+
+
 def test_stage_that_is_over_cannot_be_changed_any_more(learnable_corpus, tmp_path):
     run = interrupted(learnable_corpus, tmp_path / "run", *CONSTANT, STAGED)
     with pytest.raises(ConfigError, match="stage.0.optimizer.lr: None -> 0.01 would be another experiment"):
