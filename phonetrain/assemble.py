@@ -16,6 +16,7 @@ from .compiling import compiled
 from .config import RunConfig
 from .device import Compute, describe_machine
 from .errors import CheckpointError
+from .factory import digest
 from .metrics import FrameMetrics
 from .model import build_model
 from .optim import build_optimizer, describe_optimizer
@@ -45,6 +46,7 @@ class Parts:
     step: TrainStep
     updates: Updates
     compiling: str  # one line on what became of `compile`
+    factory: str | None  # digest of the text that the user's own model is from
 
     @property
     def config(self) -> RunConfig:
@@ -124,7 +126,8 @@ def assemble(run_config: RunConfig, plan: StagePlan, corpus: PackedCorpus, roles
     dev = open_scoring_loader(corpus, roles.dev, config, compute)
     moves_momentum = schedule.momenta(plan.start, train.batches_per_epoch) is not None
     updates = Updates(step, train, capture=config.capture == "auto", cycles_momentum=moves_momentum)
-    parts = Parts(run_config, plan, corpus, roles, compute, train, dev, state, step, updates, compiling)
+    parts = Parts(run_config, plan, corpus, roles, compute, train, dev, state, step, updates, compiling,
+                  None if config.model.factory is None else digest(config.model.factory))
     set_next_rates(parts)
     return parts
 
@@ -190,6 +193,8 @@ def describe(parts: Parts) -> dict[str, Any]:
             "class": type(model).__name__,
             "parameters": getattr(model, "num_parameters", trainable),
             "layers": model.layer_table() if hasattr(model, "layer_table") else None,
+            "factory": parts.config.model.factory,
+            "factory_digest": parts.factory,
         },
         "optimizer": describe_optimizer(state.optimizer),
         "schedule": state.schedule.describe(),

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import xxhash
 from torch import nn
 
 from .errors import ConfigError
@@ -43,6 +44,18 @@ def build_from_factory(factory: str, feature_dim: int, window_width: int, num_cl
             f"wanted logits (2, {num_classes})"
         )
     return model.train()
+
+
+def placed(factory: str) -> str:
+    """`factory` with the whole path of its file, so that it is found from wherever a run is opened later."""
+    source, _, name = factory.rpartition(":")
+    return f"{Path(source).resolve()}:{name}" if source.endswith(".py") else factory
+
+
+def digest(factory: str) -> str | None:
+    """Of the text that `factory` is in; None where it is no file, or a package's."""
+    source = Path(factory.rpartition(":")[0])
+    return xxhash.xxh3_128_hexdigest(source.read_bytes()) if source.is_file() else None
 
 
 def find(factory: str) -> Callable[..., object]:

@@ -19,10 +19,11 @@ from .config import RunConfig, diff, load_recipe
 from .console import Console, Mute, open_console, short
 from .device import Compute, choose_compute, describe_machine, determinism, version
 from .errors import ConfigError, RunNotFound, TrainingStopped
+from .factory import placed
 from .history import where_scored
 from .interrupts import StopRequest, noticed_signals
 from .loop import Trainer
-from .overrides import refuse_keywords
+from .overrides import parsed, refuse_keywords
 from .partitions import (
     Roles,
     check_window,
@@ -76,7 +77,7 @@ def fit(recipe: str | os.PathLike[str] | None = None, *overrides: str, config: R
     if config is None:
         recipe = os.fspath(recipe or "default")
         config = load_recipe(recipe)
-    config = config.override(list(overrides))
+    config = with_place(config.override(list(overrides)))
     with joined(config.device) as ranks:
         begun = ranks.share(begun_before(run) if ranks.restarts and ranks.is_main else None)
         if begun is not None and checkpoint.saved_steps(Run(begun)):
@@ -96,6 +97,12 @@ def fit(recipe: str | os.PathLike[str] | None = None, *overrides: str, config: R
             where.append_event("segment_started", segment=0, epoch=0, step=0)
             train(where, parts, shown, warnings, True, ranks, began)
     return where
+
+
+def with_place(config: RunConfig) -> RunConfig:
+    """`config` with the whole path of a model of the user's own: it is found from elsewhere too."""
+    factory = config.model.factory
+    return config if factory is None else config.replaced({"model.factory": placed(factory)})
 
 
 def launch(ranks: Ranks) -> dict[str, Any]:
@@ -178,7 +185,9 @@ def resume(run: str | os.PathLike[str] | None = None, *overrides: str, corpus: s
     refuse_keywords("resume(run, ...)", unknown)
     with contextlib.ExitStack() as held:
         found = Run.open(run)
-        ranks = held.enter_context(joined(RunConfig.from_toml(found.config_path).override(list(overrides)).device))
+        # The device is asked for first of all; where the run stands, which decides what the others mean, is read later.
+        asked = {key: value for key, value in parsed(overrides).items() if key == "device"}
+        ranks = held.enter_context(joined(RunConfig.from_toml(found.config_path).replaced(asked).device))
         where = seen_by(ranks, found)
         held.enter_context(where.lock())
         shown = held.enter_context(shown_by(ranks, console))
@@ -187,7 +196,7 @@ def resume(run: str | os.PathLike[str] | None = None, *overrides: str, corpus: s
         old, newest = RunConfig.from_dict(saved.identity["config"]), RunConfig.from_toml(where.config_path)
         # Who goes back means the settings of then: what was changed later belongs to what is left aside.
         begins = newest if from_checkpoint is None else old.replaced({"data.corpus": newest.data.corpus})
-        config = begins.override(list(overrides), epoch=stage_start)
+        config = with_place(begins.override(list(overrides), epoch=stage_start))
         if corpus is not None:
             config = config.replaced({"data.corpus": str(corpus)})
         # Against the checkpoint and not against config.toml: a change whose process died before its first checkpoint
@@ -212,6 +221,8 @@ def resume(run: str | os.PathLike[str] | None = None, *overrides: str, corpus: s
         # The stage whose parts were saved: at its very end that is not yet the stage of the next epoch.
         plan = next(plan for plan in reversed(plans) if plan.start <= stage_start)
         parts = assemble(config, plan, packed, roles, compute)
+        if parts.factory != saved.identity.get("factory", parts.factory):
+            warnings.append(f"{config.model.factory}: its text is not the one that the run was trained with so far")
         restore_parts(parts, saved, changes)
         progress = parts.state.progress
         progress.finished = only_the_end

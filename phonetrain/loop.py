@@ -29,6 +29,7 @@ from .tracking import Tracker
 
 SAVE = "checkpoint"  # not a reason to stop, but to look at the device and save
 AGREE_EVERY = 8  # steps; a message between hosts costs about as much as a small step on a fast device
+LIFE_EPOCHS = 3  # in which a net is looked at for having learnt anything; it may die in the second
 AGAIN = "again"  # the guard moved the position: enter the epoch anew
 
 
@@ -51,6 +52,7 @@ class Trainer:
         self.saving_seconds = 0.0
         self.saved: tuple[int, int] | None = None  # step and bytes of the newest checkpoint of this process
         self.recovery = Recovery(self)
+        self.told_dead = False
 
     @property
     def progress(self) -> checkpoint.Progress:
@@ -304,13 +306,16 @@ class Trainer:
             self.run.write_pointer("best", self.progress.step)
 
     def check_life(self, dev: dict[str, float | int]) -> None:
-        """Say if the net is dead: after the first epoch, or the first that ends well after warm-up."""
+        """Say once if the net is dead, at the end of the first epochs: from the first that ends well after warm-up on,
+        or the last where warm-up is longer than the run."""
         batches = self.parts.train.batches_per_epoch
-        if self.progress.epoch != 2 * self.parts.state.schedule.warmup_steps(batches) // batches:
+        first = min(2 * self.parts.state.schedule.warmup_steps(batches) // batches, self.plans[-1].stop - 1)
+        if self.told_dead or not first <= self.progress.epoch < first + LIFE_EPOCHS:
             return
         counts = sum(self.parts.corpus[name].label_histogram for name in self.parts.roles.dev.split(" + "))
         message = guard.dead_net(dev["loss"], dev["accuracy"], counts.max() / counts.sum(), len(counts))
         if message is not None:
+            self.told_dead = True
             self.warn(message)
 
     def save(self) -> None:
@@ -318,6 +323,7 @@ class Trainer:
         began, parts = time.monotonic(), self.parts
         about = identity(parts.corpus, parts.run_config, parts.roles) | {
             "machine": describe_machine(parts.compute), "config": parts.run_config.to_dict(), "stage": parts.plan.start,
+            "factory": parts.factory,
         }
         self.run.sync_metrics()
         path, size = checkpoint.save(self.run, parts.state, about, parts.config.checkpoint.keep)

@@ -33,7 +33,7 @@ def plan(
     recipe: str | os.PathLike[str] = "default", *overrides: str, corpus: str | os.PathLike[str] | None = None
 ) -> dict[str, Any]:
     """What `fit` with the same arguments would train, read from the parts themselves; writes nothing."""
-    from .assemble import describe
+    from .assemble import describe, training_selection
     from .fit import prepare
     from .partitions import open_corpus
 
@@ -43,14 +43,22 @@ def plan(
     try:
         built = describe(parts)
         sizes = {"feature_dim": packed.feature_dim, "num_classes": len(packed.phonemes)}
+        resident = packed if parts.train.kind == "resident" else None
+        stages = []
+        for each in config.stages():
+            frames = training_selection(packed, roles, each.config).num_frames
+            needs = memory(each.config, built["model"]["parameters"], _hidden_units(parts.state.model), sizes,
+                           compute.precision, resident)
+            stages.append({"start_epoch": each.start, "stop_epoch": each.stop, "frames": frames,
+                           "batch_size": each.config.batch_size, "batches_per_epoch": frames // each.config.batch_size,
+                           "memory": needs})
         return {
             "recipe": str(recipe), "summary": summary(recipe), "config": config.to_dict(), "toml": config.to_toml(),
             "sizes": sizes | {"source": str(packed.path)}, **_layers(config, sizes),
             "corpus": str(packed.path), "roles": roles._asdict(), "device": compute.reason,
             "precision": compute.precision, "loader": built["loader"], "scoring": built["scoring"],
             "optimizer": built["optimizer"], "schedule": built["schedule"], "warnings": warnings,
-            "memory": memory(config, built["model"]["parameters"], _hidden_units(parts.state.model), sizes,
-                             compute.precision, packed if parts.train.kind == "resident" else None),
+            "stages": stages, "memory": max((each["memory"] for each in stages), key=lambda needs: needs["total"]),
         }  # fmt: skip
     finally:
         parts.close()
@@ -84,12 +92,17 @@ def plan_text(told: dict[str, Any]) -> str:
     """A plan for people."""
     loader, sizes = told["loader"], told["sizes"]
     parts = "  ".join(f"{name} {short(size)}B" for name, size in told["memory"].items() if size and name != "total")
+    epochs = [f"epochs {each['start_epoch'] + 1} to {each['stop_epoch']}: " for each in told["stages"]]
+    training = [
+        f"{span if epochs[1:] else ''}{told['roles']['train']}: {each['frames']:,} frames, "
+        f"{each['batches_per_epoch']:,} batches of {each['batch_size']:,} an epoch"
+        for span, each in zip(epochs, told["stages"])
+    ]
     lines = [
         show_text(told),
         "",
         f"corpus     {told['corpus']}: D = {sizes['feature_dim']}, {sizes['num_classes']} phonemes",
-        f"training   {told['roles']['train']}: {loader['frames']:,} frames, {loader['batches_per_epoch']:,} batches "
-        f"of {loader['batch_size']:,} an epoch",
+        *(f"{'' if place else 'training':<11}{line}" for place, line in enumerate(training)),
         f"scoring    {told['roles']['dev']}: {told['scoring']['frames']:,} frames; prediction {told['roles']['test']}",
         f"device     {told['device']}, {told['precision']}",
         f"loader     {loader['kind']}: {loader['reason']}",

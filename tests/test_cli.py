@@ -121,6 +121,18 @@ def test_ctrl_c_outside_training_is_no_traceback(monkeypatch, capsys):
     assert capsys.readouterr().err == "interrupted\n"
 
 
+def test_dry_run_shows_every_stage_and_the_memory_of_the_one_that_needs_most(there, capsys):
+    stages = "stage=[{epochs=1, subset=0.5}, {epochs=2, batch_size=512, subset=1.0}]"
+    assert exit_code(["fit", *TINY, stages, "--dry-run", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    first, second = told["stages"]
+    assert (first["batch_size"], second["batch_size"]) == (256, 512) and first["frames"] < second["frames"]
+    assert told["memory"] == second["memory"] and second["memory"]["total"] > first["memory"]["total"]
+    assert exit_code(["fit", *TINY, stages, "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert f"epochs 2 to 3: train-clean: {second['frames']:,} frames, {second['batches_per_epoch']} batches" in shown
+
+
 def test_dry_run_shows_the_plan_and_writes_nothing(there, capsys):
     assert exit_code(["fit", *TINY, "--dry-run"]) == 0
     out = capsys.readouterr().out

@@ -7,6 +7,7 @@ import signal
 import sys
 import textwrap
 import time
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,11 @@ import phonetrain
 from phonedata import Selection
 from phonetrain import guard
 from phonetrain.config import RunConfig, load_recipe
+from phonetrain.console import Console
 from phonetrain.errors import ConfigError, RunExists, TrainingStopped
 from phonetrain.explain import explain
 from phonetrain.fit import fit, looked_through, resume
+from phonetrain.interrupts import Deadline
 from phonetrain.loop import Trainer
 from phonetrain.partitions import choose_roles
 from phonetrain.run import Run
@@ -175,10 +178,31 @@ def test_signal_finishes_the_step_saves_and_says_how_to_resume(learnable_corpus,
 
 
 def test_deadline_saves_and_scores_before_it_passes(learnable_corpus, tmp_path):
-    run = fit_tiny(learnable_corpus, tmp_path / "run", "epochs=100000", "stop.max_time=4s")
+    class Clock(Console):
+        def on_start(self, facts):
+            self.began = time.monotonic()
+
+    console = Clock()
+    run = fit_tiny(learnable_corpus, tmp_path / "run", "epochs=100000", "stop.max_time=4s", console=console)
+    took = time.monotonic() - console.began
     assert run.status == "deadline"
+    assert 1 < took < 4.5, took  # its reserve is 2 seconds and more; half a second for a busy machine
     assert run.read_pointer("best") is not None
     assert resume_tiny(run, "stop.max_time=3s").status == "deadline"
+
+
+def test_time_of_day_is_the_next_one_and_the_earlier_limit_holds():
+    def left(*limits):
+        return Deadline(*limits).end - time.monotonic()
+
+    now = datetime.now()
+    for minutes in (2, 600, -2):
+        then = now + timedelta(minutes=minutes)
+        wanted = ((then.replace(second=0, microsecond=0) - now).total_seconds()) % 86400
+        assert left(None, f"{then:%H:%M}") == pytest.approx(wanted, abs=2)
+    assert left(60, f"{now + timedelta(minutes=10):%H:%M}") == pytest.approx(60, abs=1)
+    assert left(7200, f"{now + timedelta(minutes=10):%H:%M}") < 601
+    assert Deadline(60).reached(61) and not Deadline(60).reached(50)
 
 
 def test_early_stopping_ends_after_patience_epochs_without_improvement(learnable_corpus, tmp_path):
@@ -205,6 +229,18 @@ def test_dead_net_is_named_after_the_first_epoch(learnable_corpus, tmp_path):
                    "model.activation=sigmoid", "model.norm=none", "model.depth=6")
     assert any("learnt nothing" in event["message"] or "same phoneme" in event["message"]
                for event in run.events("warning"))
+
+
+@pytest.mark.parametrize(("settings", "dies_in", "told"), [
+    ((), 1, 1), ((), 4, 0), (("schedule.warmup_steps=200",), 4, 1),
+])
+def test_net_that_dies_in_the_first_epochs_is_named_once(
+        learnable_corpus, tmp_path, monkeypatch, settings, dies_in, told):
+    real = Trainer.score
+    monkeypatch.setattr(Trainer, "score", lambda trainer: real(trainer) | (
+        {"loss": math.log(40)} if trainer.progress.epoch >= dies_in else {}))
+    run = fit_tiny(learnable_corpus, tmp_path / "run", "epochs=5", *settings)
+    assert sum("learnt nothing" in event["message"] for event in run.events("warning")) == told
 
 
 def test_stages_change_settings_at_epoch_boundaries_and_are_recorded(learnable_corpus, tmp_path):

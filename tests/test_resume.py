@@ -116,6 +116,33 @@ def test_change_that_makes_another_experiment_is_refused(learnable_corpus, tmp_p
     assert run.config_path.read_bytes() == before
 
 
+FACTORY = """
+from torch import nn
+
+def build(feature_dim, window_width, num_classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(feature_dim * window_width, num_classes))
+"""
+
+
+def test_model_of_ones_own_is_found_from_elsewhere_and_an_edited_one_is_said(learnable_corpus, tmp_path, monkeypatch):
+    for name in ("here", "elsewhere"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "here" / "mine.py").write_text(FACTORY)
+    monkeypatch.chdir(tmp_path / "here")
+    run = interrupted(learnable_corpus, tmp_path / "run", "model.factory=mine.py:build", step=8)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    resume_tiny(run, console=StopAt(16))
+    assert not run.events("warning")
+    (tmp_path / "here" / "mine.py").rename(tmp_path / "elsewhere" / "moved.py")
+    resume_tiny(run, "model.factory=moved.py:build", console=StopAt(24))
+    assert not run.events("warning")
+    (tmp_path / "elsewhere" / "moved.py").write_text(FACTORY + "# edited")
+    resume_tiny(run)
+    assert [event["message"] for event in run.events("warning")] == [
+        f"{tmp_path}/elsewhere/moved.py:build: its text is not the one that the run was trained with so far"]
+    assert run.read_json(run.built_path)["model"]["factory_digest"]
+
+
 STAGED = "stage=[{epochs=1}, {epochs=2, optimizer.lr=1e-4}, {epochs=1, optimizer.lr=1e-5}]"
 
 
@@ -134,6 +161,14 @@ def test_rate_changed_by_hand_where_a_stage_begins_holds_in_it(learnable_corpus,
     end = min(event["step"] for event in run.events("checkpoint_saved") if event["step"] and event["batch"] == 0)
     resume_tiny(run, by_hand, from_checkpoint=end)
     assert {line["lr"] for line in run.metrics("train") if line["epoch"] == 1} == {5e-5}
+
+
+def test_chain_of_a_stage_is_changed_by_hand(learnable_corpus, tmp_path):
+    chain = "schedule.chain=[{name='constant', epochs=1}, {name='plateau', patience=2}]"
+    stages = f"stage=[{{epochs=1}}, {{epochs=2, schedule.name='chain', {chain}}}]"
+    run = interrupted(learnable_corpus, tmp_path / "run", *CONSTANT, stages)
+    resume_tiny(run, "schedule.chain.1.patience=5")
+    assert run.read_json(run.built_path)["schedule"]["phases"][1]["patience"] == 5
 
 
 def test_stage_that_is_over_cannot_be_changed_any_more(learnable_corpus, tmp_path):

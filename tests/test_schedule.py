@@ -80,6 +80,20 @@ CASES = {
             o, [theirs.LinearLR(o, 0.1, total_iters=20), theirs.CosineAnnealingLR(o, EPOCHS * STEPS - 20)], [20],
         ),
     ),
+    "chain of step and exponential": (
+        {"name": "chain", "chain": [{"name": "step", "step_size": 2, "gamma": 0.5, "epochs": 3},
+                                    {"name": "exponential", "gamma": 0.9}]}, "epoch",
+        lambda o: theirs.SequentialLR(o, [theirs.StepLR(o, 2, 0.5), theirs.ExponentialLR(o, 0.9)], [3]),
+    ),
+    "chain of three by step": (
+        {"name": "chain", "chain": [{"name": "cosine", "every": "step", "epochs": 3, "min_lr": 1e-4},
+                                    {"name": "constant", "epochs": 2},
+                                    {"name": "exponential", "every": "step", "gamma": 0.8}]}, "step",
+        lambda o: theirs.SequentialLR(
+            o, [theirs.CosineAnnealingLR(o, 3 * STEPS, eta_min=1e-4), theirs.ConstantLR(o, 1.0),
+                theirs.ExponentialLR(o, 0.8 ** (1 / STEPS))], [3 * STEPS, 5 * STEPS],
+        ),
+    ),
     "warm-up in epochs, then exponential by step": (
         {"name": "exponential", "gamma": 0.8, "every": "step", "warmup_epochs": 2, "warmup_start": 0.25}, "step",
         lambda o: theirs.SequentialLR(
