@@ -11,7 +11,6 @@ from phonedata import PackedCorpus, Selection, WindowSpec, open_loader
 
 from .augment import Augment
 from .averaging import AveragedWeights
-from .checkpoint import Progress, TrainState
 from .compiling import compiled
 from .config import RunConfig
 from .device import Compute, describe_machine
@@ -25,6 +24,7 @@ from .ranks import here, reduce_norms
 from .scaling import LossScale
 from .schedule import build_schedule
 from .stages import StagePlan
+from .state import Progress, TrainState
 from .step import TrainStep
 from .updates import Updates
 

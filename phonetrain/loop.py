@@ -24,6 +24,7 @@ from .run import Run
 from .scoring import score
 from .shapes import Table
 from .stages import plan_stages
+from .state import Progress
 from .times import duration
 from .tracking import Tracker
 
@@ -55,7 +56,7 @@ class Trainer:
         self.told_dead = False
 
     @property
-    def progress(self) -> checkpoint.Progress:
+    def progress(self) -> Progress:
         return self.parts.state.progress
 
     @property

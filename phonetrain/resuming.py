@@ -17,6 +17,7 @@ from .errors import CheckpointError, ConfigError
 from .run import Run
 from .schedule import extension_question, refuse_silent_extension
 from .stages import plan_stages
+from .state import Progress
 
 # Changing these changes which frames come next, so they may change only where an epoch begins.
 ORDER_KEYS = ("subset", "batch_size", "optimizer.accumulation", "loader.order")
@@ -59,7 +60,7 @@ def changes_by_hand(old: RunConfig, new: RunConfig, epoch: int) -> list[tuple[st
 
 
 def check_changes(run: Run, changes: Sequence[tuple[str, Any, Any]], old: RunConfig, new: RunConfig,
-                  progress: checkpoint.Progress) -> None:
+                  progress: Progress) -> None:
     """Refuse a change that would make another experiment, or that cannot take effect in the middle of an epoch."""
     over = [f"stage.{place}." for place, plan in enumerate(plan_stages(old)) if plan.stop <= progress.epoch]
     for key, before, after in changes:

@@ -192,7 +192,7 @@ def test_end_is_on_disk_before_the_tracker_is_waited_for(learnable_corpus, tmp_p
         def finish(self, exit_code=0):
             seen.append(run.status)
 
-    monkeypatch.setattr(sys.modules["phonetrain.fit"], "open_tracker", lambda *parts: Slow())
+    monkeypatch.setattr(sys.modules["phonetrain.segment"], "open_tracker", lambda *parts: Slow())
     fit_tiny(learnable_corpus, run.path, "epochs=1", console=StopAt(4))
     resume_tiny(run)
     assert seen == ["SIGTERM", "finished"]
