@@ -279,17 +279,26 @@ def read_newest(run: Run, device: torch.device | str = "cpu") -> tuple[Checkpoin
     raise CheckpointError(f"{run.path}: no whole checkpoint to resume from: {said}; {again}")
 
 
-def read_before(run: Run, step: int, tried: int | None,
+def read_before(run: Run, step: int, tried: int | None, stage: int,
                 device: torch.device | str = "cpu") -> tuple[Checkpoint | None, list[str]]:
     """The newest whole checkpoint of before `step`, None where there is none, and sentences as `read_newest` has them.
 
-    tried: the step that was gone back to already, which comes after all others. Steps above `last` were left aside.
+    tried: the step that was gone back to already, which comes after older ones of the same `stage` (its first epoch):
+    to begin a stage again would undo what the rollbacks in it did. Steps above `last` were left aside.
     """
     last = pointed_to(run, "last")[0]
     steps = [each for each in saved_steps(run)[::-1] if each < step and (last is None or each <= last)]
     if steps[:1] == [tried]:
-        steps = steps[1:] + steps[:1]
+        older = [each for each in steps[1:] if _stage_of(run.checkpoint_dir(each)) == stage]
+        steps = older + [each for each in steps if each not in older]
     return first_whole(run, steps, device)
+
+
+def _stage_of(path: Path) -> int | None:
+    try:
+        return _state(path)["identity"]["stage"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def first_whole(run: Run, steps: Sequence[int], device: torch.device | str) -> tuple[Checkpoint | None, list[str]]:

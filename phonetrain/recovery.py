@@ -134,10 +134,12 @@ class Recovery:
             tried = f" after {CONSECUTIVE_SKIPS} batches in a row were left out"
         sound = self.sound(since)
         if policy == "rollback":
-            if sound is not None and progress.rollbacks < trainer.parts.config.guard.max_rollbacks:
-                self.roll_back(sound)
+            # A stage that sets its own rate counts anew; the checkpoint of before its edge still knows of the others.
+            rollbacks = progress.rollbacks if sound is None else max(progress.rollbacks, sound.progress.rollbacks)
+            if sound is not None and rollbacks < trainer.parts.config.guard.max_rollbacks:
+                self.roll_back(sound, rollbacks + 1)
                 return
-            tried = f" after {progress.rollbacks} rollbacks"
+            tried = f" after {rollbacks} rollbacks"
             if sound is None:
                 tried = ", since no checkpoint of before it is there to go back to"
         ways = self.ways_on(finding, policy, sound)
@@ -173,8 +175,9 @@ class Recovery:
         self.trainer.event("recovered", by="skip")
         self.trainer.console.say(f"batch {progress.batch - 1} was left out")
 
-    def roll_back(self, saved: checkpoint.Checkpoint) -> None:
-        """Go back to a checkpoint with a lower rate; what was trained since stays in the files."""
+    def roll_back(self, saved: checkpoint.Checkpoint, rollbacks: int) -> None:
+        """Go back to a checkpoint with a lower rate, for the `rollbacks`-th time; what was trained since stays in the
+        files."""
         trainer, before = self.trainer, self.trainer.progress
         old = trainer.parts
         plan = next((plan for plan in trainer.plans if plan.start == saved.identity["stage"]), old.plan)
@@ -184,8 +187,8 @@ class Recovery:
         checkpoint.restore(trainer.parts.state, saved)
         restored, factor = trainer.progress, trainer.parts.config.guard.rollback_factor
         trainer.parts.state.progress = replace(
-            restored, segment=before.segment + 1, rollbacks=before.rollbacks + 1, back_to=restored.step,
-            rate_scale=restored.rate_scale * factor ** (before.rollbacks + 1 - restored.rollbacks),
+            restored, segment=before.segment + 1, rollbacks=rollbacks, back_to=restored.step,
+            rate_scale=restored.rate_scale * factor ** (rollbacks - restored.rollbacks),
         )
         progress = trainer.progress
         trainer.watch.forget()
@@ -203,7 +206,8 @@ class Recovery:
         trainer, device = self.trainer, self.trainer.parts.compute.device
         saved = None
         if here().is_main:
-            saved, problems = checkpoint.read_before(trainer.run, since, trainer.progress.back_to, device)
+            stage = trainer.parts.plan.start
+            saved, problems = checkpoint.read_before(trainer.run, since, trainer.progress.back_to, stage, device)
             for problem in problems:
                 trainer.warn(problem)
         path = here().share(None if saved is None else saved.path)

@@ -173,13 +173,14 @@ def test_checkpoints_that_a_branch_left_aside_are_pruned_first(tmp_path):
 
 
 def test_going_back_takes_the_newest_of_before_and_then_older_ones(run):
-    def before(step, tried):
-        found = checkpoint.read_before(run, step, tried)[0]
+    def before(step, tried, stage=0):
+        found = checkpoint.read_before(run, step, tried, stage)[0]
         return None if found is None else found.progress.step
 
     assert checkpoint.saved_steps(run) == [23, 46, 69]
     assert [before(70, None), before(69, None), before(60, 46), before(46, 46)] == [69, 46, 23, 23]
     assert [before(40, 23), before(23, None)] == [23, None]
+    assert [before(60, 46, stage=1), before(60, None, stage=1)] == [46, 46]  # not into the stage before
     run.write_pointer("last", 23)  # what came after was left aside
     assert before(69, None) == 23
 

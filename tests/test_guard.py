@@ -320,6 +320,19 @@ def test_rollback_over_the_edge_of_a_stage_takes_that_stages_parts(learnable_cor
     assert last["lr"] <= 1.0
 
 
+def test_rollback_over_the_edge_of_a_stage_that_no_rate_mends_stops(learnable_corpus, tmp_path):
+    """Every time it comes to the edge, the stage's own rate is set and its rollbacks are counted from 0."""
+    config = tiny_config("averaging.decay=none", "model.norm=none", "guard.policy=rollback", "epochs=2",
+                         "schedule.warmup_steps=none")
+    config = RunConfig.from_dict(config.to_dict() | {"stage": [
+        {"epochs": 1}, {"epochs": 1, "optimizer.lr": 5e-4, "augment.noise": 1e38}]})
+    with pytest.raises(TrainingStopped, match="stopped after 3 rollbacks"):
+        fit(config=config, corpus=learnable_corpus.path, run=tmp_path / "run", console=Console())
+    run = Run(tmp_path / "run")
+    assert {event["step"] for event in run.events("nonfinite")} == {23}
+    assert [event["rate_scale"] for event in run.events("recovered")] == [0.5, 0.25, 0.125]
+
+
 def test_divergence_is_warned_of_with_the_numbers(learnable_corpus, tmp_path):
     config = tiny_config("schedule.name=constant", "averaging.decay=none")
     config = RunConfig.from_dict(config.to_dict() | {"stage": [{"epochs": 2}, {"epochs": 1, "optimizer.lr": 3.0}]})
