@@ -145,10 +145,8 @@ def test_rate_set_by_hand_after_rollbacks_is_the_rate_that_is_trained_with(learn
 def test_rate_of_a_stage_is_trained_with_after_rollbacks_and_rolled_back_in_its_turn(learnable_corpus, tmp_path):
     stages = "stage=[{epochs=1}, {epochs=2, optimizer.lr=2e-4}]"
     run = fit_tiny(learnable_corpus, tmp_path / "run", *PLAIN_RATE, stages, "checkpoint.keep=9", console=StopAt(10))
-    step = run.checkpoint_dir(run.read_pointer("last"))
-    state = json.loads((step / "state.json").read_text())
-    state["progress"].update(rate_scale=0.1, rollbacks=2)
-    (step / "state.json").write_text(json.dumps(state))
+    last = run.checkpoint_dir(run.read_pointer("last"))
+    change_state(last, lambda state: state["progress"].update(rate_scale=0.1, rollbacks=2))
     resume_tiny(run)
     rates = {line["epoch"]: line["lr"] for line in run.metrics("train") if line["segment"] == 1}
     assert rates == {0: pytest.approx(1e-4), 1: 2e-4, 2: 2e-4}
