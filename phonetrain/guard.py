@@ -168,13 +168,13 @@ class DivergenceWatch:
                 f"{rate:.3g}; `phonetrain fit --find-lr` shows which rates this net bears")
 
 
-def dead_net(dev_loss: float, dev_accuracy: float, majority: float, num_classes: int) -> str | None:
-    """A sentence when a net has learnt nothing so far, else None. majority: share of the largest class."""
+def dead_net(dev_loss: float, answered: int, num_classes: int) -> str | None:
+    """A sentence when a net has learnt nothing so far, else None. answered: phonemes that any dev frame was given."""
     chance = math.log(num_classes)
     if dev_loss >= 0.98 * chance:
         return (f"the net has learnt nothing so far: dev loss {dev_loss:.3f}, guessing blindly gives "
                 f"ln {num_classes} = {chance:.3f}; look at the learning rate, the initialiser and the norm")
-    if abs(dev_accuracy - majority) < 1e-9:
-        return (f"the net answers the same phoneme for every frame: dev accuracy {100 * dev_accuracy:.2f} % is exactly "
-                "the majority class's share; look at the learning rate and the activation")
+    if answered == 1:
+        return ("the net answers the same phoneme for every frame of the dev partition; look at the learning rate and "
+                "the activation")
     return None

@@ -276,10 +276,11 @@ class Trainer:
         self.last_logged = time.monotonic()
 
     def score(self) -> dict[str, float | int]:
-        """Scores of the dev partition in the training precision."""
+        """Scores of the dev partition in the training precision; answered: how many phonemes were answered at all."""
         parts, began = self.parts, time.monotonic()
         self.console.progress(epoch=self.progress.epoch, step_in_epoch=self.progress.batch, phase=parts.roles.dev)
-        result = score(parts.scored_model, parts.dev, parts.compute, len(parts.corpus.phonemes)).result()
+        sums = score(parts.scored_model, parts.dev, parts.compute, len(parts.corpus.phonemes), confusion=True)
+        result = sums.result() | {"answered": int(sums.confusion.any(0).sum())}
         self.scoring_seconds = time.monotonic() - began
         self.last_logged += self.scoring_seconds
         return result
@@ -313,8 +314,7 @@ class Trainer:
         first = min(2 * self.parts.state.schedule.warmup_steps(batches) // batches, self.plans[-1].stop - 1)
         if self.told_dead or not first <= self.progress.epoch < first + LIFE_EPOCHS:
             return
-        counts = sum(self.parts.corpus[name].label_histogram for name in self.parts.roles.dev.split(" + "))
-        message = guard.dead_net(dev["loss"], dev["accuracy"], counts.max() / counts.sum(), len(counts))
+        message = guard.dead_net(dev["loss"], dev["answered"], len(self.parts.corpus.phonemes))
         if message is not None:
             self.told_dead = True
             self.warn(message)

@@ -352,13 +352,41 @@ def test_divergence_is_told_once_an_excursion():
     assert watch.look(1e9, 0, 1e-3) is None
 
 
-@pytest.mark.parametrize(("loss", "accuracy", "said"), [
-    (math.log(40), 0.02, "learnt nothing"), (3.0, 0.25, "same phoneme"), (3.0, 0.26, None), (3.5, 0.1, None),
-    (math.nan, 0.25, "same phoneme"),
+@pytest.mark.parametrize(("loss", "answered", "said"), [
+    (math.log(40), 40, "learnt nothing"), (3.0, 1, "same phoneme"), (3.0, 2, None), (3.5, 40, None),
+    (math.nan, 1, "same phoneme"),
 ])
-def test_dead_net_is_told_from_a_slow_one(loss, accuracy, said):
-    message = guard.dead_net(loss, accuracy, majority=0.25, num_classes=40)
+def test_dead_net_is_told_from_a_slow_one(loss, answered, said):
+    message = guard.dead_net(loss, answered, num_classes=40)
     assert (message is None) if said is None else said in message
+
+
+def test_a_net_that_always_answers_another_than_the_commonest_phoneme_is_named(tmp_path):
+    """Its loss is below guessing blindly, its accuracy is no class's that anybody would look for."""
+    random = np.random.default_rng(0)
+    shares = np.array([0.5, 0.3] + [0.2 / 38] * 38)
+    for name, count in (("train", 20), ("dev", 4)):
+        drawn = [(random.normal(size=(200, 3)), random.choice(40, 200, p=shares)) for _ in range(count)]
+        write_hw1p2(tmp_path / "raw", name, {f"{u}-0-0": one for u, one in enumerate(drawn)})
+    pack(tmp_path / "raw", tmp_path / "packed")
+    (tmp_path / "one.py").write_text(
+        "import torch\n"
+        "class Constant(torch.nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        f"        self.logits = torch.nn.Parameter(torch.tensor({np.log(shares).tolist()}))\n"
+        "        with torch.no_grad():\n"
+        "            self.logits[1] = self.logits[0] + 0.1\n"
+        "    def forward(self, windows):\n"
+        "        return self.logits.expand(len(windows), -1)\n"
+        "def build(**_):\n"
+        "    return Constant()\n"
+    )
+    settings = [each for each in TINY if not each.startswith(("epochs", "model.", "window."))]
+    run = fit("default", *settings, f"model.factory={tmp_path}/one.py:build", "optimizer.lr=1e-9", "epochs=1",
+              corpus=tmp_path / "packed", run=tmp_path / "run", console=Console())  # fmt: skip
+    assert run.metrics("epoch")[0]["dev_loss"] < 0.98 * math.log(40)
+    assert [event for event in run.events("warning") if "same phoneme for every frame" in event["message"]]
 
 
 # Gradients that overflow in fp16
