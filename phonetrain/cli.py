@@ -3,6 +3,7 @@ one line and an exit code. Anything that is not our error keeps its traceback.""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -32,7 +33,18 @@ def main(tokens: Sequence[str] | None = None) -> None:
         code = 128 + signal.SIGINT
     # The work is done and told: a late Ctrl-C may no longer turn the interpreter's own clean-up into a traceback.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    let_go_of_closed_streams()
     sys.exit(code)
+
+
+def let_go_of_closed_streams() -> None:
+    """What a closed terminal or pipe no longer takes goes nowhere: the flush at exit would make the exit code 120."""
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def exit_code(tokens: Sequence[str]) -> int:
@@ -43,9 +55,7 @@ def exit_code(tokens: Sequence[str]) -> int:
         print("interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
     except BrokenPipeError:
-        # The reader of our results (head, less) went away; the flush at exit must not say so again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return 1  # the reader of our results (head, less) went away
 
 
 def _checked(tokens: Sequence[str]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -311,12 +312,10 @@ def _ended(run: Any, as_json: bool) -> int:
     if not _is_main():
         return code
     told = {"run": str(run.path), "status": status, "best": best}
-    try:
+    with contextlib.suppress(OSError):
+        # Its terminal was closed, or its reader left: the run is saved all the same, and the code says how it ended.
         print_result(told, f"{run.path}: {status}", as_json)
         sys.stdout.flush()
-    except OSError:
-        # Its terminal was closed, or its reader left: the run is saved all the same, and the code says how it ended.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return code
 
 
