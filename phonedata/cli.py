@@ -90,7 +90,17 @@ def pack(
             part=_parse_part(part),
             stats_only=stats_only,
         )
-    print(json.dumps(report.to_dict(), indent=2) if json_output else as_flags(str(report)))
+    _show(json.dumps(report.to_dict(), indent=2) if json_output else as_flags(str(report)))
+
+
+def _show(told) -> None:
+    """Print a result; a disk that is full where it goes is one line, a reader that left is main's business."""
+    try:
+        print(told, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise PhonedataError(f"the output could not be written ({error.strerror}); make room for it") from None
 
 
 def _parse_part(text: str | None) -> tuple[int, int] | None:
@@ -143,7 +153,7 @@ def extract(
 
     frontend = FrontEnd(rate_hz=rate, mel_bins=mel_bins, coefficients=coefficients)
     with ProgressLine() as line:
-        print(run(audio, raw, frontend=frontend, skip_bad=skip_bad, workers=workers, progress=line))
+        _show(run(audio, raw, frontend=frontend, skip_bad=skip_bad, workers=workers, progress=line))
 
 
 @app.command
@@ -166,7 +176,7 @@ def merge(packed: Path, /, *, replace: Flag = False, remove_parts: Flag = False,
 
     with ProgressLine() as line:
         report = run(packed, replace=replace, remove_parts=remove_parts, progress=line)
-    print(json.dumps(report.to_dict(), indent=2) if json_output else report)
+    _show(json.dumps(report.to_dict(), indent=2) if json_output else report)
 
 
 @app.command
@@ -198,7 +208,7 @@ def inspect(
     from phonedata.inspecting import plot_utterance
 
     found = run(packed)
-    print(json.dumps(found.to_dict(), indent=2, ensure_ascii=False) if json_output else found)
+    _show(json.dumps(found.to_dict(), indent=2, ensure_ascii=False) if json_output else found)
     if plot is not None:
         print(f"drawn: {plot_utterance(found.corpus, plot, partition, utterance)}", file=sys.stderr)
 
@@ -221,7 +231,7 @@ def verify(packed: Path, /, *, json_output: Json = False):
     with ProgressLine() as line:
         size = corpus.verify(line)
     result = {"path": str(packed), "digest": corpus.digest, "bytes": size, "intact": True}
-    print(json.dumps(result) if json_output else f"{packed}: intact, {size:,} bytes, {corpus.digest}")
+    _show(json.dumps(result) if json_output else f"{packed}: intact, {size:,} bytes, {corpus.digest}")
 
 
 def as_flags(message: str) -> str:

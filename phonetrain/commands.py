@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
+from .errors import PhonetrainError
 from .recipe_commands import Flag, Overrides, recipes
 from .tables import print_result
 
@@ -312,10 +312,9 @@ def _ended(run: Any, as_json: bool) -> int:
     if not _is_main():
         return code
     told = {"run": str(run.path), "status": status, "best": best}
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, PhonetrainError):
         # Its terminal was closed, or its reader left: the run is saved all the same, and the code says how it ended.
         print_result(told, f"{run.path}: {status}", as_json)
-        sys.stdout.flush()
     return code
 
 

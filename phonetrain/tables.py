@@ -7,12 +7,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from .durable import plain
+from .errors import PhonetrainError
 from .wording import counted
 
 
 def print_result(told: Any, text: str, as_json: bool) -> None:
     """A command's result on stdout: `text` for people, or `told` as strict JSON."""
-    print(json.dumps(plain(told), indent=2, allow_nan=False) if as_json else text)
+    try:
+        print(json.dumps(plain(told), indent=2, allow_nan=False) if as_json else text, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise PhonetrainError(f"the output could not be written ({error.strerror}); make room for it") from None
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:

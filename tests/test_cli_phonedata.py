@@ -174,6 +174,16 @@ def test_closed_pipe_is_no_traceback(tiny_corpus):
     assert done.stderr == ""
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+@pytest.mark.parametrize("module", ["phonedata", "phonetrain"])
+def test_a_full_disk_behind_the_output_is_one_line(tiny_corpus, module):
+    words = ["inspect", str(tiny_corpus.path)] if module == "phonedata" else ["recipes", "list"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-m", module, *words], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert "the output could not be written (No space left on device)" in done.stderr
+
+
 def test_errors_name_the_keyword_in_python_and_the_flag_on_the_command_line(tiny_raw, tmp_path):
     from phonedata import pack
     from phonedata.cli import as_flags
