@@ -100,6 +100,8 @@ def _show(told) -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
+        # What is still buffered goes nowhere: the flush at exit would fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise PhonedataError(f"the output could not be written ({error.strerror}); make room for it") from None
 
 

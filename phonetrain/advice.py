@@ -49,6 +49,9 @@ def after_end(run: Run, reason: str, scored: bool, ways: Mapping[str, str] | Non
     scoring = [f"{evaluate(run)}    # scores the best checkpoint, in fp32"] if scored else []
     if ways is not None:
         return [*(f"{resume(run)} {setting}    # {does}" for setting, does in ways.items()), *scoring]
+    limits = [f"stop.{name}=none" for name in ("max_time", "stop_at") if settings(run).get(f"stop.{name}")]
+    if reason == "deadline" and limits:
+        return [f"{' '.join([resume(run), *limits])}    # goes on, without the limit", *scoring]
     return [*([] if done else [f"{resume(run)}    # goes on where it stopped"]), *scoring]
 
 

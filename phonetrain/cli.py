@@ -38,13 +38,19 @@ def main(tokens: Sequence[str] | None = None) -> None:
 
 
 def let_go_of_closed_streams() -> None:
-    """What a closed terminal or pipe no longer takes goes nowhere: the flush at exit would make the exit code 120."""
-    for stream in filter(None, (sys.stdout, sys.stderr)):
+    """What a closed terminal or pipe no longer takes goes nowhere: the flush at exit would make the exit code 120.
+
+    Where one is closed both are let go: somebody may still write to the other on the way out.
+    """
+    streams, closed = [stream for stream in (sys.stdout, sys.stderr) if stream is not None], False
+    for stream in streams:
         try:
             stream.flush()
         except (OSError, ValueError):
-            with contextlib.suppress(OSError, ValueError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            closed = True
+    for stream in streams if closed else ():
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def exit_code(tokens: Sequence[str]) -> int:

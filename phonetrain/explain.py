@@ -178,7 +178,9 @@ def _next_steps(run: Run) -> list[str]:
     path = shlex.quote(str(run.path))
     done = {"evaluate": run.evaluations.glob("*.json"), "predict": run.predictions.glob("*.csv"),
             "report": run.path.glob(run.report_path.name)}  # fmt: skip
-    missing = [name for name, files in done.items() if not any(files)]
+    best = run.checkpoints / "best"
+    since = best.stat().st_mtime if best.is_file() else 0.0  # what was made before the best checkpoint is out of date
+    missing = [name for name, files in done.items() if not any(file.stat().st_mtime >= since for file in files)]
     look = ", ".join(f"phonetrain {name} {path}" for name in missing) or f"read {shlex.quote(str(run.report_path))}"
     if status == "running" and run.is_held():
         return ["Next: let it train, or press Ctrl-C once: it saves and says how to go on."]

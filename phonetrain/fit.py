@@ -251,11 +251,11 @@ def resume(run: str | os.PathLike[str] | None = None, *overrides: str, corpus: s
 
 
 def told_rate(run: Run, parts: Parts) -> str:
-    """The learning rate of the next step, behind the last one that was logged."""
+    """The learning rate of the next step, and the last one that was logged."""
     progress, batches = parts.state.progress, parts.train.batches_per_epoch
     rate = float(parts.state.schedule.rates(progress.epoch, batches)[progress.batch]) * progress.rate_scale
     before = [line["lr"] for line in run.metrics("train") if line["step"] <= progress.step]
-    return f"{before[-1]:.3g} -> {rate:.3g}" if before else f"{rate:.3g}"
+    return f"{rate:.3g} from here on" + (f"; the last logged was {before[-1]:.3g}" if before else "")
 
 
 def _told(value: Any) -> Any:

@@ -186,6 +186,7 @@ def best_evaluation(run: Run) -> dict[str, Any] | str:
         print(f"{run.path}: scoring its best checkpoint on dev, once, for the confusion matrix", file=sys.stderr)
         return evaluate(run)
     except (PhonetrainError, PhonedataError) as error:
+        print(f"warning: it could not be scored: {error}", file=sys.stderr)
         return f"The best checkpoint could not be scored for this report: {error}"
 
 

@@ -294,7 +294,9 @@ def test_ctrl_c_twice_stops_at_once_and_the_run_goes_on(learnable_corpus, whole,
 def test_closed_terminal_saves_and_the_run_goes_on(learnable_corpus, whole, tmp_path):
     outer, inner = pty.openpty()
     # Slow steps: it is in the middle of its training when it is seen to have begun.
-    code = ("import fcntl, sys, termios, time; fcntl.ioctl(0, termios.TIOCSCTTY, 0); from phonetrain.cli import main; "
+    # The signal's own meaning: under nohup, which the tests may run under, it is ignored.
+    code = ("import fcntl, signal, sys, termios, time; signal.signal(signal.SIGHUP, signal.SIG_DFL); "
+            "fcntl.ioctl(0, termios.TIOCSCTTY, 0); from phonetrain.cli import main; "
             "from phonetrain.step import TrainStep; real = TrainStep.apply; "
             "TrainStep.apply = lambda *parts: (time.sleep(0.05), real(*parts))[1]; main(sys.argv[1:])")
     run = Run(tmp_path / "run")
