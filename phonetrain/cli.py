@@ -81,7 +81,6 @@ def _checked(tokens: Sequence[str]) -> int:
             where = " ".join(rest[:1]) or "phonetrain"
             raise ConfigError(f"{overrides[0]}: {where} takes no settings; `fit`, `resume` and `recipes show` do")
         code = command(*bound.args, **bound.kwargs)
-        sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except CycloptsError as error:
         hint = "settings are said as key=value; see" if isinstance(error, UnknownOptionError) else "see"
