@@ -8,6 +8,7 @@ equal to theirs within rounding: results are rounded to the activations' dtype o
 from __future__ import annotations
 
 import functools
+import platform
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ class Dropout(nn.Dropout):
     def forward(self, hidden: Tensor) -> Tensor:
         if not self.training or self.p == 0 or not runs_here(hidden):
             return F.dropout(hidden, self.p, self.training)
-        return Plain.apply(hidden.contiguous(), Work(hidden, None, self))
+        return Plain.apply(hidden.contiguous(), Work(hidden, None, self, learns=torch.is_grad_enabled()))
 
 
 def converted(values: Tensor, dtype: torch.dtype) -> Tensor:
@@ -47,12 +48,15 @@ def converted(values: Tensor, dtype: torch.dtype) -> Tensor:
 
 @functools.cache
 def kernels_are_there() -> bool:
-    """Whether numba can be imported and its kernels built here."""
+    """Whether numba can be imported and its kernels built here.
+
+    For an x86 without F16C LLVM would call a function that is not there to convert float16, and the process would end.
+    """
     try:
-        from . import kernels  # noqa: F401
+        from . import lanes
     except Exception:  # a numba that does not know this Python or this numpy says so in many ways
         return False
-    return True
+    return platform.machine().lower() not in ("x86_64", "amd64") or lanes.compiles_for("f16c")
 
 
 def runs_here(hidden: Tensor) -> bool:
@@ -90,7 +94,7 @@ def is_covered(hidden: Tensor, norm: nn.Module | None, activation: nn.Module, dr
 def hidden_layer(hidden: Tensor, norm: nn.Module | None, activation: nn.Module, dropout: nn.Module | None) -> Tensor:
     """dropout(activation(norm(hidden))), (B, H) -> (B, H) of the same dtype; running statistics move as torch's do."""
     hidden = hidden.contiguous()
-    work = Work(hidden, activation, dropout)
+    work = Work(hidden, activation, dropout, learns=torch.is_grad_enabled())
     if norm is None:
         return Plain.apply(hidden, work)
     if type(norm) is nn.BatchNorm1d:
@@ -104,12 +108,14 @@ def hidden_layer(hidden: Tensor, norm: nn.Module | None, activation: nn.Module, 
 
 
 class Work:
-    """What the forward and backward kernels of one call share: sizes, activation, dropout's key.
+    """What the forward and backward kernels of one call share: sizes, activation, dropout's key and factor.
 
     hidden: (B, H). activation, dropout: modules, or None. The key is drawn here, from torch's default generator.
+    learns: whether forward leaves slopes, (B, H), for a backward pass.
     """
 
-    def __init__(self, hidden: Tensor, activation: nn.Module | None, dropout: nn.Module | None) -> None:
+    def __init__(self, hidden: Tensor, activation: nn.Module | None, dropout: nn.Module | None, *,
+                 learns: bool = False) -> None:
         from . import kernels
 
         self.kernels = kernels
@@ -120,20 +126,23 @@ class Work:
         self.tasks = -(-self.rows // rows)
         self.block = np.zeros(kernels.BLOCK_SIZE, np.int64)
         self.block[kernels.TASKS : kernels.COLUMNS + 1] = self.tasks, rows, self.rows, self.columns
-        self.settings = np.zeros(3, np.float32)
-        self.settings[0] = getattr(activation, "negative_slope", 0.0)
-        self.block[kernels.SETTINGS] = self.settings.ctypes.data
-        self.drops = dropout is not None and dropout.training and dropout.p > 0
-        self.how = (KINDS[hidden.dtype], IDENTITY if activation is None else ACTIVATIONS[type(activation)], self.drops)
-        if self.drops:
+        self.factor = 1.0
+        drops = dropout is not None and dropout.training and dropout.p > 0
+        self.kind, self.learns = KINDS[hidden.dtype], learns
+        self.how = (self.kind, IDENTITY if activation is None else ACTIVATIONS[type(activation)], drops, learns)
+        if drops:
             key = int(torch.randint(0, 2**62, ()))
-            self.settings[1] = 1 / (1 - dropout.p) if dropout.p < 1 else 0.0
+            self.factor = 1 / (1 - dropout.p) if dropout.p < 1 else 0.0
             least = min(round(dropout.p * 2**32), 2**32 - 1)
             self.block[kernels.KEY :] = key & 0xFFFFFFFF, key >> 32, least
+        self.settings = np.array([getattr(activation, "negative_slope", 0.0), self.factor, 0.0], np.float32)
+        self.block[kernels.SETTINGS] = self.settings.ctypes.data
 
-    def run(self, kernel: Any, **places: Tensor | np.ndarray) -> None:
-        """Run a kernel; places: its tensors by their names in the block, lower case."""
+    def run(self, kernel: Any, **places: Tensor | np.ndarray | None) -> None:
+        """Run a kernel; places: its tensors by their names in the block, lower case, None where it takes none."""
         for name, values in places.items():
+            if values is None:
+                continue
             address = values.data_ptr() if isinstance(values, Tensor) else values.ctypes.data
             self.block[getattr(self.kernels, name.upper())] = address
         self.kernels.run(kernel, self.block, torch.get_num_threads())
@@ -149,17 +158,19 @@ class Plain(torch.autograd.Function):
     def forward(context: Any, hidden: Tensor, work: Work) -> Tensor:
         output = torch.empty_like(hidden)
         ones, zeros = np.ones(work.columns, np.float32), np.zeros(work.columns, np.float32)
-        work.run(work.kernels.columns_forward(*work.how), input=hidden, output=output, scale=ones, shift=zeros)
-        context.save_for_backward(hidden)
-        context.work, context.vectors = work, (ones, zeros)
+        slopes = torch.empty_like(hidden) if work.learns else None
+        work.run(work.kernels.columns_forward(*work.how), input=hidden, output=output, slopes=slopes, scale=ones,
+                 shift=zeros)
+        context.save_for_backward(slopes)
+        context.work = work
         return output
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        (hidden,), work, (ones, zeros) = context.saved_tensors, context.work, context.vectors
-        gradient, output = gradient.contiguous(), torch.empty_like(hidden)
-        work.run(work.kernels.columns_gradient(*work.how), input=hidden, output=output, gradient=gradient, scale=ones,
-                 shift=zeros, centre=zeros, sums=work.sums())
+        (slopes,), work, gradient = context.saved_tensors, context.work, gradient.contiguous()
+        output, scale = torch.empty_like(gradient), np.full(work.columns, work.factor, np.float32)
+        work.run(work.kernels.columns_backward(work.kind, False), output=output, slopes=slopes, gradient=gradient,
+                 scale=scale)
         return output, None
 
 
@@ -171,7 +182,7 @@ class Batch(torch.autograd.Function):
         kernels, rows = work.kernels, work.rows
         # About a row of their own, squares are summed without cancellation, whatever the mean is.
         mean, sums = hidden[0].detach().to(torch.float32, copy=True).numpy(), work.sums()
-        work.run(kernels.column_sums(work.how[0]), input=hidden, centre=mean, sums=sums)
+        work.run(kernels.column_sums(work.kind), input=hidden, centre=mean, sums=sums)
         deviation = np.empty_like(mean)
         variance = kernels.batch_moments(sums, mean, deviation, rows, norm.eps)
         average, spread = norm.running_mean.numpy(), norm.running_var.numpy()
@@ -181,24 +192,26 @@ class Batch(torch.autograd.Function):
         norm.num_batches_tracked.add_(1)
         scale = weight.detach().numpy() / deviation
         shift = bias.detach().numpy() - mean * scale
-        output = torch.empty_like(hidden)
-        work.run(kernels.columns_forward(*work.how), input=hidden, output=output, scale=scale, shift=shift)
-        context.save_for_backward(hidden)
-        context.work, context.vectors = work, (mean, deviation, scale, shift)
+        output, slopes = torch.empty_like(hidden), torch.empty_like(hidden) if work.learns else None
+        work.run(kernels.columns_forward(*work.how), input=hidden, output=output, slopes=slopes, scale=scale,
+                 shift=shift)
+        context.save_for_backward(hidden, slopes)
+        context.work, context.vectors = work, (mean, deviation, scale)
         return output
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        (hidden,), work, (mean, deviation, scale, shift) = context.saved_tensors, context.work, context.vectors
+        (hidden, slopes), work, (mean, deviation, scale) = context.saved_tensors, context.work, context.vectors
         kernels, sums = work.kernels, work.sums()
         gradient, output = gradient.contiguous(), torch.empty_like(hidden)
-        work.run(kernels.columns_gradient(*work.how), input=hidden, output=output, gradient=gradient, scale=scale,
-                 shift=shift, centre=mean, sums=sums)
+        work.run(kernels.columns_gradient(work.kind), input=hidden, slopes=slopes, gradient=gradient, centre=mean,
+                 sums=sums)
         by_shift, by_product = kernels.total(sums)
         first = (by_shift / work.rows).astype(np.float32)
         second = (by_product / work.rows / np.square(deviation, dtype=np.float64)).astype(np.float32)
-        work.run(kernels.columns_backward(work.how[0]), input=hidden, output=output, scale=scale, centre=mean,
-                 first=first, second=second)
+        work.run(kernels.columns_backward(work.kind, True), input=hidden, output=output, slopes=slopes,
+                 gradient=gradient, scale=scale * np.float32(work.factor), centre=mean, first=first, second=second)
+        by_shift, by_product = by_shift * work.factor, by_product * work.factor
         by_weight = (by_product / deviation).astype(np.float32)
         return output, torch.from_numpy(by_weight), torch.from_numpy(by_shift.astype(np.float32)), None, None
 
@@ -217,19 +230,20 @@ class Rows(torch.autograd.Function):
 
     @staticmethod
     def forward(context: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, work: Work) -> Tensor:
-        output, moments = torch.empty_like(hidden), np.empty((work.rows, 2), np.float32)
+        output, slopes = torch.empty_like(hidden), torch.empty_like(hidden) if work.learns else None
+        moments = np.empty((work.rows, 2), np.float32)
         shift = np.zeros(work.columns, np.float32) if bias is None else bias.detach().numpy()
         work.run(work.kernels.rows_forward(*work.how, bias is not None), input=hidden, output=output,
-                 scale=weight.detach(), shift=shift, moments=moments)
-        context.save_for_backward(hidden, weight)
-        context.work, context.vectors, context.centred = work, (shift, moments), bias is not None
+                 slopes=slopes, scale=weight.detach(), shift=shift, moments=moments)
+        context.save_for_backward(hidden, weight, slopes)
+        context.work, context.moments, context.centred = work, moments, bias is not None
         return output
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        (hidden, weight), work, (shift, moments) = context.saved_tensors, context.work, context.vectors
+        (hidden, weight, slopes), work, moments = context.saved_tensors, context.work, context.moments
         gradient, output, sums = gradient.contiguous(), torch.empty_like(hidden), work.sums()
-        work.run(work.kernels.rows_backward(*work.how, context.centred), input=hidden, output=output,
-                 gradient=gradient, scale=weight, shift=shift, moments=moments, sums=sums)
-        by_shift, by_weight = torch.from_numpy(work.kernels.total(sums).astype(np.float32))
+        work.run(work.kernels.rows_backward(work.kind, context.centred), input=hidden, output=output,
+                 slopes=slopes, gradient=gradient, scale=weight, moments=moments, sums=sums)
+        by_shift, by_weight = torch.from_numpy((work.kernels.total(sums) * work.factor).astype(np.float32))
         return output, by_weight, by_shift if context.centred else None, None

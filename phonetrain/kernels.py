@@ -15,19 +15,23 @@ from collections.abc import Callable
 import numpy as np
 from numba import cfunc, njit, types
 
-from .lanes import EXACT, FLOAT, ONE, ZERO, F, activate, load, next_task, random_bits, slope_of, store
+from .lanes import EXACT, FLOAT, ONE, ZERO, F, activation, load, next_task, random_bits, store
 
 TASK_VALUES = 1 << 15
 """Values in a task: few enough for a core's own cache, enough tasks for all threads to find one."""
 SUMMED_ROWS = 64
 """Rows whose sum is a float32 sum; what comes after is float64."""
 
-(NEXT, TASKS, TASK_ROWS, ROWS, COLUMNS, INPUT, OUTPUT, GRADIENT, SCALE, SHIFT, CENTRE, FIRST, SECOND, SUMS, MOMENTS,
- SETTINGS, KEY, SECOND_KEY, LEAST) = range(19)
-"""Places in the block. INPUT, OUTPUT, GRADIENT: (ROWS, COLUMNS) values of one dtype. SCALE, SHIFT, CENTRE, FIRST,
-SECOND: (COLUMNS,) float32. SUMS: (TASKS, 2, COLUMNS) float32. MOMENTS: (ROWS, 2) float32. SETTINGS: (3,) float32:
-slope below zero, factor of what dropout keeps, epsilon. KEY, SECOND_KEY: of dropout's hash; LEAST: smallest hash that
-is kept. NEXT: address of the number of the next task."""
+(NEXT, TASKS, TASK_ROWS, ROWS, COLUMNS, INPUT, OUTPUT, SLOPES, GRADIENT, SCALE, SHIFT, CENTRE, FIRST, SECOND, SUMS,
+ MOMENTS, SETTINGS, KEY, SECOND_KEY, LEAST) = range(20)
+"""Places in the block. INPUT, OUTPUT, SLOPES, GRADIENT: (ROWS, COLUMNS) values of one dtype. SCALE, SHIFT, CENTRE,
+FIRST, SECOND: (COLUMNS,) float32. SUMS: (TASKS, 2, COLUMNS) float32. MOMENTS: (ROWS, 2) float32. SETTINGS: (3,)
+float32: slope below zero, factor of what dropout keeps, epsilon. KEY, SECOND_KEY: of dropout's hash; LEAST: smallest
+hash that is kept. NEXT: address of the number of the next task.
+
+SLOPES is what forward leaves for backward: the activation's derivative, 0 where dropout drops. Two bytes more a value
+for every exponential, division and hash less. Dropout's factor is left out of it, because bfloat16 would round the
+same number the same way at every place; G below is GRADIENT * SLOPES, and factors come in with float32."""
 BLOCK_SIZE = LEAST + 1
 SIGNATURE = types.void(types.CPointer(types.int64))
 SUMMING = {**EXACT, "fastmath": {"contract", "reassoc"}}  # a sum along a row may be taken in lanes
@@ -89,13 +93,13 @@ def column_sums(kind: int):
 
 
 @functools.cache
-def columns_forward(kind: int, which: int, dropout: bool):
-    """OUTPUT = dropout(activation(x * SCALE + SHIFT))."""
+def columns_forward(kind: int, which: int, dropout: bool, learns: bool):
+    """OUTPUT = dropout(activation(x * SCALE + SHIFT)); SLOPES, if somebody learns from them."""
 
     @cfunc(SIGNATURE, cache=True, **EXACT)
     def kernel(block):
         columns, source, target, scale, shift = block[COLUMNS], block[INPUT], block[OUTPUT], block[SCALE], block[SHIFT]
-        slope, factor = load(FLOAT, block[SETTINGS], 0), load(FLOAT, block[SETTINGS], 1)
+        slopes, below, factor = block[SLOPES], load(FLOAT, block[SETTINGS], 0), load(FLOAT, block[SETTINGS], 1)
         key, second, least = np.uint32(block[KEY]), np.uint32(block[SECOND_KEY]), np.uint32(block[LEAST])
         while True:
             task = next_task(block[NEXT])
@@ -106,27 +110,25 @@ def columns_forward(kind: int, which: int, dropout: bool):
                 place = row * columns
                 for j in range(columns):
                     z = load(kind, source, place + j) * load(FLOAT, scale, j) + load(FLOAT, shift, j)
-                    value = activate(which, z, slope)
+                    value, slope = activation(which, z, below)
                     if dropout:
-                        value = value * factor if kept(place, j, key, second, least) else ZERO
+                        keep = kept(place, j, key, second, least)
+                        value, slope = value * factor if keep else ZERO, slope if keep else ZERO
                     store(kind, target, place + j, value)
+                    if learns:
+                        store(kind, slopes, place + j, slope)
 
     return kernel
 
 
 @functools.cache
-def columns_gradient(kind: int, which: int, dropout: bool):
-    """OUTPUT = g, the derivative of the loss by z = x * SCALE + SHIFT; SUMS of g and g * (x - CENTRE), a column each.
-
-    g is written instead of computed again in the next pass: that costs less than its exponential.
-    """
+def columns_gradient(kind: int):
+    """SUMS of G and G * (x - CENTRE), a column each."""
 
     @cfunc(SIGNATURE, cache=True, **EXACT)
     def kernel(block):
-        columns, source, target, scale, shift = block[COLUMNS], block[INPUT], block[OUTPUT], block[SCALE], block[SHIFT]
-        centre, gradients = block[CENTRE], block[GRADIENT]
-        slope, factor = load(FLOAT, block[SETTINGS], 0), load(FLOAT, block[SETTINGS], 1)
-        key, second, least = np.uint32(block[KEY]), np.uint32(block[SECOND_KEY]), np.uint32(block[LEAST])
+        columns, source, slopes, gradients = block[COLUMNS], block[INPUT], block[SLOPES], block[GRADIENT]
+        centre = block[CENTRE]
         while True:
             task = next_task(block[NEXT])
             if task >= block[TASKS]:
@@ -138,26 +140,22 @@ def columns_gradient(kind: int, which: int, dropout: bool):
             for row in range(first, min(first + block[TASK_ROWS], block[ROWS])):
                 place = row * columns
                 for j in range(columns):
-                    value = load(kind, source, place + j)
-                    z = value * load(FLOAT, scale, j) + load(FLOAT, shift, j)
-                    gradient = load(kind, gradients, place + j) * slope_of(which, z, slope)
-                    if dropout:
-                        gradient = gradient * factor if kept(place, j, key, second, least) else ZERO
-                    store(kind, target, place + j, gradient)
+                    gradient = load(kind, gradients, place + j) * load(kind, slopes, place + j)
                     store(FLOAT, sums, j, load(FLOAT, sums, j) + gradient)
-                    product = gradient * (value - load(FLOAT, centre, j))
+                    product = gradient * (load(kind, source, place + j) - load(FLOAT, centre, j))
                     store(FLOAT, products, j, load(FLOAT, products, j) + product)
 
     return kernel
 
 
 @functools.cache
-def columns_backward(kind: int):
-    """OUTPUT = SCALE * (OUTPUT - FIRST - (x - CENTRE) * SECOND): from g to the derivative by x, in place."""
+def columns_backward(kind: int, normed: bool):
+    """OUTPUT = SCALE * G, normed: SCALE * (G - FIRST - (x - CENTRE) * SECOND): the derivative by x."""
 
     @cfunc(SIGNATURE, cache=True, **EXACT)
     def kernel(block):
         columns, source, target, scale = block[COLUMNS], block[INPUT], block[OUTPUT], block[SCALE]
+        slopes, gradients = block[SLOPES], block[GRADIENT]
         centre, first_term, second_term = block[CENTRE], block[FIRST], block[SECOND]
         while True:
             task = next_task(block[NEXT])
@@ -167,9 +165,10 @@ def columns_backward(kind: int):
             for row in range(first, min(first + block[TASK_ROWS], block[ROWS])):
                 place = row * columns
                 for j in range(columns):
-                    gradient = load(kind, target, place + j) - load(FLOAT, first_term, j)
-                    away = load(kind, source, place + j) - load(FLOAT, centre, j)
-                    gradient -= away * load(FLOAT, second_term, j)
+                    gradient = load(kind, gradients, place + j) * load(kind, slopes, place + j)
+                    if normed:
+                        away = load(kind, source, place + j) - load(FLOAT, centre, j)
+                        gradient -= load(FLOAT, first_term, j) + away * load(FLOAT, second_term, j)
                     store(kind, target, place + j, load(FLOAT, scale, j) * gradient)
 
     return kernel
@@ -193,15 +192,15 @@ def row_squares(kind, source, place, columns, mean):
 
 
 @functools.cache
-def rows_forward(kind: int, which: int, dropout: bool, centred: bool):
+def rows_forward(kind: int, which: int, dropout: bool, learns: bool, centred: bool):
     """OUTPUT = dropout(activation(h * SCALE + SHIFT)), h = (x - mean) / deviation of its row; MOMENTS = mean and
-    1 / deviation. Not centred: the mean counts as 0, as in RMSNorm."""
+    1 / deviation; SLOPES. Not centred: the mean counts as 0, as in RMSNorm."""
 
     @cfunc(SIGNATURE, cache=True, **EXACT)
     def kernel(block):
         columns, source, target, scale, shift = block[COLUMNS], block[INPUT], block[OUTPUT], block[SCALE], block[SHIFT]
-        settings, moments = block[SETTINGS], block[MOMENTS]
-        slope, factor, epsilon = load(FLOAT, settings, 0), load(FLOAT, settings, 1), load(FLOAT, settings, 2)
+        slopes, settings, moments = block[SLOPES], block[SETTINGS], block[MOMENTS]
+        below, factor, epsilon = load(FLOAT, settings, 0), load(FLOAT, settings, 1), load(FLOAT, settings, 2)
         key, second, least = np.uint32(block[KEY]), np.uint32(block[SECOND_KEY]), np.uint32(block[LEAST])
         while True:
             task = next_task(block[NEXT])
@@ -216,35 +215,37 @@ def rows_forward(kind: int, which: int, dropout: bool, centred: bool):
                 store(FLOAT, moments, 2 * row + 1, inverse)
                 for j in range(columns):
                     h = (load(kind, source, place + j) - mean) * inverse
-                    value = activate(which, h * load(FLOAT, scale, j) + load(FLOAT, shift, j), slope)
+                    value, slope = activation(which, h * load(FLOAT, scale, j) + load(FLOAT, shift, j), below)
                     if dropout:
-                        value = value * factor if kept(place, j, key, second, least) else ZERO
+                        keep = kept(place, j, key, second, least)
+                        value, slope = value * factor if keep else ZERO, slope if keep else ZERO
                     store(kind, target, place + j, value)
+                    if learns:
+                        store(kind, slopes, place + j, slope)
 
     return kernel
 
 
 @njit(**SUMMING)
-def row_products(kind, source, target, place, columns, mean, inverse, scale):
-    """Sums over a row of g * SCALE and g * SCALE * h, g being in the target."""
+def row_products(kind, source, slopes, gradients, place, columns, mean, inverse, scale):
+    """Sums over a row of G * SCALE and G * SCALE * h."""
     plain, product = ZERO, ZERO
     for j in range(columns):
-        gradient = load(kind, target, place + j) * load(FLOAT, scale, j)
+        gradient = load(kind, gradients, place + j) * load(kind, slopes, place + j) * load(FLOAT, scale, j)
         plain += gradient
         product += gradient * ((load(kind, source, place + j) - mean) * inverse)
     return plain, product
 
 
 @functools.cache
-def rows_backward(kind: int, which: int, dropout: bool, centred: bool):
-    """OUTPUT = derivative by x; SUMS of g and g * h, a column each, g being the derivative by h * SCALE + SHIFT."""
+def rows_backward(kind: int, centred: bool):
+    """OUTPUT = derivative by x; SUMS of G and G * h, a column each, dropout's factor in neither G nor SUMS."""
 
     @cfunc(SIGNATURE, cache=True, **EXACT)
     def kernel(block):
-        columns, source, target, scale, shift = block[COLUMNS], block[INPUT], block[OUTPUT], block[SCALE], block[SHIFT]
-        gradients, moments, settings = block[GRADIENT], block[MOMENTS], block[SETTINGS]
-        slope, factor = load(FLOAT, settings, 0), load(FLOAT, settings, 1)
-        key, second, least = np.uint32(block[KEY]), np.uint32(block[SECOND_KEY]), np.uint32(block[LEAST])
+        columns, source, target, scale, moments = (
+            block[COLUMNS], block[INPUT], block[OUTPUT], block[SCALE], block[MOMENTS])
+        slopes, gradients, factor = block[SLOPES], block[GRADIENT], load(FLOAT, block[SETTINGS], 1)
         while True:
             task = next_task(block[NEXT])
             if task >= block[TASKS]:
@@ -256,22 +257,16 @@ def rows_backward(kind: int, which: int, dropout: bool, centred: bool):
             for row in range(first, min(first + block[TASK_ROWS], block[ROWS])):
                 place = row * columns
                 mean, inverse = load(FLOAT, moments, 2 * row), load(FLOAT, moments, 2 * row + 1)
-                for j in range(columns):
-                    h = (load(kind, source, place + j) - mean) * inverse
-                    z = h * load(FLOAT, scale, j) + load(FLOAT, shift, j)
-                    gradient = load(kind, gradients, place + j) * slope_of(which, z, slope)
-                    if dropout:
-                        gradient = gradient * factor if kept(place, j, key, second, least) else ZERO
-                    store(kind, target, place + j, gradient)
-                    store(FLOAT, sums, j, load(FLOAT, sums, j) + gradient)
-                    store(FLOAT, products, j, load(FLOAT, products, j) + gradient * h)
-                plain, product = row_products(kind, source, target, place, columns, mean, inverse, scale)
+                plain, product = row_products(kind, source, slopes, gradients, place, columns, mean, inverse, scale)
                 plain = plain / F(columns) if centred else ZERO
                 product = product / F(columns)
                 for j in range(columns):
+                    gradient = load(kind, gradients, place + j) * load(kind, slopes, place + j)
                     h = (load(kind, source, place + j) - mean) * inverse
-                    gradient = load(kind, target, place + j) * load(FLOAT, scale, j)
-                    store(kind, target, place + j, inverse * (gradient - plain - h * product))
+                    store(FLOAT, sums, j, load(FLOAT, sums, j) + gradient)
+                    store(FLOAT, products, j, load(FLOAT, products, j) + gradient * h)
+                    gradient = gradient * load(FLOAT, scale, j) - plain - h * product
+                    store(kind, target, place + j, factor * inverse * gradient)
 
     return kernel
 

@@ -133,7 +133,7 @@ class TrainStep:
         overflow = torch.zeros_like(self.halted)
         if self.loss_scale is not None:
             overflow = self.loss_scale.unscale_(gradients)
-        norm = nn.utils.get_total_norm(gradients)
+        norm = total_norm(gradients)
         finite = torch.isfinite(losses)
         if self.loss_scale is None:
             finite &= torch.isfinite(norm)
@@ -183,6 +183,17 @@ class TrainStep:
         """Clear the flag: the host has looked and decided."""
         self.halted.zero_()
         self.halted_at.fill_(-1)
+
+
+def total_norm(gradients: list[Tensor]) -> Tensor:
+    """2-norm of all gradients together, () float32.
+
+    On a CPU row by row: torch sums one whole tensor in one thread, at a quarter of the speed.
+    """
+    if not gradients or gradients[0].device.type != "cpu":
+        return nn.utils.get_total_norm(gradients)
+    rows = [torch.linalg.vector_norm(gradient, dim=-1).flatten() for gradient in gradients]
+    return torch.linalg.vector_norm(torch.cat(rows))
 
 
 def parts_of(count: int, pieces: int) -> list[slice]:

@@ -1,5 +1,10 @@
 """Which device, which precision: decided by what the machine is."""
 
+import os
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -15,3 +20,33 @@ def test_auto_takes_bf16_on_cpus_that_gain_by_it(monkeypatch, vendor, amx, avx51
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
     assert device.choose_compute("cpu", "auto").precision == wanted
+
+
+FAULTS = """
+import resource
+import torch
+from phonetrain.device import choose_compute
+if {keeps}:
+    choose_compute("cpu")
+for turn in range(18):  # in the first ones the heap finds its size
+    if turn == 8:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    made = [torch.ones(4 << 20) for _ in range(4)]  # 16 MiB each
+    del made
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="speaks of glibc's malloc")
+def test_memory_that_is_freed_stays_for_the_next_step():
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+
+    def faults(keeps: bool, **variables: str) -> int:
+        return int(subprocess.run([sys.executable, "-c", FAULTS.format(keeps=keeps)], text=True, capture_output=True,
+                                  env=environment | variables, check=True).stdout)
+
+    pages = 10 * (64 << 20) // os.sysconf("SC_PAGE_SIZE")
+    assert faults(True) < pages / 10
+    # glibc alone gives the memory back, and so does who says so himself.
+    if faults(False) > pages / 2:  # pages may be larger than the system says
+        assert faults(True, MALLOC_TRIM_THRESHOLD_="65536") > pages / 2

@@ -1,6 +1,11 @@
 """Fused hidden layers: equal to torch's modules for any number of threads; masks repeat, NaN comes through."""
 
 import math
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -216,6 +221,43 @@ def test_without_kernels_everything_falls_back_to_torch(monkeypatch):
     torch.manual_seed(1)
     assert torch.equal(ours, nn.functional.dropout(hidden, 0.5))
     assert torch.equal(converted(hidden.half(), torch.bfloat16), hidden.half().bfloat16())
+
+
+OTHER_PROCESSOR = """
+import torch
+from torch import nn
+from phonetrain.fused import Dropout, converted, kernels_are_there
+assert kernels_are_there() == {has_f16c}
+halves = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(torch.float16).view(64, 1024)
+assert torch.equal(converted(halves, torch.bfloat16).nan_to_num(), halves.bfloat16().nan_to_num())
+assert torch.equal(Dropout(0.5)(torch.ones(64, 64, dtype=torch.bfloat16)).unique(), torch.tensor([0.0, 2.0]).bfloat16())
+"""
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="names features of x86")
+@pytest.mark.parametrize("features", ["", "+sse4.2,+avx,+f16c,+avx2,+fma"])
+def test_code_for_other_processors_gives_torchs_values(features, tmp_path):
+    has_f16c = "+f16c" in features
+    if has_f16c and "avx2" not in Path("/proc/cpuinfo").read_text():
+        pytest.skip("this processor cannot run code with AVX2")
+    environment = {**os.environ, "NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": features,
+                   "NUMBA_CACHE_DIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", OTHER_PROCESSOR.format(has_f16c=has_f16c)], env=environment, check=True)
+
+
+def test_bfloat16_is_rounded_to_the_nearest_and_nan_stays():
+    random = torch.randint(-(2**31), 2**31, (1 << 18,), generator=torch.Generator().manual_seed(1))
+    ties = torch.arange(-(2**15), 2**15)[:, None] * 2**16 + torch.tensor([0x7FFF, 0x8000, 0x8001])
+    payloads = torch.tensor([0x7FFFFFFF, -1, 0x7F800001])  # NaNs that rounding their bits would make numbers of
+    values = torch.cat([random, ties.flatten(), payloads]).to(torch.int32).view(torch.float32)
+    found, wanted = torch.empty_like(values, dtype=torch.bfloat16), values.bfloat16()
+    work = fused.Work(values.view(-1, 1), None, None)
+    work.run(work.kernels.conversion(0, 1), input=values, output=found)
+    assert torch.equal(found.isnan(), wanted.isnan())
+    normal = values.abs() >= 2**-126  # smaller ones may become 0
+    assert torch.equal(found[normal].nan_to_num(), wanted[normal].nan_to_num())
+    subnormal = values.abs() < 2**-126
+    assert bool((found[subnormal].float().abs() <= 2**-126).all())
 
 
 def test_conversion_equals_torch_for_every_float16():

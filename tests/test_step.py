@@ -14,7 +14,7 @@ from phonetrain.metrics import FrameMetrics
 from phonetrain.optim import build_optimizer
 from phonetrain.scaling import LossScale
 from phonetrain.sections import OptimizerConfig
-from phonetrain.step import TrainStep
+from phonetrain.step import TrainStep, total_norm
 from tests import reference
 
 CLASSES, WIDTH, DIM = 7, 5, 6
@@ -147,6 +147,16 @@ def test_rates_are_shared_by_lr_ratio_and_momentum_cycles():
     for group in step.optimizer.param_groups:
         assert group["lr"] == 0.5 * group["lr_ratio"]
         assert 0.87 in (group.get("momentum"), group.get("betas", (None,))[0])
+
+
+def test_norm_of_all_gradients_is_that_of_one_vector():
+    generator = torch.Generator().manual_seed(2)
+    gradients = [torch.randn(size, generator=generator) for size in ((70, 90), (90,), (), (3, 4, 5), (2, 0))]
+    whole = torch.cat([gradient.double().flatten() for gradient in gradients]).norm()
+    torch.testing.assert_close(total_norm(gradients).double(), whole, rtol=1e-6, atol=0)
+    assert total_norm([]) == 0
+    for bad in (math.nan, math.inf):
+        assert not total_norm([*gradients, torch.tensor([[1.0, bad]])]).isfinite()
 
 
 @pytest.mark.filterwarnings("default")  # torch's compiler has its own about torch
