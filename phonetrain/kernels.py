@@ -22,8 +22,8 @@ TASK_VALUES = 1 << 15
 SUMMED_ROWS = 64
 """Rows whose sum is a float32 sum; what comes after is float64."""
 
-(NEXT, TASKS, TASK_ROWS, ROWS, COLUMNS, INPUT, OUTPUT, SLOPES, GRADIENT, SCALE, SHIFT, CENTRE, FIRST, SECOND, SUMS,
- MOMENTS, SETTINGS, KEY, SECOND_KEY, LEAST) = range(20)
+(NEXT, TASKS, TASK_ROWS, ROWS, COLUMNS, PITCH, INPUT, OUTPUT, SLOPES, GRADIENT, SCALE, SHIFT, CENTRE, FIRST, SECOND,
+ SUMS, MOMENTS, SETTINGS, KEY, SECOND_KEY, LEAST) = range(21)
 """Places in the block. INPUT, OUTPUT, SLOPES, GRADIENT: (ROWS, COLUMNS) values of one dtype. SCALE, SHIFT, CENTRE,
 FIRST, SECOND: (COLUMNS,) float32. SUMS: (TASKS, 2, COLUMNS) float32. MOMENTS: (ROWS, 2) float32. SETTINGS: (3,)
 float32: slope below zero, factor of what dropout keeps, epsilon. KEY, SECOND_KEY: of dropout's hash; LEAST: smallest
@@ -45,18 +45,19 @@ def kept(place, j, key, second_key, least):
 
 @functools.cache
 def conversion(kind: int, wanted: int):
-    """OUTPUT, of dtype `wanted`, = INPUT, of dtype `kind`; ROWS counts values here, COLUMNS is 1."""
+    """OUTPUT, of dtype `wanted`, = INPUT, of dtype `kind`, whose rows begin PITCH values apart."""
 
     @cfunc(SIGNATURE, cache=True, **EXACT)
     def kernel(block):
-        source, target = block[INPUT], block[OUTPUT]
+        columns, source, target, pitch = block[COLUMNS], block[INPUT], block[OUTPUT], block[PITCH]
         while True:
             task = next_task(block[NEXT])
             if task >= block[TASKS]:
                 return
             first = task * block[TASK_ROWS]
-            for place in range(first, min(first + block[TASK_ROWS], block[ROWS])):
-                store(wanted, target, place, load(kind, source, place))
+            for row in range(first, min(first + block[TASK_ROWS], block[ROWS])):
+                for j in range(columns):
+                    store(wanted, target, row * columns + j, load(kind, source, row * pitch + j))
 
     return kernel
 

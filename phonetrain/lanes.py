@@ -129,7 +129,8 @@ def random_bits(typingctx, first, index, key, second_key):
     """uint32 hash of the place first + index (modulo 2^32) under two keys: `lowbias32` (Wellons 2018) with the
     second key between its two products, so that masks of two calls are not permutations of each other.
 
-    Without its last step, which would mend the low bits: who compares with a threshold looks at the high ones. Both parts of the place are cut to 32 bits before they are added: vectors of 64-bit places cost twice as much.
+    Without its last step, which would mend the low bits: who compares with a threshold looks at the high ones. Both
+    parts of the place are cut to 32 bits before they are added: vectors of 64-bit places cost twice as much.
     """
 
     def codegen(context, builder, signature, args):

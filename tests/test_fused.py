@@ -252,6 +252,7 @@ def test_bfloat16_is_rounded_to_the_nearest_and_nan_stays():
     values = torch.cat([random, ties.flatten(), payloads]).to(torch.int32).view(torch.float32)
     found, wanted = torch.empty_like(values, dtype=torch.bfloat16), values.bfloat16()
     work = fused.Work(values.view(-1, 1), None, None)
+    work.block[work.kernels.PITCH] = 1
     work.run(work.kernels.conversion(0, 1), input=values, output=found)
     assert torch.equal(found.isnan(), wanted.isnan())
     normal = values.abs() >= 2**-126  # smaller ones may become 0
@@ -266,3 +267,15 @@ def test_conversion_equals_torch_for_every_float16():
     assert torch.equal(found.isnan(), wanted.isnan())
     assert torch.equal(found.nan_to_num(), wanted.nan_to_num())
     assert torch.equal(converted(values, torch.float32).nan_to_num(), values.float().nan_to_num())
+
+
+def test_windows_whose_rows_lie_apart_are_converted_without_what_lies_between():
+    whole = torch.full((300, 40), math.nan, dtype=torch.float16)
+    whole[:, :33] = torch.randn(300, 33, generator=torch.Generator().manual_seed(3))
+    windows = whole[:, :33].unflatten(1, (11, 3))
+    assert torch.equal(converted(windows, torch.bfloat16), windows.bfloat16())
+    for other in (windows.transpose(1, 2), whole[:, :33].T, windows[:0], windows[:1].expand(5, 11, 3)):
+        assert torch.equal(converted(other, torch.bfloat16), other.bfloat16())
+    learning = torch.ones(2, 3, requires_grad=True)
+    converted(learning, torch.bfloat16).sum().backward()
+    assert torch.equal(learning.grad, torch.ones(2, 3))
