@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from phonedata import WindowSpec
-from phonetrain import fused
+from phonetrain import fused, step
 from phonetrain.augment import Augment
 from phonetrain.averaging import AveragedWeights
 from phonetrain.capture import CapturedStep
@@ -266,14 +267,12 @@ def tensors(values) -> list[Tensor]:
 
 def tally(case: Case) -> Tally:
     """What one eager step of ours launches where torch's own modules run, as they do on CUDA."""
-    ours, before = Ours(case), fused.kernels_are_there
-    fused.kernels_are_there = lambda: False
-    try:
+    ours = Ours(case)
+    without_kernels = patch.object(fused, "kernels_are_there", lambda: False)
+    with without_kernels, patch.object(step, "total_norm", nn.utils.get_total_norm):
         ours()
         with Tally() as found:
             ours()
-    finally:
-        fused.kernels_are_there = before
     return found
 
 

@@ -1,11 +1,11 @@
-"""Producer threads: one whole batch each, delivered in order, their errors handed to the consumer."""
+"""Threads that make batches, one whole batch each: delivered in order, their errors handed to the consumer."""
 
 from __future__ import annotations
 
 import threading
 import weakref
 from collections.abc import Callable
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 
 from phonedata.errors import SpecError
 
@@ -15,19 +15,24 @@ CLOSED = "the loader was closed while one of its epochs was being read; open ano
 class Crew:
     """`threads` daemon threads that call `produce(index, slot)` for index in [start, stop), at most `slots` ahead.
 
+    With `helps` the consumer is one more of them while it waits: where it would sleep until the next result is there
+    it makes one itself, that one or a later one. Two threads that wake each other for every batch of half a
+    millisecond lose a sixth of it. No threads at all, and it makes each when it asks for it.
+
     A slot is `index % slots`; it is produced into again only after its `release`, so no two threads ever hold the
     same one. `take()` returns what `produce` returned, in order of index, and raises what it raised, with the thread's
     traceback. When the crew is closed or collected, or the interpreter exits, its threads end.
     """
 
-    def __init__(self, produce: Callable, start: int, stop: int, slots: int, threads: int):
+    def __init__(self, produce: Callable, start: int, stop: int, slots: int, threads: int, *, helps: bool = False):
         self._next, self._stop = start, stop
         self._ahead = min(start + slots, stop)
         self._tasks: SimpleQueue = SimpleQueue()
         self._ready = [SimpleQueue() for _ in range(slots)]
         for index in range(start, self._ahead):
             self._tasks.put(index)
-        stopped = threading.Event()
+        self._produce, self._helps, self._helping = produce, helps, threading.RLock()
+        self._stopped = stopped = threading.Event()
         # The threads hold no reference to the crew: a forgotten one is collected, and its finalizer ends them.
         self._threads = [
             threading.Thread(
@@ -35,7 +40,7 @@ class Crew:
             )
             for n in range(threads)
         ]
-        self._end = weakref.finalize(self, _end, self._tasks, self._ready, stopped, self._threads)
+        self._end = weakref.finalize(self, _end, self._tasks, self._ready, stopped, self._threads, self._helping)
         for thread in self._threads:
             thread.start()
 
@@ -43,12 +48,28 @@ class Crew:
         """The next result, waited for."""
         if not self._end.alive:
             raise SpecError(CLOSED)
-        result, error = self._ready[self._next % len(self._ready)].get()
+        ready = self._ready[self._next % len(self._ready)]
+        while self._helps and ready.empty() and self._help():
+            pass
+        result, error = ready.get()
         self._next += 1
         if error is not None:
             self.close()
             raise error
         return result
+
+    def _help(self) -> bool:
+        """Make the lowest result that nobody makes yet; False where there is none."""
+        with self._helping:
+            if self._stopped.is_set():
+                return False
+            try:
+                index = self._tasks.get_nowait()
+            except Empty:
+                return False
+            # What interrupts the consumer's own thread is no outcome: it ends the epoch here and now.
+            _make(self._produce, self._ready, index, Exception)
+            return True
 
     def release(self) -> None:
         """Give the oldest taken slot back to the producers: its batch is no longer read."""
@@ -61,19 +82,24 @@ class Crew:
         self._end()
 
 
+def _make(produce, ready, index, caught) -> None:
+    slot = index % len(ready)
+    try:
+        outcome = (produce(index, slot), None)
+    except caught as error:
+        outcome = (None, error)
+    ready[slot].put(outcome)
+
+
 def _work(produce, tasks, ready, stopped) -> None:
     while (index := tasks.get()) is not None and not stopped.is_set():
-        slot = index % len(ready)
-        try:
-            outcome = (produce(index, slot), None)
-        except BaseException as error:
-            outcome = (None, error)
-        ready[slot].put(outcome)
-        del outcome
+        _make(produce, ready, index, BaseException)
 
 
-def _end(tasks, ready, stopped, threads) -> None:
+def _end(tasks, ready, stopped, threads, helping) -> None:
     stopped.set()
+    with helping:  # until a consumer in another thread has finished the result that it makes
+        pass
     for _ in threads:
         tasks.put(None)
     for thread in threads:

@@ -28,9 +28,10 @@ MEMORIES = ("map", "ram")
 class HostLoader(Loader):
     """Windows from memory maps (or from copies in RAM), gathered on the CPU, on any device.
 
-    `threads` producers make one whole batch each (None: one a core, at most 4); `memory` "map" reads the corpus where
-    it lies, "ram" copies its partitions first, for drives that are slow at random. While a CUDA graph is captured next
-    to a running epoch, capture with `capture_error_mode="thread_local"`: the producers use CUDA too.
+    `threads` threads make one whole batch each (None: one a core, at most 4). The caller's is one of them: where it
+    would wait for a batch it makes one, and with one thread it makes all. `memory` "map" reads the corpus where it
+    lies, "ram" copies its partitions first, for drives that are slow at random. While a CUDA graph is captured next to
+    a running epoch, capture with `capture_error_mode="thread_local"`: the producers use CUDA too.
     """
 
     kind = "host"
@@ -62,7 +63,8 @@ class HostLoader(Loader):
             self._files.populate()
         slots = self.threads + 2
         ring = Ring(self.plan, self.device, slots)
-        crew = Crew(partial(self._produce, order, ring), start_batch, self.batches_per_epoch, slots, self.threads)
+        make, stop = partial(self._produce, order, ring), self.batches_per_epoch
+        crew = Crew(make, start_batch, stop, slots, self.threads - 1, helps=True)
         self._crews.add(crew)
         try:
             for index in range(start_batch, self.batches_per_epoch):

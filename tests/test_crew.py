@@ -40,9 +40,9 @@ def open_tiny(corpus, kind="host", order="global", **options):
 # The crew
 
 
-@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize(("threads", "helps"), [(1, False), (2, False), (5, False), (0, True), (1, True), (3, True)])
 @pytest.mark.parametrize("slots", [1, 2, 7])
-def test_results_come_in_order_and_no_slot_is_held_twice(threads, slots):
+def test_results_come_in_order_and_no_slot_is_held_twice(threads, helps, slots):
     held, lock = set(), threading.Lock()
 
     def produce(index, slot):
@@ -52,7 +52,7 @@ def test_results_come_in_order_and_no_slot_is_held_twice(threads, slots):
         time.sleep(random.random() * 2e-4)
         return index * index
 
-    crew = Crew(produce, 3, 60, slots, threads)
+    crew = Crew(produce, 3, 60, slots, threads, helps=helps)
     for index in range(3, 60):
         assert crew.take() == index * index
         assert index % slots in held
@@ -78,13 +78,78 @@ def test_no_slot_is_refilled_before_its_release():
     crew.close()
 
 
-def test_an_error_arrives_at_its_batch_with_the_threads_traceback():
+def test_a_consumer_that_would_wait_makes_results_itself():
+    busy, makers = threading.Event(), {}
+
+    def produce(index, slot):
+        makers[index] = threading.current_thread()
+        if makers[index] is not threading.main_thread():
+            assert busy.wait(20)  # a thread that is held up
+        return index
+
+    crew = Crew(produce, 0, 40, 3, 1, helps=True)
+    while not makers:
+        time.sleep(0.001)
+    threading.Timer(0.2, busy.set).start()
+    for index in range(40):
+        assert crew.take() == index
+        crew.release()
+    crew.close()
+    assert makers[0] is not threading.main_thread()  # its result was waited for, after two others were made
+    assert [makers[1], makers[2]] == [threading.main_thread()] * 2
+
+
+def test_an_interrupt_while_the_consumer_helps_is_not_kept_for_later():
+    def produce(index, slot):
+        if index == 2:
+            raise KeyboardInterrupt
+        return index
+
+    crew = Crew(produce, 0, 9, 4, 0, helps=True)
+    assert [crew.take(), crew.take()] == [0, 1]
+    with pytest.raises(KeyboardInterrupt):
+        crew.take()
+    crew.close()
+
+
+def test_a_close_from_elsewhere_waits_for_the_consumer_that_helps():
+    inside, leave, finished = threading.Event(), threading.Event(), []
+
+    def produce(index, slot):
+        inside.set()
+        assert leave.wait(20)
+        finished.append(index)
+        return index
+
+    crew = Crew(produce, 0, 9, 4, 0, helps=True)
+    heard = []
+
+    def consume():
+        try:
+            while True:
+                crew.take()
+                crew.release()
+        except SpecError as error:
+            heard.append(error)
+
+    consumer = threading.Thread(target=consume)
+    consumer.start()
+    assert inside.wait(20)
+    threading.Timer(0.05, leave.set).start()
+    crew.close()
+    assert finished == [0]
+    consumer.join(20)
+    assert "closed" in str(heard[0]) and finished == [0]
+
+
+@pytest.mark.parametrize("helps", [False, True])
+def test_an_error_arrives_at_its_batch_with_the_threads_traceback(helps):
     def produce(index, slot):
         if index == 5:
             raise ZeroDivisionError("batch five")
         return index
 
-    crew = Crew(produce, 0, 50, 4, 3)
+    crew = Crew(produce, 0, 50, 4, 0 if helps else 3, helps=helps)
     for index in range(5):
         assert crew.take() == index
         crew.release()
