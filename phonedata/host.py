@@ -61,7 +61,8 @@ class HostLoader(Loader):
         if self._mapped:
             self._files.check()
             self._files.populate()
-        slots = self.threads + 2
+        # One that the caller reads and one for each thread that makes the next; on CUDA one more is on its way.
+        slots = self.threads + (2 if self.device.type == "cuda" else 1)
         ring = Ring(self.plan, self.device, slots)
         make, stop = partial(self._produce, order, ring), self.batches_per_epoch
         crew = Crew(make, start_batch, stop, slots, self.threads - 1, helps=True)
