@@ -109,7 +109,7 @@ def keep_freed_memory() -> None:
     """Let glibc's malloc keep what a step has freed for the next step, up to 1 GiB; other allocators are left alone.
 
     Activations and gradients have the same sizes every step. By default glibc gives blocks of megabytes back to the
-    system, which hands them out as pages of zeros again: up to 33,000 page faults a step, a tenth of its time
+    system, which hands them out as pages of zeros again: thousands of page faults a step, a tenth of its time
     (docs/PERFORMANCE.md). Who set malloc's own variables is left alone too.
     """
     if {"GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"} & os.environ.keys():
