@@ -92,7 +92,7 @@ def _pack(corpus: RawCorpus, options: PackOptions, whole, target, workers, progr
                 # A kill just after the part got its name: what it replaced still takes its space.
                 Staging(target, "nothing").remove()
             note = "kept: it was packed before, from the same files (names, sizes, times); replace=True packs it again"
-            return PackReport.of(PackedCorpus(target), notes=(note,))
+            return PackReport.of(PackedCorpus(target), notes=(note,), kept=True)
         if earlier:
             replace = True
             notes += ("packed again: raw files were written, or statistics made, since it was packed before",)

@@ -21,7 +21,10 @@ class LeftOut:
 
 @dataclass(repr=False)
 class PackReport:
-    """Partitions (dicts with name, utterances, frames, rows, labelled, left_out, ...), sizes, time."""
+    """Partitions (dicts with name, utterances, frames, rows, labelled, left_out, ...), sizes, time.
+
+    kept: nothing was packed, because the same files were packed before.
+    """
 
     path: Path
     layout: str
@@ -32,11 +35,12 @@ class PackReport:
     digest: str
     notes: tuple[str, ...] = ()
     chunks_reused: int = 0
+    kept: bool = False
     seconds: float = 0.0
 
     @classmethod
     def of(cls, corpus, **more) -> "PackReport":
-        """What a finished corpus (PackedCorpus) says of itself; `more`: notes, chunks_reused."""
+        """What a finished corpus (PackedCorpus) says of itself; `more`: notes, chunks_reused, kept."""
         left_out = [LeftOut(**one) for one in corpus.attributes["left_out"]]
         missing = [one.partition for one in left_out]
         partitions = corpus.partitions.items()
@@ -70,6 +74,7 @@ class PackReport:
             "notes": list(self.notes),
             "bytes": self.bytes_written,
             "chunks_reused": self.chunks_reused,
+            "kept": self.kept,
             "seconds": self.seconds,
         }
 
@@ -82,11 +87,10 @@ class PackReport:
             )
         megabytes = self.bytes_written / 1e6
         again = f", {self.chunks_reused} chunks kept from an interrupted call" if self.chunks_reused else ""
-        lines.append(
-            f"layout {self.layout}: {megabytes:,.1f} MB in {self.seconds:.2f} s "
-            f"({megabytes / max(self.seconds, 1e-9):,.0f} MB/s, "
-            f"{self.num_frames / max(self.seconds, 1e-9):,.0f} frames/s){again}"
-        )
+        seconds = max(self.seconds, 1e-9)
+        rates = f"({megabytes / seconds:,.0f} MB/s, {self.num_frames / seconds:,.0f} frames/s)"
+        took = "" if self.kept else f" in {self.seconds:.2f} s {rates}{again}"
+        lines.append(f"layout {self.layout}: {megabytes:,.1f} MB{took}")
         lines += [f"note: {note}" for note in self.notes]
         lines += [f"left out: {one.partition}/{one.utterance}: {one.reason}" for one in self.left_out[:_SHOWN]]
         if len(self.left_out) > _SHOWN:

@@ -110,8 +110,7 @@ def _read_shard(file, path: Path, entry: dict):
         while got < chunk_bytes and (count := file.readinto(buffer[got:])):
             got += count
         if digest(buffer[:got]) != wanted:
-            first = chunk * CHUNK_ROWS
-            raise _changed(path, f"rows {first} to {first + CHUNK_ROWS - 1} (chunk {chunk}) differ from their digest")
+            raise _changed(path, f"rows from {chunk * CHUNK_ROWS} on (chunk {chunk}) differ from their digest")
         yield chunk_bytes
     index = file.read()
     if index != shard_index(len(digests), chunk_bytes) or shard_entry(digests, chunk_bytes, index) != entry:

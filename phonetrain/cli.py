@@ -65,7 +65,7 @@ def exit_code(tokens: Sequence[str]) -> int:
 
 
 def _checked(tokens: Sequence[str]) -> int:
-    from cyclopts import CycloptsError, UnknownCommandError, UnknownOptionError
+    from cyclopts import CycloptsError, UnknownCommandError, UnknownOptionError, UnusedCliTokensError
 
     from phonedata import PhonedataError
 
@@ -83,11 +83,15 @@ def _checked(tokens: Sequence[str]) -> int:
         code = command(*bound.args, **bound.kwargs)
         return code if isinstance(code, int) else 0
     except CycloptsError as error:
+        said = _one_line(error)
         hint = "settings are said as key=value; see" if isinstance(error, UnknownOptionError) else "see"
-        command = [] if isinstance(error, UnknownCommandError) else rest[:1]
+        if isinstance(error, UnusedCliTokensError):
+            said = f"{' '.join(error.unused_tokens or ())}: not understood;"
+            hint = "a setting is said as key=value, as epochs=5; see"
         if "=" in rest:
             hint = "a setting has no spaces around its =, as epochs=3; see"
-        return _refuse(f"{_one_line(error)} {hint} `{' '.join(['phonetrain', *command, '--help'])}`", 2)
+        command = [] if isinstance(error, UnknownCommandError) else rest[:1]
+        return _refuse(f"{said} {hint} `{' '.join(['phonetrain', *command, '--help'])}`", 2)
     except ConfigError as error:
         return _refuse(_one_line(error), 2)
     except (PhonetrainError, PhonedataError) as error:

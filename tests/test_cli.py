@@ -78,6 +78,7 @@ def test_every_command_tells_its_options(capsys):
         ("fit defalt", "did you mean default?"),
         ("fit nothing.toml", "no such recipe file"),
         ("fit epochs=1.5", "epochs = 1.5: wanted a whole number"),
+        ("fit default epochs 5", "epochs 5: not understood; a setting is said as key=value, as epochs=5"),
         ("fit epochs = 3", "a setting has no spaces around its =, as epochs=3"),
         ("fit optimzer.lr=1", "did you mean optimizer.lr?"),
         ("fit model.activation=sillu", 'did you mean "silu"?'),

@@ -86,6 +86,7 @@ def test_a_part_that_is_there_is_kept(raw, tmp_path):
     before = (first.path / "zarr.json").stat()
     again = pack(raw, tmp_path / "packed", part=(1, 2))
     assert again.digest == first.digest and again.notes[0].startswith("kept: it was packed before")
+    assert again.kept and not first.kept and "MB/s" in str(first) and "MB/s" not in str(again)
     assert again.to_dict()["partitions"] == first.to_dict()["partitions"]
     assert (first.path / "zarr.json").stat() == before
     left = staging_path(first.path) / "corpus/train"  # as a kill just after the exchange leaves it
@@ -300,7 +301,7 @@ def test_damaged_part_is_refused_and_nothing_is_merged(raw, tmp_path):
     with open(part_path(tmp_path / "packed", (2, 2)) / "train/labels/c/0", "r+b") as file:
         file.seek(1000)
         file.write(b"\0")
-    with pytest.raises(FormatError, match="2-of-2/train/labels/c/0: rows 0 to 65535"):
+    with pytest.raises(FormatError, match="2-of-2/train/labels/c/0: rows from 0 on"):
         merge(tmp_path / "packed")
     assert [p.name for p in tmp_path.iterdir()] == ["packed.parts"]
 

@@ -87,7 +87,7 @@ def test_flipped_row_is_named_with_its_chunk(packed, tmp_path):
     with open(tmp_path / "copy/train/features/c/0/0", "r+b") as file:
         file.seek(200)
         file.write(b"\x7f")
-    with pytest.raises(FormatError, match=r"train/features/c/0/0: rows 0 to 65535 \(chunk 0\) differ"):
+    with pytest.raises(FormatError, match=r"train/features/c/0/0: rows from 0 on \(chunk 0\) differ"):
         PackedCorpus(tmp_path / "copy").verify()
 
 
