@@ -38,6 +38,14 @@ SUMMING = {**EXACT, "fastmath": {"contract", "reassoc"}}  # a sum along a row ma
 
 
 @njit(**EXACT)
+def rows_of_next_task(block):
+    """Number of the next task, and its rows [first, last); none are left where the two are equal."""
+    task = next_task(block[NEXT])
+    first = min(task * block[TASK_ROWS], block[ROWS])
+    return task, first, min(first + block[TASK_ROWS], block[ROWS])
+
+
+@njit(**EXACT)
 def kept(place, j, key, second_key, least):
     """Whether dropout keeps the value number `place + j`."""
     return random_bits(place, j, key, second_key) >= least
@@ -51,11 +59,10 @@ def conversion(kind: int, wanted: int):
     def kernel(block):
         columns, source, target, pitch = block[COLUMNS], block[INPUT], block[OUTPUT], block[PITCH]
         while True:
-            task = next_task(block[NEXT])
-            if task >= block[TASKS]:
+            task, first, last = rows_of_next_task(block)
+            if first == last:
                 return
-            first = task * block[TASK_ROWS]
-            for row in range(first, min(first + block[TASK_ROWS], block[ROWS])):
+            for row in range(first, last):
                 for j in range(columns):
                     store(wanted, target, row * columns + j, load(kind, source, row * pitch + j))
 
@@ -76,14 +83,13 @@ def column_sums(kind: int):
     def kernel(block):
         columns, source, centre = block[COLUMNS], block[INPUT], block[CENTRE]
         while True:
-            task = next_task(block[NEXT])
-            if task >= block[TASKS]:
+            task, first, last = rows_of_next_task(block)
+            if first == last:
                 return
             sums = block[SUMS] + task * columns * 8
             squares = sums + columns * 4
             clear(sums, 2 * columns)
-            first = task * block[TASK_ROWS]
-            for row in range(first, min(first + block[TASK_ROWS], block[ROWS])):
+            for row in range(first, last):
                 place = row * columns
                 for j in range(columns):
                     value = load(kind, source, place + j) - load(FLOAT, centre, j)
@@ -103,11 +109,10 @@ def columns_forward(kind: int, which: int, dropout: bool, learns: bool):
         slopes, below, factor = block[SLOPES], load(FLOAT, block[SETTINGS], 0), load(FLOAT, block[SETTINGS], 1)
         key, second, least = np.uint32(block[KEY]), np.uint32(block[SECOND_KEY]), np.uint32(block[LEAST])
         while True:
-            task = next_task(block[NEXT])
-            if task >= block[TASKS]:
+            task, first, last = rows_of_next_task(block)
+            if first == last:
                 return
-            first = task * block[TASK_ROWS]
-            for row in range(first, min(first + block[TASK_ROWS], block[ROWS])):
+            for row in range(first, last):
                 place = row * columns
                 for j in range(columns):
                     z = load(kind, source, place + j) * load(FLOAT, scale, j) + load(FLOAT, shift, j)
@@ -131,14 +136,13 @@ def columns_gradient(kind: int):
         columns, source, slopes, gradients = block[COLUMNS], block[INPUT], block[SLOPES], block[GRADIENT]
         centre = block[CENTRE]
         while True:
-            task = next_task(block[NEXT])
-            if task >= block[TASKS]:
+            task, first, last = rows_of_next_task(block)
+            if first == last:
                 return
             sums = block[SUMS] + task * columns * 8
             products = sums + columns * 4
             clear(sums, 2 * columns)
-            first = task * block[TASK_ROWS]
-            for row in range(first, min(first + block[TASK_ROWS], block[ROWS])):
+            for row in range(first, last):
                 place = row * columns
                 for j in range(columns):
                     gradient = load(kind, gradients, place + j) * load(kind, slopes, place + j)
@@ -159,11 +163,10 @@ def columns_backward(kind: int, normed: bool):
         slopes, gradients = block[SLOPES], block[GRADIENT]
         centre, first_term, second_term = block[CENTRE], block[FIRST], block[SECOND]
         while True:
-            task = next_task(block[NEXT])
-            if task >= block[TASKS]:
+            task, first, last = rows_of_next_task(block)
+            if first == last:
                 return
-            first = task * block[TASK_ROWS]
-            for row in range(first, min(first + block[TASK_ROWS], block[ROWS])):
+            for row in range(first, last):
                 place = row * columns
                 for j in range(columns):
                     gradient = load(kind, gradients, place + j) * load(kind, slopes, place + j)
@@ -204,11 +207,10 @@ def rows_forward(kind: int, which: int, dropout: bool, learns: bool, centred: bo
         below, factor, epsilon = load(FLOAT, settings, 0), load(FLOAT, settings, 1), load(FLOAT, settings, 2)
         key, second, least = np.uint32(block[KEY]), np.uint32(block[SECOND_KEY]), np.uint32(block[LEAST])
         while True:
-            task = next_task(block[NEXT])
-            if task >= block[TASKS]:
+            task, first, last = rows_of_next_task(block)
+            if first == last:
                 return
-            first = task * block[TASK_ROWS]
-            for row in range(first, min(first + block[TASK_ROWS], block[ROWS])):
+            for row in range(first, last):
                 place = row * columns
                 mean = row_sum(kind, source, place, columns) / F(columns) if centred else ZERO
                 inverse = ONE / np.sqrt(row_squares(kind, source, place, columns, mean) / F(columns) + epsilon)
@@ -248,14 +250,13 @@ def rows_backward(kind: int, centred: bool):
             block[COLUMNS], block[INPUT], block[OUTPUT], block[SCALE], block[MOMENTS])
         slopes, gradients, factor = block[SLOPES], block[GRADIENT], load(FLOAT, block[SETTINGS], 1)
         while True:
-            task = next_task(block[NEXT])
-            if task >= block[TASKS]:
+            task, first, last = rows_of_next_task(block)
+            if first == last:
                 return
             sums = block[SUMS] + task * columns * 8
             products = sums + columns * 4
             clear(sums, 2 * columns)
-            first = task * block[TASK_ROWS]
-            for row in range(first, min(first + block[TASK_ROWS], block[ROWS])):
+            for row in range(first, last):
                 place = row * columns
                 mean, inverse = load(FLOAT, moments, 2 * row), load(FLOAT, moments, 2 * row + 1)
                 plain, product = row_products(kind, source, slopes, gradients, place, columns, mean, inverse, scale)
