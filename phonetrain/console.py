@@ -23,6 +23,7 @@ from typing import Any, Literal, TextIO
 Kind = Literal["auto", "panel", "plain", "notebook", "quiet"]
 HEADER = "epoch train loss  acc %  dev loss  acc %      lr    time"
 PLAIN_SECONDS = (10.0, 30.0)
+UNKNOWN = "?"  # a time left that cannot be told yet
 NUMBERS: dict[str, Callable[[Any], str]] = {
     "loss": lambda value: f"loss {value:.4f}",
     "accuracy": lambda value: f"frame accuracy {100 * value:.2f} %",
@@ -181,7 +182,8 @@ class PlainConsole(Console):
             return
         epoch_left, run_left = self.told_left()
         where = f"epoch {self.epoch + 1}/{self.epochs} {100 * self.epoch_share:3.0f} %"
-        self.say("  ".join([where, *self.told_numbers(), f"left {epoch_left} (run {run_left})"]))
+        left = [f"left {epoch_left} (run {run_left})"] if run_left != UNKNOWN else []
+        self.say("  ".join([where, *self.told_numbers(), *left]))
 
     def on_row(self, line: dict[str, Any]) -> None:
         told = [f"epoch {line['epoch'] + 1}/{self.epochs or line['epoch'] + 1} done"]
@@ -267,7 +269,7 @@ def row_text(line: dict[str, Any]) -> str:
 def clock(seconds: float | None) -> str:
     """42 -> "42 s", 65 -> "1:05", 3725 -> "1:02:05", None -> "?"."""
     if seconds is None:
-        return "?"
+        return UNKNOWN
     minutes, rest = divmod(round(seconds), 60)
     if minutes == 0:
         return f"{rest} s"
