@@ -131,7 +131,7 @@ def profile(case: ways.Case, batches: int) -> dict:
             )
         ),
     }
-    crew = Crew(lambda index, slot: index, 0, batches, 4, 1)
+    crew = Crew(lambda index, slot: index, 0, batches, 3, 1, helps=True)
     found["hand-over"] = timed(lambda n: (crew.take(), crew.release()))
     crew.close()
     return found

@@ -31,7 +31,7 @@ class Crew:
         self._ready = [SimpleQueue() for _ in range(slots)]
         for index in range(start, self._ahead):
             self._tasks.put(index)
-        self._produce, self._helps, self._helping = produce, helps, threading.RLock()
+        self._produce, self._helps, self._helper_lock = produce, helps, threading.RLock()
         self._stopped = stopped = threading.Event()
         # The threads hold no reference to the crew: a forgotten one is collected, and its finalizer ends them.
         self._threads = [
@@ -40,7 +40,7 @@ class Crew:
             )
             for n in range(threads)
         ]
-        self._end = weakref.finalize(self, _end, self._tasks, self._ready, stopped, self._threads, self._helping)
+        self._end = weakref.finalize(self, _end, self._tasks, self._ready, stopped, self._threads, self._helper_lock)
         for thread in self._threads:
             thread.start()
 
@@ -60,15 +60,18 @@ class Crew:
 
     def _help(self) -> bool:
         """Make the lowest result that nobody makes yet; False where there is none."""
-        with self._helping:
+        with self._helper_lock:
             if self._stopped.is_set():
                 return False
             try:
                 index = self._tasks.get_nowait()
+                _make(self._produce, self._ready, index, Exception)
             except Empty:
                 return False
-            # What interrupts the consumer's own thread is no outcome: it ends the epoch here and now.
-            _make(self._produce, self._ready, index, Exception)
+            except BaseException:
+                # What interrupts the consumer's own thread is no outcome, and nobody else will make this result.
+                self.close()
+                raise
             return True
 
     def release(self) -> None:
@@ -96,12 +99,14 @@ def _work(produce, tasks, ready, stopped) -> None:
         _make(produce, ready, index, BaseException)
 
 
-def _end(tasks, ready, stopped, threads, helping) -> None:
+def _end(tasks, ready, stopped, threads, helper_lock) -> None:
     stopped.set()
-    with helping:  # until a consumer in another thread has finished the result that it makes
-        pass
-    for _ in threads:
-        tasks.put(None)
+    try:
+        with helper_lock:  # until a consumer in another thread has finished the result that it makes
+            pass
+    finally:  # an interrupted wait leaves no thread behind
+        for _ in threads:
+            tasks.put(None)
     for thread in threads:
         # The collector may run in one of the threads themselves.
         if thread is not threading.current_thread() and thread.ident is not None:

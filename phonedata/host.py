@@ -28,7 +28,7 @@ MEMORIES = ("map", "ram")
 class HostLoader(Loader):
     """Windows from memory maps (or from copies in RAM), gathered on the CPU, on any device.
 
-    `threads` threads make one whole batch each (None: one a core, at most 4). The caller's is one of them: where it
+    `threads` threads make whole batches (None: one a core, at most 4). The caller's is one of them: where it
     would wait for a batch it makes one, and with one thread it makes all. `memory` "map" reads the corpus where it
     lies, "ram" copies its partitions first, for drives that are slow at random. While a CUDA graph is captured next to
     a running epoch, capture with `capture_error_mode="thread_local"`: the producers use CUDA too.
@@ -68,7 +68,7 @@ class HostLoader(Loader):
         crew = Crew(make, start_batch, stop, slots, self.threads - 1, helps=True)
         self._crews.add(crew)
         try:
-            for index in range(start_batch, self.batches_per_epoch):
+            for index in range(start_batch, stop):
                 yield ring.batch(index % slots, crew.take())
                 ring.release(index % slots)
                 crew.release()

@@ -106,19 +106,21 @@ def determinism(wanted: bool) -> Iterator[None]:
 
 @functools.cache
 def keep_freed_memory() -> None:
-    """Let glibc's malloc keep what a step has freed for the next step, up to 1 GiB; other allocators are left alone.
+    """Let glibc's malloc keep what a step has freed for the next step; other allocators are left alone.
 
     Activations and gradients have the same sizes every step. By default glibc gives blocks of megabytes back to the
     system, which hands them out as pages of zeros again: thousands of page faults a step, a tenth of its time
-    (docs/PERFORMANCE.md). Who set malloc's own variables is left alone too.
+    (docs/PERFORMANCE.md). From here on they stay in the process, as much as it once had in blocks of up to 128 MiB, or
+    32 in an older glibc, which takes no more. Who set malloc's own variables is left alone too.
     """
     if {"GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"} & os.environ.keys():
         return
     if platform.libc_ver()[0] != "glibc":
         return
     libc = ctypes.CDLL(None)
-    libc.mallopt(M_MMAP_THRESHOLD, 1 << 28)
-    libc.mallopt(M_TRIM_THRESHOLD, 1 << 30)
+    # The second call alone would freeze the first one's threshold where it happens to be.
+    if libc.mallopt(M_MMAP_THRESHOLD, 128 << 20) or libc.mallopt(M_MMAP_THRESHOLD, 32 << 20):
+        libc.mallopt(M_TRIM_THRESHOLD, 1 << 30)
 
 
 def cpu_gains_by_bf16() -> bool:

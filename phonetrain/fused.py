@@ -1,4 +1,4 @@
-"""Hidden layers on a CPU: norm, activation and dropout as one operation, with masks that are hashed and not stored.
+"""Hidden layers on a CPU: norm, activation and dropout as one operation, with masks that are hashed and not drawn.
 
 Torch's own modules pass over the activations a dozen times a layer, and draw dropout's numbers on one thread. The
 modules stay (parameters, buffers, names, everything on CUDA); here is only another way to compute what they define,
@@ -26,7 +26,7 @@ IDENTITY = 8
 class Dropout(nn.Dropout):
     """nn.Dropout whose mask, on a CPU, is a hash of the value's place and of one key from torch's generator.
 
-    A key of 62 bits a call in place of a Mersenne twister's number a value; nothing is kept for the backward pass.
+    A key of 62 bits a call in place of a Mersenne twister's number a value.
     """
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -38,14 +38,15 @@ class Dropout(nn.Dropout):
 def converted(values: Tensor, dtype: torch.dtype) -> Tensor:
     """values.to(dtype); on a CPU at two to six times torch's speed. values: (B, ...).
 
-    The rows of `values` need not lie side by side, as those of a loader's windows do not.
+    The rows of `values` need not lie side by side, as those of a loader's windows do not. To bfloat16, numbers below
+    2^-126 may become 0.
     """
     if values.dtype == dtype or dtype not in KINDS or values.ndim < 2 or values.requires_grad:
         return values.to(dtype)
     rows = values.flatten(1)
     if not runs_here(rows) or rows.stride(1) != 1:
         return values.to(dtype)
-    work, output = Work(rows, None, None), torch.empty(values.shape, dtype=dtype)
+    work, output = Work(rows, None, None), torch.empty(values.shape, dtype=dtype, device=values.device)
     work.block[work.kernels.PITCH] = rows.stride(0)
     work.run(work.kernels.conversion(work.kind, KINDS[dtype]), input=rows, output=output)
     return output
@@ -64,7 +65,7 @@ def kernels_are_there() -> bool:
     For an x86 without F16C LLVM would call a function that is not there to convert float16, and the process would end.
     """
     try:
-        from . import lanes
+        from . import kernels, lanes  # noqa: F401
     except Exception:  # a numba that does not know this Python or this numpy says so in many ways
         return False
     return platform.machine().lower() not in ("x86_64", "amd64") or lanes.compiles_for("f16c")
@@ -84,7 +85,8 @@ def is_covered(hidden: Tensor, norm: nn.Module | None, activation: nn.Module, dr
     """
     if not runs_here(hidden) or type(activation) not in ACTIVATIONS:
         return False
-    if getattr(activation, "approximate", "none") != "none":
+    if getattr(activation, "approximate", "none") != "none" or (
+            type(activation) is nn.Softplus and (activation.beta, activation.threshold) != (1, 20)):
         return False
     if dropout is not None and type(dropout) is not Dropout:
         return False
@@ -97,14 +99,16 @@ def is_covered(hidden: Tensor, norm: nn.Module | None, activation: nn.Module, dr
     if type(norm) is nn.BatchNorm1d:
         if norm.training:
             return norm.running_mean is not None and norm.momentum is not None and len(hidden) > 1
-        return norm.running_mean is not None and not (torch.is_grad_enabled() and hidden.requires_grad)
+        learning = any(part.requires_grad for part in (hidden, norm.weight, norm.bias))
+        return norm.running_mean is not None and not (torch.is_grad_enabled() and learning)
     return type(norm) is nn.RMSNorm or (type(norm) is nn.LayerNorm and norm.bias is not None)
 
 
 def hidden_layer(hidden: Tensor, norm: nn.Module | None, activation: nn.Module, dropout: nn.Module | None) -> Tensor:
     """dropout(activation(norm(hidden))), (B, H) -> (B, H) of the same dtype; running statistics move as torch's do."""
     hidden = hidden.contiguous()
-    work = Work(hidden, activation, dropout, learns=torch.is_grad_enabled())
+    frozen = type(norm) is nn.BatchNorm1d and not norm.training
+    work = Work(hidden, activation, dropout, learns=torch.is_grad_enabled() and not frozen)
     if norm is None:
         return Plain.apply(hidden, work)
     if type(norm) is nn.BatchNorm1d:
@@ -148,15 +152,23 @@ class Work:
 
     def run(self, kernel: Any, **places: Tensor | np.ndarray | None) -> None:
         """Run a kernel; places: its tensors by their names in the block, lower case, None where it takes none."""
+        block = self.block.copy()  # one graph may be walked back by several threads at once
         for name, values in places.items():
             if values is None:
                 continue
             address = values.data_ptr() if isinstance(values, Tensor) else values.ctypes.data
-            self.block[getattr(self.kernels, name.upper())] = address
-        self.kernels.run(kernel, self.block, torch.get_num_threads())
+            block[getattr(self.kernels, name.upper())] = address
+        self.kernels.run(kernel, block, torch.get_num_threads())
 
     def sums(self) -> np.ndarray:
         return np.empty((self.tasks, 2, self.columns), np.float32)
+
+
+def refuse_second_derivative() -> None:
+    """Raises RuntimeError in a backward pass that is itself recorded: its kernels leave nothing to go back by."""
+    if torch.is_grad_enabled():
+        raise RuntimeError("a hidden layer on the CPU has no second derivative (create_graph=True); put a forward hook "
+                           "on the layer's activation, and torch's own modules compute it")
 
 
 class Plain(torch.autograd.Function):
@@ -175,6 +187,7 @@ class Plain(torch.autograd.Function):
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        refuse_second_derivative()
         (slopes,), work, gradient = context.saved_tensors, context.work, gradient.contiguous()
         output, scale = torch.empty_like(gradient), np.full(work.columns, work.factor, np.float32)
         work.run(work.kernels.columns_backward(work.kind, False), output=output, slopes=slopes, gradient=gradient,
@@ -209,6 +222,7 @@ class Batch(torch.autograd.Function):
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_derivative()
         (hidden, slopes), work, (mean, deviation, scale) = context.saved_tensors, context.work, context.vectors
         kernels, sums = work.kernels, work.sums()
         gradient, output = gradient.contiguous(), torch.empty_like(hidden)
@@ -249,6 +263,7 @@ class Rows(torch.autograd.Function):
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_derivative()
         (hidden, weight, slopes), work, moments = context.saved_tensors, context.work, context.moments
         gradient, output, sums = gradient.contiguous(), torch.empty_like(hidden), work.sums()
         work.run(work.kernels.rows_backward(work.kind, context.centred), input=hidden, output=output,

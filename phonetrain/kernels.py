@@ -1,4 +1,4 @@
-"""Norm, activation and dropout on a CPU in two passes over memory each way, on torch's own threads.
+"""Norm, activation and dropout on a CPU in at most two passes over memory each way, on torch's own threads.
 
 A kernel is a native function of one argument, the address of a block of int64: what to do and where. Its rows are cut
 into tasks of a fixed size; whichever threads there are take the tasks one by one, and sums over rows are kept a task
@@ -24,14 +24,16 @@ SUMMED_ROWS = 64
 
 (NEXT, TASKS, TASK_ROWS, ROWS, COLUMNS, PITCH, INPUT, OUTPUT, SLOPES, GRADIENT, SCALE, SHIFT, CENTRE, FIRST, SECOND,
  SUMS, MOMENTS, SETTINGS, KEY, SECOND_KEY, LEAST) = range(21)
-"""Places in the block. INPUT, OUTPUT, SLOPES, GRADIENT: (ROWS, COLUMNS) values of one dtype. SCALE, SHIFT, CENTRE,
-FIRST, SECOND: (COLUMNS,) float32. SUMS: (TASKS, 2, COLUMNS) float32. MOMENTS: (ROWS, 2) float32. SETTINGS: (3,)
-float32: slope below zero, factor of what dropout keeps, epsilon. KEY, SECOND_KEY: of dropout's hash; LEAST: smallest
-hash that is kept. NEXT: address of the number of the next task.
+"""Places in the block. INPUT, OUTPUT, SLOPES, GRADIENT: (ROWS, COLUMNS) values of one dtype; in a conversion OUTPUT
+has another, and rows of INPUT begin PITCH values apart. SCALE, SHIFT, CENTRE, FIRST, SECOND: (COLUMNS,) float32.
+SUMS: (TASKS, 2, COLUMNS) float32. MOMENTS: (ROWS, 2) float32. SETTINGS: (3,) float32: slope below zero (leak), factor
+of what dropout keeps, epsilon. KEY, SECOND_KEY: of dropout's hash; LEAST: smallest hash that is kept. NEXT: address of
+the number of the next task.
 
-SLOPES is what forward leaves for backward: the activation's derivative, 0 where dropout drops. Two bytes more a value
+SLOPES is what forward leaves for backward: the activation's derivative, 0 where dropout drops. One value more in memory
 for every exponential, division and hash less. Dropout's factor is left out of it, because bfloat16 would round the
-same number the same way at every place; G below is GRADIENT * SLOPES, and factors come in with float32."""
+same number the same way at every place (leaky ReLU's slope is: 0.01 becomes 0.01001); G below is GRADIENT * SLOPES,
+and factors come in with float32."""
 BLOCK_SIZE = LEAST + 1
 SIGNATURE = types.void(types.CPointer(types.int64))
 SUMMING = {**EXACT, "fastmath": {"contract", "reassoc"}}  # a sum along a row may be taken in lanes
@@ -106,7 +108,7 @@ def columns_forward(kind: int, which: int, dropout: bool, learns: bool):
     @cfunc(SIGNATURE, cache=True, **EXACT)
     def kernel(block):
         columns, source, target, scale, shift = block[COLUMNS], block[INPUT], block[OUTPUT], block[SCALE], block[SHIFT]
-        slopes, below, factor = block[SLOPES], load(FLOAT, block[SETTINGS], 0), load(FLOAT, block[SETTINGS], 1)
+        slopes, leak, factor = block[SLOPES], load(FLOAT, block[SETTINGS], 0), load(FLOAT, block[SETTINGS], 1)
         key, second, least = np.uint32(block[KEY]), np.uint32(block[SECOND_KEY]), np.uint32(block[LEAST])
         while True:
             task, first, last = rows_of_next_task(block)
@@ -116,7 +118,7 @@ def columns_forward(kind: int, which: int, dropout: bool, learns: bool):
                 place = row * columns
                 for j in range(columns):
                     z = load(kind, source, place + j) * load(FLOAT, scale, j) + load(FLOAT, shift, j)
-                    value, slope = activation(which, z, below)
+                    value, slope = activation(which, z, leak)
                     if dropout:
                         keep = kept(place, j, key, second, least)
                         value, slope = value * factor if keep else ZERO, slope if keep else ZERO
@@ -204,7 +206,7 @@ def rows_forward(kind: int, which: int, dropout: bool, learns: bool, centred: bo
     def kernel(block):
         columns, source, target, scale, shift = block[COLUMNS], block[INPUT], block[OUTPUT], block[SCALE], block[SHIFT]
         slopes, settings, moments = block[SLOPES], block[SETTINGS], block[MOMENTS]
-        below, factor, epsilon = load(FLOAT, settings, 0), load(FLOAT, settings, 1), load(FLOAT, settings, 2)
+        leak, factor, epsilon = load(FLOAT, settings, 0), load(FLOAT, settings, 1), load(FLOAT, settings, 2)
         key, second, least = np.uint32(block[KEY]), np.uint32(block[SECOND_KEY]), np.uint32(block[LEAST])
         while True:
             task, first, last = rows_of_next_task(block)
@@ -218,7 +220,7 @@ def rows_forward(kind: int, which: int, dropout: bool, learns: bool, centred: bo
                 store(FLOAT, moments, 2 * row + 1, inverse)
                 for j in range(columns):
                     h = (load(kind, source, place + j) - mean) * inverse
-                    value, slope = activation(which, h * load(FLOAT, scale, j) + load(FLOAT, shift, j), below)
+                    value, slope = activation(which, h * load(FLOAT, scale, j) + load(FLOAT, shift, j), leak)
                     if dropout:
                         keep = kept(place, j, key, second, least)
                         value, slope = value * factor if keep else ZERO, slope if keep else ZERO

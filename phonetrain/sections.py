@@ -83,7 +83,7 @@ class LoaderConfig(Section):
     order: Literal["global", "slab"] = "global"
     "global: any frame of the corpus may come next; slab: frames are shuffled inside a moving pool of slabs."
     threads: Count | None = None
-    "Threads that gather windows; none: chosen from the machine."
+    "Threads that gather windows, training's own among them while it waits; none: chosen from the machine."
 
 
 @dataclass(frozen=True)

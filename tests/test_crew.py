@@ -1,9 +1,11 @@
 """Producer threads and the files under them: order, errors, early ends, and nothing left behind."""
 
+import contextlib
 import gc
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -109,7 +111,8 @@ def test_an_interrupt_while_the_consumer_helps_is_not_kept_for_later():
     assert [crew.take(), crew.take()] == [0, 1]
     with pytest.raises(KeyboardInterrupt):
         crew.take()
-    crew.close()
+    with pytest.raises(SpecError, match="closed"):
+        crew.take()
 
 
 def test_a_close_from_elsewhere_waits_for_the_consumer_that_helps():
@@ -140,6 +143,40 @@ def test_a_close_from_elsewhere_waits_for_the_consumer_that_helps():
     assert finished == [0]
     consumer.join(20)
     assert "closed" in str(heard[0]) and finished == [0]
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="no signals to threads here")
+def test_a_close_that_is_interrupted_leaves_no_thread():
+    inside, leave = threading.Event(), threading.Event()
+
+    def produce(index, slot):
+        if threading.current_thread().name == "consumer":
+            inside.set()
+            assert leave.wait(20)
+        return index
+
+    crew = Crew(produce, 0, 99, 4, 2, helps=True)
+
+    def consume():
+        with contextlib.suppress(SpecError):
+            while True:
+                crew.take()
+                crew.release()
+
+    consumer = threading.Thread(target=consume, name="consumer")
+    consumer.start()
+    if inside.wait(5):  # else the two threads were faster to the end
+        here = threading.get_ident()
+        threading.Timer(0.05, lambda: signal.pthread_kill(here, signal.SIGINT)).start()
+        with pytest.raises(KeyboardInterrupt):
+            crew.close()
+        leave.set()
+        consumer.join(20)
+    for _ in range(2000):
+        if not producers():
+            break
+        time.sleep(0.01)
+    assert producers() == []
 
 
 @pytest.mark.parametrize("helps", [False, True])

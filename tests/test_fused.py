@@ -118,6 +118,26 @@ def test_evaluation_uses_running_moments_and_moves_nothing():
     assert all(torch.equal(a, b) for a, b in zip(before, norm.buffers(), strict=True))
 
 
+@pytest.mark.parametrize("learning", ["nothing", "input", "weight"])
+def test_evaluation_while_gradients_are_on(learning):
+    norm, (hidden, _) = make_norm("batch").eval().requires_grad_(False), inputs()
+    hidden = hidden.detach().requires_grad_(learning == "input")
+    norm.weight.requires_grad_(learning == "weight")
+    covered = is_covered(hidden, norm, nn.SiLU(), None)
+    assert covered == (learning == "nothing")
+    if covered:
+        found = hidden_layer(hidden, norm, nn.SiLU(), None)
+        torch.testing.assert_close(found, nn.SiLU()(norm(hidden)), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["batch", "layer", "none"])
+def test_a_second_derivative_is_refused(name):
+    hidden, gradient = inputs()
+    output = hidden_layer(hidden, make_norm(name), nn.SiLU(), None)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(output, hidden, gradient, create_graph=True)
+
+
 @pytest.mark.parametrize("name", ["batch", "layer"])
 def test_result_is_the_same_for_any_number_of_threads(name):
     results, threads = [], torch.get_num_threads()
@@ -207,6 +227,7 @@ def test_what_is_not_known_is_left_to_torch():
     assert not is_covered(hidden, nn.GroupNorm(1, COLUMNS), silu, None)
     assert not is_covered(hidden, None, nn.GELU(approximate="tanh"), None)
     assert not is_covered(hidden, None, nn.ELU(), None)
+    assert not is_covered(hidden, None, nn.Softplus(beta=2), None)
     assert not is_covered(hidden, None, silu, nn.Dropout(0.5))
     silu.register_forward_hook(lambda module, args, output: None)
     assert not is_covered(hidden, None, silu, None)
@@ -276,6 +297,8 @@ def test_windows_whose_rows_lie_apart_are_converted_without_what_lies_between():
     assert torch.equal(converted(windows, torch.bfloat16), windows.bfloat16())
     for other in (windows.transpose(1, 2), whole[:, :33].T, windows[:0], windows[:1].expand(5, 11, 3)):
         assert torch.equal(converted(other, torch.bfloat16), other.bfloat16())
+    with torch.device("meta"):  # a default device is for tensors that are made, not for those that are there
+        assert torch.equal(converted(windows, torch.bfloat16), windows.bfloat16())
     learning = torch.ones(2, 3, requires_grad=True)
     converted(learning, torch.bfloat16).sum().backward()
     assert torch.equal(learning.grad, torch.ones(2, 3))

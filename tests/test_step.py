@@ -151,7 +151,8 @@ def test_rates_are_shared_by_lr_ratio_and_momentum_cycles():
 
 def test_norm_of_all_gradients_is_that_of_one_vector():
     generator = torch.Generator().manual_seed(2)
-    gradients = [torch.randn(size, generator=generator) for size in ((70, 90), (90,), (), (3, 4, 5), (2, 0))]
+    gradients = [torch.randn(size, generator=generator) for size in ((70, 90), (90,), (), (3, 4, 5), (2, 0), (300, 1))]
+    gradients.append(torch.randn(100, 80, generator=generator).T)
     whole = torch.cat([gradient.double().flatten() for gradient in gradients]).norm()
     torch.testing.assert_close(total_norm(gradients).double(), whole, rtol=1e-6, atol=0)
     assert total_norm([]) == 0
