@@ -268,7 +268,7 @@ def environment(corpus: PackedCorpus, compute: Compute, run: Run) -> dict[str, A
         "python": platform.python_version(), "packages": {name: version(name) for name in PACKAGES},
         "device": compute.reason, "machine": describe_machine(compute), "commit": commit(),
         "corpus": {"digest": corpus.digest, "from_run": place_from_run(corpus, run),
-                   "phonemes": corpus.phonemes.fingerprint,
+                   "phonemes": corpus.phonemes.fingerprint, "cmvn": corpus.cmvn["kind"],
                    "partitions": {name: part.digest for name, part in corpus.partitions.items()}},
     }
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -66,10 +67,17 @@ def corpus_of(run: Run, config: RunConfig, given: str | os.PathLike[str] | None 
     if broken and not others:
         raise broken[0]
     if others:
-        raise CheckpointError(f"{run.path} was trained on a corpus with digest {known['digest']}; {others[0].path} has "
-                              f"{others[0].digest}; give the one it was trained on, or this one, with `--corpus DIR`")
+        now = f"{others[0].path} holds now{differing(known, others[0])}"
+        raise CheckpointError(f"{run.path} was not trained on what {now}; where is the corpus with digest "
+                              f"{known['digest']}? `--corpus DIR`")
     raise ConfigError(f"the corpus that {run.path} was trained on is not at {' nor at '.join(map(str, places))}; where "
                       "is it? `--corpus DIR`")
+
+
+def differing(known: Mapping[str, Any], corpus: PackedCorpus) -> str:
+    """In brackets, what a corpus is packed with and the run's was not. known: what the run's environment says of it."""
+    now, before = corpus.cmvn["kind"], known.get("cmvn", corpus.cmvn["kind"])
+    return f" (--cmvn {now}, then {before})" if now != before else ""
 
 
 def place_from_run(corpus: PackedCorpus, run: Run) -> str | None:

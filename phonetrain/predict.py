@@ -80,8 +80,8 @@ def predict(
     """Label every frame of a partition (default: the run's test) and write a CSV of exactly N rows.
 
     Row i holds id i (0..N-1, over the frames in the packed order of utterances) and the phoneme, or its class index.
-    The file (default: the run's predictions/<partition>.csv) appears whole or not at all and is read back and compared
-    before its path is returned.
+    The file (default: the run's predictions/<partition>.csv, another name for another corpus) appears whole or not at
+    all and is read back and compared before its path is returned.
     """
     names = header.split(",")
     if len(names) != 2 or not all(name.strip() for name in names):
@@ -95,7 +95,9 @@ def predict(
         )
     classes = label_frames(trained, name)
     symbols = trained.corpus.phonemes.symbols if labels == "phoneme" else range(len(trained.corpus.phonemes))
-    path = Path(out) if out is not None else trained.run.predictions / f"{name.replace(' ', '')}.csv"
+    if trained.other_corpus:
+        print(f"note: {trained.corpus.path} is not the corpus {trained.run.path} was trained on", file=sys.stderr)
+    path = trained.run.predictions / f"{kept_name(name, trained.other_corpus)}.csv" if out is None else Path(out)
     write_result(path, _as_csv(names, classes, symbols), "give another place with --out FILE")
     _check_written(path, names, classes, symbols)
     return path
@@ -183,18 +185,21 @@ def _scored_in_training(trained: Trained, partition: str) -> dict[str, Any] | No
     return {"accuracy": there[-1]["dev_accuracy"], "precision": built.get("precision")} if there and same else None
 
 
+def kept_name(what: str, other_corpus: str | None) -> str:
+    """Name of a result of partitions. other_corpus: digest of a corpus that is not the run's, with the same names."""
+    return what.replace(" ", "") + (f"-corpus-{other_corpus[:12]}" if other_corpus else "")
+
+
 def kept_at(run: Run, partition: str, checkpoint: str, other_corpus: str | None = None) -> Path:
-    """Where an evaluation is kept. checkpoint: as step-1200. other_corpus: digest of a corpus that is not the run's:
-    partitions of two corpora may have the same name."""
-    suffix = f"-corpus-{other_corpus[:12]}" if other_corpus else ""
-    return run.evaluations / f"{partition.replace(' ', '')}-{checkpoint}{suffix}.json"
+    """Where an evaluation is kept. checkpoint: as step-1200. other_corpus: as in `kept_name`."""
+    return run.evaluations / f"{kept_name(f'{partition}-{checkpoint}', other_corpus)}.json"
 
 
 def _keep(run: Run, told: dict[str, Any]) -> None:
     """Keep an evaluation for the report; a run that this user cannot write to is scored all the same."""
-    elsewhere = None if told["corpus_is_the_trained_one"] else told["corpus_digest"]
+    other = None if told["corpus_is_the_trained_one"] else told["corpus_digest"]
     try:
-        run.write_json(kept_at(run, told["partition"], told["checkpoint"], elsewhere), told)
+        run.write_json(kept_at(run, told["partition"], told["checkpoint"], other), told)
     except PhonetrainError as error:
         print(f"warning: the scores are not kept: {error}", file=sys.stderr)
 

@@ -94,8 +94,8 @@ def check_identity(saved: checkpoint.Checkpoint, now: dict[str, Any], run: Run) 
     for name, value in now.items():
         before = saved.identity.get(name)
         if before != value:
-            raise CheckpointError(f"{run.path}: {name} is {value}, but the run was trained with {before}; give the "
-                                  "same corpus with `--corpus DIR`, or start a new run")
+            raise CheckpointError(f"{run.path}: {name} is {value}, but the run was trained with {before}; it goes on "
+                                  "with the same corpus only (`--corpus DIR`); `phonetrain fit` starts a new run")
 
 
 def restore_machine(before: dict[str, Any], compute: Compute) -> list[str]:

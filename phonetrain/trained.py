@@ -17,7 +17,7 @@ from .config import RunConfig
 from .device import Compute, choose_compute
 from .errors import CheckpointError
 from .model import build_model
-from .partitions import check_window, corpus_of
+from .partitions import check_window, corpus_of, differing
 from .run import Run
 
 
@@ -46,8 +46,13 @@ class Trained:
             "device": str(self.compute.device),
             "corpus": str(self.corpus.path),
             "corpus_digest": self.corpus.digest,
-            "corpus_is_the_trained_one": self.corpus.digest == self.saved.identity.get("corpus"),
+            "corpus_is_the_trained_one": self.other_corpus is None,
         }
+
+    @property
+    def other_corpus(self) -> str | None:
+        """Digest of the corpus at hand where it is another than the one trained on."""
+        return None if self.corpus.digest == self.saved.identity.get("corpus") else self.corpus.digest
 
 
 def open_trained(
@@ -58,7 +63,8 @@ def open_trained(
 ) -> Trained:
     """The scored weights of a checkpoint ("best", "last", or a step as 1200 or "step-1200"), in fp32, in eval mode.
 
-    corpus: a packed corpus in place of the one trained on; it must have the same phonemes and coefficients.
+    corpus: a packed corpus in place of the one trained on; it must have the same phonemes, coefficients and
+    normalisation.
     Raises RunNotFound, CheckpointError, ConfigError.
     """
     run = run if isinstance(run, Run) else Run.open(run)
@@ -66,6 +72,7 @@ def open_trained(
     packed = corpus_of(run, config, corpus)
     saved = _read(run, checkpoint)
     _check_same_world(packed, saved, run)
+    _check_normalisation(packed, run)
     _check_coefficients(packed, config, run)
     check_window(packed, config)
     compute = choose_compute(device, "fp32")
@@ -111,6 +118,15 @@ def _check_same_world(corpus: PackedCorpus, saved: checkpoints.Checkpoint, run: 
         raise CheckpointError(
             f"{corpus.path} has other phonemes (fingerprint {found}) than {run.path} was trained on ({wanted}); "
             "give the corpus it was trained on with --corpus"
+        )
+
+
+def _check_normalisation(corpus: PackedCorpus, run: Run) -> None:
+    known = run.read_json(run.environment_path).get("corpus") or {}
+    if difference := differing(known, corpus):
+        raise CheckpointError(
+            f"{corpus.path} is normalised otherwise than what {run.path} was trained on{difference}, so its scores "
+            f"would mean nothing; pack it so too: phonedata pack RAW {corpus.path} --cmvn {known['cmvn']} --replace"
         )
 
 

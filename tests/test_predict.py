@@ -160,6 +160,26 @@ def test_corpus_with_other_phonemes_is_refused(trained_run, tmp_path):
         trained_room._check_same_world(run.corpus, saved, trained_run)
 
 
+def test_another_corpus_is_noted_and_one_normalised_otherwise_is_refused(trained_run, tmp_path, capsys):
+    from phonedata import pack
+    from tests.conftest import write_hw1p2
+
+    random = np.random.default_rng(0)
+    utterances = {"a-1": (random.normal(size=(30, 12)).astype(np.float32), np.arange(30))}
+    write_hw1p2(tmp_path / "raw", "dev-clean", utterances)
+    for cmvn in ("utterance", "none"):
+        pack(tmp_path / "raw", tmp_path / cmvn, cmvn=cmvn)
+    own = predict(trained_run, "dev-clean")
+    before = own.read_bytes()
+    capsys.readouterr()
+    other = predict(trained_run, "dev-clean", corpus=tmp_path / "utterance")
+    assert "is not the corpus" in capsys.readouterr().err
+    assert other != own and len(rows(other)) == 31 and own.read_bytes() == before
+    for use in (predict, evaluate):
+        with pytest.raises(CheckpointError, match=r"--cmvn none, then utterance.*--cmvn utterance --replace"):
+            use(trained_run, "dev-clean", corpus=tmp_path / "none")
+
+
 def other_coefficients(folder):
     """A corpus with the usual phonemes and 7 coefficients a frame."""
     from phonedata import pack
