@@ -74,6 +74,10 @@ def _checked(tokens: Sequence[str]) -> int:
 
     rest, overrides = cut_overrides(tokens)
     try:
+        if "" in tokens:
+            raise ConfigError("one of the words is empty; is a variable of the shell not set?")
+        if bare := next((token for token in overrides if token.endswith("=")), None):
+            raise ConfigError(f"{bare} has nothing after it; a setting has no spaces around its =, as epochs=3")
         command, bound, unparsed = app.parse_args(rest, exit_on_error=False, print_error=False)
         if "overrides" in unparsed:
             bound.arguments["overrides"] = overrides
@@ -87,7 +91,8 @@ def _checked(tokens: Sequence[str]) -> int:
         hint = "settings are said as key=value; see" if isinstance(error, UnknownOptionError) else "see"
         if isinstance(error, UnusedCliTokensError):
             said = f"{' '.join(error.unused_tokens or ())}: not understood;"
-            hint = "a setting is said as key=value, as epochs=5; see"
+            with_settings = rest[:1] in (["fit"], ["resume"], ["doctor"])
+            hint = "a setting is said as key=value, as epochs=5; see" if with_settings else "see"
         if "=" in rest:
             hint = "a setting has no spaces around its =, as epochs=3; see"
         command = [] if isinstance(error, UnknownCommandError) else rest[:1]
@@ -96,6 +101,8 @@ def _checked(tokens: Sequence[str]) -> int:
         return _refuse(_one_line(error), 2)
     except (PhonetrainError, PhonedataError) as error:
         return _refuse(_one_line(error), 1)
+    except PermissionError as error:
+        return _refuse(f"{error.filename}: you may not read or write it ({error.strerror})", 1)
 
 
 def cut_overrides(tokens: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:

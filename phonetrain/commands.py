@@ -17,7 +17,8 @@ from .tables import print_result
 app = App(
     name="phonetrain",
     help="Turns context windows into phonemes: train, resume, evaluate, predict, report. "
-    "With nothing given, `fit` finds packed/ and trains the default recipe; the others take the run trained last.",
+    "With nothing given, `fit` finds packed/ and trains the default recipe; "
+    "the others take the run under runs/ that was trained last.",
     help_format="markdown",
     version=lambda: _version(),
 )
@@ -52,7 +53,8 @@ def fit(
     run
         The run's directory; default runs/RECIPE-N.
     max_time
-        End, saved and scored, before this much time has passed: 2h, 90m, 1h30m.
+        End, saved and scored, before this much time has passed: 2h, 90m, 45s. The start of Python, some seconds, is
+        not counted.
     stop_at
         End, saved and scored, before this time of day: 23:30.
     dry_run
@@ -101,13 +103,14 @@ def resume(
     Parameters
     ----------
     run
-        The run's directory or name; default: the one trained last.
+        The run's directory or name; default: the one under runs/ trained last.
     corpus
         The packed corpus, where it has moved; it is recognised by its digest.
     from_
         Go on from this checkpoint, as step-1200, with the settings of then; what came after it is left aside.
     max_time
-        End, saved and scored, before this much time has passed: 2h, 90m, 1h30m.
+        End, saved and scored, before this much time has passed: 2h, 90m, 45s. The start of Python, some seconds, is
+        not counted.
     stop_at
         End, saved and scored, before this time of day: 23:30.
     json
@@ -136,7 +139,7 @@ def evaluate(
     Parameters
     ----------
     run
-        The run's directory or name; default: the one trained last.
+        The run's directory or name; default: the one under runs/ trained last.
     partition
         A labelled partition; default: the run's dev.
     checkpoint
@@ -173,7 +176,7 @@ def predict(
     Parameters
     ----------
     run
-        The run's directory or name; default: the one trained last.
+        The run's directory or name; default: the one under runs/ trained last.
     partition
         Default: the run's test.
     out
@@ -204,7 +207,7 @@ def report(*runs: Path, out: Path | None = None, json: Flag = False) -> None:
     Parameters
     ----------
     runs
-        Run directories or names; default: the one trained last.
+        Run directories or names; default: the one under runs/ trained last.
     out
         The HTML file; default RUN/report.html, for several runs report.html.
     json
@@ -224,7 +227,7 @@ def explain(run: Path | None = None, *, json: Flag = False) -> None:
     Parameters
     ----------
     run
-        The run's directory or name; default: the one trained last.
+        The run's directory or name; default: the one under runs/ trained last.
     json
         Print the sentences as JSON.
     """
@@ -271,7 +274,7 @@ def export(
     Parameters
     ----------
     run
-        The run's directory or name; default: the one trained last.
+        The run's directory or name; default: the one under runs/ trained last.
     out
         The directory; default RUN/export.
     checkpoint

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import json
 import math
 import os
@@ -138,10 +139,10 @@ def write_result(path: Path, content: bytes, instead: str) -> None:
 
 
 def unwritable(path: Path, error: OSError) -> str:
-    return (
-        f"{path}: could not be written ({error.strerror or error}); what was there before is unchanged: "
-        "make room or mend the disk, then `phonetrain resume` continues from the last checkpoint"
-    )
+    way = "make room or mend the disk, then `phonetrain resume` continues from the last checkpoint"
+    if isinstance(error, PermissionError) or error.errno == errno.EROFS:
+        way = "write where you may: another --run or --out, or a copy of the run in a folder of your own"
+    return f"{path}: could not be written ({error.strerror or error}); what was there before is unchanged: {way}"
 
 
 def make_directory(path: Path) -> None:

@@ -43,6 +43,7 @@ from .resuming import (
 from .run import Onlooker, Run
 from .segment import train
 from .stages import StagePlan, plan_stages
+from .wording import counted
 
 PACKAGES = ("torch", "numpy", "numba", "zarr", "wandb", "rich", "safetensors")
 
@@ -82,6 +83,8 @@ def fit(recipe: str | os.PathLike[str] | None = None, *overrides: str, config: R
         packed = open_corpus(config, corpus)
         if corpus is not None:
             config = config.replaced({"data.corpus": str(corpus)})
+        if run is not None:
+            check_place(run, packed)
         roles, compute, parts, warnings = prepare(config, packed)
         where = Run(begun) if begun is not None else Run.create(run, recipe or "run") if ranks.is_main else None
         where = seen_by(ranks, where)
@@ -94,6 +97,15 @@ def fit(recipe: str | os.PathLike[str] | None = None, *overrides: str, config: R
             where.append_event("segment_started", segment=0, epoch=0, step=0)
             train(where, parts, shown, warnings, True, ranks, began)
     return where
+
+
+def check_place(run: str | os.PathLike[str], corpus: PackedCorpus) -> None:
+    """Raises ConfigError for a new run's directory that would scatter its files or spoil the corpus."""
+    if not os.fspath(run):
+        raise ConfigError("--run: got nothing, wanted a directory for the run")
+    if Path(run).resolve().is_relative_to(corpus.path.resolve()):
+        raise ConfigError(f"--run {run}: lies in the corpus {corpus.path}, which holds nothing else; "
+                          "give another place")
 
 
 def with_place(config: RunConfig) -> RunConfig:
@@ -214,7 +226,7 @@ def resume(run: str | os.PathLike[str] | None = None, *overrides: str, corpus: s
             done = saved.progress.epoch
             more = advice.longer(where, old, max(old.epochs, done) + 10)
             way = f"`{more}` trains longer" if more else "a new run of a recipe with a longer last stage trains longer"
-            raise ConfigError(f"{where.path}: {done} epochs are done, of {plans[-1].stop} wanted; {way}")
+            raise ConfigError(f"{where.path}: {counted(done, 'epoch')} of {plans[-1].stop} wanted are done; {way}")
         # The stage whose parts were saved: at its very end that is not yet the stage of the next epoch.
         plan = next(plan for plan in reversed(plans) if plan.start <= stage_start)
         parts = assemble(config, plan, packed, roles, compute)
@@ -254,8 +266,9 @@ def told_rate(run: Run, parts: Parts) -> str:
     """The learning rate of the next step, and the last one that was logged."""
     progress, batches = parts.state.progress, parts.train.batches_per_epoch
     rate = float(parts.state.schedule.rates(progress.epoch, batches)[progress.batch]) * progress.rate_scale
-    before = [line["lr"] for line in run.metrics("train") if line["step"] <= progress.step]
-    return f"{rate:.3g} from here on" + (f"; the last logged was {before[-1]:.3g}" if before else "")
+    lines = [*run.metrics("train"), *run.metrics("epoch")]
+    before = max((line for line in lines if line["step"] <= progress.step), key=lambda line: line["step"], default=None)
+    return f"{rate:.3g} from here on" + (f"; the last logged was {before['lr']:.3g}" if before else "")
 
 
 def _told(value: Any) -> Any:

@@ -18,6 +18,7 @@ from .console import Console, short
 from .device import describe_machine
 from .interrupts import Deadline, StopRequest
 from .metrics import FrameSums
+from .partitions import why_not_finite
 from .ranks import here
 from .recovery import Recovery
 from .run import Run
@@ -259,8 +260,8 @@ class Trainer:
         if math.isfinite(dev["loss"]):
             self.check_life(dev)
         else:
-            self.warn(f"the dev loss is {dev['loss']}: numbers in the net went out of range and its scores mean "
-                      "nothing, so this epoch is not taken for the best; lower optimizer.lr")
+            self.warn(f"the dev loss is {dev['loss']}, so this epoch is not taken for the best: "
+                      f"{why_not_finite(parts.corpus, parts.roles.dev)}")
         parts.state.schedule.end_epoch({name: line[name] for name in
                                         ("train_loss", "train_accuracy", "dev_loss", "dev_accuracy")})
         progress.seconds += progress.epoch_seconds

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -100,8 +101,10 @@ def choose_roles(corpus: PackedCorpus, data: DataConfig) -> Roles:
             names = [name.strip() for name in setting.split("+")]
             for name in names:
                 if name not in corpus.partitions:
+                    near = get_close_matches(name, corpus.partitions, n=1)
+                    hint = f"; did you mean {near[0]}?" if near else "; several are joined with +" * ("," in name)
                     raise ConfigError(f"data.{role}: got {name!r}, {corpus.path} has "
-                                      f"{', '.join(corpus.partitions)}")
+                                      f"{', '.join(corpus.partitions)}{hint}")
         else:
             names = [name for name in corpus.partitions if name.lower().startswith(prefixes)]
             if role != "test":
@@ -131,6 +134,7 @@ def check_window(corpus: PackedCorpus, config: RunConfig) -> None:
 
 
 # The demo warms up over a sixth of its steps and is the better for it; beyond a fifth little is left to learn in.
+ROWS_AT_A_TIME = 1 << 16
 LONGEST_WARMUP, FITTING_WARMUP = 0.2, 0.05
 
 
@@ -162,6 +166,21 @@ def warnings_before_training(corpus: PackedCorpus, roles: Roles, train: Selectio
         said.append(f"no frame is labelled {_names(symbols, absent)}: {absent.size} of {len(symbols)} outputs "
                     "learn nothing")
     return said
+
+
+def why_not_finite(corpus: PackedCorpus, partitions: str) -> str:
+    """Why scores on `partitions` are not finite: the features, by utterance, or else the net. Reads all features."""
+    for name in partitions.split("+"):
+        part = corpus[name.strip()]
+        for first in range(0, part.num_rows, ROWS_AT_A_TIME):
+            bad = ~np.isfinite(part.features[first : first + ROWS_AT_A_TIME]).all(axis=1)
+            if bad.any():
+                row = first + int(bad.argmax())
+                utterance = int(np.searchsorted(part.utterance_start_row, row, side="right")) - 1
+                named = f"utterance {part.utterance_ids[max(utterance, 0)]} in {part.path}"
+                return (f"the features of {named} are not finite, the net is not at fault; "
+                        f"`phonedata verify {corpus.path}` says what is damaged, packing again mends it")
+    return "numbers in the net went out of range; lower optimizer.lr"
 
 
 def label_counts(train: Selection) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from phonedata import WindowSpec, open_loader
 from .durable import write_result
 from .errors import ConfigError, PhonetrainError
 from .panel import bar
-from .partitions import choose_roles
+from .partitions import choose_roles, why_not_finite
 from .run import Run
 from .scoring import score
 from .tables import Evaluation
@@ -59,6 +60,8 @@ def evaluate(
     result = metrics.result()
     if result["frames"] != frames:
         raise PhonetrainError(f"{name}: {result['frames']} frames were scored, wanted {frames}; please report this")
+    if not math.isfinite(result["loss"]):
+        print(f"warning: these scores mean nothing: {why_not_finite(trained.corpus, name)}", file=sys.stderr)
     confusion = metrics.confusion.cpu().numpy()
     told = trained.conditions | {"partition": name, "utterances": sum(part.num_utterances for part in partitions)}
     told["in_training"] = _scored_in_training(trained, name)
@@ -105,15 +108,23 @@ def predict(
 
 @torch.no_grad()
 def label_frames(trained: Trained, partition: str) -> np.ndarray:
-    """(N,) int64 most probable class of every frame of `partition`, placed by frame id."""
+    """(N,) int64 most probable class of every frame of `partition`, placed by frame id.
+
+    Says so on stderr where frames have no finite score: their labels mean nothing.
+    """
+    lost = 0
     with _open(trained, partition) as loader:
         classes = np.full(loader.num_frames, -1, np.int64)
         for batch in _Watched(loader, f"labelling {partition}").epoch(0):
             logits = trained.model(batch.windows.float())
+            lost += int((~torch.isfinite(logits).all(1)).sum())
             classes[batch.frames.cpu().numpy()] = logits.argmax(1).cpu().numpy()
     missing = int((classes < 0).sum())
     if missing:
         raise PhonetrainError(f"{partition}: {missing} of {len(classes)} frames got no label; please report this")
+    if lost:
+        print(f"warning: the labels of {lost:,} of {len(classes):,} frames mean nothing: "
+              f"{why_not_finite(trained.corpus, partition)}", file=sys.stderr)
     return classes
 
 

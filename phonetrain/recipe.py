@@ -22,10 +22,10 @@ def locate(name_or_path: str | os.PathLike) -> Path:
     text = os.fspath(name_or_path)
     if text in names():
         return FOLDER / f"{text}.toml"
-    if text.endswith(".toml") or "/" in text or os.sep in text:
+    if text.endswith(".toml") or "/" in text or os.sep in text or Path(text).is_file():
         return Path(text)
     if "=" in text:
-        raise ConfigError(f"{text}: an override, not a recipe; say fit default {text}")
+        raise ConfigError(f"{text}: an override, not a recipe; say fit default {''.join(text.split())}")
     near = difflib.get_close_matches(text, names(), n=1)
     hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names())}, or a path that ends in .toml"
     raise ConfigError(f"{text}: no such recipe; {hint}")

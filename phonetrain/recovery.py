@@ -25,6 +25,7 @@ CONSECUTIVE_SKIPS = 10  # batches left out in a row after which it is not the ba
 # In a row, from the first scale of 2^16: down to a scale of 1, which is odd, and to 2^-24, which nothing needs.
 ODD_OVERFLOWS, ENDLESS_OVERFLOWS = 16, 40
 KEPT_EVIDENCE = 10  # the newest findings of a run, whose batch and weights are kept
+HIGHEST_ADVISED = 0.05  # learning rate; a tenth of an absurd one is absurd too
 
 
 class Recovery:
@@ -159,7 +160,8 @@ class Recovery:
         if sound is not None:
             step = sound.progress.step
             if parts.config.optimizer.lr == parts.run_config.optimizer.lr:  # a stage's own rate is not to be changed
-                ways[f"--from step-{step} optimizer.lr={finding.rate / 10:.2g}"] = f"goes back to step {step}, slower"
+                slower = f"optimizer.lr={min(finding.rate / 10, HIGHEST_ADVISED):.2g}"
+                ways[f"--from step-{step} {slower}"] = f"goes back to step {step}, slower"
             if policy != "rollback":
                 ways["guard.policy=rollback"] = "goes back and lowers the rate by itself"
         if finding.precision == "fp16":

@@ -47,7 +47,7 @@ def report(runs: Runs = None, out: str | os.PathLike[str] | None = None) -> Path
         runs = [runs]
     opened = [run if isinstance(run, Run) else Run.open(run) for run in runs or [None]]
     if not any(run.metrics() for run in opened):
-        raise RunNotFound(f"{opened[0].path}: nothing is recorded in it yet; report it after its first log line")
+        raise RunNotFound(f"{opened[0].path}: no numbers are logged in it yet; `phonetrain explain` says how it stands")
     if len(opened) == 1:
         path = Path(out) if out is not None else opened[0].report_path
         write_result(path, one_run(opened[0]).encode(), ELSEWHERE)

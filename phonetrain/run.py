@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import time
 from collections.abc import Iterator
 from difflib import get_close_matches
@@ -121,7 +122,7 @@ class Run(History):
 
     def exists_already(self) -> RunExists:
         return RunExists(
-            f"{self.path} already holds a run; `phonetrain resume {self.path}` continues it, "
+            f"{self.path} already holds a run; `phonetrain resume {shlex.quote(str(self.path))}` continues it, "
             "another `--run` starts a new one"
         )
 

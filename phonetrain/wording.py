@@ -89,7 +89,8 @@ def refused(value: object, hint: object, key: str) -> ConfigError:
     if isinstance(value, str):
         allowed = [name for choice in alternatives(hint) for name in literal_values(choice) if isinstance(name, str)]
         near = difflib.get_close_matches(value.lower(), allowed, n=1)
-        spelled = number_in_toml(value)
+        takes_text = any(choice is str or str in typing.get_args(choice)[:1] for choice in alternatives(hint))
+        spelled = None if takes_text else number_in_toml(value)
         if near:
             message += f"; did you mean {toml_value(near[0])}?"
         elif spelled is not None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -79,6 +80,9 @@ def test_every_command_tells_its_options(capsys):
         ("fit nothing.toml", "no such recipe file"),
         ("fit epochs=1.5", "epochs = 1.5: wanted a whole number"),
         ("fit default epochs 5", "epochs 5: not understood; a setting is said as key=value, as epochs=5"),
+        ("fit epochs= 5", "epochs= has nothing after it; a setting has no spaces around its =, as epochs=3"),
+        ("fit --max-time 5", 'stop.max_time = "5": wanted a duration such as 2h, 90m or 1h30m'),
+        ("evaluate one two", "two: not understood; see `phonetrain evaluate --help`"),
         ("fit epochs = 3", "a setting has no spaces around its =, as epochs=3"),
         ("fit optimzer.lr=1", "did you mean optimizer.lr?"),
         ("fit model.activation=sillu", 'did you mean "silu"?'),
@@ -93,6 +97,24 @@ def test_every_command_tells_its_options(capsys):
 def test_mistakes_are_one_line_that_says_what_to_do(there, capsys, tokens, words):
     assert words in refused(capsys, *tokens.split())
     assert not (there / "runs").exists()
+
+
+@pytest.mark.parametrize(("where", "words"), [("packed", "holds nothing else"), ("packed/run", "holds nothing else"),
+                                              ("", "one of the words is empty")])
+def test_a_run_is_not_put_into_the_corpus_nor_nowhere(learnable_corpus, tmp_path, monkeypatch, capsys, where, words):
+    shutil.copytree(learnable_corpus.path, tmp_path / "packed")
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.chdir(tmp_path)
+    assert words in refused(capsys, "fit", "--run", where)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_folder_that_may_not_be_read_is_one_line(there, capsys, monkeypatch):
+    def locked(path, *options, **more):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("phonetrain.run.Run.holds_run", property(lambda run: locked(run.config_path)))
+    assert refused(capsys, "evaluate", "some").startswith("phonetrain: some/config.toml: you may not read or write it")
 
 
 def test_fit_without_a_corpus_names_the_pack_command(tmp_path, monkeypatch, capsys):

@@ -271,7 +271,7 @@ def test_run_killed_before_its_end_was_recorded_is_finished_by_resume(learnable_
     assert run.status == "finished"
     assert weights(run) == weights(whole)
     assert numbers(run) == numbers(whole)
-    with pytest.raises(ConfigError, match="3 epochs are done"):
+    with pytest.raises(ConfigError, match="3 epochs of 3 wanted are done"):
         resume_tiny(run)
 
 
