@@ -233,7 +233,7 @@ def test_page_goes_elsewhere_where_the_run_cannot_be_written(runs, tmp_path, mon
 def test_run_without_a_line_is_refused_with_a_sentence(tmp_path):
     run = Run.create(tmp_path / "run")
     run.write_text(run.config_path, load_recipe("default").to_toml())
-    with pytest.raises(RunNotFound, match="nothing is recorded in it yet"):
+    with pytest.raises(RunNotFound, match="no numbers are logged in it yet"):
         report(run)
 
 
