@@ -203,7 +203,8 @@ def long_warmup(config: RunConfig, batches: int) -> list[str]:
         return []
     setting = f"schedule.warmup_epochs = {schedule.warmup_epochs}" if by_epochs else "schedule.warmup_steps"
     fitting = f"schedule.warmup_steps={max(1, round(FITTING_WARMUP * updates))}"
-    return [f"warm-up ({setting}, {warm:,} updates) is long for a run of {updates:,} updates, which learns little "
+    cut = " and is cut to it" if warm > updates else ""
+    return [f"warm-up ({setting}, {warm:,} updates) is long for a run of {updates:,} updates{cut}, which learns little "
             f"meanwhile; {fitting} fits, none leaves it out" + " (with schedule.warmup_epochs=none)" * by_epochs]
 
 

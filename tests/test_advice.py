@@ -200,6 +200,9 @@ def test_long_warmup_is_warned_of_with_a_value_that_fits(learnable_corpus, tmp_p
     assert "20 updates) is long for a run of 46 updates" in told and told in console.said
     assert "schedule.warmup_steps=2 " in told
     console = Hearing()
+    fit_tiny(learnable_corpus, tmp_path / "longer", "epochs=1", "schedule.warmup_steps=200", console=console)
+    assert any("200 updates) is long for a run of 23 updates and is cut to it" in line for line in console.said)
+    console = Hearing()
     fit_tiny(learnable_corpus, tmp_path / "mended", "epochs=2", "schedule.warmup_steps=2", console=console)
     assert not [line for line in console.said if "warm-up" in line]
 
