@@ -1,7 +1,9 @@
 """Small corpora whose values name their place, made once per test session."""
 
+import gc
 import os
 import signal
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -126,3 +128,15 @@ def learnable_corpus(tmp_path_factory):
         write_hw1p2(root / "raw", partition, utterances, labelled=partition != "test-clean")
     pack(root / "raw", root / "packed")
     return PackedCorpus(root / "packed")
+
+
+def producers() -> list[threading.Thread]:
+    """The loaders' threads that are alive."""
+    return [thread for thread in threading.enumerate() if thread.name.startswith("phonedata-")]
+
+
+@pytest.fixture
+def no_producers_left():
+    yield
+    gc.collect()
+    assert producers() == []
