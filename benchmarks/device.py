@@ -56,30 +56,32 @@ def measure_device(corpus, partition: str, device="cuda", times: int = 50, large
             seconds = clock(device, lambda n, loader=loader, count=count: read(loader, count), 3)
             found[f"{kind}_windows_per_s_at_1024"] = count * 1024 / seconds
     with open_on("resident", large) as loader:
-        keys, start = loader.epoch_keys(0), torch.zeros(1, dtype=torch.int64, device=device)
-        seconds = clock(device, lambda n: loader.device_batch(keys, start), times)
+        count = min(times, loader.batches_per_epoch)
+        seconds = clock(device, lambda n: read(loader, count), 3) / count
         found["resident_windows_per_s_at_large_batch"] = large / seconds
         limit = found["device_copy_bytes_per_s"] / (2 * window_bytes)
         found["resident_share_of_copy_bandwidth"] = large / seconds / limit
     if device.type == "cuda":
-        found["captured_ms_at_1024"] = captured(open_on, device, times)
+        for batch_size in (1024, 8192):
+            found[f"captured_us_at_{batch_size}"] = captured(open_on, batch_size, device, times)
     return found
 
 
-def captured(open_on, device: torch.device, times: int) -> float:
-    """Milliseconds of order, lookup and gather of 1,024 windows as one replayed CUDA graph, checked first."""
-    with open_on("resident", 1024) as loader:
-        keys, start = loader.epoch_keys(0), torch.zeros(1, dtype=torch.int64, device=device)
+def captured(open_on, batch_size: int, device: torch.device, times: int) -> float:
+    """Microseconds that the gather of a batch takes as a replayed CUDA graph, checked first."""
+    with open_on("resident", batch_size) as loader:
+        table, place = loader.new_table(), torch.zeros(1, dtype=torch.int64, device=device)
+        loader.fill_table(table, 0, 0)
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            loader.device_batch(keys, start)
+            loader.device_batch(table, place)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            batch = loader.device_batch(keys, start)
-        start.fill_(loader.plan.bounds(2)[0])
+            batch = loader.device_batch(table, place)
+        place.fill_(2)
         graph.replay()
         if not torch.equal(batch.windows, loader.batch(0, 2).windows):
             raise SystemExit("the captured batch is not the epoch's")
-        return clock(device, lambda n: graph.replay(), times) * 1e3
+        return clock(device, lambda n: graph.replay(), times) * 1e6

@@ -93,7 +93,7 @@ class Ours:
         if self.captured is None or len(labels) != self.case.batch_size:
             self.step(windows, labels, frames, epoch=0, step=self.number, rate=1e-3)
         else:
-            self.captured(0, self.number, (windows, labels, frames))
+            self.captured(0, self.number, self.number, (windows, labels, frames))
         self.number += 1
 
     def __call__(self) -> None:

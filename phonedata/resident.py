@@ -9,13 +9,14 @@ import torch
 
 from phonedata.batches import BatchPlan, Loader
 from phonedata.errors import SpecError
-from phonedata.feistel import KEYS, device_frames, epoch_keys, rectangle
+from phonedata.feistel import device_frames
 from phonedata.joined import JoinedRows
-from phonedata.order import EpochOrder
+from phonedata.order import EpochOrder, SequentialOrder, SlabOrder
 from phonedata.windows import WindowBatch
 
-BLOCK_FRAMES = 1 << 18
-"""Frames whose order is worked out at once in an epoch: one row of small kernels for many batches."""
+TABLE_FRAMES = 1 << 20
+"""Frames whose order and rows are worked out at once: one row of some hundred small operations for many batches."""
+CPU_TABLE_FRAMES = 1 << 18
 PIECE_ROWS = 1 << 20
 """Rows read and sent at once when the corpus moves in."""
 
@@ -24,7 +25,8 @@ class ResidentLoader(Loader):
     """Windows gathered from rows that lie on the device as one array, whatever partitions they came from.
 
     Frame `f` of the selection's utterance `u` is row `f + context * (u + 1)` there, as in a packed partition.
-    `epoch` and `batch` work on any device. `device_batch` is the same without the host: for a captured training step.
+    `epoch` and `batch` work on any device. `device_batch` is the same without the host, for a captured training step;
+    the order comes out of a table that `fill_table` writes for `table_batches` batches at once.
     """
 
     kind = "resident"
@@ -37,56 +39,74 @@ class ResidentLoader(Loader):
         upload(joined, self._store)
         joined.close()
         self._ends = torch.tensor(plan.selection.utterance_end, device=self.device)
-        self._cells = rectangle(self.num_frames)
         start, stop = plan.bounds(0)
         self._offsets = torch.arange(stop - start, device=self.device)
+        frames = CPU_TABLE_FRAMES if self.device.type == "cpu" else TABLE_FRAMES
+        self.table_batches = min(max(1, frames // self.batch_size), self.batches_per_epoch)
 
-    def epoch_keys(self, epoch: int) -> torch.Tensor:
-        """What `device_batch` needs to know of an epoch: (KEYS,) int64 on the device."""
-        return torch.from_numpy(epoch_keys(self.plan.seed, epoch).astype(np.int64)).to(self.device)
+    def new_table(self) -> torch.Tensor:
+        """Room for `fill_table`, (2, table_batches * batch_size) int64 on the device."""
+        return torch.zeros((2, self.table_batches * self.batch_size), dtype=torch.int64, device=self.device)
 
-    def device_batch(self, keys: torch.Tensor, start: torch.Tensor) -> WindowBatch:
-        """The full batch whose first position on this rank is `start`, with nothing read or decided by the host.
+    def fill_table(self, table: torch.Tensor, epoch: int, first: int) -> None:
+        """Write the frames and the windows' first rows of batch `first` of `epoch` and of those that follow it.
 
-        `keys` (KEYS,) int64 from `epoch_keys` and `start` () or (1,) int64 lie on the device; a graph's
-        owner writes new values into them between replays: `start = plan.bounds(index)[0]`. Orders "global" and
-        "sequential"; a short last batch is not one of these.
+        As many as fit or as the epoch has. The host waits for nothing.
         """
-        if keys.shape != (KEYS,):
-            raise SpecError(f"keys of shape {tuple(keys.shape)}; wanted what epoch_keys(epoch) returns")
-        if self.plan.order == "slab":
-            raise SpecError("device_batch gives order global or sequential, not slab; iterate over epoch() instead")
-        positions = start + self._offsets
-        frames = positions if self.plan.order == "sequential" else device_frames(positions, keys, self._cells)
-        return self._gather(frames, None)
+        self._check_open()
+        self.plan.check_batch(first, self.batches_per_epoch - 1)
+        base = self.plan.bounds(first)[0]
+        stop = self.plan.bounds(min(first + self.table_batches, self.batches_per_epoch) - 1)[1]
+        table[:, : stop - base] = self._places(self.plan.epoch_order(epoch), base, stop)
+
+    def device_batch(self, table: torch.Tensor, place: torch.Tensor) -> WindowBatch:
+        """The full batch at `place` in a table, with nothing read or decided by the host.
+
+        `place` () or (1,) int64 on the device: 0 is the batch that the table was filled from. A graph's owner writes
+        table and place between replays. A short last batch is not one of these.
+        """
+        if table.shape[0] != 2 or table.ndim != 2:
+            raise SpecError(f"table of shape {tuple(table.shape)}; wanted what new_table() returns")
+        return self._gather(table.index_select(1, place * self.batch_size + self._offsets), None)
 
     def _batches(self, order, start_batch: int) -> Iterator[WindowBatch]:
         buffers = [None, None]
         if self.device.type == "cpu":
             # malloc returns blocks of this size to the system every time, and page faults cost more than the copy.
             buffers = [self._store.new_buffer(self.plan.slots) for _ in range(2)]
-        block = max(1, BLOCK_FRAMES // self.batch_size)
-        for first in range(start_batch, self.batches_per_epoch, block):
-            indices = range(first, min(first + block, self.batches_per_epoch))
+        for first in range(start_batch, self.batches_per_epoch, self.table_batches):
+            indices = range(first, min(first + self.table_batches, self.batches_per_epoch))
             base = self.plan.bounds(first)[0]
-            frames = self._frames(order, base, self.plan.bounds(indices[-1])[1])
+            places = self._places(order, base, self.plan.bounds(indices[-1])[1])
             for index in indices:
                 start, stop = self.plan.bounds(index)
-                yield self._gather(frames[start - base : stop - base], buffers[index % 2])
+                yield self._gather(places[:, start - base : stop - base], buffers[index % 2])
 
     def _one_batch(self, order, index: int) -> WindowBatch:
-        return self._gather(self._frames(order, *self.plan.bounds(index)), None)
+        return self._gather(self._places(order, *self.plan.bounds(index)), None)
 
-    def _frames(self, order, start: int, stop: int) -> torch.Tensor:
-        if self.device.type != "cpu" and isinstance(order, EpochOrder):
-            positions = torch.arange(start, stop, device=self.device)
-            keys = torch.from_numpy(order.keys.astype(np.int64)).to(self.device)
-            return device_frames(positions, keys, order.cells)
-        return torch.from_numpy(order.frames(start, stop)).to(self.device)
-
-    def _gather(self, frames: torch.Tensor, buffer: torch.Tensor | None) -> WindowBatch:
+    def _places(self, order: EpochOrder | SlabOrder | SequentialOrder, start: int, stop: int) -> torch.Tensor:
+        """The frames at positions `start..stop-1` and the first rows of their windows, (2, stop - start) int64."""
+        frames = self._frames(order, start, stop)
         utterances = torch.searchsorted(self._ends, frames, right=True)
-        return self._store.gather(frames, frames + self._context * (utterances + 1), buffer)
+        return torch.stack([frames, frames + (self._context * (utterances + 1) - self.window.left)])
+
+    def _frames(self, order: EpochOrder | SlabOrder | SequentialOrder, start: int, stop: int) -> torch.Tensor:
+        if self.device.type == "cpu":
+            return torch.from_numpy(order.frames(start, stop))
+        if isinstance(order, SlabOrder):
+            # Page-locked, so that the copy need not wait for the steps before it.
+            frames = torch.empty(stop - start, dtype=torch.int64, pin_memory=self.device.type == "cuda")
+            order.into(start, frames.numpy())
+            return frames.to(self.device, non_blocking=True)
+        positions = torch.arange(start, stop, device=self.device)
+        if isinstance(order, SequentialOrder):
+            return positions
+        return device_frames(positions, torch.from_numpy(order.keys.astype(np.int64)).to(self.device), order.cells)
+
+    def _gather(self, places: torch.Tensor, buffer: torch.Tensor | None) -> WindowBatch:
+        frames, first_rows = places
+        return self._store.gather(frames, first_rows, buffer)
 
 
 class RowStore:
@@ -104,12 +124,12 @@ class RowStore:
         """Memory for the windows of up to `count` frames, to give to `gather`."""
         return self._view.new_empty((count, self._view.shape[1]))
 
-    def gather(self, frames: torch.Tensor, rows: torch.Tensor, buffer: torch.Tensor | None = None) -> WindowBatch:
-        """The batch of `frames` (B,), which lie at `rows` (B,): B windows in new memory or in `buffer`."""
+    def gather(self, frames: torch.Tensor, first_rows: torch.Tensor, buffer: torch.Tensor | None = None) -> WindowBatch:
+        """The batch of `frames` (B,), whose windows begin at `first_rows` (B,): in new memory or in `buffer`."""
         out = None if buffer is None else buffer[: len(frames)]
-        windows = torch.index_select(self._view, 0, rows - self._window.left, out=out).view(self.rows.dtype)
+        windows = torch.index_select(self._view, 0, first_rows, out=out).view(self.rows.dtype)
         windows = windows.view(len(frames), self._window.width, self.rows.shape[1]).to(self._dtype)
-        labels = None if self.labels is None else self.labels.index_select(0, rows).long()
+        labels = None if self.labels is None else self.labels[self._window.left :].index_select(0, first_rows).long()
         return WindowBatch(windows, labels, frames)
 
 

@@ -95,6 +95,7 @@ class SlabLoader(Loader):
             self._slab_rows,
             pool.slots,
         )
+        rows -= self.window.left
         return pool.store.gather(*both.to(self.device, non_blocking=True))
 
     def _load(self, order: SlabOrder, pool: Pool, load: int, slot: int) -> int:

@@ -1,4 +1,4 @@
-"""CapturedStep: the training step as one CUDA graph, together with the loader's order, lookup and gather."""
+"""CapturedStep: the training step as one CUDA graph, together with the resident loader's gather."""
 
 from __future__ import annotations
 
@@ -28,9 +28,11 @@ def record_graph(unit: Callable[[], None]) -> Callable[[], None]:
 class CapturedStep:
     """A TrainStep on full batches, recorded once and replayed.
 
-    Replays read what changes from the device: the rates of the epoch (a table), the number of the batch and of the
-    step (counted there), the keys of the order and of the augmentation. The host only seeds torch's generator, which
-    a graph reads anew at each replay, so dropout's masks are those of the eager step.
+    Replays read what changes from the device: the rates of the epoch (a table), which frames the next some hundred
+    batches are made of (another), the number of the batch and of the step (counted there), the key of the
+    augmentation. The host only seeds torch's generator, which a graph reads anew at each replay, so dropout's masks are
+    those of the eager step, and fills the table of frames where it has run out: order and lookup are a hundred
+    operations, which would take longer inside the graph than all of the gather.
 
     Warm-up and capture run under the step's own halt flag, under which an update changes nothing: weights, moments,
     norm buffers, averages, loss scale and sums need not be put back. A graph is bound to memory, so `begin` records
@@ -51,9 +53,10 @@ class CapturedStep:
         device = step.compute.device
         self.index = torch.zeros((), dtype=torch.int64, device=device)
         self.table = torch.zeros(loader.batches_per_epoch, dtype=torch.float64, device=device)
-        self.on_device = gathers_on_device(loader)
+        self.on_device = loader.kind == "resident"
         if self.on_device:
-            self.keys = loader.epoch_keys(0)
+            self.frames_table, self.place = loader.new_table(), torch.zeros_like(self.index)
+            self.left_in_table = 0  # batches that the table of frames still holds
         else:
             self.inputs = [tensor.clone() for tensor in loader.batch(0, 0)]
         self.replay: Callable[[], None] | None = None
@@ -68,20 +71,32 @@ class CapturedStep:
         """
         self.step.begin(epoch, number)
         if self.on_device:
-            self.keys.copy_(self.loader.epoch_keys(epoch))
+            self.fill_table(epoch, index)
         self.table.copy_(torch.from_numpy(np.ascontiguousarray(rates, np.float64)))
         if self.replay is None or self.addresses() != self.bound_to:
             self.capture()
+            if self.on_device:
+                self.place.zero_()
         self.index.fill_(index)
         self.step.number.fill_(number)
 
-    def __call__(self, epoch: int, number: int, batch: Any = None, rate: float = 0.0,
+    def fill_table(self, epoch: int, index: int) -> None:
+        """Write to the device which frames batch `index` and those after it are made of."""
+        self.loader.fill_table(self.frames_table, epoch, index)
+        self.place.zero_()
+        self.left_in_table = self.loader.table_batches
+
+    def __call__(self, epoch: int, index: int, number: int, batch: Any = None, rate: float = 0.0,
                  momentum: float | None = None) -> None:
-        """Make the next update. batch: where the loader's batches are not part of the graph. rate, momentum: read
-        only where the update is not."""
+        """Make the update from batch `index` of `epoch`, which is the next. batch: where the loader's batches are not
+        part of the graph. rate, momentum: read only where the update is not."""
         if not self.on_device:
             for memory, tensor in zip(self.inputs, batch, strict=True):
                 memory.copy_(tensor, non_blocking=True)
+        elif not self.left_in_table:
+            self.fill_table(epoch, index)
+        if self.on_device:
+            self.left_in_table -= 1
         self.step.begin(epoch, number)
         self.replay()
         if not self.whole:
@@ -95,9 +110,8 @@ class CapturedStep:
         """What a replay repeats: nothing in here may depend on a number that the host has."""
         step = self.step
         if self.on_device:
-            start = self.index * self.loader.batch_size + self.loader.plan.bounds(0)[0]
-            batch = self.loader.device_batch(self.keys, start)
-            windows, labels, frames = batch.windows, batch.labels, batch.frames
+            windows, labels, frames = self.loader.device_batch(self.frames_table, self.place)
+            self.place += 1
         else:
             windows, labels, frames = self.inputs
         parts = step.gradients(windows, labels, frames)
@@ -122,11 +136,11 @@ class CapturedStep:
         try:
             with side_stream(step.compute.device):
                 for again in range(WARM_UP):
-                    self.index.zero_()  # an epoch may have one batch
+                    self.to_first()
                     # A model that waits for the device cannot be captured; here it says so while nothing is broken.
                     with waiting_refused(step.compute.device) if again else contextlib.nullcontext():
                         self.unit()
-            self.index.zero_()
+            self.to_first()
             with on(step.compute.device), capturable(step.optimizer):
                 replay = self.record(self.unit)
         finally:
@@ -136,6 +150,12 @@ class CapturedStep:
             step.optimizer.zero_grad()
             step.resume_updates()
         self.replay, self.bound_to = replay, self.addresses()
+
+    def to_first(self) -> None:
+        """To the first batch of the tables: an epoch may have one."""
+        self.index.zero_()
+        if self.on_device:
+            self.place.zero_()
 
     def addresses(self) -> list[int]:
         """Where everything lies that a replay reads or writes and that others may exchange."""
@@ -149,11 +169,6 @@ class CapturedStep:
             for state in step.optimizer.state.values():
                 tensors += [value for value in state.values() if isinstance(value, Tensor)]
         return [tensor.data_ptr() for tensor in tensors]
-
-
-def gathers_on_device(loader: Any) -> bool:
-    """Whether the loader's order, lookup and gather can be part of a graph."""
-    return loader.kind == "resident" and loader.plan.order != "slab"
 
 
 @contextlib.contextmanager

@@ -60,7 +60,7 @@ class Updates:
         if self.captured is not None and self.captured.on_device:
             start, stop = self.loader.plan.bounds(0)
             for index in range(start_batch, len(rates)):
-                self.captured(epoch, number, rate=float(rates[index]), momentum=at(momenta, index))
+                self.captured(epoch, index, number, rate=float(rates[index]), momentum=at(momenta, index))
                 number += 1
                 yield stop - start
             return
@@ -71,7 +71,7 @@ class Updates:
                 if self.captured is None:
                     self.step(*batch, epoch=epoch, step=number, rate=rate, momentum=momentum)
                 else:
-                    self.captured(epoch, number, batch, rate, momentum)
+                    self.captured(epoch, index, number, batch, rate, momentum)
                 number += 1
                 yield len(batch.labels)
         finally:

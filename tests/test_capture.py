@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from phonedata import Selection, WindowSpec, open_loader
+from phonedata import Selection, WindowSpec, open_loader, resident
 from phonetrain import fused
 from phonetrain.augment import Augment
 from phonetrain.averaging import AveragedWeights
@@ -71,6 +71,13 @@ def as_on_cuda(monkeypatch):
     monkeypatch.setattr(fused, "kernels_are_there", lambda: False)
     monkeypatch.setattr(AveragedWeights, "update",
                         lambda self, skip: AveragedWeights.update_on_device(self, skip))
+
+
+@pytest.fixture(autouse=True)
+def tables_run_out(monkeypatch):
+    """A resident loader's table of frames ends within an epoch, as those of long epochs do."""
+    for name in ("TABLE_FRAMES", "CPU_TABLE_FRAMES"):
+        monkeypatch.setattr(resident, name, 4 * BATCH)
 
 
 def net(dim: int, classes: int, dropout: float = 0.3) -> nn.Module:
@@ -311,13 +318,12 @@ def test_nothing_in_a_step_touches_the_host(corpus, case, monkeypatch):
 
 def test_nothing_in_the_resident_loaders_batch_touches_the_host(corpus):
     with loader_of(corpus) as loader:
-        for name in ("_ends", "_offsets"):
-            setattr(loader, name, getattr(loader, name).to("meta"))
+        loader._offsets = loader._offsets.to("meta")
         loader._store.labels, loader._store._view = loader._store.labels.to("meta"), loader._store._view.to("meta")
         loader._store.rows = loader._store.rows.to("meta")
-        keys, start = loader.epoch_keys(0).to("meta"), torch.zeros((), dtype=torch.int64, device="meta")
+        table, place = loader.new_table().to("meta"), torch.zeros((), dtype=torch.int64, device="meta")
         with NoHost():
-            batch = loader.device_batch(keys, start)
+            batch = loader.device_batch(table, place)
     assert batch.windows.shape == (BATCH, WINDOW.width, corpus.feature_dim)
 
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from phonedata import ARPABET, PackedCorpus, Selection, SpecError, WindowSpec, open_loader, pack
+from phonedata import ARPABET, PackedCorpus, Selection, SpecError, WindowSpec, open_loader, pack, resident
 from phonedata.loader import RESERVE_BYTES, choose
 from phonedata.slab import Pool
 from tests import reference
@@ -202,14 +202,23 @@ def test_two_epochs_at_once_do_not_disturb_each_other(tiny_corpus, device):
                 assert_same(b, truth)
 
 
-def test_device_batch_equals_the_epoch_without_the_host(tiny_corpus, device):
-    for order in ("global", "sequential"):
+@pytest.mark.parametrize("table_frames", [50, 1 << 20])
+def test_device_batch_equals_the_epoch_without_the_host(tiny_corpus, device, table_frames, monkeypatch):
+    for name in ("TABLE_FRAMES", "CPU_TABLE_FRAMES"):
+        monkeypatch.setattr(resident, name, table_frames)
+    for order in ("global", "sequential", "slab"):
         for rank in range(3):
             with open_tiny(tiny_corpus, "resident", order, device=device, rank=rank, world_size=3) as loader:
-                keys, start = loader.epoch_keys(5), torch.zeros(1, dtype=torch.int64, device=device)
-                for index, batch in enumerate(loader.epoch(5)):
-                    start.fill_(loader.plan.bounds(index)[0])
-                    assert_same(owned(loader.device_batch(keys, start)), batch)
+                table, place = loader.new_table(), torch.zeros(1, dtype=torch.int64, device=device)
+                # A run may be resumed anywhere, so a table may begin anywhere.
+                for first in range(3):
+                    for index, batch in enumerate(loader.epoch(5, first), first):
+                        begun = (index - first) % loader.table_batches
+                        if begun == 0:
+                            loader.fill_table(table, 5, index)
+                        place.fill_(begun)
+                        if len(batch.frames) == loader.plan.bounds(0)[1] - loader.plan.bounds(0)[0]:
+                            assert_same(owned(loader.device_batch(table, place)), batch)
 
 
 def test_epochs_differ_and_repeat(tiny_corpus):
