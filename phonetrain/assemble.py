@@ -9,6 +9,7 @@ import torch
 
 from phonedata import PackedCorpus, Selection, WindowSpec, open_loader
 
+from . import fused, gpu_layer
 from .augment import Augment
 from .averaging import AveragedWeights
 from .compiling import compiled
@@ -28,7 +29,7 @@ from .state import Progress, TrainState
 from .step import TrainStep
 from .updates import Updates
 
-SCORING_BATCH = 4096
+SCORING_BATCHES = {"cpu": 4096, "cuda": 32768}  # on a GPU as many as keep it busy while the host launches the next
 
 
 @dataclass
@@ -91,9 +92,10 @@ def open_scoring_loader(corpus: PackedCorpus, partitions: str, config: RunConfig
     # Slabs have an order of their own; scores are of frames as they lie.
     kind = "auto" if config.loader.kind == "slab" else config.loader.kind
     return open_loader(
-        corpus, partitions, window=WindowSpec(config.window.left, config.window.right), batch_size=SCORING_BATCH,
-        order="sequential", kind=kind, device=str(compute.device), threads=config.loader.threads,
-        drop_last=False, rank=here().rank, world_size=here().world_size, dtype=window_dtype(corpus, compute),
+        corpus, partitions, window=WindowSpec(config.window.left, config.window.right),
+        batch_size=SCORING_BATCHES[compute.device.type], order="sequential", kind=kind, device=str(compute.device),
+        threads=config.loader.threads, drop_last=False, rank=here().rank, world_size=here().world_size,
+        dtype=window_dtype(corpus, compute),
     )
 
 
@@ -184,6 +186,14 @@ def identity(corpus: PackedCorpus, config: RunConfig, roles: Roles) -> dict[str,
     }
 
 
+def layer_kernels(device: torch.device) -> str:
+    """Whose kernels compute norm, activation and dropout of the layers that they know, and why not ours."""
+    if device.type == "cuda":
+        reason = gpu_layer.why_not(device)
+        return "triton" if reason is None else f"torch: {reason}"
+    return "numba" if fused.kernels_are_there() else "torch: numba cannot build its kernels here"
+
+
 def describe(parts: Parts) -> dict[str, Any]:
     """What was really built, read from the live objects and not from the configuration."""
     model, state = parts.state.model, parts.state
@@ -207,6 +217,7 @@ def describe(parts: Parts) -> dict[str, Any]:
         "precision": parts.compute.precision,
         "capture": parts.updates.how,
         "compile": parts.compiling,
+        "kernels": layer_kernels(parts.compute.device),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "loss_scale": None if state.loss_scale is None else float(state.loss_scale.scale),
         "machine": describe_machine(parts.compute),

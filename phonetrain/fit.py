@@ -13,7 +13,7 @@ from typing import Any
 
 from phonedata import PackedCorpus
 
-from . import advice, checkpoint
+from . import advice, checkpoint, gpu_layer
 from .assemble import Parts, assemble, identity, training_selection
 from .config import RunConfig, diff, load_recipe
 from .console import Console, Mute, open_console
@@ -157,6 +157,8 @@ def prepare(config: RunConfig, corpus: PackedCorpus) -> tuple[Roles, Compute, Pa
     compute = choose_compute(here().device(config.device), config.precision)
     plans = plan_stages(config)
     warnings = looked_through(corpus, roles, plans)
+    if compute.device.type == "cuda" and (reason := gpu_layer.why_not(compute.device)) is not None:
+        warnings.append(f"Triton makes no kernels here, so layers take torch's own, which is slower ({reason})")
     return roles, compute, assemble(config, plans[0], corpus, roles, compute), warnings
 
 

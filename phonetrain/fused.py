@@ -79,29 +79,36 @@ def runs_here(hidden: Tensor) -> bool:
 
 
 def is_covered(hidden: Tensor, norm: nn.Module | None, activation: nn.Module, dropout: nn.Module | None) -> bool:
-    """Whether `hidden_layer` computes what these modules would.
-
-    Modules with hooks are not covered: who put a hook on a layer wants to see it called.
-    """
-    if not runs_here(hidden) or type(activation) not in ACTIVATIONS:
+    """Whether `hidden_layer` computes what these modules would."""
+    if not runs_here(hidden) or not are_known(norm, activation, dropout):
         return False
-    if getattr(activation, "approximate", "none") != "none" or (
-            type(activation) is nn.Softplus and (activation.beta, activation.threshold) != (1, 20)):
+    if type(norm) is nn.BatchNorm1d:
+        return batch_norm_is_known(hidden, norm)
+    return norm is None or type(norm) is nn.RMSNorm or (type(norm) is nn.LayerNorm and norm.bias is not None)
+
+
+def are_known(norm: nn.Module | None, activation: nn.Module, dropout: nn.Module | None) -> bool:
+    """Whether these are modules that kernels of ours know, whatever the norm.
+
+    Modules with hooks are not: who put a hook on a layer wants to see it called.
+    """
+    if type(activation) not in ACTIVATIONS or getattr(activation, "approximate", "none") != "none":
+        return False
+    if type(activation) is nn.Softplus and (activation.beta, activation.threshold) != (1, 20):
         return False
     if dropout is not None and type(dropout) is not Dropout:
         return False
     if any(part is not None and is_watched(part) for part in (norm, activation, dropout)):
         return False
-    if norm is None:
-        return True
-    if norm.weight is None or norm.weight.dtype != torch.float32:
-        return False
-    if type(norm) is nn.BatchNorm1d:
-        if norm.training:
-            return norm.running_mean is not None and norm.momentum is not None and len(hidden) > 1
-        learning = any(part.requires_grad for part in (hidden, norm.weight, norm.bias))
-        return norm.running_mean is not None and not (torch.is_grad_enabled() and learning)
-    return type(norm) is nn.RMSNorm or (type(norm) is nn.LayerNorm and norm.bias is not None)
+    return norm is None or (norm.weight is not None and norm.weight.dtype == torch.float32)
+
+
+def batch_norm_is_known(hidden: Tensor, norm: nn.BatchNorm1d) -> bool:
+    """Whether it is one in training, or one with running moments through which nothing is learnt."""
+    if norm.training:
+        return norm.running_mean is not None and norm.momentum is not None and len(hidden) > 1
+    learning = any(part.requires_grad for part in (hidden, norm.weight, norm.bias))
+    return norm.running_mean is not None and not (torch.is_grad_enabled() and learning)
 
 
 def hidden_layer(hidden: Tensor, norm: nn.Module | None, activation: nn.Module, dropout: nn.Module | None) -> Tensor:

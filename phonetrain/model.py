@@ -6,11 +6,12 @@ from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from . import fused, gpu_layer
 from .config import RunConfig
 from .factory import build_from_factory
-from .fused import Dropout, hidden_layer, is_covered
+from .fused import Dropout, converted
+from .gpu_layer import padded, product
 from .layout import MULTIPLE, check_cap, layer_widths
 from .sections import ModelConfig
 
@@ -69,15 +70,16 @@ class HiddenLayer(nn.Module):
         self.projection = nn.Linear(inputs, width, bias=False) if skip and inputs != width else None
 
     def forward(self, inputs: Tensor) -> Tensor:
-        hidden = self.finish(self.linear(inputs))
+        hidden = self.finish(product(self.linear, inputs))
         if not self.skip:
             return hidden
-        return hidden + (inputs if self.projection is None else self.projection(inputs))
+        return hidden + (inputs if self.projection is None else product(self.projection, inputs))
 
     def finish(self, hidden: Tensor) -> Tensor:
-        """Norm, activation and dropout: on a CPU in one operation, where it knows these modules."""
-        if (self.norm is None or self.norm_first) and is_covered(hidden, self.norm, self.activation, self.dropout):
-            return hidden_layer(hidden, self.norm, self.activation, self.dropout)
+        """Norm, activation and dropout: in one operation, where there are kernels that know these modules."""
+        for kernels in (fused, gpu_layer) if self.norm is None or self.norm_first else ():
+            if kernels.is_covered(hidden, self.norm, self.activation, self.dropout):
+                return kernels.hidden_layer(hidden, self.norm, self.activation, self.dropout)
         if self.norm is None:
             hidden = self.activation(hidden)
         elif self.norm_first:
@@ -128,12 +130,10 @@ class FrameClassifier(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, windows: Tensor) -> Tensor:
-        hidden = windows.flatten(1)
-        if self.padding:
-            hidden = F.pad(hidden, (0, self.padding))
+        hidden = padded(windows, self.padding, self.output.weight.dtype)
         for layer in self.hidden:
             hidden = layer(hidden)
-        return self.output(hidden)
+        return product(self.output, hidden)
 
     @property
     def num_parameters(self) -> int:
@@ -160,6 +160,13 @@ class FrameClassifier(nn.Module):
                 training_flops=(4 if place == 0 else 6) * weights,
             ))
         return rows
+
+
+def windows_for(model: nn.Module, windows: Tensor, dtype: torch.dtype) -> Tensor:
+    """Windows in the dtype that a model computes in; on a GPU a FrameClassifier converts them while it pads them."""
+    if windows.device.type == "cuda" and isinstance(model, FrameClassifier):
+        return windows
+    return converted(windows, dtype)
 
 
 def start_matrix(matrix: Tensor, config: ModelConfig) -> None:

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from .device import Compute
-from .fused import converted
 from .metrics import FrameMetrics
+from .model import windows_for
 from .ranks import here
 
 
@@ -33,7 +33,7 @@ def score(model: nn.Module, loader: Batches, compute: Compute, num_classes: int,
     try:
         for batch in loader.epoch(0):
             with compute.autocast():
-                logits = model(converted(batch.windows, compute.window_dtype))
+                logits = model(windows_for(model, batch.windows, compute.window_dtype))
             logits = logits.float()
             metrics.update(F.cross_entropy(logits, batch.labels, reduction="sum"), logits, batch.labels)
     finally:

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from .averaging import AveragedWeights
 from .device import Compute
-from .fused import converted
 from .metrics import FrameMetrics
+from .model import windows_for
+from .norm_buffers import NormBuffers
 from .ranks import Ranks
 from .scaling import LossScale
 
@@ -58,7 +59,7 @@ class TrainStep:
         device = compute.device
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.buffers = list(model.buffers())
-        self.buffers_before = [buffer.clone() for buffer in self.buffers]
+        self.norm_buffers = NormBuffers(self.buffers)
         self.halted = torch.zeros((), dtype=torch.float32, device=device)
         self.halted_at = torch.full((), -1, dtype=torch.int64, device=device)
         self.gradient_norm = torch.zeros((), dtype=torch.float32, device=device)
@@ -92,8 +93,7 @@ class TrainStep:
 
     def gradients(self, windows: Tensor, labels: Tensor, frames: Tensor) -> list[Part]:
         """Forward and backward, part by part; the gradients are left where the optimizer finds them."""
-        if self.buffers:  # torch's foreach functions refuse an empty list
-            torch._foreach_copy_(self.buffers_before, self.buffers)
+        self.norm_buffers.keep()
         parts = []
         frames_of_all = self.ranks.total(labels.shape[0])
         for rows in parts_of(labels.shape[0], self.accumulation):
@@ -106,9 +106,7 @@ class TrainStep:
     @torch.no_grad()
     def apply(self, parts: list[Part]) -> None:
         """From the gradients and losses of `parts` to new weights and sums, or to no change at all."""
-        losses = torch.zeros_like(self.metrics.loss_sum)
-        for loss_sum, _, _ in parts:
-            losses += loss_sum
+        losses = sum(loss_sum.double() for loss_sum, _, _ in parts)
         if self.ranks.together:
             losses = losses.float()
             self.ranks.sum_(losses, *(p.grad for p in self.parameters if p.grad is not None))
@@ -119,7 +117,7 @@ class TrainStep:
 
     def forward(self, windows: Tensor, labels: Tensor, frames: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
         """Sum of the frames' losses, () float32, and logits, (B, C) float32."""
-        windows = converted(windows, self.compute.window_dtype)
+        windows = windows_for(self.model, windows, self.compute.window_dtype)
         if self.augment is not None:
             windows = self.augment(windows, frames, epoch)
         with self.compute.autocast():
@@ -131,22 +129,17 @@ class TrainStep:
     def update(self, losses: Tensor) -> None:
         """From accumulated gradients to new weights, or to no change at all. losses: () sum over the batch."""
         gradients = [p.grad for p in self.parameters if p.grad is not None]
-        overflow = torch.zeros_like(self.halted)
-        if self.loss_scale is not None:
-            overflow = self.loss_scale.unscale_(gradients)
+        overflow = None if self.loss_scale is None else self.loss_scale.unscale_(gradients)
         norm = total_norm(gradients)
-        finite = torch.isfinite(losses)
-        if self.loss_scale is None:
-            finite &= torch.isfinite(norm)
-        self.halted_at.copy_(torch.where((self.halted == 0) & ~finite, self.number, self.halted_at))
-        self.halted.copy_(torch.maximum(self.halted, (~finite).float()))
+        watched = losses if overflow is not None else losses + norm
+        bad = watched - watched != 0  # of infinity and NaN; three launches fewer than isfinite
+        torch.where(bad & (self.halted_at < 0), self.number, self.halted_at, out=self.halted_at)
+        torch.maximum(self.halted, bad.float(), out=self.halted)
         if self.clip_norm is not None:
             torch._foreach_mul_(gradients, torch.clamp(self.clip_norm / (norm + 1e-6), max=1.0))
-        skip = torch.maximum(self.halted, overflow)
+        skip = self.halted if overflow is None else torch.maximum(self.halted, overflow)
         self.step_optimizer(skip)
-        undone = self.halted > 0
-        for buffer, before in zip(self.buffers, self.buffers_before, strict=True):
-            torch.where(undone, before, buffer, out=buffer)
+        self.norm_buffers.restore(self.halted > 0)
         if self.averaged is not None:
             self.averaged.update(skip)
         if self.loss_scale is not None:

@@ -8,8 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from phonedata.phonemes import ARPABET
+
+if not torch.cuda.is_available():
+    # Kernels for GPUs are interpreted then, which must be said before anybody imports triton.
+    os.environ["TRITON_INTERPRET"] = "1"
 
 REAL_RAW = Path(__file__).parents[2] / "shared/corpus/raw"
 

@@ -17,9 +17,10 @@ from phonetrain.averaging import AveragedWeights
 from phonetrain.capture import CapturedStep
 from phonetrain.device import Compute, choose_compute
 from phonetrain.metrics import FrameMetrics
+from phonetrain.model import FrameClassifier
 from phonetrain.optim import build_optimizer
 from phonetrain.scaling import LossScale
-from phonetrain.sections import AugmentConfig, OptimizerConfig
+from phonetrain.sections import AugmentConfig, ModelConfig, OptimizerConfig
 from phonetrain.step import TrainStep
 from phonetrain.updates import Updates
 
@@ -86,10 +87,17 @@ def net(dim: int, classes: int, dropout: float = 0.3) -> nn.Module:
                          nn.Dropout(dropout), nn.Linear(24, 24), nn.LayerNorm(24), nn.GELU(), nn.Linear(24, classes))
 
 
+def classifier(dim: int, classes: int) -> nn.Module:
+    """What a recipe builds: its layers have kernels of their own on a GPU."""
+    torch.manual_seed(1)
+    config = ModelConfig(archetype="cylinder", depth=2, hidden=24, norm="batch", activation="silu", dropout=0.3)
+    return FrameClassifier(config, dim, WINDOW.width, classes)
+
+
 def make_step(corpus, device="cpu", *, name="adamw", precision="fp32", accumulation=1, clip_norm=None, averaged=True,
               model=None) -> TrainStep:
     classes, dim = len(corpus.phonemes), corpus.feature_dim
-    model = (model or net(dim, classes)).to(device)
+    model = (classifier(dim, classes) if model == "classifier" else model or net(dim, classes)).to(device)
     config = OptimizerConfig(name=name, lr=1e-3, weight_decay=0.1)
     augment = Augment(AugmentConfig(time_mask=2, freq_mask=2, noise=0.1), WINDOW, dim, seed=SEED)
     compute = choose_compute("cpu", precision) if device == "cpu" else Compute(torch.device(device), precision, "")
@@ -158,7 +166,8 @@ def train(updates: Updates, first: int = 0, last: int = 20, momenta: bool = Fals
 
 
 CASES = [
-    {}, {"name": "adam"}, {"name": "sgd"}, {"name": "nesterov"}, {"precision": "bf16"}, {"precision": "fp16"},
+    {}, {"model": "classifier"}, {"name": "adam"}, {"name": "sgd"}, {"name": "nesterov"},
+    {"precision": "bf16"}, {"precision": "fp16"},
     {"accumulation": 4}, {"clip_norm": 0.1}, {"averaged": False},
     {"name": "sgd", "precision": "fp16", "accumulation": 2, "clip_norm": 0.5},
 ]
@@ -329,7 +338,9 @@ def test_nothing_in_the_resident_loaders_batch_touches_the_host(corpus):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize(("case", "kind"), [*((case, "resident") for case in CASES), ({}, "host"), ({}, "slab"),
-                                            ({"name": "muon"}, "resident"), ({"name": "rmsprop"}, "host")], ids=str)
+                                            ({"name": "muon"}, "resident"), ({"name": "rmsprop"}, "host"),
+                                            *(({"model": "classifier", "precision": precision}, "resident")
+                                              for precision in ("fp32", "bf16", "fp16"))], ids=str)
 def test_graphs_equal_eager_steps_on_a_cuda_device(corpus, case, kind):
     if case.get("precision") == "bf16" and torch.cuda.get_device_capability()[0] < 8:
         pytest.skip("this device only emulates bf16")

@@ -1,0 +1,252 @@
+"""Triton kernels of a hidden layer on a GPU: batch norm, activation and dropout in two passes over memory each way.
+
+A program owns `BLOCK_C` columns and one of at most `MOST_CHUNKS` chunks of rows. Sums over rows are left chunk by chunk
+and added, always in the same order, by whoever needs them: no atomics, so the same numbers every time. Masks are hashes
+of a value's place, made again in the backward pass rather than kept. Everything is reckoned in float32.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+MOST_CHUNKS = 32
+BLOCK_R, BLOCK_C = 32, 64
+COPIED = 1024  # values of a row that a program copies
+NO_NORM, BATCH, RUNNING = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+# Numbered as in fused.ACTIVATIONS.
+RELU, LEAKY_RELU, GELU, SILU = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
+MISH, SOFTPLUS, TANH, SIGMOID = tl.constexpr(4), tl.constexpr(5), tl.constexpr(6), tl.constexpr(7)
+
+
+@triton.jit
+def padded_copy(values, output, columns, pitch, width, ALIGNED: tl.constexpr, BLOCK: tl.constexpr):
+    """output (rows, width) = values (rows, columns) in output's dtype, and zeros behind; rows of values lie `pitch`
+    values apart."""
+    width = width // ALIGNED * ALIGNED
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    some = tl.load(values + row * pitch + column, mask=column < columns, other=0.0)
+    tl.store(output + row * width + column, some.to(output.dtype.element_ty), mask=column < width)
+
+
+@triton.jit
+def _softplus(z):
+    """log(1 + e^z), linear above 20 as torch's; for small e^z by its series, which 1 + e^z would round away."""
+    e = tl.exp(tl.minimum(z, 20.0))
+    return tl.where(z > 20.0, z, tl.where(e < 1e-3, e * (1.0 - 0.5 * e), tl.log(1.0 + e)))
+
+
+@triton.jit
+def _activated(z, leak, WHICH: tl.constexpr):
+    if WHICH == RELU:
+        return tl.where(z <= 0.0, 0.0, z)
+    if WHICH == LEAKY_RELU:
+        return tl.where(z <= 0.0, z * leak, z)
+    if WHICH == GELU:
+        return 0.5 * z * (1.0 + tl.erf(z * 0.7071067811865476))
+    if WHICH == SILU:
+        return z * tl.sigmoid(z)
+    if WHICH == MISH:
+        return z * (2.0 * tl.sigmoid(2.0 * _softplus(z)) - 1.0)
+    if WHICH == SOFTPLUS:
+        return _softplus(z)
+    if WHICH == TANH:
+        return 2.0 * tl.sigmoid(2.0 * z) - 1.0
+    if WHICH == SIGMOID:
+        return tl.sigmoid(z)
+    return z
+
+
+@triton.jit
+def _slope(z, leak, WHICH: tl.constexpr):
+    """The activation's derivative at z."""
+    if WHICH == RELU:
+        return tl.where(z <= 0.0, 0.0, z * 0.0 + 1.0)
+    if WHICH == LEAKY_RELU:
+        return tl.where(z <= 0.0, leak, z * 0.0 + 1.0)
+    if WHICH == GELU:
+        return 0.5 * (1.0 + tl.erf(z * 0.7071067811865476)) + z * tl.exp(-0.5 * z * z) * 0.3989422804014327
+    if WHICH == SILU:
+        s = tl.sigmoid(z)
+        return s * (1.0 + z * (1.0 - s))
+    if WHICH == MISH:
+        t = 2.0 * tl.sigmoid(2.0 * _softplus(z)) - 1.0
+        return t + z * (1.0 - t * t) * tl.sigmoid(z)
+    if WHICH == SOFTPLUS:
+        return tl.where(z > 20.0, z * 0.0 + 1.0, tl.sigmoid(z))
+    if WHICH == TANH:
+        t = 2.0 * tl.sigmoid(2.0 * z) - 1.0
+        return 1.0 - t * t
+    if WHICH == SIGMOID:
+        s = tl.sigmoid(z)
+        return s * (1.0 - s)
+    return z * 0.0 + 1.0
+
+
+@triton.jit
+def _kept(row, column, columns, key, least):
+    """Which values dropout keeps, (R, C): as on CPUs, `lowbias32` (Wellons 2018) of the place with a second key between
+    its products and without its last step, against a threshold."""
+    word = tl.load(key)
+    place = row.to(tl.uint32)[:, None] * columns.to(tl.uint32) + column.to(tl.uint32)[None, :]
+    bits = place ^ (word & 0xFFFFFFFF).to(tl.uint32)
+    bits = (bits ^ (bits >> 16)) * 0x21F0AAAD
+    bits = ((bits ^ (bits >> 15)) + (word >> 32).to(tl.uint32)) * 0x735A2D97
+    return bits >= least.to(tl.uint32)
+
+
+@triton.jit
+def _total(partial, columns, chunks, column, inside, CHUNKS: tl.constexpr):
+    """The two sums (C,) of all chunks of `partial` (chunks, 2, columns)."""
+    chunk = tl.arange(0, CHUNKS)
+    seen = (chunk < chunks)[:, None] & inside[None, :]
+    at = partial + chunk[:, None] * 2 * columns + column[None, :]
+    first = tl.load(at, mask=seen, other=0.0)
+    second = tl.load(at + columns, mask=seen, other=0.0)
+    return tl.sum(first, 0), tl.sum(second, 0)
+
+
+@triton.jit
+def column_sums(hidden, partial, rows, columns, chunk_rows,
+                ALIGNED: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Sums of hidden (rows, columns) and of its squares over each chunk of rows, about its first row: squares about a
+    row of their own lose no digits, whatever the mean is. partial: (chunks, 2, columns) float32."""
+    columns = columns // ALIGNED * ALIGNED  # tells the compiler that rows begin on whole vectors
+    column = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    inside = column < columns
+    centre = tl.load(hidden + column, mask=inside, other=0.0).to(tl.float32)
+    first = tl.program_id(1) * chunk_rows
+    stop = tl.minimum(first + chunk_rows, rows)
+    sums = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
+    squares = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
+    for start in range(first, stop, BLOCK_R):
+        row = start + tl.arange(0, BLOCK_R)
+        seen = (row < stop)[:, None] & inside[None, :]
+        values = tl.load(hidden + row.to(tl.int64)[:, None] * columns + column[None, :], mask=seen, other=0.0)
+        away = tl.where(seen, values.to(tl.float32) - centre[None, :], 0.0)
+        sums += away
+        squares += away * away
+    at = partial + tl.program_id(1) * 2 * columns + column
+    tl.store(at, tl.sum(sums, 0), mask=inside)
+    tl.store(at + columns, tl.sum(squares, 0), mask=inside)
+
+
+@triton.jit
+def columns_forward(hidden, output, partial, weight, bias, running_mean, running_var, tracked, moments, key, rows,
+                    columns, chunk_rows, chunks, epsilon, momentum, unbiased, leak, factor, least,
+                    NORM: tl.constexpr, WHICH: tl.constexpr, DROPS: tl.constexpr, CHUNKS: tl.constexpr,
+                    ALIGNED: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
+    """output = dropout(activation(norm(hidden))), (rows, columns). In BATCH the moments of this batch, (2, columns)
+    mean and 1 / deviation, are left for the backward pass, and the running ones move."""
+    columns = columns // ALIGNED * ALIGNED
+    column = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    inside = column < columns
+    if NORM == BATCH:
+        by_one, by_square = _total(partial, columns, chunks, column, inside, CHUNKS)
+        away = by_one / rows
+        mean = tl.load(hidden + column, mask=inside, other=0.0).to(tl.float32) + away
+        variance = by_square / rows - away * away
+        variance = tl.where(variance < 0.0, 0.0, variance)  # a maximum would hide NaN
+        inverse = 1.0 / tl.sqrt(variance + epsilon)
+        if tl.program_id(1) == 0:
+            tl.store(moments + column, mean, mask=inside)
+            tl.store(moments + columns + column, inverse, mask=inside)
+            average = tl.load(running_mean + column, mask=inside, other=0.0)
+            spread = tl.load(running_var + column, mask=inside, other=0.0)
+            tl.store(running_mean + column, average + momentum * (mean - average), mask=inside)
+            tl.store(running_var + column, spread + momentum * (variance * unbiased - spread), mask=inside)
+            if tl.program_id(0) == 0:
+                tl.store(tracked, tl.load(tracked) + 1)
+    elif NORM == RUNNING:
+        mean = tl.load(running_mean + column, mask=inside, other=0.0)
+        inverse = 1.0 / tl.sqrt(tl.load(running_var + column, mask=inside, other=1.0) + epsilon)
+    if NORM != NO_NORM:
+        scale = inverse * tl.load(weight + column, mask=inside, other=0.0)
+        shift = tl.load(bias + column, mask=inside, other=0.0)
+    first = tl.program_id(1) * chunk_rows
+    stop = tl.minimum(first + chunk_rows, rows)
+    for start in range(first, stop, BLOCK_R):
+        row = start + tl.arange(0, BLOCK_R)
+        seen = (row < stop)[:, None] & inside[None, :]
+        at = row.to(tl.int64)[:, None] * columns + column[None, :]
+        z = tl.load(hidden + at, mask=seen, other=0.0).to(tl.float32)
+        if NORM != NO_NORM:
+            z = (z - mean[None, :]) * scale[None, :] + shift[None, :]
+        result = _activated(z, leak, WHICH)
+        if DROPS:
+            result = tl.where(_kept(row, column, columns, key, least), result * factor, 0.0)
+        tl.store(output + at, result.to(output.dtype.element_ty), mask=seen)
+
+
+@triton.jit
+def column_gradients(hidden, gradient, moments, weight, bias, partial, key, rows, columns, chunk_rows, leak, factor,
+                     least, WHICH: tl.constexpr, DROPS: tl.constexpr, ALIGNED: tl.constexpr, BLOCK_R: tl.constexpr,
+                     BLOCK_C: tl.constexpr):
+    """Sums over each chunk of the derivative by the norm's output, and of that times the normalised value: what the
+    bias and the weight of a batch norm get, and what a derivative by its input needs. partial: (chunks, 2, columns)."""
+    columns = columns // ALIGNED * ALIGNED
+    column = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    inside = column < columns
+    mean = tl.load(moments + column, mask=inside, other=0.0)
+    inverse = tl.load(moments + columns + column, mask=inside, other=0.0)
+    scale = tl.load(weight + column, mask=inside, other=0.0)
+    shift = tl.load(bias + column, mask=inside, other=0.0)
+    first = tl.program_id(1) * chunk_rows
+    stop = tl.minimum(first + chunk_rows, rows)
+    sums = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
+    products = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
+    for start in range(first, stop, BLOCK_R):
+        row = start + tl.arange(0, BLOCK_R)
+        seen = (row < stop)[:, None] & inside[None, :]
+        at = row.to(tl.int64)[:, None] * columns + column[None, :]
+        values = tl.load(hidden + at, mask=seen, other=0.0).to(tl.float32)
+        normal = (values - mean[None, :]) * inverse[None, :]
+        slope = _slope(normal * scale[None, :] + shift[None, :], leak, WHICH)
+        by_z = tl.load(gradient + at, mask=seen, other=0.0).to(tl.float32) * slope
+        if DROPS:
+            by_z = tl.where(_kept(row, column, columns, key, least), by_z * factor, 0.0)
+        by_z = tl.where(seen, by_z, 0.0)
+        sums += by_z
+        products += tl.where(seen, by_z * normal, 0.0)
+    at = partial + tl.program_id(1) * 2 * columns + column
+    tl.store(at, tl.sum(sums, 0), mask=inside)
+    tl.store(at + columns, tl.sum(products, 0), mask=inside)
+
+
+@triton.jit
+def columns_backward(hidden, gradient, output, moments, weight, bias, partial, by_weight, by_bias, key, rows, columns,
+                     chunk_rows, chunks, leak, factor, least, NORM: tl.constexpr, WHICH: tl.constexpr,
+                     DROPS: tl.constexpr, CHUNKS: tl.constexpr, ALIGNED: tl.constexpr, BLOCK_R: tl.constexpr,
+                     BLOCK_C: tl.constexpr):
+    """output = derivative by hidden, (rows, columns), for NO_NORM and BATCH (Ioffe and Szegedy 2015, section 3); of
+    BATCH also by_weight and by_bias (columns,)."""
+    columns = columns // ALIGNED * ALIGNED
+    column = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    inside = column < columns
+    if NORM == BATCH:
+        plain, product = _total(partial, columns, chunks, column, inside, CHUNKS)
+        if tl.program_id(1) == 0:
+            tl.store(by_bias + column, plain, mask=inside)
+            tl.store(by_weight + column, product, mask=inside)
+        plain, product = plain / rows, product / rows
+        mean = tl.load(moments + column, mask=inside, other=0.0)
+        inverse = tl.load(moments + columns + column, mask=inside, other=0.0)
+        scale = tl.load(weight + column, mask=inside, other=0.0)
+        shift = tl.load(bias + column, mask=inside, other=0.0)
+    first = tl.program_id(1) * chunk_rows
+    stop = tl.minimum(first + chunk_rows, rows)
+    for start in range(first, stop, BLOCK_R):
+        row = start + tl.arange(0, BLOCK_R)
+        seen = (row < stop)[:, None] & inside[None, :]
+        at = row.to(tl.int64)[:, None] * columns + column[None, :]
+        z = tl.load(hidden + at, mask=seen, other=0.0).to(tl.float32)
+        if NORM == BATCH:
+            normal = (z - mean[None, :]) * inverse[None, :]
+            z = normal * scale[None, :] + shift[None, :]
+        by_z = tl.load(gradient + at, mask=seen, other=0.0).to(tl.float32) * _slope(z, leak, WHICH)
+        if DROPS:
+            by_z = tl.where(_kept(row, column, columns, key, least), by_z * factor, 0.0)
+        if NORM == BATCH:
+            by_z = (inverse * scale)[None, :] * (by_z - plain[None, :] - normal * product[None, :])
+        tl.store(output + at, by_z.to(output.dtype.element_ty), mask=seen)
