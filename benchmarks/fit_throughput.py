@@ -101,7 +101,7 @@ def profile(ours: Ours, case: Case, steps: int) -> dict[str, float]:
 
     on_cuda = case.device.type == "cuda"
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_cuda
-    with profiler(activities=activities) as seen:
+    with profiler(activities=activities, acc_events=True) as seen:
         for _ in range(steps):
             ours()
         case.wait()

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .step import Part, TrainStep
+from .frame_loss import Part
+from .step import TrainStep
 
 WARM_UP = 3  # eager steps before a capture: libraries choose their kernels and ask for their workspaces in the first
 
@@ -52,7 +53,7 @@ class CapturedStep:
         self.step, self.loader, self.whole, self.record = step, loader, whole, record
         device = step.compute.device
         self.index = torch.zeros((), dtype=torch.int64, device=device)
-        self.table = torch.zeros(loader.batches_per_epoch, dtype=torch.float64, device=device)
+        self.rates_table = torch.zeros((loader.batches_per_epoch, len(step.optimizer.param_groups)), device=device)
         self.on_device = loader.kind == "resident"
         if self.on_device:
             self.frames_table, self.place = loader.new_table(), torch.zeros_like(self.index)
@@ -72,7 +73,7 @@ class CapturedStep:
         self.step.begin(epoch, number)
         if self.on_device:
             self.fill_table(epoch, index)
-        self.table.copy_(torch.from_numpy(np.ascontiguousarray(rates, np.float64)))
+        self.rates_table.copy_(torch.from_numpy(self.step.rates_of_groups(rates)))
         if self.replay is None or self.addresses() != self.bound_to:
             self.capture()
             if self.on_device:
@@ -111,21 +112,20 @@ class CapturedStep:
         step = self.step
         if self.on_device:
             windows, labels, frames = self.loader.device_batch(self.frames_table, self.place)
-            self.place += 1
         else:
             windows, labels, frames = self.inputs
         parts = step.gradients(windows, labels, frames)
         if self.whole:
-            rate = self.table.index_select(0, self.index.view(1)).view(())
-            for tensor, group in zip(step.rates, step.optimizer.param_groups, strict=True):
-                group["lr"] = tensor.copy_(rate * group.get("lr_ratio", 1.0))
+            torch.index_select(self.rates_table, 0, self.index.view(1), out=step.rates.view(1, -1))
+            for group, rate in zip(step.optimizer.param_groups, step.rates.unbind(), strict=True):
+                group["lr"] = rate
             step.apply(parts)
-            step.number += 1
         else:
             self.parts = parts
             self.gradients = [parameter.grad for parameter in step.parameters]
             step.optimizer.zero_grad()
-        self.index += 1
+        counted = [self.index, *([self.place] if self.on_device else []), *([step.number] if self.whole else [])]
+        torch._foreach_add_(counted, 1)
 
     def capture(self) -> None:
         """Record `unit`, which changes nothing but the counters meanwhile."""

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from . import gpu_layer
 from . import recipe as recipes
 from .console import clock, own_memory, short
 from .device import cpu_gains_by_bf16
@@ -77,6 +78,11 @@ def look_at_devices(facts: dict[str, str], problems: list[str]) -> None:
                     f"cuda:{index} ({about.name}, sm_{about.major}{about.minor}) is not among the devices that this "
                     f"torch was built for ({', '.join(torch.cuda.get_arch_list())}); install a torch built for it: "
                     "https://pytorch.org/get-started/previous-versions"
+                )
+            elif (reason := gpu_layer.why_not(torch.device("cuda", index))) is not None:
+                problems.append(
+                    f"cuda:{index}: Triton makes no kernels for it ({reason}), so hidden layers take torch's, which is "
+                    "slower; a C compiler and `pip install triton` are needed, and a device of capability 7.0 or more"
                 )
         facts["cuda"] = f"torch is built for CUDA {built}, the driver offers {driver or 'an unknown version'}"
     elif driver is not None and built is None:

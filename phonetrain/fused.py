@@ -24,15 +24,23 @@ IDENTITY = 8
 
 
 class Dropout(nn.Dropout):
-    """nn.Dropout whose mask, on a CPU, is a hash of the value's place and of one key from torch's generator.
+    """nn.Dropout whose mask, where there are kernels of ours, is a hash of the value's place and of one key.
 
-    A key of 62 bits a call in place of a Mersenne twister's number a value.
+    A key of 62 bits a call in place of a generator's number a value. `key`, on a GPU: one that was drawn for the next
+    call, together with those of other layers.
     """
 
+    key: Tensor | None = None
+
     def forward(self, hidden: Tensor) -> Tensor:
-        if not self.training or self.p == 0 or not runs_here(hidden):
-            return F.dropout(hidden, self.p, self.training)
-        return Plain.apply(hidden.contiguous(), Work(hidden, None, self, learns=torch.is_grad_enabled()))
+        if self.training and self.p > 0:
+            if runs_here(hidden):
+                return Plain.apply(hidden.contiguous(), Work(hidden, None, self, learns=torch.is_grad_enabled()))
+            from . import gpu_layer
+
+            if gpu_layer.runs_here(hidden):
+                return gpu_layer.hidden_layer(hidden, None, nn.Identity(), self)
+        return F.dropout(hidden, self.p, self.training)
 
 
 def converted(values: Tensor, dtype: torch.dtype) -> Tensor:

@@ -17,6 +17,7 @@ from .fused import (
     ACTIVATIONS,
     IDENTITY,
     KINDS,
+    Dropout,
     are_known,
     batch_norm_is_known,
     is_watched,
@@ -88,14 +89,40 @@ def aligned(columns: int) -> int:
     return 8 if columns % 8 == 0 else 1
 
 
-def product(linear: nn.Linear, inputs: Tensor) -> Tensor:
-    """linear(inputs), (B, inputs) -> (B, outputs); under autocast on a GPU the weight's derivative is not rounded."""
-    if not (type(inputs) is Tensor and inputs.device.type == "cuda" and inputs.ndim == 2 and torch.is_grad_enabled()
+def prepare(linears: list[nn.Linear], dropouts: list[Dropout], inputs: Tensor) -> list[Tensor | None]:
+    """What the layers of a forward pass need, by one launch for all: keys for `dropouts`, which receive them, and
+    16-bit copies of the matrices for `product`, which are returned, None for each that takes none."""
+    dropouts = [dropout for dropout in dropouts if dropout.training and dropout.p > 0]
+    if dropouts and runs_here(inputs):
+        keys = torch.randint(2**62, (len(dropouts), 2), device=inputs.device)  # two each: kernels like whole 16 bytes
+        for dropout, key in zip(dropouts, keys.unbind(), strict=True):
+            dropout.key = key
+    if not all(takes_product(linear, inputs) for linear in linears):
+        return [None] * len(linears)
+    weights = [linear.weight.detach() for linear in linears]
+    halves = [torch.empty_like(weight, dtype=torch.get_autocast_dtype("cuda")) for weight in weights]
+    torch._foreach_copy_(halves, weights)
+    return halves
+
+
+def takes_product(linear: nn.Linear, inputs: Tensor) -> bool:
+    """Whether it is one that learns, under autocast on a GPU, and nobody watches."""
+    return (type(inputs) is Tensor and inputs.device.type == "cuda" and inputs.ndim == 2 and torch.is_grad_enabled()
             and torch.is_autocast_enabled("cuda") and type(linear) is nn.Linear and not is_watched(linear)
             and linear.weight.requires_grad and linear.weight.dtype == torch.float32
-            and not torch.compiler.is_compiling() and not torch.jit.is_tracing()):
+            and not torch.compiler.is_compiling() and not torch.jit.is_tracing())
+
+
+def product(linear: nn.Linear, inputs: Tensor, half: Tensor | None = None) -> Tensor:
+    """linear(inputs), (B, inputs) -> (B, outputs); under autocast on a GPU the weight's derivative is not rounded.
+
+    half: the matrix in autocast's dtype, where there is such a copy already.
+    """
+    if not takes_product(linear, inputs):
         return linear(inputs)
-    return Product.apply(inputs.to(torch.get_autocast_dtype("cuda")), linear.weight, linear.bias)
+    dtype = torch.get_autocast_dtype("cuda")
+    half = linear.weight.detach().to(dtype) if half is None else half
+    return Product.apply(inputs.to(dtype), linear.weight, linear.bias, half)
 
 
 class Product(torch.autograd.Function):
@@ -106,8 +133,7 @@ class Product(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(context: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        half = weight.to(inputs.dtype)
+    def forward(context: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None, half: Tensor) -> Tensor:
         context.save_for_backward(inputs, half)
         context.biased = bias is not None
         return F.linear(inputs, half, None if bias is None else bias.to(inputs.dtype))
@@ -117,7 +143,7 @@ class Product(torch.autograd.Function):
         (inputs, half), gradient = context.saved_tensors, gradient.contiguous()
         by_inputs = gradient.mm(half) if context.needs_input_grad[0] else None
         by_bias = gradient.sum(0, dtype=torch.float32) if context.biased else None
-        return by_inputs, float_product(gradient.t(), inputs), by_bias
+        return by_inputs, float_product(gradient.t(), inputs), by_bias, None
 
 
 def float_product(left: Tensor, right: Tensor) -> Tensor:
@@ -147,7 +173,9 @@ class Work:
         self.key, self.factor, self.least = None, 1.0, 0
         if self.drops:
             # Drawn on the device: a captured graph draws another at each replay.
-            self.key = torch.randint(2**62, (1,), device=hidden.device)
+            self.key, dropout.key = dropout.key, None
+            if self.key is None:
+                self.key = torch.randint(2**62, (1,), device=hidden.device)
             self.factor = 1 / (1 - dropout.p) if dropout.p < 1 else 0.0
             self.least = min(round(dropout.p * 2**32), 2**32 - 1)
 

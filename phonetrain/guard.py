@@ -80,7 +80,7 @@ def replay(step: TrainStep, batch: WindowBatch, *, epoch: int, number: int) -> F
         step.begin(epoch, number)
         step.optimizer.zero_grad()
         parts = step.gradients(batch.windows, batch.labels, batch.frames)
-        loss = sum(float(loss_sum) for loss_sum, _, _ in parts) / batch.labels.shape[0]
+        loss = sum(float(part.loss) for part in parts) / batch.labels.shape[0]
         bad_windows = ~torch.isfinite(batch.windows.flatten(1)).all(1)
         if bool(bad_windows.any()):
             finding = Finding("windows", "features of the corpus", "input", _largest([batch.windows]),
@@ -88,7 +88,7 @@ def replay(step: TrainStep, batch: WindowBatch, *, epoch: int, number: int) -> F
         elif found:
             finding = found[0]
         elif not math.isfinite(loss):
-            finding = Finding("loss", "cross entropy", "output", _largest([logits for _, logits, _ in parts]))
+            finding = Finding("loss", "cross entropy", "output", _largest([part.logits for part in parts]))
         else:
             finding = _bad_gradient(step) or Finding(
                 NOT_REPRODUCED, f"loss {loss:.4g} on replay", "output", None)

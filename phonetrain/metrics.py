@@ -34,29 +34,30 @@ class FrameMetrics:
         )
 
     @torch.no_grad()
-    def update(self, loss_sum: Tensor, logits: Tensor, labels: Tensor, keep: Tensor | None = None,
-               ranks: Ranks | None = None) -> None:
-        """Add one batch.
+    def add(self, loss_sum: Tensor, correct: Tensor, frames: int, keep: Tensor | None = None,
+            ranks: Ranks | None = None) -> None:
+        """Add one batch of `frames`.
 
-        loss_sum: () sum of the frames' losses. logits: (B, C). labels: (B,) int64.
+        loss_sum, correct: () sum of the frames' losses, and how many are right.
         keep: () bool on the device; False adds nothing at all (a batch that the guard refused).
         ranks: processes whose batches are added as well, so that the sums are the same on all of them.
         """
-        predicted = logits.argmax(1)
-        correct = (predicted == labels).sum()
-        frames = torch.full_like(self.frames, labels.shape[0])
+        count = torch.full_like(self.frames, frames)
         if ranks is not None and ranks.together:
             loss_sum, correct = loss_sum.double(), correct.clone()
-            ranks.sum_(loss_sum, correct, frames)
+            ranks.sum_(loss_sum, correct, count)
         if keep is not None:
             loss_sum = torch.where(keep, loss_sum, 0)
-            correct, frames = correct * keep, frames * keep
-        self.loss_sum += loss_sum.double()
-        self.correct += correct
-        self.frames += frames
-        if self.confusion is not None:
-            cells = torch.bincount(labels * self.num_classes + predicted, minlength=self.num_classes**2)
-            self.confusion += cells.view(self.num_classes, self.num_classes)
+            correct, count = correct * keep, count * keep
+        self.loss_sum += loss_sum
+        self.correct += correct.long()
+        self.frames += count
+
+    @torch.no_grad()
+    def add_confusion(self, logits: Tensor, labels: Tensor) -> None:
+        """Count true classes against predicted ones. logits: (B, C). labels: (B,) int64."""
+        cells = torch.bincount(labels * self.num_classes + logits.argmax(1), minlength=self.num_classes**2)
+        self.confusion += cells.view(self.num_classes, self.num_classes)
 
     def reset(self) -> None:
         """Set every sum to zero, in place (a captured graph keeps writing to the same memory)."""

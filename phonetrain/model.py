@@ -11,7 +11,7 @@ from . import fused, gpu_layer
 from .config import RunConfig
 from .factory import build_from_factory
 from .fused import Dropout, converted
-from .gpu_layer import padded, product
+from .gpu_layer import padded, prepare, product
 from .layout import MULTIPLE, check_cap, layer_widths
 from .sections import ModelConfig
 
@@ -54,8 +54,8 @@ class LayerRow(TypedDict):
 class HiddenLayer(nn.Module):
     """Linear, norm and activation (or activation and norm), dropout, and the connection around them.
 
-    (B, inputs) -> (B, width). The linear map has no bias where a batch norm follows it directly: subtracting the batch
-    mean would take it away again.
+    (B, inputs) -> (B, width); half: the linear map's matrix as `gpu_layer.prepare` gives it. The linear map has no bias
+    where a batch norm follows it directly: subtracting the batch mean would take it away again.
     """
 
     def __init__(self, config: ModelConfig, inputs: int, width: int, dropout: float, skip: bool) -> None:
@@ -69,8 +69,8 @@ class HiddenLayer(nn.Module):
         self.skip = skip
         self.projection = nn.Linear(inputs, width, bias=False) if skip and inputs != width else None
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        hidden = self.finish(product(self.linear, inputs))
+    def forward(self, inputs: Tensor, half: Tensor | None = None) -> Tensor:
+        hidden = self.finish(product(self.linear, inputs, half))
         if not self.skip:
             return hidden
         return hidden + (inputs if self.projection is None else product(self.projection, inputs))
@@ -131,9 +131,12 @@ class FrameClassifier(nn.Module):
 
     def forward(self, windows: Tensor) -> Tensor:
         hidden = padded(windows, self.padding, self.output.weight.dtype)
-        for layer in self.hidden:
-            hidden = layer(hidden)
-        return product(self.output, hidden)
+        layers: list[HiddenLayer] = list(self.hidden)
+        halves = prepare([*(layer.linear for layer in layers), self.output],
+                         [layer.dropout for layer in layers if layer.dropout is not None], hidden)
+        for layer, half in zip(layers, halves):
+            hidden = layer(hidden, half)
+        return product(self.output, hidden, halves[-1])
 
     @property
     def num_parameters(self) -> int:

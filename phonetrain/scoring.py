@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from .device import Compute
+from .frame_loss import frame_loss
 from .metrics import FrameMetrics
 from .model import windows_for
 from .ranks import here
@@ -34,8 +34,10 @@ def score(model: nn.Module, loader: Batches, compute: Compute, num_classes: int,
         for batch in loader.epoch(0):
             with compute.autocast():
                 logits = model(windows_for(model, batch.windows, compute.window_dtype))
-            logits = logits.float()
-            metrics.update(F.cross_entropy(logits, batch.labels, reduction="sum"), logits, batch.labels)
+            part = frame_loss(logits, batch.labels)
+            metrics.add(part.loss, part.correct, part.frames)
+            if confusion:
+                metrics.add_confusion(part.logits, batch.labels)
     finally:
         model.train(was_training)
     here().sum_(*metrics.state_dict().values())

@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .averaging import AveragedWeights
 from .device import Compute
+from .frame_loss import Part, frame_loss
 from .metrics import FrameMetrics
 from .model import windows_for
 from .norm_buffers import NormBuffers
@@ -18,7 +18,6 @@ from .ranks import Ranks
 from .scaling import LossScale
 
 LONG_ROW = 64  # values; below it a norm of each row costs more than that of the whole
-Part = tuple[Tensor, Tensor, Tensor]  # loss sum (), logits (B, C) and labels (B,) of one forward pass
 
 
 class TrainStep:
@@ -68,9 +67,9 @@ class TrainStep:
         self.skips_on_device = all(group.get("fused") for group in optimizer.param_groups)
         # What a step needs to know besides its batch lies on the device, where a captured graph can read and count it.
         self.epoch, self.number = 0, torch.zeros((), dtype=torch.int64, device=device)
-        self.rates: list[Tensor] | None = None
+        self.rates: Tensor | None = None
         if device.type != "cpu" and self.skips_on_device:
-            self.rates = [torch.zeros((), device=device) for _ in optimizer.param_groups]
+            self.put_rates_on_device()
 
     def __call__(self, windows: Tensor, labels: Tensor, frames: Tensor, *, epoch: int, step: int, rate: float,
                  momentum: float | None = None) -> None:
@@ -97,34 +96,32 @@ class TrainStep:
         parts = []
         frames_of_all = self.ranks.total(labels.shape[0])
         for rows in parts_of(labels.shape[0], self.accumulation):
-            loss_sum, logits = self.forward(windows[rows], labels[rows], frames[rows], self.epoch)
-            loss = loss_sum / frames_of_all
-            (loss if self.loss_scale is None else loss * self.loss_scale.scale).backward()
-            parts.append((loss_sum.detach(), logits.detach(), labels[rows]))
+            part = self.forward(windows[rows], labels[rows], frames[rows], self.epoch)
+            share = torch.full_like(part.loss, 1 / frames_of_all)  # the mean is over the frames of the whole batch
+            part.loss.backward(share if self.loss_scale is None else share * self.loss_scale.scale)
+            parts.append(Part(part.loss.detach(), part.correct, part.frames, part.logits.detach()))
         return parts
 
     @torch.no_grad()
     def apply(self, parts: list[Part]) -> None:
         """From the gradients and losses of `parts` to new weights and sums, or to no change at all."""
-        losses = sum(loss_sum.double() for loss_sum, _, _ in parts)
+        losses = sum(part.loss.double() for part in parts)
         if self.ranks.together:
             losses = losses.float()
             self.ranks.sum_(losses, *(p.grad for p in self.parameters if p.grad is not None))
         self.update(losses)
         keep = self.halted == 0
-        for loss_sum, logits, part_labels in parts:
-            self.metrics.update(loss_sum, logits, part_labels, keep, self.ranks)
+        for part in parts:
+            self.metrics.add(part.loss, part.correct, part.frames, keep, self.ranks)
 
-    def forward(self, windows: Tensor, labels: Tensor, frames: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
-        """Sum of the frames' losses, () float32, and logits, (B, C) float32."""
+    def forward(self, windows: Tensor, labels: Tensor, frames: Tensor, epoch: int) -> Part:
+        """Loss and correct frames of a part of the batch."""
         windows = windows_for(self.model, windows, self.compute.window_dtype)
         if self.augment is not None:
             windows = self.augment(windows, frames, epoch)
         with self.compute.autocast():
             logits = self.network(windows)
-        logits = logits.float()
-        loss = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=self.label_smoothing)
-        return loss, logits
+        return frame_loss(logits, labels, self.label_smoothing)
 
     def update(self, losses: Tensor) -> None:
         """From accumulated gradients to new weights, or to no change at all. losses: () sum over the batch."""
@@ -154,6 +151,17 @@ class TrainStep:
             self.optimizer.step()
         elif not skip.item():
             self.optimizer.step()
+
+    def put_rates_on_device(self) -> None:
+        """Let every group read its rate from a tensor of all rates, (groups,) float32."""
+        groups = self.optimizer.param_groups
+        self.rates = torch.tensor([float(group["lr"]) for group in groups], device=self.compute.device)
+        for group, rate in zip(groups, self.rates.unbind(), strict=True):
+            group["lr"] = rate
+
+    def rates_of_groups(self, rates: np.ndarray) -> np.ndarray:
+        """Scheduled rates (steps,) -> the rates of every group (steps, groups)."""
+        return np.outer(rates, [group.get("lr_ratio", 1.0) for group in self.optimizer.param_groups])
 
     def set_rates(self, rate: float, momentum: float | None) -> None:
         """Write this step's learning rate, and momentum where the schedule cycles it, into the optimizer's groups."""

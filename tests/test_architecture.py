@@ -15,6 +15,7 @@ DOORS = {
     ("phonedata/corpus.py", "phonedata/verify.py"),
     ("phonetrain/console.py", "phonetrain/panel.py"),
     ("phonetrain/console.py", "phonetrain/notebook.py"),
+    ("phonetrain/fused.py", "phonetrain/gpu_layer.py"),
 }
 
 

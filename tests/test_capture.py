@@ -108,7 +108,7 @@ def make_step(corpus, device="cpu", *, name="adamw", precision="fp32", accumulat
         loss_scale=LossScale(device, initial=2.0**10, interval=4) if precision == "fp16" else None,
     )
     if step.skips_on_device and step.rates is None:
-        step.rates = [torch.zeros((), device=device) for _ in step.optimizer.param_groups]
+        step.put_rates_on_device()
     return step
 
 

@@ -29,7 +29,7 @@ from phonetrain.run import Run
 from phonetrain.stages import plan_stages
 from phonetrain.step import TrainStep
 from tests.conftest import write_hw1p2
-from tests.training import TINY, StopAt, fit_tiny, numbers, resume_tiny, weights
+from tests.training import DEVICE, TINY, StopAt, fit_tiny, numbers, resume_tiny, weights
 
 
 @pytest.fixture(scope="module")
@@ -277,6 +277,7 @@ def test_time_limit_counts_what_comes_before_the_first_step(learnable_corpus, tm
     assert ends[0] - began - 3600 < 0.4 and ends[1] - again - 3600 < 0.4
 
 
+@pytest.mark.skipif(DEVICE != "cpu", reason="on a GPU the host knows the pace of log intervals alone")
 def test_slow_first_step_after_a_resume_is_not_taken_for_the_pace(learnable_corpus, tmp_path, monkeypatch):
     """It compiles kernels; a run that is resumed inside an epoch gave up at once, for want of time to score."""
     run = fit_tiny(learnable_corpus, tmp_path / "run", "epochs=100000", console=StopAt(8))
@@ -316,7 +317,8 @@ def test_deterministic_is_on_while_it_trains_and_changes_no_number(learnable_cor
 def test_what_became_of_capture_and_compile_is_recorded(learnable_corpus, tmp_path):
     built = json.loads(fit_tiny(learnable_corpus, tmp_path / "run").built_path.read_text())
     assert built["compile"] == "off"
-    assert built["capture"] == "eager on cpu"
+    assert built["capture"] == ("eager on cpu" if DEVICE == "cpu" else "captured whole")
+    assert built["kernels"] == ("numba" if DEVICE == "cpu" else "triton")
 
 
 def test_setting_said_as_a_keyword_or_in_a_list_is_one_sentence(tmp_path, monkeypatch):

@@ -12,7 +12,8 @@ from phonetrain.model import FrameClassifier
 from phonetrain.sections import ModelConfig
 from tests.test_fused import ACTIVATIONS, exact, inputs, make_norm
 
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, in the interpreter
+# numpy's, in the interpreter
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::DeprecationWarning")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytest.importorskip("triton", reason="needs triton, which torch's CUDA builds bring along")
 
@@ -144,7 +145,7 @@ def test_derivatives_of_a_product_are_those_of_float64_to_float32_rounding():
     weight = torch.randn(24, 40, generator=generator).bfloat16().float().to(DEVICE).requires_grad_()
     bias = torch.randn(24, generator=generator).to(DEVICE).requires_grad_()
     gradient = torch.randn(512, 24, generator=generator).bfloat16().to(DEVICE)
-    output = Product.apply(inputs, weight, bias)
+    output = Product.apply(inputs, weight, bias, weight.detach().bfloat16())
     output.backward(gradient)
     assert output.dtype == inputs.grad.dtype == torch.bfloat16
     assert weight.grad.dtype == bias.grad.dtype == torch.float32

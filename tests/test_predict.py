@@ -1,5 +1,6 @@
 """evaluate and predict: every frame once, in frame order, in fp32, equal to the slow way; nothing half-written."""
 
+import copy
 import csv
 import shutil
 import sys
@@ -31,14 +32,14 @@ def trained_run(learnable_corpus, tmp_path_factory) -> Run:
 @torch.no_grad()
 def slow_logits(trained, partition: str) -> torch.Tensor:
     """(N, C): utterance by utterance, frame by frame, a window cut from zero-padded features, one frame at a time."""
-    part, window = trained.corpus[partition], trained.config.window
+    part, window, model = trained.corpus[partition], trained.config.window, copy.deepcopy(trained.model).cpu()
     logits = []
     for start, frames in zip(part.utterance_start_row, np.diff(part.utterance_end, prepend=0)):
         features = np.asarray(part.features[start : start + frames], np.float32)
         padded = np.pad(features, ((window.left, window.right), (0, 0)))
         for frame in range(frames):
             cut = torch.from_numpy(padded[frame : frame + window.left + 1 + window.right].copy())
-            logits.append(trained.model(cut[None])[0])
+            logits.append(model(cut[None])[0])
     return torch.stack(logits)
 
 
@@ -284,11 +285,11 @@ def test_confusion_says_majority_recall_and_confused_pairs():
 
 
 def test_exported_program_gives_the_models_logits(trained_run, tmp_path):
-    from phonetrain.export import export
+    from phonetrain.export import export, load_program
 
     path = export(trained_run, tmp_path / "export")
-    program = torch.export.load(path / "model.pt2").module()
-    trained = open_trained(trained_run)
+    program = load_program(path / "model.pt2")
+    trained = open_trained(trained_run, device="cpu")
     windows = torch.randn(5, 11, 12)
     with torch.no_grad():
         torch.testing.assert_close(program(windows), trained.model(windows))
