@@ -40,16 +40,17 @@ class ResidentLoader(Loader):
         joined.close()
         self._ends = torch.tensor(plan.selection.utterance_end, device=self.device)
         start, stop = plan.bounds(0)
-        self._offsets = torch.arange(stop - start, device=self.device)
+        self._full = stop - start  # this rank's frames of a full batch
         frames = CPU_TABLE_FRAMES if self.device.type == "cpu" else TABLE_FRAMES
         self.table_batches = min(max(1, frames // self.batch_size), self.batches_per_epoch)
 
     def new_table(self) -> torch.Tensor:
-        """Room for `fill_table`, (2, table_batches * batch_size) int64 on the device."""
-        return torch.zeros((2, self.table_batches * self.batch_size), dtype=torch.int64, device=self.device)
+        """Room for `fill_table`, (2 or, with labels, 3; table_batches; batch_size) int64 on the device."""
+        lists = 2 if self._store.labels is None else 3
+        return torch.zeros((lists, self.table_batches, self.batch_size), dtype=torch.int64, device=self.device)
 
     def fill_table(self, table: torch.Tensor, epoch: int, first: int) -> None:
-        """Write the frames and the windows' first rows of batch `first` of `epoch` and of those that follow it.
+        """Write the frames, the windows' first rows and the labels of batch `first` of `epoch` and of those after it.
 
         As many as fit or as the epoch has. The host waits for nothing.
         """
@@ -57,17 +58,17 @@ class ResidentLoader(Loader):
         self.plan.check_batch(first, self.batches_per_epoch - 1)
         base = self.plan.bounds(first)[0]
         stop = self.plan.bounds(min(first + self.table_batches, self.batches_per_epoch) - 1)[1]
-        table[:, : stop - base] = self._places(self.plan.epoch_order(epoch), base, stop)
+        table.view(len(table), -1)[:, : stop - base] = self._places(self.plan.epoch_order(epoch), base, stop)
 
     def device_batch(self, table: torch.Tensor, place: torch.Tensor) -> WindowBatch:
-        """The full batch at `place` in a table, with nothing read or decided by the host.
+        """The full batch at `place` in a table, with nothing read or decided by the host: two launches.
 
         `place` () or (1,) int64 on the device: 0 is the batch that the table was filled from. A graph's owner writes
         table and place between replays. A short last batch is not one of these.
         """
-        if table.shape[0] != 2 or table.ndim != 2:
+        if table.shape[1:] != (self.table_batches, self.batch_size):
             raise SpecError(f"table of shape {tuple(table.shape)}; wanted what new_table() returns")
-        return self._gather(table.index_select(1, place * self.batch_size + self._offsets), None)
+        return self._gather(table.index_select(1, place.view(1))[:, 0, : self._full], None)
 
     def _batches(self, order, start_batch: int) -> Iterator[WindowBatch]:
         buffers = [None, None]
@@ -86,10 +87,12 @@ class ResidentLoader(Loader):
         return self._gather(self._places(order, *self.plan.bounds(index)), None)
 
     def _places(self, order: EpochOrder | SlabOrder | SequentialOrder, start: int, stop: int) -> torch.Tensor:
-        """The frames at positions `start..stop-1` and the first rows of their windows, (2, stop - start) int64."""
+        """The frames at positions `start..stop-1`, the first rows of their windows and, where there are labels, those:
+        (2 or 3, stop - start) int64."""
         frames = self._frames(order, start, stop)
-        utterances = torch.searchsorted(self._ends, frames, right=True)
-        return torch.stack([frames, frames + (self._context * (utterances + 1) - self.window.left)])
+        rows = frames + self._context * (torch.searchsorted(self._ends, frames, right=True) + 1)
+        labels = self._store.labels_at(rows)
+        return torch.stack([frames, rows - self.window.left, *([] if labels is None else [labels])])
 
     def _frames(self, order: EpochOrder | SlabOrder | SequentialOrder, start: int, stop: int) -> torch.Tensor:
         if self.device.type == "cpu":
@@ -105,8 +108,8 @@ class ResidentLoader(Loader):
         return device_frames(positions, torch.from_numpy(order.keys.astype(np.int64)).to(self.device), order.cells)
 
     def _gather(self, places: torch.Tensor, buffer: torch.Tensor | None) -> WindowBatch:
-        frames, first_rows = places
-        return self._store.gather(frames, first_rows, buffer)
+        frames, first_rows, *labels = places
+        return WindowBatch(self._store.windows(first_rows, buffer), labels[0] if labels else None, frames)
 
 
 class RowStore:
@@ -124,13 +127,15 @@ class RowStore:
         """Memory for the windows of up to `count` frames, to give to `gather`."""
         return self._view.new_empty((count, self._view.shape[1]))
 
-    def gather(self, frames: torch.Tensor, first_rows: torch.Tensor, buffer: torch.Tensor | None = None) -> WindowBatch:
-        """The batch of `frames` (B,), whose windows begin at `first_rows` (B,): in new memory or in `buffer`."""
-        out = None if buffer is None else buffer[: len(frames)]
+    def windows(self, first_rows: torch.Tensor, buffer: torch.Tensor | None = None) -> torch.Tensor:
+        """The windows (B, W, D) that begin at `first_rows` (B,), in new memory or in `buffer`."""
+        out = None if buffer is None else buffer[: len(first_rows)]
         windows = torch.index_select(self._view, 0, first_rows, out=out).view(self.rows.dtype)
-        windows = windows.view(len(frames), self._window.width, self.rows.shape[1]).to(self._dtype)
-        labels = None if self.labels is None else self.labels[self._window.left :].index_select(0, first_rows).long()
-        return WindowBatch(windows, labels, frames)
+        return windows.view(len(first_rows), self._window.width, self.rows.shape[1]).to(self._dtype)
+
+    def labels_at(self, rows: torch.Tensor) -> torch.Tensor | None:
+        """The labels of `rows` (B,), (B,) int64, or None where there are none."""
+        return None if self.labels is None else self.labels.index_select(0, rows).long()
 
 
 def overlapping(rows: torch.Tensor, width: int) -> torch.Tensor:

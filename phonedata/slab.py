@@ -95,8 +95,8 @@ class SlabLoader(Loader):
             self._slab_rows,
             pool.slots,
         )
-        rows -= self.window.left
-        return pool.store.gather(*both.to(self.device, non_blocking=True))
+        frames, rows = both.to(self.device, non_blocking=True)
+        return WindowBatch(pool.store.windows(rows - self.window.left), pool.store.labels_at(rows), frames)
 
     def _load(self, order: SlabOrder, pool: Pool, load: int, slot: int) -> int:
         slab = int(order.sequence[load % order.num_slabs])

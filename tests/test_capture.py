@@ -327,7 +327,6 @@ def test_nothing_in_a_step_touches_the_host(corpus, case, monkeypatch):
 
 def test_nothing_in_the_resident_loaders_batch_touches_the_host(corpus):
     with loader_of(corpus) as loader:
-        loader._offsets = loader._offsets.to("meta")
         loader._store.labels, loader._store._view = loader._store.labels.to("meta"), loader._store._view.to("meta")
         loader._store.rows = loader._store.rows.to("meta")
         table, place = loader.new_table().to("meta"), torch.zeros((), dtype=torch.int64, device="meta")

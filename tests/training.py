@@ -131,7 +131,7 @@ def strike_at(place: str) -> Console:
     if kind == "step":
         TrainStep.step_optimizer = struck_after(TrainStep.step_optimizer)
     elif kind == "score":
-        scoring.FrameMetrics.update = struck_after(scoring.FrameMetrics.update)
+        scoring.frame_loss = struck_after(scoring.frame_loss)
     elif kind == "write":
         checkpoint.save = watched
         changes = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir")
