@@ -131,7 +131,7 @@ class CapturedStep:
         """Record `unit`, which changes nothing but the counters meanwhile."""
         step = self.step
         self.replay = None
-        step.halted.fill_(1)
+        step.books.halted.fill_(1)
         buffers = [buffer.clone() for buffer in step.buffers]
         try:
             with side_stream(step.compute.device):
@@ -148,7 +148,7 @@ class CapturedStep:
             if buffers:
                 torch._foreach_copy_(step.buffers, buffers)
             step.optimizer.zero_grad()
-            step.resume_updates()
+            step.books.reopen()
         self.replay, self.bound_to = replay, self.addresses()
 
     def to_first(self) -> None:

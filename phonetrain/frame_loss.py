@@ -23,7 +23,7 @@ class Part(NamedTuple):
 
 
 def frame_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Part:
-    """Cross entropy, as in `torch.nn.functional.cross_entropy(reduction="sum")`, float32 or, on a GPU, float64.
+    """Cross entropy, as in `torch.nn.functional.cross_entropy(reduction="sum")`, float32.
 
     logits: (B, C) of any dtype; reckoned in float32. labels: (B,) int64, every one a class. smoothing: of labels.
     """
@@ -37,11 +37,11 @@ def frame_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Part:
 
 
 class FrameLoss(torch.autograd.Function):
-    """(loss, correct), both () float64, of logits (B, C) and labels (B,)."""
+    """(loss, correct), both () float32, of logits (B, C) and labels (B,)."""
 
     @staticmethod
     def forward(context: Any, logits: Tensor, labels: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
-        from . import gpu_loss_kernels as kernels
+        from . import gpu_step_kernels as kernels
 
         (rows, classes), labels = logits.shape, labels.contiguous()
         grid = (-(-rows // kernels.BLOCK_R),)
@@ -51,13 +51,13 @@ class FrameLoss(torch.autograd.Function):
             kernels.frame_losses[grid](logits, labels, partial, rows, classes, smoothing, **context.block)
         context.save_for_backward(logits, labels)
         context.grid, context.smoothing = grid, smoothing
-        loss, correct = partial.sum(0, dtype=torch.float64).unbind()
+        loss, correct = partial.sum(0).unbind()
         context.mark_non_differentiable(correct)
         return loss, correct
 
     @staticmethod
     def backward(context: Any, by_loss: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
-        from . import gpu_loss_kernels as kernels
+        from . import gpu_step_kernels as kernels
 
         logits, labels = context.saved_tensors
         output = torch.empty_like(logits)

@@ -1,8 +1,10 @@
 """Triton kernels of a hidden layer on a GPU: batch norm, activation and dropout in two passes over memory each way.
 
-A program owns `BLOCK_C` columns and one of at most `MOST_CHUNKS` chunks of rows. Sums over rows are left chunk by chunk
-and added, always in the same order, by whoever needs them: no atomics, so the same numbers every time. Masks are hashes
-of a value's place, made again in the backward pass rather than kept. Everything is reckoned in float32.
+A program owns `BLOCK_C` columns and one of at most `MOST_CHUNKS` chunks of rows, and asks for the next rows before it
+reckons with these. Sums over rows are left chunk by chunk and added, always in the same order, by whoever needs them:
+no atomics, so the same numbers every time. Of a small batch a program owns all rows of a few columns (`whole_*`), and
+one pass each way is enough. Masks are hashes of a value's place, made again in the backward pass rather than kept.
+Everything is reckoned in float32.
 """
 
 from __future__ import annotations
@@ -11,7 +13,8 @@ import triton
 import triton.language as tl
 
 MOST_CHUNKS = 32
-BLOCK_R, BLOCK_C = 32, 64
+BLOCK_R, BLOCK_C, WARPS = 32, 64, 4
+WHOLE_ROWS, WHOLE_C, WHOLE_WARPS = 2048, 16, 8  # up to so many rows in one program, so many columns of them
 COPIED = 1024  # values of a row that a program copies
 NO_NORM, BATCH, RUNNING = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 # Numbered as in fused.ACTIVATIONS.
@@ -85,15 +88,28 @@ def _slope(z, leak, WHICH: tl.constexpr):
 
 
 @triton.jit
-def _kept(row, column, columns, key, least):
+def _kept(row, column, columns, word, least):
     """Which values dropout keeps, (R, C): as on CPUs, `lowbias32` (Wellons 2018) of the place with a second key between
-    its products and without its last step, against a threshold."""
-    word = tl.load(key)
+    its products and without its last step, against a threshold. word: both keys."""
     place = row.to(tl.uint32)[:, None] * columns.to(tl.uint32) + column.to(tl.uint32)[None, :]
     bits = place ^ (word & 0xFFFFFFFF).to(tl.uint32)
     bits = (bits ^ (bits >> 16)) * 0x21F0AAAD
     bits = ((bits ^ (bits >> 15)) + (word >> 32).to(tl.uint32)) * 0x735A2D97
     return bits >= least.to(tl.uint32)
+
+
+@triton.jit
+def _rows(values, row, stop, column, columns, inside):
+    """values[row, column], (R, C) float32 of a matrix (., columns); 0 from row `stop` on."""
+    seen = (row < stop)[:, None] & inside[None, :]
+    return tl.load(values + row.to(tl.int64)[:, None] * columns + column[None, :], mask=seen, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _put(values, to, row, stop, column, columns, inside):
+    seen = (row < stop)[:, None] & inside[None, :]
+    at = to + row.to(tl.int64)[:, None] * columns + column[None, :]
+    tl.store(at, values.to(to.dtype.element_ty), mask=seen)
 
 
 @triton.jit
@@ -108,6 +124,20 @@ def _total(partial, columns, chunks, column, inside, CHUNKS: tl.constexpr):
 
 
 @triton.jit
+def _record(mean, variance, inverse, running_mean, running_var, tracked, moments, momentum, unbiased, column, columns,
+            inside):
+    """Leave the moments for the backward pass and move the running ones, as torch's batch norm does."""
+    tl.store(moments + column, mean, mask=inside)
+    tl.store(moments + columns + column, inverse, mask=inside)
+    average = tl.load(running_mean + column, mask=inside, other=0.0)
+    spread = tl.load(running_var + column, mask=inside, other=0.0)
+    tl.store(running_mean + column, average + momentum * (mean - average), mask=inside)
+    tl.store(running_var + column, spread + momentum * (variance * unbiased - spread), mask=inside)
+    if tl.program_id(0) == 0:
+        tl.store(tracked, tl.load(tracked) + 1)
+
+
+@triton.jit
 def column_sums(hidden, partial, rows, columns, chunk_rows,
                 ALIGNED: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
     """Sums of hidden (rows, columns) and of its squares over each chunk of rows, about its first row: squares about a
@@ -115,18 +145,19 @@ def column_sums(hidden, partial, rows, columns, chunk_rows,
     columns = columns // ALIGNED * ALIGNED  # tells the compiler that rows begin on whole vectors
     column = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     inside = column < columns
-    centre = tl.load(hidden + column, mask=inside, other=0.0).to(tl.float32)
     first = tl.program_id(1) * chunk_rows
     stop = tl.minimum(first + chunk_rows, rows)
+    values = _rows(hidden, first + tl.arange(0, BLOCK_R), stop, column, columns, inside)
+    centre = tl.load(hidden + column, mask=inside, other=0.0).to(tl.float32)
     sums = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
     squares = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
     for start in range(first, stop, BLOCK_R):
         row = start + tl.arange(0, BLOCK_R)
-        seen = (row < stop)[:, None] & inside[None, :]
-        values = tl.load(hidden + row.to(tl.int64)[:, None] * columns + column[None, :], mask=seen, other=0.0)
-        away = tl.where(seen, values.to(tl.float32) - centre[None, :], 0.0)
+        following = _rows(hidden, row + BLOCK_R, stop, column, columns, inside)
+        away = tl.where((row < stop)[:, None], values - centre[None, :], 0.0)
         sums += away
         squares += away * away
+        values = following
     at = partial + tl.program_id(1) * 2 * columns + column
     tl.store(at, tl.sum(sums, 0), mask=inside)
     tl.store(at + columns, tl.sum(squares, 0), mask=inside)
@@ -142,6 +173,11 @@ def columns_forward(hidden, output, partial, weight, bias, running_mean, running
     columns = columns // ALIGNED * ALIGNED
     column = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     inside = column < columns
+    first = tl.program_id(1) * chunk_rows
+    stop = tl.minimum(first + chunk_rows, rows)
+    values = _rows(hidden, first + tl.arange(0, BLOCK_R), stop, column, columns, inside)
+    if DROPS:
+        word = tl.load(key)
     if NORM == BATCH:
         by_one, by_square = _total(partial, columns, chunks, column, inside, CHUNKS)
         away = by_one / rows
@@ -150,33 +186,25 @@ def columns_forward(hidden, output, partial, weight, bias, running_mean, running
         variance = tl.where(variance < 0.0, 0.0, variance)  # a maximum would hide NaN
         inverse = 1.0 / tl.sqrt(variance + epsilon)
         if tl.program_id(1) == 0:
-            tl.store(moments + column, mean, mask=inside)
-            tl.store(moments + columns + column, inverse, mask=inside)
-            average = tl.load(running_mean + column, mask=inside, other=0.0)
-            spread = tl.load(running_var + column, mask=inside, other=0.0)
-            tl.store(running_mean + column, average + momentum * (mean - average), mask=inside)
-            tl.store(running_var + column, spread + momentum * (variance * unbiased - spread), mask=inside)
-            if tl.program_id(0) == 0:
-                tl.store(tracked, tl.load(tracked) + 1)
+            _record(mean, variance, inverse, running_mean, running_var, tracked, moments, momentum, unbiased, column,
+                    columns, inside)
     elif NORM == RUNNING:
         mean = tl.load(running_mean + column, mask=inside, other=0.0)
         inverse = 1.0 / tl.sqrt(tl.load(running_var + column, mask=inside, other=1.0) + epsilon)
     if NORM != NO_NORM:
         scale = inverse * tl.load(weight + column, mask=inside, other=0.0)
         shift = tl.load(bias + column, mask=inside, other=0.0)
-    first = tl.program_id(1) * chunk_rows
-    stop = tl.minimum(first + chunk_rows, rows)
     for start in range(first, stop, BLOCK_R):
         row = start + tl.arange(0, BLOCK_R)
-        seen = (row < stop)[:, None] & inside[None, :]
-        at = row.to(tl.int64)[:, None] * columns + column[None, :]
-        z = tl.load(hidden + at, mask=seen, other=0.0).to(tl.float32)
+        following = _rows(hidden, row + BLOCK_R, stop, column, columns, inside)
+        z = values
         if NORM != NO_NORM:
             z = (z - mean[None, :]) * scale[None, :] + shift[None, :]
         result = _activated(z, leak, WHICH)
         if DROPS:
-            result = tl.where(_kept(row, column, columns, key, least), result * factor, 0.0)
-        tl.store(output + at, result.to(output.dtype.element_ty), mask=seen)
+            result = tl.where(_kept(row, column, columns, word, least), result * factor, 0.0)
+        _put(result, output, row, stop, column, columns, inside)
+        values = following
 
 
 @triton.jit
@@ -188,27 +216,29 @@ def column_gradients(hidden, gradient, moments, weight, bias, partial, key, rows
     columns = columns // ALIGNED * ALIGNED
     column = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     inside = column < columns
+    first = tl.program_id(1) * chunk_rows
+    stop = tl.minimum(first + chunk_rows, rows)
+    values = _rows(hidden, first + tl.arange(0, BLOCK_R), stop, column, columns, inside)
+    by_output = _rows(gradient, first + tl.arange(0, BLOCK_R), stop, column, columns, inside)
+    if DROPS:
+        word = tl.load(key)
     mean = tl.load(moments + column, mask=inside, other=0.0)
     inverse = tl.load(moments + columns + column, mask=inside, other=0.0)
     scale = tl.load(weight + column, mask=inside, other=0.0)
     shift = tl.load(bias + column, mask=inside, other=0.0)
-    first = tl.program_id(1) * chunk_rows
-    stop = tl.minimum(first + chunk_rows, rows)
     sums = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
     products = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
     for start in range(first, stop, BLOCK_R):
         row = start + tl.arange(0, BLOCK_R)
-        seen = (row < stop)[:, None] & inside[None, :]
-        at = row.to(tl.int64)[:, None] * columns + column[None, :]
-        values = tl.load(hidden + at, mask=seen, other=0.0).to(tl.float32)
+        following = _rows(hidden, row + BLOCK_R, stop, column, columns, inside)
+        following_by = _rows(gradient, row + BLOCK_R, stop, column, columns, inside)
         normal = (values - mean[None, :]) * inverse[None, :]
-        slope = _slope(normal * scale[None, :] + shift[None, :], leak, WHICH)
-        by_z = tl.load(gradient + at, mask=seen, other=0.0).to(tl.float32) * slope
+        by_z = by_output * _slope(normal * scale[None, :] + shift[None, :], leak, WHICH)
         if DROPS:
-            by_z = tl.where(_kept(row, column, columns, key, least), by_z * factor, 0.0)
-        by_z = tl.where(seen, by_z, 0.0)
-        sums += by_z
-        products += tl.where(seen, by_z * normal, 0.0)
+            by_z = tl.where(_kept(row, column, columns, word, least), by_z * factor, 0.0)
+        sums += tl.where((row < stop)[:, None], by_z, 0.0)
+        products += tl.where((row < stop)[:, None], by_z * normal, 0.0)
+        values, by_output = following, following_by
     at = partial + tl.program_id(1) * 2 * columns + column
     tl.store(at, tl.sum(sums, 0), mask=inside)
     tl.store(at + columns, tl.sum(products, 0), mask=inside)
@@ -224,6 +254,12 @@ def columns_backward(hidden, gradient, output, moments, weight, bias, partial, b
     columns = columns // ALIGNED * ALIGNED
     column = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     inside = column < columns
+    first = tl.program_id(1) * chunk_rows
+    stop = tl.minimum(first + chunk_rows, rows)
+    values = _rows(hidden, first + tl.arange(0, BLOCK_R), stop, column, columns, inside)
+    by_output = _rows(gradient, first + tl.arange(0, BLOCK_R), stop, column, columns, inside)
+    if DROPS:
+        word = tl.load(key)
     if NORM == BATCH:
         plain, product = _total(partial, columns, chunks, column, inside, CHUNKS)
         if tl.program_id(1) == 0:
@@ -234,19 +270,74 @@ def columns_backward(hidden, gradient, output, moments, weight, bias, partial, b
         inverse = tl.load(moments + columns + column, mask=inside, other=0.0)
         scale = tl.load(weight + column, mask=inside, other=0.0)
         shift = tl.load(bias + column, mask=inside, other=0.0)
-    first = tl.program_id(1) * chunk_rows
-    stop = tl.minimum(first + chunk_rows, rows)
     for start in range(first, stop, BLOCK_R):
         row = start + tl.arange(0, BLOCK_R)
-        seen = (row < stop)[:, None] & inside[None, :]
-        at = row.to(tl.int64)[:, None] * columns + column[None, :]
-        z = tl.load(hidden + at, mask=seen, other=0.0).to(tl.float32)
+        following = _rows(hidden, row + BLOCK_R, stop, column, columns, inside)
+        following_by = _rows(gradient, row + BLOCK_R, stop, column, columns, inside)
+        z = values
         if NORM == BATCH:
             normal = (z - mean[None, :]) * inverse[None, :]
             z = normal * scale[None, :] + shift[None, :]
-        by_z = tl.load(gradient + at, mask=seen, other=0.0).to(tl.float32) * _slope(z, leak, WHICH)
+        by_z = by_output * _slope(z, leak, WHICH)
         if DROPS:
-            by_z = tl.where(_kept(row, column, columns, key, least), by_z * factor, 0.0)
+            by_z = tl.where(_kept(row, column, columns, word, least), by_z * factor, 0.0)
         if NORM == BATCH:
             by_z = (inverse * scale)[None, :] * (by_z - plain[None, :] - normal * product[None, :])
-        tl.store(output + at, by_z.to(output.dtype.element_ty), mask=seen)
+        _put(by_z, output, row, stop, column, columns, inside)
+        values, by_output = following, following_by
+
+
+@triton.jit
+def whole_forward(hidden, output, weight, bias, running_mean, running_var, tracked, moments, key, rows, columns,
+                  epsilon, momentum, unbiased, leak, factor, least, WHICH: tl.constexpr, DROPS: tl.constexpr,
+                  ALIGNED: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr):
+    """`column_sums` and `columns_forward` in BATCH, for a batch of up to ROWS rows."""
+    columns = columns // ALIGNED * ALIGNED
+    column = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    inside, row = column < columns, tl.arange(0, ROWS)
+    values = _rows(hidden, row, rows, column, columns, inside)
+    weights = tl.load(weight + column, mask=inside, other=0.0)
+    shift = tl.load(bias + column, mask=inside, other=0.0)
+    if DROPS:
+        word = tl.load(key)
+    centre = tl.load(hidden + column, mask=inside, other=0.0).to(tl.float32)
+    values = tl.where((row < rows)[:, None], values - centre[None, :], 0.0)
+    mean = tl.sum(values, 0) / rows
+    away = tl.where((row < rows)[:, None], values - mean[None, :], 0.0)
+    variance = tl.sum(away * away, 0) / rows
+    inverse = 1.0 / tl.sqrt(variance + epsilon)
+    _record(centre + mean, variance, inverse, running_mean, running_var, tracked, moments, momentum, unbiased, column,
+            columns, inside)
+    result = _activated(away * (inverse * weights)[None, :] + shift[None, :], leak, WHICH)
+    if DROPS:
+        result = tl.where(_kept(row, column, columns, word, least), result * factor, 0.0)
+    _put(result, output, row, rows, column, columns, inside)
+
+
+@triton.jit
+def whole_backward(hidden, gradient, output, moments, weight, bias, by_weight, by_bias, key, rows, columns, leak,
+                   factor, least, WHICH: tl.constexpr, DROPS: tl.constexpr, ALIGNED: tl.constexpr,
+                   ROWS: tl.constexpr, BLOCK_C: tl.constexpr):
+    """`column_gradients` and `columns_backward` in BATCH, for a batch of up to ROWS rows."""
+    columns = columns // ALIGNED * ALIGNED
+    column = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    inside, row = column < columns, tl.arange(0, ROWS)
+    values = _rows(hidden, row, rows, column, columns, inside)
+    by_z = _rows(gradient, row, rows, column, columns, inside)
+    mean = tl.load(moments + column, mask=inside, other=0.0)
+    inverse = tl.load(moments + columns + column, mask=inside, other=0.0)
+    scale = tl.load(weight + column, mask=inside, other=0.0)
+    shift = tl.load(bias + column, mask=inside, other=0.0)
+    if DROPS:
+        word = tl.load(key)
+    normal = tl.where((row < rows)[:, None], (values - mean[None, :]) * inverse[None, :], 0.0)
+    by_z *= _slope(normal * scale[None, :] + shift[None, :], leak, WHICH)
+    if DROPS:
+        by_z = tl.where(_kept(row, column, columns, word, least), by_z * factor, 0.0)
+    by_z = tl.where((row < rows)[:, None], by_z, 0.0)
+    plain, product = tl.sum(by_z, 0), tl.sum(by_z * normal, 0)
+    tl.store(by_bias + column, plain, mask=inside)
+    tl.store(by_weight + column, product, mask=inside)
+    plain, product = plain / rows, product / rows
+    by_hidden = (inverse * scale)[None, :] * (by_z - plain[None, :] - normal * product[None, :])
+    _put(by_hidden, output, row, rows, column, columns, inside)

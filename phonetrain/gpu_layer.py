@@ -161,13 +161,9 @@ class Work:
         from . import gpu_kernels as kernels
 
         self.kernels = kernels
-        self.rows, self.columns = hidden.shape
-        most = -(-self.rows // kernels.MOST_CHUNKS)
-        self.chunk_rows = max(2, -(-most // kernels.BLOCK_R)) * kernels.BLOCK_R
-        self.chunks = -(-self.rows // self.chunk_rows)
-        self.grid = -(-self.columns // kernels.BLOCK_C), self.chunks
+        rows, columns = hidden.shape
         self.norm = kernels.NO_NORM if norm is None else kernels.BATCH if norm.training else kernels.RUNNING
-        self.which = ACTIVATIONS.get(type(activation), IDENTITY)
+        self.whole = self.norm == kernels.BATCH and rows <= kernels.WHOLE_ROWS
         self.leak = float(getattr(activation, "negative_slope", 0.0))
         self.drops = dropout is not None and dropout.training and dropout.p > 0
         self.key, self.factor, self.least = None, 1.0, 0
@@ -178,18 +174,23 @@ class Work:
                 self.key = torch.randint(2**62, (1,), device=hidden.device)
             self.factor = 1 / (1 - dropout.p) if dropout.p < 1 else 0.0
             self.least = min(round(dropout.p * 2**32), 2**32 - 1)
-
-    @property
-    def shared(self) -> dict[str, Any]:
-        return {"WHICH": self.which, "DROPS": self.drops, **self.shape}
-
-    @property
-    def shape(self) -> dict[str, Any]:
-        kernels = self.kernels
-        return {"ALIGNED": aligned(self.columns), "BLOCK_R": kernels.BLOCK_R, "BLOCK_C": kernels.BLOCK_C}
+        how: dict[str, Any] = {
+            "WHICH": ACTIVATIONS.get(type(activation), IDENTITY), "DROPS": self.drops, "ALIGNED": aligned(columns)}
+        if self.whole:
+            self.size, self.grid = (rows, columns), (-(-columns // kernels.WHOLE_C),)
+            self.how = how | {"ROWS": max(16, 1 << (rows - 1).bit_length()), "BLOCK_C": kernels.WHOLE_C,
+                              "num_warps": kernels.WHOLE_WARPS}
+            return
+        tiles = max(2, -(-rows // (kernels.MOST_CHUNKS * kernels.BLOCK_R)))
+        chunk_rows = tiles * kernels.BLOCK_R
+        self.chunks, self.size = -(-rows // chunk_rows), (rows, columns, chunk_rows)
+        self.grid = -(-columns // kernels.BLOCK_C), self.chunks
+        self.shape = {"ALIGNED": aligned(columns), "BLOCK_R": kernels.BLOCK_R, "BLOCK_C": kernels.BLOCK_C,
+                      "num_warps": kernels.WARPS}
+        self.how = how | self.shape
 
     def partial(self, hidden: Tensor) -> Tensor:
-        return torch.empty((self.chunks, 2, self.columns), dtype=torch.float32, device=hidden.device)
+        return torch.empty((self.chunks, 2, hidden.shape[1]), dtype=torch.float32, device=hidden.device)
 
 
 class Layer(torch.autograd.Function):
@@ -198,22 +199,26 @@ class Layer(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, hidden: Tensor, weight: Tensor | None, bias: Tensor | None, norm: nn.BatchNorm1d | None,
                 work: Work) -> Tensor:
-        kernels, size = work.kernels, (work.rows, work.columns, work.chunk_rows)
-        output, partial, moments = torch.empty_like(hidden), None, None
-        mean = variance = tracked = None
+        kernels, output, moments, buffers = work.kernels, torch.empty_like(hidden), None, (None, None, None)
         epsilon = momentum = unbiased = 0.0
         if norm is not None:
-            mean, variance, tracked, epsilon = norm.running_mean, norm.running_var, norm.num_batches_tracked, norm.eps
+            buffers, epsilon = (norm.running_mean, norm.running_var, norm.num_batches_tracked), norm.eps
+        if work.norm == kernels.BATCH:
+            moments = torch.empty((2, hidden.shape[1]), dtype=torch.float32, device=hidden.device)
+            momentum, unbiased = norm.momentum, len(hidden) / (len(hidden) - 1)
+        numbers = epsilon, momentum, unbiased, work.leak, work.factor, work.least
         with torch.cuda.device_of(hidden):
-            if work.norm == kernels.BATCH:
-                momentum, unbiased = norm.momentum, work.rows / (work.rows - 1)
-                partial = work.partial(hidden)
-                moments = torch.empty((2, work.columns), dtype=torch.float32, device=hidden.device)
-                kernels.column_sums[work.grid](hidden, partial, *size, **work.shape)
-            kernels.columns_forward[work.grid](
-                hidden, output, partial, weight, bias, mean, variance, tracked, moments, work.key, *size, work.chunks,
-                epsilon, momentum, unbiased, work.leak, work.factor, work.least, NORM=work.norm,
-                CHUNKS=kernels.MOST_CHUNKS, **work.shared)
+            if work.whole:
+                kernels.whole_forward[work.grid](
+                    hidden, output, weight, bias, *buffers, moments, work.key, *work.size, *numbers, **work.how)
+            else:
+                partial = None
+                if moments is not None:
+                    partial = work.partial(hidden)
+                    kernels.column_sums[work.grid](hidden, partial, *work.size, **work.shape)
+                kernels.columns_forward[work.grid](
+                    hidden, output, partial, weight, bias, *buffers, moments, work.key, *work.size, work.chunks,
+                    *numbers, NORM=work.norm, CHUNKS=kernels.MOST_CHUNKS, **work.how)
         context.save_for_backward(hidden, weight, bias, moments)
         context.work = work
         return output
@@ -222,17 +227,22 @@ class Layer(torch.autograd.Function):
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivative()
         (hidden, weight, bias, moments), work = context.saved_tensors, context.work
-        kernels, size = work.kernels, (work.rows, work.columns, work.chunk_rows)
-        gradient, output = gradient.contiguous(), torch.empty_like(hidden)
+        kernels, gradient, output = work.kernels, gradient.contiguous(), torch.empty_like(hidden)
         partial = by_weight = by_bias = None
+        if moments is not None:
+            by_weight, by_bias = torch.empty_like(weight), torch.empty_like(bias)
+        numbers = work.leak, work.factor, work.least
         with torch.cuda.device_of(hidden):
-            if moments is not None:
-                partial, by_weight, by_bias = work.partial(hidden), torch.empty_like(weight), torch.empty_like(bias)
-                kernels.column_gradients[work.grid](
-                    hidden, gradient, moments, weight, bias, partial, work.key, *size, work.leak, work.factor,
-                    work.least, **work.shared)
-            kernels.columns_backward[work.grid](
-                hidden, gradient, output, moments, weight, bias, partial, by_weight, by_bias, work.key, *size,
-                work.chunks, work.leak, work.factor, work.least, NORM=work.norm, CHUNKS=kernels.MOST_CHUNKS,
-                **work.shared)
+            if work.whole:
+                kernels.whole_backward[work.grid](
+                    hidden, gradient, output, moments, weight, bias, by_weight, by_bias, work.key, *work.size, *numbers,
+                    **work.how)
+            else:
+                if moments is not None:
+                    partial = work.partial(hidden)
+                    kernels.column_gradients[work.grid](
+                        hidden, gradient, moments, weight, bias, partial, work.key, *work.size, *numbers, **work.how)
+                kernels.columns_backward[work.grid](
+                    hidden, gradient, output, moments, weight, bias, partial, by_weight, by_bias, work.key, *work.size,
+                    work.chunks, *numbers, NORM=work.norm, CHUNKS=kernels.MOST_CHUNKS, **work.how)
         return output, by_weight, by_bias, None, None

@@ -168,7 +168,7 @@ class Trainer:
                     return reason
                 self.save()
         except PhonedataError:
-            if int(parts.step.halted_at) < 0:
+            if int(parts.step.books.halted_at) < 0:
                 self.save()  # the corpus failed between two steps: what was learnt so far is sound
             raise
         finally:
@@ -177,7 +177,7 @@ class Trainer:
 
     def recovered(self, rates: Table) -> bool:
         """Look whether a step went bad; if so go back to it, decide, and say True. rates: of this epoch."""
-        bad, progress = int(self.parts.step.halted_at), self.progress
+        bad, progress = int(self.parts.step.books.halted_at), self.progress
         if bad < 0:
             return False
         self.recovery.after_bad_step(bad, float(rates[progress.batch - (progress.step - bad)]))
@@ -221,7 +221,8 @@ class Trainer:
         if not self.sees_every_step:  # the host is ahead of the device but here
             self.recent_paces.append(seconds / max(told["frames"], 1))
         line = {"loss": told["loss"], "accuracy": told["accuracy"], "lr": rate,
-                "frames_per_second": told["frames"] / max(seconds, 1e-9), "gradient_norm": float(step.gradient_norm)}
+                "frames_per_second": told["frames"] / max(seconds, 1e-9),
+                "gradient_norm": float(step.books.gradient_norm)}
         scale = {}
         if step.loss_scale is not None:
             skipped = int(step.loss_scale.overflows) / progress.step

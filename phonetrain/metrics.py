@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .ranks import Ranks
-
 
 class FrameMetrics:
     """Sums over frames, kept on the device and fetched when asked for.
@@ -34,24 +32,18 @@ class FrameMetrics:
         )
 
     @torch.no_grad()
-    def add(self, loss_sum: Tensor, correct: Tensor, frames: int, keep: Tensor | None = None,
-            ranks: Ranks | None = None) -> None:
-        """Add one batch of `frames`.
+    def add(self, loss_sum: Tensor, correct: Tensor, frames: int | Tensor, keep: Tensor | None = None) -> None:
+        """Add one batch.
 
-        loss_sum, correct: () sum of the frames' losses, and how many are right.
+        loss_sum, correct: () sum of the losses of its `frames`, and how many of them are right.
         keep: () bool on the device; False adds nothing at all (a batch that the guard refused).
-        ranks: processes whose batches are added as well, so that the sums are the same on all of them.
         """
-        count = torch.full_like(self.frames, frames)
-        if ranks is not None and ranks.together:
-            loss_sum, correct = loss_sum.double(), correct.clone()
-            ranks.sum_(loss_sum, correct, count)
         if keep is not None:
             loss_sum = torch.where(keep, loss_sum, 0)
-            correct, count = correct * keep, count * keep
+            correct, frames = correct * keep, frames * keep
         self.loss_sum += loss_sum
         self.correct += correct.long()
-        self.frames += count
+        self.frames += frames
 
     @torch.no_grad()
     def add_confusion(self, logits: Tensor, labels: Tensor) -> None:

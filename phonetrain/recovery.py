@@ -46,7 +46,7 @@ class Recovery:
         trainer, progress = self.trainer, self.trainer.progress
         progress.step, progress.batch = bad, progress.batch - (progress.step - bad)
         finding = self.investigate(bad, progress.batch, rate)
-        trainer.parts.step.resume_updates()
+        trainer.parts.step.books.reopen()
         # Where batches were left out before this one, these weights met them too.
         left_out = self.skips_in_a_row if bad == self.skipped_to else 0
         self.decide(finding, trainer.parts.config.guard.policy, since=bad - left_out)

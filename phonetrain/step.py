@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .averaging import AveragedWeights
+from .books import Books
 from .device import Compute
 from .frame_loss import Part, frame_loss
 from .metrics import FrameMetrics
@@ -27,10 +28,10 @@ class TrainStep:
     draws from are seeded from (seed, step) before every step, so a step can be replayed, a run resumed and a batch
     left out without any random state to carry.
 
-    A loss that is not finite sets `halted` on the device. From then on a step changes nothing: weights, optimizer
+    A loss that is not finite sets `books.halted` on the device. From then on a step changes nothing: weights, optimizer
     state, norm buffers, averaged weights, loss scale and metrics stay as they were before the bad batch, until the
-    host looks at `halted_at` and decides. A gradient that overflows in fp16 is the loss scale's ordinary business:
-    that update is left out and counted there; in bf16 and fp32 it halts like a loss.
+    host looks at `books.halted_at` and decides. A gradient that overflows in fp16 is the loss scale's ordinary
+    business: that update is left out and counted there; in bf16 and fp32 it halts like a loss.
 
     Parameters
     ----------
@@ -59,9 +60,7 @@ class TrainStep:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.buffers = list(model.buffers())
         self.norm_buffers = NormBuffers(self.buffers)
-        self.halted = torch.zeros((), dtype=torch.float32, device=device)
-        self.halted_at = torch.full((), -1, dtype=torch.int64, device=device)
-        self.gradient_norm = torch.zeros((), dtype=torch.float32, device=device)
+        self.books = Books(metrics, device)
         # Fused kernels read `found_inf` on the device and leave weights and state alone where it is 1. The others
         # have to be held back by the host, which costs a synchronisation a step on CUDA.
         self.skips_on_device = all(group.get("fused") for group in optimizer.param_groups)
@@ -105,14 +104,15 @@ class TrainStep:
     @torch.no_grad()
     def apply(self, parts: list[Part]) -> None:
         """From the gradients and losses of `parts` to new weights and sums, or to no change at all."""
-        losses = sum(part.loss.double() for part in parts)
+        loss, correct, frames = parts[0][:3]
+        for part in parts[1:]:
+            loss, correct, frames = loss + part.loss, correct + part.correct, frames + part.frames
         if self.ranks.together:
-            losses = losses.float()
-            self.ranks.sum_(losses, *(p.grad for p in self.parameters if p.grad is not None))
-        self.update(losses)
-        keep = self.halted == 0
-        for part in parts:
-            self.metrics.add(part.loss, part.correct, part.frames, keep, self.ranks)
+            numbers = torch.stack([loss.double(), correct.double(), torch.full_like(loss, frames).double()])
+            self.ranks.sum_(numbers)
+            self.ranks.sum_(*(p.grad for p in self.parameters if p.grad is not None))
+            loss, correct, frames = numbers[0], numbers[1], numbers[2].long()
+        self.update(loss, correct, frames)
 
     def forward(self, windows: Tensor, labels: Tensor, frames: Tensor, epoch: int) -> Part:
         """Loss and correct frames of a part of the batch."""
@@ -123,25 +123,22 @@ class TrainStep:
             logits = self.network(windows)
         return frame_loss(logits, labels, self.label_smoothing)
 
-    def update(self, losses: Tensor) -> None:
-        """From accumulated gradients to new weights, or to no change at all. losses: () sum over the batch."""
+    def update(self, loss: Tensor, correct: Tensor, frames: int | Tensor) -> None:
+        """From gradients to new weights and sums, or to no change at all. loss, correct: () sums over the batch."""
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         overflow = None if self.loss_scale is None else self.loss_scale.unscale_(gradients)
         norm = total_norm(gradients)
-        watched = losses if overflow is not None else losses + norm
-        bad = watched - watched != 0  # of infinity and NaN; three launches fewer than isfinite
-        torch.where(bad & (self.halted_at < 0), self.number, self.halted_at, out=self.halted_at)
-        torch.maximum(self.halted, bad.float(), out=self.halted)
+        self.books.settle(loss, correct, frames, norm, self.number, watch_norm=overflow is None)
         if self.clip_norm is not None:
             torch._foreach_mul_(gradients, torch.clamp(self.clip_norm / (norm + 1e-6), max=1.0))
-        skip = self.halted if overflow is None else torch.maximum(self.halted, overflow)
+        halted = self.books.halted
+        skip = halted if overflow is None else torch.maximum(halted, overflow)
         self.step_optimizer(skip)
-        self.norm_buffers.restore(self.halted > 0)
+        self.norm_buffers.restore(halted > 0)
         if self.averaged is not None:
             self.averaged.update(skip)
         if self.loss_scale is not None:
-            self.loss_scale.update_(overflow, frozen=self.halted)
-        self.gradient_norm.copy_(norm)
+            self.loss_scale.update_(overflow, frozen=halted)
         self.optimizer.zero_grad()
 
     def step_optimizer(self, skip: Tensor) -> None:
@@ -180,11 +177,6 @@ class TrainStep:
         """Seed torch's generators for this step from (seed, step, rank), never from their sum."""
         words = [self.seed, step, *([self.ranks.rank] if self.ranks.rank else [])]
         torch.manual_seed(int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0]))
-
-    def resume_updates(self) -> None:
-        """Clear the flag: the host has looked and decided."""
-        self.halted.zero_()
-        self.halted_at.fill_(-1)
 
 
 def total_norm(gradients: list[Tensor]) -> Tensor:

@@ -114,7 +114,8 @@ def make_step(corpus, device="cpu", *, name="adamw", precision="fp32", accumulat
 
 def state_of(step: TrainStep) -> list[Tensor]:
     """Every tensor that an update may change."""
-    tensors = [*step.model.state_dict().values(), *step.metrics.state_dict().values(), step.halted, step.halted_at]
+    tensors = [*step.model.state_dict().values(), *step.metrics.state_dict().values()]
+    tensors += [step.books.halted, step.books.halted_at]
     for state in step.optimizer.state_dict()["state"].values():
         tensors += [value for value in state.values() if isinstance(value, Tensor)]
     for part in (step.averaged, step.loss_scale):
@@ -223,11 +224,11 @@ def test_a_loss_that_is_not_finite_halts_replays_until_the_host_has_looked(corpu
             train(updates, 0, 4)
             loader._store.rows.fill_(torch.inf)
             train(updates, 4, 7)
-            assert int(step.halted_at) == 4
+            assert int(step.books.halted_at) == 4
             loader._store.rows.copy_(rows)
-            step.resume_updates()
+            step.books.reopen()
             train(updates, 7, 9)
-            assert int(step.halted_at) == -1
+            assert int(step.books.halted_at) == -1
         assert same(eager, captured)
 
 
@@ -239,7 +240,7 @@ def test_the_step_that_went_bad_is_named_where_only_forward_and_backward_are_cap
         train(updates, 0, 4)
         loader._store.rows.fill_(torch.inf)
         train(updates, 4, 6)
-        assert int(step.halted_at) == 4
+        assert int(step.books.halted_at) == 4
 
 
 @pytest.mark.parametrize("batches", [1, 2])

@@ -18,6 +18,15 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytest.importorskip("triton", reason="needs triton, which torch's CUDA builds bring along")
 
 
+@pytest.fixture(params=["whole batch", "chunks"], autouse=True)
+def passes(request, monkeypatch):
+    """By kernels that hold all rows of a column, and by those that go over them chunk by chunk."""
+    from phonetrain import gpu_kernels
+
+    if request.param == "chunks":
+        monkeypatch.setattr(gpu_kernels, "WHOLE_ROWS", 0)
+
+
 def ours(hidden, gradient, name, activation, dropout=None):
     norm = make_norm(name)
     norm = None if norm is None else norm.to(DEVICE)

@@ -1,5 +1,5 @@
-"""Triton kernels of the loss on a GPU: cross entropy and correct frames in one pass over the logits, the derivative in
-another."""
+"""Triton kernels of a step's loss and books on a GPU: cross entropy and correct frames in one pass over the logits, the
+derivative in another; what a step came to."""
 
 from __future__ import annotations
 
@@ -48,3 +48,20 @@ def loss_gradients(logits, labels, by_loss, output, rows, classes, smoothing, BL
     wanted = tl.where(number[None, :] == label[:, None], 1.0 - smoothing, 0.0) + smoothing / classes
     gradient = (tl.exp(values - total[:, None]) - wanted) * tl.load(by_loss).to(tl.float32)
     tl.store(output + at, gradient.to(output.dtype.element_ty), mask=seen)
+
+
+@triton.jit(do_not_specialize=["frames"])
+def settle(loss, correct, norm, number, halted, halted_at, gradient_norm, loss_sum, correct_sum, frames_sum, frames,
+           WATCH_NORM: tl.constexpr):
+    """`Books.settle` of one batch; all but `frames` are numbers on the device."""
+    lost, size = tl.load(loss).to(tl.float64), tl.load(norm)
+    watched = lost + size.to(tl.float64) if WATCH_NORM else lost
+    bad = (watched - watched) != 0.0
+    before = tl.load(halted_at)
+    tl.store(halted_at, tl.where(bad & (before < 0), tl.load(number), before))
+    stopped = (tl.load(halted) > 0.0) | bad
+    tl.store(halted, stopped.to(tl.float32))
+    tl.store(gradient_norm, size)
+    tl.store(loss_sum, tl.load(loss_sum) + tl.where(stopped, 0.0, lost))
+    tl.store(correct_sum, tl.load(correct_sum) + tl.where(stopped, 0, tl.load(correct).to(tl.int64)))
+    tl.store(frames_sum, tl.load(frames_sum) + tl.where(stopped, 0, frames))
