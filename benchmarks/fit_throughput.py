@@ -19,11 +19,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 
-from benchmarks import ways as windows_of
 from benchmarks.conditions import spread, write_results
-from benchmarks.corpora import PARTITION, make_corpora
-from benchmarks.steps import CLASSES, WAYS, Case, Notebook, Ours, check, measure, tally
-from phonedata import open_loader
+from benchmarks.fed_steps import LOADERS, with_loaders
+from benchmarks.launches import tally
+from benchmarks.steps import CLASSES, WAYS, Case, Ours, check, measure
 from phonetrain.device import choose_compute
 
 NETS = ("cylinder5", "hourglass17")
@@ -38,7 +37,7 @@ T4 = {"flops": 24e12, "bytes": 0.8 * 320e9, "eager_launch": 6e-6, "captured_laun
 
 
 def cases(options: argparse.Namespace, compute):
-    """The four main cases, then the batch sizes of a small net (or, with --full or on CUDA, of all)."""
+    """The four main cases, then some batch sizes of a small net, on CUDA of all nets; with --full all of all."""
     if options.quick:
         for net in NETS:
             yield Case(net, 100_000, 64, compute), tuple(WAYS)
@@ -46,11 +45,15 @@ def cases(options: argparse.Namespace, compute):
     for net in NETS:
         for size in SIZES:
             yield Case(net, size, 2048, compute), tuple(WAYS)
-    everything = options.full or compute.device.type == "cuda"
-    for net, size in [(net, size) for net in NETS for size in SIZES] if everything else [("cylinder5", SIZES[0])]:
-        for batch in BATCHES if everything else (512, 8192, 65536):
-            if batch != 2048:
-                yield Case(net, size, batch, compute), ("ours", "products")
+    if options.full:
+        more = [(net, size, batch) for net in NETS for size in SIZES for batch in BATCHES]
+    elif compute.device.type == "cuda":
+        more = [(net, size, batch) for net in NETS for size in SIZES for batch in (512, 1024, 8192, 65536)]
+    else:
+        more = [(NETS[0], SIZES[0], batch) for batch in (512, 8192, 65536)]
+    for net, size, batch in more:
+        if batch != 2048:
+            yield Case(net, size, batch, compute), ("ours", "products")
 
 
 def run_case(case: Case, names: tuple[str, ...], options: argparse.Namespace) -> dict:
@@ -63,8 +66,8 @@ def run_case(case: Case, names: tuple[str, ...], options: argparse.Namespace) ->
               "precision": case.compute.precision, "widths": list(case.model.widths),
               "seconds_a_step": {name: {clock: spread(times) for clock, times in clocks.items()}
                                  for name, clocks in found.items()},
-              "frames_per_second": {name: case.batch_size / statistics.median(clocks["wall"])
-                                    for name, clocks in found.items()}}
+              "frames_per_second": {name: getattr(ways[name], "frames", case.batch_size)
+                                    / statistics.median(clocks["wall"]) for name, clocks in found.items()}}
     for clock in ("wall", "cpu"):
         result[f"of_products_{clock}"] = ratio(found, "products", "ours", clock)
         if main_case:
@@ -94,13 +97,22 @@ PARTS = {
 }
 
 
+KERNELS = {  # words in the names of CUDA kernels; the first part that has one takes it
+    "norm, activation, dropout": ("whole_", "columns_", "column_", "batch_norm", "silu", "dropout", "masked_scale"),
+    "optimizer": ("FusedOptimizer", "Adam"), "gradient norm": ("LpNorm", "lpnorm", "NormTwoOps"),
+    "loss": ("frame_losses", "loss_gradients", "softmax", "nll_loss"), "metrics": ("settle", "ArgMax"),
+    "matrix products": ("nvjet", "gemm", "cutlass", "splitK", "xmma"),
+    "copies and casts": ("copy", "Copy", "Memcpy", "Memset", "Fill", "CatArray"),
+}
+
+
 def profile(ours: Ours, case: Case, steps: int) -> dict[str, float]:
     """Shares of a step's own time by part, as torch's profiler sees them; what it does not name is "rest"."""
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiler
 
     on_cuda = case.device.type == "cuda"
-    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_cuda
+    activities = [ProfilerActivity.CUDA if on_cuda else ProfilerActivity.CPU]
     with profiler(activities=activities, acc_events=True) as seen:
         for _ in range(steps):
             ours()
@@ -108,43 +120,25 @@ def profile(ours: Ours, case: Case, steps: int) -> dict[str, float]:
     times = {each.key: each.self_device_time_total if on_cuda else each.self_cpu_time_total
              for each in seen.key_averages()}
     total = sum(times.values()) or 1.0
-    shares = {part: sum(times.get(name, 0) for name in names) / total for part, names in PARTS.items()}
+    if on_cuda:
+        shares = dict.fromkeys(KERNELS, 0.0)
+        for name, time_ in times.items():
+            part = next((part for part, words in KERNELS.items() if any(word in name for word in words)), None)
+            if part is not None:
+                shares[part] += time_ / total
+    else:
+        shares = {part: sum(times.get(name, 0) for name in names) / total for part, names in PARTS.items()}
     return shares | {"rest": 1 - sum(shares.values())}
 
 
-def with_loaders(options: argparse.Namespace, compute, folder: Path) -> dict[str, float]:
-    """Frames/s with the loader counted in: ours by each loader, and the notebook's per-item one."""
-    corpus = make_corpora(folder, 24 if options.quick else 150)["float16"]
-    size, batch = (100_000, 64) if options.quick else (SIZES[0], 2048)
-    case = Case("cylinder5", size, batch, compute)
-    window, count = windows_of.WindowSpec(30, 30), 3 if options.quick else 25
-    found = {}
-    ours = Ours(case)
-    for kind in ("host", "resident", "slab"):
-        order = {"order": "slab"} if kind == "slab" else {}
-        with open_loader(corpus, PARTITION, window=window, batch_size=batch, kind=kind, device=str(case.device),
-                         **order) as loader:
-            found[f"ours, {kind}"] = epoch_rate(
-                ours, ((b.windows, b.labels, b.frames) for b in loader.epoch(0)), count, case)
-    source = windows_of.WindowDataset(windows_of.Case(corpus, PARTITION, batch_size=batch))
-    batches = torch.utils.data.DataLoader(source, batch, shuffle=True, drop_last=True)
-    found["notebook, per item"] = epoch_rate(Notebook(case), ((x, y, None) for x, y in batches), count, case)
-    return found
-
-
-def epoch_rate(way, batches, count: int, case: Case) -> float:
-    """Frames/s over `count` batches, after one."""
-    began, done = 0.0, -1
-    for batch in batches:
-        way.on(*batch)
-        done += 1
-        if done == 0:
-            case.wait()
-            began = time.perf_counter()
-        if done == count:
-            break
-    case.wait()
-    return done * case.batch_size / (time.perf_counter() - began)
+def fed_cases(options: argparse.Namespace, compute):
+    """Which steps are measured with their loaders, by which ways."""
+    small = (100_000, 64) if options.quick else (SIZES[0], 2048)
+    cases = [(Case("cylinder5", *small, compute), ("given", *LOADERS, "notebook"))]
+    if compute.device.type == "cuda":
+        cases += [(Case(net, SIZES[1], batch, compute), ("given", "resident", "slab"))
+                  for net in NETS for batch in (1024, 8192)]
+    return cases
 
 
 def first_step(recipe: str = "default") -> float:
@@ -175,17 +169,30 @@ def calculated_t4(compute, quick: bool) -> list[dict]:
     return rows
 
 
-def goals(results: list[dict]) -> list[dict]:
+def goals(results: list[dict], fed: list[dict], on_cuda: bool) -> list[dict]:
     """Issue goals against what was measured."""
     table = []
+
+    def goal(name: str, value: float, wanted: float, at_least: bool = True) -> None:
+        table.append({"goal": name, "value": value, "wanted": wanted, "met": (value >= wanted) == at_least})
+
     for result in results:
         key = result["net"], next((size for size in SIZES if 0.8 * size < result["parameters"] <= size), 0)
-        if key not in GOALS or "times_notebook_wall" not in result:
-            continue
-        for name, value, wanted in zip(("of products", "times the notebook's step"),
-                                       (result["of_products_wall"], result["times_notebook_wall"]), GOALS[key]):
-            table.append({"goal": f"{key[0]} {key[1] // 1_000_000} M: {name}", "value": value, "wanted": wanted,
-                          "met": value >= wanted})
+        name, main_case = f"{key[0]} {key[1] // 1_000_000} M", "times_notebook_wall" in result
+        if on_cuda and key[1] == SIZES[1]:
+            rates = result["frames_per_second"]
+            if result["batch_size"] == 1024:
+                goal(f"{name}: M frames/s at 1,024", rates["ours"] / 1e6, 1.7)
+            if result["batch_size"] == 8192:
+                goal(f"{name}: of products at 8,192", result["of_products_wall"], 0.4)
+            if main_case:
+                goal(f"{name}: scoring, M frames/s", rates["scoring"] / 1e6, 5)
+        if not on_cuda and main_case and key in GOALS:
+            goal(f"{name}: of products", result["of_products_wall"], GOALS[key][0])
+            goal(f"{name}: times the notebook's step", result["times_notebook_wall"], GOALS[key][1])
+    for row in fed[1:]:  # on CUDA
+        most = 0.05 if row["batch_size"] == 1024 else 0.02
+        goal(f"{row['net']} 20 M: resident loader's share at {row['batch_size']:,}", row["resident_share"], most, False)
     return table
 
 
@@ -243,16 +250,18 @@ def main() -> None:
         results.append(run_case(case, names, options))
         show(case, results[-1])
     extra: dict[str, object] = {"threads": torch.get_num_threads(), "device": str(compute.device)}
+    utterances = 24 if options.quick else 1600 if compute.device.type == "cuda" else 150
     with tempfile.TemporaryDirectory(prefix="fit-throughput-") as folder:
-        extra["with_loader_frames_per_second"] = with_loaders(options, compute, Path(folder))
+        fed = with_loaders(fed_cases(options, compute), utterances, Path(folder), options.rounds, options.seconds)
+    extra["with_loader"] = fed
     if not options.quick:
         extra["first_step_seconds"] = first_step()
     extra["t4"] = calculated_t4(compute, options.quick)
     for name, values in extra.items():
         print(f"\n{name}: {values}")
-    table = goals(results)
+    table = goals(results, fed, compute.device.type == "cuda")
     for row in table:
-        print(f"{'met   ' if row['met'] else 'MISSED'} {row['goal']}: {row['value']:.2f}, wanted {row['wanted']}")
+        print(f"{'met   ' if row['met'] else 'MISSED'} {row['goal']}: {row['value']:.3g}, wanted {row['wanted']}")
     if options.plot:
         plot(results, options.plot)
     if options.json:

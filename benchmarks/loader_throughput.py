@@ -1,6 +1,6 @@
 """Window throughput: our kernel and loaders, memcpy as the limit, and the rivals, interleaved in one run.
 
-    python benchmarks/loader_throughput.py [--quick] [--full] [--profile] [--plot FILE] [--json FILE] [--rounds 7]
+    python benchmarks/loader_throughput.py [--quick] [--full] [--device-only] [--profile] [--plot FILE] [--json FILE]
 
 Rates are windows per second of wall time and per second of CPU time (workers included); ratios are medians over the
 rounds of ratios within a round, so that a busy machine slows both sides. Every way is checked against plain slices
@@ -142,6 +142,16 @@ def goals(results: list[dict], extra: dict) -> list[dict]:
     return table
 
 
+def report_device(found: dict, json: Path | None) -> None:
+    """Show and write what loaders do on a CUDA device."""
+    for name, value in found.items():
+        print(f"{name:<45}{value:>16,.4g}")
+    share, wanted = found["resident_share_of_copy_bandwidth"], 0.6
+    print(f"{VERDICTS[share >= wanted]:<5}resident gather at 65,536 / device copy: {share:.2f}  wanted {wanted}")
+    if json:
+        write_results(json, "loader_throughput, device only", {"device": found})
+
+
 def plot(results: list[dict], file: Path) -> None:
     """Bars of the main cases, windows per CPU-second."""
     import matplotlib
@@ -163,6 +173,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="tiny corpus, no numbers worth reading")
     parser.add_argument("--full", action="store_true", help="every context, batch size, memory and dtype")
+    parser.add_argument("--device-only", action="store_true", help="nothing but the loaders on a CUDA device")
     parser.add_argument("--profile", action="store_true", help="where a batch's time goes")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--utterances", type=int, default=3150, help="of about 1,270 frames (default 3150: 4 M frames)")
@@ -177,6 +188,9 @@ def main() -> None:
     windows = 2_048 if options.quick else 300_000
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="loader-throughput-") as work:
         corpora = make_corpora(Path(work), options.utterances)
+        if options.device_only:
+            report_device(measure_device(corpora["float16"], PARTITION), options.json)
+            return
         results = []
         for case, makers in cases(corpora, options.full, options.quick):
             count = options.rounds if makers is not OURS or options.full else max(2, options.rounds // 2)

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from unittest.mock import patch
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from phonedata import WindowSpec
-from phonetrain import fused, step
+from phonetrain.assemble import SCORING_BATCHES
 from phonetrain.augment import Augment
 from phonetrain.averaging import AveragedWeights
 from phonetrain.capture import CapturedStep
@@ -73,7 +71,7 @@ class Case:
 class Ours:
     """TrainStep as `phonetrain fit` builds it from the recipe."""
 
-    def __init__(self, case: Case) -> None:
+    def __init__(self, case: Case, capture: bool = True) -> None:
         config, self.case, self.number = case.config, case, 0
         model = copy.deepcopy(case.model)
         augment = Augment(config.augment, WindowSpec(config.window.left, config.window.right), FEATURE_DIM)
@@ -85,7 +83,7 @@ class Ours:
             loss_scale=LossScale(case.device) if case.compute.scales_loss else None,
         )
         self.captured: CapturedStep | None = None
-        if case.device.type == "cuda":
+        if capture and case.device.type == "cuda":
             self.captured = CapturedStep(self.step, SameBatch(case), whole=True)
             self.captured.begin(0, 0, 0, np.full(SameBatch.batches_per_epoch, 1e-3))
 
@@ -205,10 +203,16 @@ class Products:
 
 
 class Scoring:
-    """The pass over the dev partition that ends an epoch, a batch of it."""
+    """The pass over the dev partition that ends an epoch, a batch of it; as large as a run's where that is timed."""
 
     def __init__(self, case: Case) -> None:
-        self.case, self.model = case, copy.deepcopy(case.model)
+        self.model = copy.deepcopy(case.model)
+        size = max(case.batch_size, SCORING_BATCHES[case.device.type]) if case.batch_size >= 512 else case.batch_size
+        self.case = case if size == case.batch_size else dataclasses.replace(case, batch_size=size)
+
+    @property
+    def frames(self) -> int:
+        return self.case.batch_size
 
     def epoch(self, epoch: int, start_batch: int = 0):
         yield self.case
@@ -230,50 +234,6 @@ def check(case: Case) -> None:
         notebook()
     if not abs(ours.loss() - notebook.loss()) < 0.03 * notebook.loss():
         raise SystemExit(f"{case.name}: loss {ours.loss():.4f}, the notebook's {notebook.loss():.4f}: not the same net")
-
-
-class Tally(TorchDispatchMode):
-    """Counts what a step launches: calls, bytes in and out, and floating point operations of matrix products."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.launches, self.bytes, self.flops, self.calls = 0, 0, 0, []
-        self.names: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        name = str(function)
-        # Views, allocations and what only the host does launch nothing.
-        if function.is_view or any(word in name for word in ("empty", "detach", "item", "_local_scalar")):
-            return result
-        moved = sum(tensor.nbytes for tensor in tensors((args, result)))
-        flops = 0
-        if name.startswith(("aten.mm", "aten.addmm")):
-            left, right = tensors(args)[-2:]
-            flops = 2 * left.shape[0] * left.shape[1] * right.shape[1]
-        self.launches, self.bytes, self.flops = self.launches + 1, self.bytes + moved, self.flops + flops
-        self.names[name.split(".")[1]] += 1
-        self.calls.append((moved, flops))
-        return result
-
-
-def tensors(values) -> list[Tensor]:
-    if isinstance(values, Tensor):
-        return [values]
-    if isinstance(values, (list, tuple)):
-        return [tensor for value in values for tensor in tensors(value)]
-    return []
-
-
-def tally(case: Case) -> Tally:
-    """What one eager step of ours launches where torch's own modules run, as they do on CUDA."""
-    ours = Ours(case)
-    without_kernels = patch.object(fused, "kernels_are_there", lambda: False)
-    with without_kernels, patch.object(step, "total_norm", nn.utils.get_total_norm):
-        ours()
-        with Tally() as found:
-            ours()
-    return found
 
 
 def measure(case: Case, ways: dict[str, Callable[[], None]], rounds: int, seconds: float) -> dict[str, dict]:

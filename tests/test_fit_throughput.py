@@ -21,6 +21,6 @@ def test_quick_run_checks_the_losses_and_writes_every_table(tmp_path):
         assert set(result["seconds_a_step"]) == {"ours", "notebook", "products", "scoring"}
         assert abs(sum(result["profile"].values()) - 1) < 1e-6
     assert all(row["calculated"] and row["launches"] > 50 for row in written["t4"])
-    assert set(written["with_loader_frames_per_second"]) == {"ours, host", "ours, resident", "ours, slab",
-                                                            "notebook, per item"}
+    (fed,) = written["with_loader"]
+    assert set(fed["frames_per_second"]) == {"given", "host", "resident", "slab", "notebook"}
     assert (tmp_path / "fit.png").stat().st_size > 1000
