@@ -7,6 +7,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from . import gpu_layer
+
 
 class AveragedWeights:
     """average <- d * average + (1 - d) * model after every update, with d = min(decay, (1 + k) / (10 + k)).
@@ -48,15 +50,25 @@ class AveragedWeights:
         self.num_updates += 1
 
     def update_on_device(self, skip: Tensor) -> None:
+        step = self.step_on_device(skip)
+        # One pass each: a factor that lives on the device cannot be a scalar of _foreach_lerp_.
+        for average, source in zip(self.averages, self.sources, strict=True):
+            average.lerp_(source, step.to(average.dtype))
+        self.copy_whole_numbers()
+
+    def step_on_device(self, skip: Tensor) -> Tensor:
+        """How far the averages go towards the weights, () float32, exactly 0 where they skip; counts the update."""
+        if gpu_layer.runs_here(skip.view(1, 1)):
+            from . import gpu_step_kernels as kernels
+
+            step = torch.empty_like(skip)
+            with torch.cuda.device_of(skip):
+                kernels.average_step[1,](self.num_updates, skip, 1 - self.decay, step, num_warps=1)
+            return step
         updates = self.num_updates.double()
         factor = torch.clamp((1 + updates) / (10 + updates), max=self.decay)
-        # A factor that lives on the device cannot be a scalar of _foreach_lerp_; a difference of 0 skips exactly.
-        step = ((1 - factor) * (1 - skip.double())).float()
-        difference = torch._foreach_sub(self.sources, self.averages)
-        torch._foreach_mul_(difference, step)
-        torch._foreach_add_(self.averages, difference)
-        self.copy_whole_numbers()
         self.num_updates += (1 - skip).long()
+        return ((1 - factor) * (1 - skip.double())).float()
 
     def copy_whole_numbers(self) -> None:
         if self.copies:

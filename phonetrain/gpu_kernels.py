@@ -15,22 +15,10 @@ import triton.language as tl
 MOST_CHUNKS = 32
 BLOCK_R, BLOCK_C, WARPS = 32, 64, 4
 WHOLE_ROWS, WHOLE_C, WHOLE_WARPS = 2048, 16, 8  # up to so many rows in one program, so many columns of them
-COPIED = 1024  # values of a row that a program copies
 NO_NORM, BATCH, RUNNING = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 # Numbered as in fused.ACTIVATIONS.
 RELU, LEAKY_RELU, GELU, SILU = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
 MISH, SOFTPLUS, TANH, SIGMOID = tl.constexpr(4), tl.constexpr(5), tl.constexpr(6), tl.constexpr(7)
-
-
-@triton.jit
-def padded_copy(values, output, columns, pitch, width, ALIGNED: tl.constexpr, BLOCK: tl.constexpr):
-    """output (rows, width) = values (rows, columns) in output's dtype, and zeros behind; rows of values lie `pitch`
-    values apart."""
-    width = width // ALIGNED * ALIGNED
-    row = tl.program_id(0).to(tl.int64)
-    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    some = tl.load(values + row * pitch + column, mask=column < columns, other=0.0)
-    tl.store(output + row * width + column, some.to(output.dtype.element_ty), mask=column < width)
 
 
 @triton.jit

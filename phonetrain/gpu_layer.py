@@ -71,7 +71,7 @@ def padded(windows: Tensor, padding: int, dtype: torch.dtype) -> Tensor:
     flat = windows.flatten(1)
     if not runs_here(flat) or flat.requires_grad or flat.stride(1) != 1:
         return F.pad(flat, (0, padding)) if padding else flat
-    from . import gpu_kernels as kernels
+    from . import gpu_input_kernels as kernels
 
     dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else dtype
     if not padding and flat.dtype == dtype:

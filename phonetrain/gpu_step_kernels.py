@@ -65,3 +65,15 @@ def settle(loss, correct, norm, number, halted, halted_at, gradient_norm, loss_s
     tl.store(loss_sum, tl.load(loss_sum) + tl.where(stopped, 0.0, lost))
     tl.store(correct_sum, tl.load(correct_sum) + tl.where(stopped, 0, tl.load(correct).to(tl.int64)))
     tl.store(frames_sum, tl.load(frames_sum) + tl.where(stopped, 0, frames))
+
+
+@triton.jit
+def average_step(num_updates, skip, rest, step):
+    """`AveragedWeights`: how far the averages go towards the weights now, 0 where `skip` is 1; counts the update.
+
+    rest: 1 - decay. 9 / (10 + k) is 1 - (1 + k) / (10 + k).
+    """
+    taken = 1.0 - tl.load(skip)
+    updates = tl.load(num_updates)
+    tl.store(step, tl.maximum(9.0 / (10.0 + updates.to(tl.float32)), rest) * taken)
+    tl.store(num_updates, updates + taken.to(tl.int64))

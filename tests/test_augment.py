@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from phonedata import WindowSpec
+from phonetrain import gpu_layer
 from phonetrain.augment import Augment
 from phonetrain.errors import ConfigError
 from phonetrain.sections import AugmentConfig
@@ -29,8 +30,39 @@ def windows_of(count: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Te
 ALL = {"time_mask": 8, "freq_mask": 4, "noise": 0.3, "probability": 0.8}
 
 
+@pytest.fixture(params=["torch", "triton"])
+def way(request, monkeypatch):
+    if request.param == "triton":
+        pytest.importorskip("triton", reason="needs triton, which torch's CUDA builds bring along")
+    monkeypatch.setattr(gpu_layer, "runs_here", lambda windows: request.param == "triton")
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::DeprecationWarning")  # numpy's, in the interpreter
+@pytest.mark.parametrize("mask_mode", ["window", "batch"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_a_kernel_masks_what_torch_masks(dtype, mask_mode, monkeypatch):
+    """Also windows whose rows lie apart, as those of a loader's slots do, and values that an AND would not touch."""
+    pytest.importorskip("triton", reason="needs triton, which torch's CUDA builds bring along")
+    windows, frames = windows_of(200, dtype)
+    windows[:, 3, 2] = torch.nan
+    slots = torch.zeros(200, W * D + 11, dtype=dtype)
+    slots[:, : W * D] = windows.flatten(1)
+    apart = slots.as_strided(windows.shape, (W * D + 11, D, 1))
+    for settings in ({"time_mask": 8, "freq_mask": 4, "probability": 0.6}, {"time_mask": W}, {"freq_mask": D}):
+        found = []
+        for by_kernel in (False, True):
+            monkeypatch.setattr(gpu_layer, "runs_here", lambda windows, by_kernel=by_kernel: by_kernel)
+            one = augment(mask_mode=mask_mode, **settings)
+            one.set_step(4, 17, windows.device)
+            found.append(one(apart if by_kernel else windows, frames, 4))
+        assert found[0].shape == found[1].shape and found[1].is_contiguous()
+        whole = {2: torch.int16, 4: torch.int32}[found[0].element_size()]
+        assert torch.equal(found[0].view(whole), found[1].view(whole))
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::DeprecationWarning")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_masks_are_those_of_the_reference_for_every_frame(dtype):
+def test_masks_are_those_of_the_reference_for_every_frame(way, dtype):
     windows, frames = windows_of(300, dtype)
     settings = {"time_mask": 8, "freq_mask": 4, "probability": 0.8}
     masked = augment(seed=5, **settings)(windows, frames, 3)

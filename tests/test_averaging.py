@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from phonetrain import gpu_layer
 from phonetrain.averaging import AveragedWeights
 
 
@@ -33,7 +34,15 @@ def averaged_plainly(decay: float, steps: int) -> dict[str, torch.Tensor]:
     return average
 
 
-@pytest.mark.parametrize("on_device", [False, True])
+@pytest.fixture(params=["on the host", "on a device", "by a kernel"])
+def on_device(request, monkeypatch) -> bool:
+    if request.param == "by a kernel":
+        pytest.importorskip("triton", reason="needs triton, which torch's CUDA builds bring along")
+        monkeypatch.setattr(gpu_layer, "runs_here", lambda skip: True)
+    return request.param != "on the host"
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # numpy's, in Triton's interpreter
 @pytest.mark.parametrize("decay", [0.3, 0.999])
 def test_average_is_the_formula_for_weights_and_norm_buffers(decay, on_device):
     model = moving_model()
@@ -49,7 +58,7 @@ def test_average_is_the_formula_for_weights_and_norm_buffers(decay, on_device):
     assert averaged.num_updates == 25
 
 
-@pytest.mark.parametrize("on_device", [False, True])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_skipped_update_changes_nothing(on_device):
     model = moving_model()
     averaged = AveragedWeights(model, 0.9)
