@@ -12,6 +12,7 @@ from phonetrain.sections import AugmentConfig
 
 from .reference import masked_truth
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # of kernels by Triton
 SPEC, D = WindowSpec(10, 10), 9
 W = SPEC.width
 
@@ -35,6 +36,7 @@ def way(request, monkeypatch):
     if request.param == "triton":
         pytest.importorskip("triton", reason="needs triton, which torch's CUDA builds bring along")
     monkeypatch.setattr(gpu_layer, "runs_here", lambda windows: request.param == "triton")
+    return DEVICE if request.param == "triton" else "cpu"
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::DeprecationWarning")  # numpy's, in the interpreter
@@ -43,9 +45,9 @@ def way(request, monkeypatch):
 def test_a_kernel_masks_what_torch_masks(dtype, mask_mode, monkeypatch):
     """Also windows whose rows lie apart, as those of a loader's slots do, and values that an AND would not touch."""
     pytest.importorskip("triton", reason="needs triton, which torch's CUDA builds bring along")
-    windows, frames = windows_of(200, dtype)
+    windows, frames = (tensor.to(DEVICE) for tensor in windows_of(200, dtype))
     windows[:, 3, 2] = torch.nan
-    slots = torch.zeros(200, W * D + 11, dtype=dtype)
+    slots = torch.zeros(200, W * D + 11, dtype=dtype, device=DEVICE)
     slots[:, : W * D] = windows.flatten(1)
     apart = slots.as_strided(windows.shape, (W * D + 11, D, 1))
     for settings in ({"time_mask": 8, "freq_mask": 4, "probability": 0.6}, {"time_mask": W}, {"freq_mask": D}):
@@ -65,7 +67,7 @@ def test_a_kernel_masks_what_torch_masks(dtype, mask_mode, monkeypatch):
 def test_masks_are_those_of_the_reference_for_every_frame(way, dtype):
     windows, frames = windows_of(300, dtype)
     settings = {"time_mask": 8, "freq_mask": 4, "probability": 0.8}
-    masked = augment(seed=5, **settings)(windows, frames, 3)
+    masked = augment(seed=5, **settings)(windows.to(way), frames.to(way), 3).cpu()
     assert masked.dtype == dtype
     for window, frame, found in zip(windows.float().numpy(), frames.tolist(), masked.float().numpy()):
         np.testing.assert_array_equal(found, masked_truth(window, frame, seed=5, epoch=3, **settings))

@@ -10,21 +10,21 @@ from phonetrain import gpu_layer
 from phonetrain.averaging import AveragedWeights
 
 
-def moving_model() -> nn.Module:
+def moving_model(device: str = "cpu") -> nn.Module:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+    return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)).to(device)
 
 
 def move(model: nn.Module, step: int) -> None:
     generator = torch.Generator().manual_seed(step)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter += torch.randn(parameter.shape, generator=generator)
-    model(torch.randn(16, 4, generator=generator))
+            parameter += torch.randn(parameter.shape, generator=generator).to(parameter.device)
+    model(torch.randn(16, 4, generator=generator).to(parameter.device))
 
 
-def averaged_plainly(decay: float, steps: int) -> dict[str, torch.Tensor]:
-    model = moving_model()
+def averaged_plainly(decay: float, steps: int, device: str) -> dict[str, torch.Tensor]:
+    model = moving_model(device)
     average = {name: tensor.double() for name, tensor in model.state_dict().items()}
     for step in range(steps):
         move(model, step)
@@ -35,22 +35,25 @@ def averaged_plainly(decay: float, steps: int) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(params=["on the host", "on a device", "by a kernel"])
-def on_device(request, monkeypatch) -> bool:
+def way(request, monkeypatch) -> tuple[str, str]:
+    """The method that updates, and the device."""
     if request.param == "by a kernel":
         pytest.importorskip("triton", reason="needs triton, which torch's CUDA builds bring along")
         monkeypatch.setattr(gpu_layer, "runs_here", lambda skip: True)
-    return request.param != "on the host"
+        return "update_on_device", "cuda" if torch.cuda.is_available() else "cpu"
+    return "update" if request.param == "on the host" else "update_on_device", "cpu"
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # numpy's, in Triton's interpreter
 @pytest.mark.parametrize("decay", [0.3, 0.999])
-def test_average_is_the_formula_for_weights_and_norm_buffers(decay, on_device):
-    model = moving_model()
+def test_average_is_the_formula_for_weights_and_norm_buffers(decay, way):
+    update, device = way
+    model = moving_model(device)
     averaged = AveragedWeights(model, decay)
     for step in range(25):
         move(model, step)
-        averaged.update_on_device(torch.zeros(())) if on_device else averaged.update()
-    wanted = averaged_plainly(decay, 25)
+        getattr(averaged, update)(torch.zeros((), device=device))
+    wanted = averaged_plainly(decay, 25, device)
     for name, tensor in averaged.model.state_dict().items():
         if tensor.is_floating_point():
             torch.testing.assert_close(tensor.double(), wanted[name], rtol=1e-5, atol=1e-6)
@@ -59,13 +62,14 @@ def test_average_is_the_formula_for_weights_and_norm_buffers(decay, on_device):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_a_skipped_update_changes_nothing(on_device):
-    model = moving_model()
+def test_a_skipped_update_changes_nothing(way):
+    update, device = way
+    model = moving_model(device)
     averaged = AveragedWeights(model, 0.9)
     move(model, 0)
     averaged.update()
     before = copy.deepcopy(averaged.state_dict())
-    (averaged.update_on_device if on_device else averaged.update)(torch.ones(()))
+    getattr(averaged, update)(torch.ones((), device=device))
     assert all(torch.equal(tensor, before[name]) for name, tensor in averaged.state_dict().items())
 
 
