@@ -4,7 +4,7 @@
 
 Ratios are medians over the rounds of ratios within a round. The limit is the time of the net's matrix products alone,
 forward and backward, in the step's precision; `of products` is that time by the step's. Before the clocks start ours
-and the notebook's net must have the same losses. The T4 rows are calculated from counted launches and bytes, until
+and the notebook's net must have the same losses. On a CPU T4 rows are calculated from counted launches and bytes, until
 somebody with a T4 runs the command above there.
 """
 
@@ -256,7 +256,8 @@ def main() -> None:
     extra["with_loader"] = fed
     if not options.quick:
         extra["first_step_seconds"] = first_step()
-    extra["t4"] = calculated_t4(compute, options.quick)
+    if compute.device.type == "cpu":
+        extra["t4"] = calculated_t4(compute, options.quick)
     for name, values in extra.items():
         print(f"\n{name}: {values}")
     table = goals(results, fed, compute.device.type == "cuda")

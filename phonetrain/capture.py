@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -177,14 +178,17 @@ def waiting_refused(device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    before = torch.cuda.get_sync_debug_mode()
+    before, collects = torch.cuda.get_sync_debug_mode(), gc.isenabled()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype")
         torch.cuda.set_sync_debug_mode("error")
+    gc.disable()  # what is collected may be the epoch of a loader, which waits for its copies as it goes
     try:
         yield
     finally:
         torch.cuda.set_sync_debug_mode(before)
+        if collects:
+            gc.enable()
 
 
 def on(device: torch.device) -> contextlib.AbstractContextManager:

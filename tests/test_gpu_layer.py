@@ -25,6 +25,9 @@ def passes(request, monkeypatch):
 
     if request.param == "chunks":
         monkeypatch.setattr(gpu_kernels, "WHOLE_ROWS", 0)
+    if DEVICE == "cpu":  # an interpreted program costs the same however much is in it
+        for name, value in {"BLOCK_R": 64, "BLOCK_C": 64, "WHOLE_C": 64, "MOST_CHUNKS": 4}.items():
+            monkeypatch.setattr(gpu_kernels, name, value)
 
 
 def ours(hidden, gradient, name, activation, dropout=None):
@@ -62,8 +65,8 @@ def test_half_precision_is_as_exact_as_its_dtype(dtype, name):
         torch.testing.assert_close(value.double(), true, rtol=precision, atol=precision * float(true.abs().max()))
 
 
-@pytest.mark.parametrize("rows", [3, 64, 65, 2048, 2049, 5000])
-@pytest.mark.parametrize("columns", [1, 8, 64, 72])
+@pytest.mark.parametrize("rows", [3, 64, 65, 1024, 1025])
+@pytest.mark.parametrize("columns", [1, 8, 72])
 def test_every_row_and_column_counts_whatever_the_chunks(rows, columns):
     generator = torch.Generator().manual_seed(rows)
     hidden = torch.randn(rows, columns, generator=generator).to(DEVICE).requires_grad_()
@@ -115,11 +118,11 @@ def test_numbers_that_are_not_finite_spoil_their_column_and_no_other(bad, activa
 @pytest.mark.parametrize("share", [0.1, 0.5, 1.0])
 def test_dropout_drops_its_share_keeps_the_mean_and_repeats_its_mask_backward(share):
     torch.manual_seed(5)
-    hidden = torch.ones(3000, 80, device=DEVICE, requires_grad=True)
+    hidden = torch.ones(1500, 80, device=DEVICE, requires_grad=True)
     output = hidden_layer(hidden, None, nn.ReLU(), Dropout(share))
     output.backward(torch.ones_like(output))
     kept = (output != 0).double()
-    assert float(kept.mean()) == pytest.approx(1 - share, abs=0.005)
+    assert float(kept.mean()) == pytest.approx(1 - share, abs=0.006)
     assert torch.equal(hidden.grad, output.detach())
     if share < 1:
         assert float(output.detach().mean()) == pytest.approx(1, abs=0.01)

@@ -290,3 +290,13 @@ def test_norm_over_ranks_equals_torch_on_the_whole_batch(tmp_path):
     command = [*LAUNCH, "--nproc-per-node", "2", str(tmp_path / "norm.py")]
     told = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120)
     assert told.returncode == 0, told.stderr[:3000]
+
+
+def test_more_processes_than_gpus_are_refused_in_one_sentence(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    wanted = "process number 2 on a machine with 1 GPU; use --nproc-per-node 1, or device=cpu"
+    with pytest.raises(ConfigError, match=wanted), joined("auto"):
+        pass
