@@ -66,10 +66,11 @@ def hidden_layer(hidden: Tensor, norm: nn.Module | None, activation: nn.Module, 
 
 
 def padded(windows: Tensor, padding: int, dtype: torch.dtype) -> Tensor:
-    """Windows (B, W, D) as (B, W * D + padding) with zeros behind: in `dtype` or autocast's where one kernel does it
-    all, else in their own."""
+    """Windows (B, W, D) as (B, W * D + padding) with zeros behind, in `dtype`; under autocast in its dtype where one
+    kernel does it all, else in their own."""
     flat = windows.flatten(1)
     if not runs_here(flat) or flat.requires_grad or flat.stride(1) != 1:
+        flat = flat if torch.is_autocast_enabled(flat.device.type) else flat.to(dtype)
         return F.pad(flat, (0, padding)) if padding else flat
     from . import gpu_input_kernels as kernels
 

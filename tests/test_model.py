@@ -233,3 +233,11 @@ def test_factories_that_are_not_there_are_refused(tmp_path):
         build(factory=f"{tmp_path}/gone.py:build")
     with pytest.raises(ConfigError, match="cannot import no.such.module"):
         build(factory="no.such.module:build")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_windows_of_another_dtype_are_taken_without_autocast_too(dtype):
+    """As a GPU gets them where no kernel pads and converts them in one pass."""
+    model = build(depth=2).eval()
+    windows = torch.randn(4, 7, 5).to(dtype)
+    assert torch.equal(model(windows), model(windows.float()))
