@@ -23,6 +23,8 @@ from phonedata.order import SlabOrder, num_slabs, slab_bounds
 from phonedata.resident import RowStore
 from phonedata.windows import WindowBatch
 
+NOTES = 8
+"""Batches that the host may be ahead of the device."""
 LEAD = 2
 """Slabs that are read ahead of the step that needs them."""
 
@@ -55,6 +57,7 @@ class SlabLoader(Loader):
         spanned = min(order.num_slabs, self.plan.slots // shortest + 2 if shortest else order.num_slabs)
         slots = order.num_cells + spanned + LEAD
         pool = Pool(self._joined, self._slab_rows, slots, self.plan, self.device)
+        notes = Notes(self.plan.slots, self.device)
         released = taken = order.step_of(self.plan.bounds(start_batch)[0]) - order.num_cells + 1
         last_load = order.step_of(end - 1)
         crew = Crew(partial(self._load, order, pool), taken, last_load + 1, slots, 1)
@@ -70,15 +73,13 @@ class SlabLoader(Loader):
                     while taken <= order.step_of(stop - 1):
                         pool.receive(crew.take())
                         taken += 1
-                yield self._gather(order, pool, start, stop)
+                yield self._gather(order, pool, notes, start, stop)
         finally:
             crew.close()
             pool.close()
 
-    def _gather(self, order: SlabOrder, pool: Pool, start: int, stop: int) -> WindowBatch:
-        # Page-locked, so that the copy need not wait for the steps before it; torch gives such memory out again only
-        # when its copies are over.
-        both = torch.empty((2, stop - start), dtype=torch.int64, pin_memory=self.device.type == "cuda")
+    def _gather(self, order: SlabOrder, pool: Pool, notes: Notes, start: int, stop: int) -> WindowBatch:
+        both = notes.take(stop - start)
         frames, rows = both.numpy()
         loads = np.empty(stop - start, np.int64)
         order.into(start, frames, loads)
@@ -95,7 +96,7 @@ class SlabLoader(Loader):
             self._slab_rows,
             pool.slots,
         )
-        frames, rows = both.to(self.device, non_blocking=True)
+        frames, rows = notes.send(both)
         return WindowBatch(pool.store.windows(rows - self.window.left), pool.store.labels_at(rows), frames)
 
     def _load(self, order: SlabOrder, pool: Pool, load: int, slot: int) -> int:
@@ -114,6 +115,36 @@ class SlabLoader(Loader):
         if self._direct is not None:
             self._direct.close()
         self._joined.close()
+
+
+class Notes:
+    """Host memory for the frames and rows of a batch, which the host writes and the device reads.
+
+    Page-locked on CUDA, so that a copy need not wait for the steps before it. A few in turn: to a host that runs ahead
+    of the device torch's allocator gives newly locked pages for each batch, and locking waits for the device.
+    """
+
+    def __init__(self, most: int, device: torch.device):
+        self._device, self._turn = device, 0
+        cuda = device.type == "cuda"
+        self._memory = torch.empty((NOTES if cuda else 1, 2 * most), dtype=torch.int64, pin_memory=cuda)
+        self._sent = [torch.cuda.Event(blocking=True) for _ in range(NOTES)] if cuda else None
+
+    def take(self, count: int) -> torch.Tensor:
+        """Memory (2, count) int64 to be written, once it is not read any more."""
+        if self._device.type == "cpu":
+            return torch.empty((2, count), dtype=torch.int64)
+        self._turn = (self._turn + 1) % len(self._memory)
+        if self._sent is not None:
+            self._sent[self._turn].synchronize()
+        return self._memory[self._turn, : 2 * count].view(2, count)
+
+    def send(self, both: torch.Tensor) -> torch.Tensor:
+        """What was taken and written, on the device or on its way there."""
+        there = both.to(self._device, non_blocking=self._sent is not None)
+        if self._sent is not None:
+            self._sent[self._turn].record(torch.cuda.current_stream(self._device))
+        return there
 
 
 class Pool:
