@@ -207,7 +207,8 @@ class Scoring:
 
     def __init__(self, case: Case) -> None:
         self.model = copy.deepcopy(case.model)
-        size = max(case.batch_size, SCORING_BATCHES[case.device.type]) if case.batch_size >= 512 else case.batch_size
+        scored = SCORING_BATCHES["resident" if case.device.type == "cuda" else "host"]
+        size = max(case.batch_size, scored) if case.batch_size >= 512 else case.batch_size
         self.case = case if size == case.batch_size else dataclasses.replace(case, batch_size=size)
 
     @property

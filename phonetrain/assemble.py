@@ -29,7 +29,8 @@ from .state import Progress, TrainState
 from .step import TrainStep
 from .updates import Updates
 
-SCORING_BATCHES = {"cpu": 4096, "cuda": 32768}  # on a GPU as many as keep it busy while the host launches the next
+# On a GPU that holds the corpus as many as keep it busy while the host launches the next; others hold them many times.
+SCORING_BATCHES = {"resident": 32768, "host": 4096}
 
 
 @dataclass
@@ -91,12 +92,21 @@ def open_scoring_loader(corpus: PackedCorpus, partitions: str, config: RunConfig
     """The loader of every frame of `partitions`, in order, last batch kept."""
     # Slabs have an order of their own; scores are of frames as they lie.
     kind = "auto" if config.loader.kind == "slab" else config.loader.kind
-    return open_loader(
-        corpus, partitions, window=WindowSpec(config.window.left, config.window.right),
-        batch_size=SCORING_BATCHES[compute.device.type], order="sequential", kind=kind, device=str(compute.device),
-        threads=config.loader.threads, drop_last=False, rank=here().rank, world_size=here().world_size,
-        dtype=window_dtype(corpus, compute),
-    )
+
+    def opened(kind: str, batch_size: int):
+        return open_loader(
+            corpus, partitions, window=WindowSpec(config.window.left, config.window.right), batch_size=batch_size,
+            order="sequential", kind=kind, device=str(compute.device), threads=config.loader.threads, drop_last=False,
+            rank=here().rank, world_size=here().world_size, dtype=window_dtype(corpus, compute),
+        )
+
+    if compute.device.type == "cuda" and kind != "host":
+        loader = opened(kind, SCORING_BATCHES["resident"])
+        if loader.kind == "resident":
+            return loader
+        loader.close()  # a host loader that has given no batch holds nothing yet
+        kind = loader.kind
+    return opened(kind, SCORING_BATCHES["host"])
 
 
 def assemble(run_config: RunConfig, plan: StagePlan, corpus: PackedCorpus, roles: Roles, compute: Compute) -> Parts:

@@ -85,7 +85,9 @@ class Augment:
         if not self.active:
             return windows
         self.set_epoch(epoch, windows.device)
-        by_kernel = self.masks and gpu_layer.runs_here(windows.flatten(1))
+        flat = windows.flatten(1)
+        by_kernel = (self.masks and windows.shape[1:] == (self.width, self.feature_dim) and flat.stride(1) == 1
+                     and gpu_layer.runs_here(flat))
         if self.config.noise > 0 or not by_kernel:
             hashes = mix(frames * GOLDEN + self.key)
         if self.config.noise > 0:
@@ -99,7 +101,7 @@ class Augment:
         from . import gpu_input_kernels as kernels
 
         flat, output = windows.flatten(1), torch.empty_like(windows, memory_format=torch.contiguous_format)
-        per_frame = self.config.mask_mode != "batch"
+        per_frame, frames = self.config.mask_mode != "batch", frames.contiguous()
         with torch.cuda.device_of(windows):
             kernels.masked_copy[len(flat), -(-flat.shape[1] // kernels.COPIED)](
                 flat, frames, self.key if per_frame else self.batch_key, output, flat.stride(0), self.time_mask,

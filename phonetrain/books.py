@@ -34,7 +34,7 @@ class Books:
         if isinstance(frames, int) and gpu_layer.runs_here(norm.view(1, 1)):
             self.settle_by_kernel(loss, correct, frames, norm, number, watch_norm)
             return
-        watched = loss + norm if watch_norm else loss
+        watched = loss.double() + norm if watch_norm else loss
         bad = watched - watched != 0  # of infinity and NaN
         torch.where(bad & (self.halted_at < 0), number, self.halted_at, out=self.halted_at)
         torch.maximum(self.halted, bad.float(), out=self.halted)

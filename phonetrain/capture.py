@@ -135,14 +135,14 @@ class CapturedStep:
         step.books.halted.fill_(1)
         buffers = [buffer.clone() for buffer in step.buffers]
         try:
-            with side_stream(step.compute.device):
+            with nothing_collected(), side_stream(step.compute.device):
                 for again in range(WARM_UP):
                     self.to_first()
                     # A model that waits for the device cannot be captured; here it says so while nothing is broken.
                     with waiting_refused(step.compute.device) if again else contextlib.nullcontext():
                         self.unit()
             self.to_first()
-            with on(step.compute.device), capturable(step.optimizer):
+            with nothing_collected(), on(step.compute.device), capturable(step.optimizer):
                 replay = self.record(self.unit)
         finally:
             # The update takes back what forward passes do to norms, but it may not have been reached.
@@ -178,15 +178,25 @@ def waiting_refused(device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    before, collects = torch.cuda.get_sync_debug_mode(), gc.isenabled()
+    before = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype")
         torch.cuda.set_sync_debug_mode("error")
-    gc.disable()  # what is collected may be the epoch of a loader, which waits for its copies as it goes
     try:
         yield
     finally:
         torch.cuda.set_sync_debug_mode(before)
+
+
+@contextlib.contextmanager
+def nothing_collected() -> Iterator[None]:
+    """Hold the garbage collector off: what it finds may be the epoch of a loader, which waits for its copies as it
+    goes, or another graph, and neither is allowed while one is captured."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
         if collects:
             gc.enable()
 

@@ -64,7 +64,7 @@ def export(
 
 def load_program(path: Path) -> nn.Module:
     """An exported program, to be called with windows."""
-    with warnings.catch_warnings():  # of torch 2.11 about a buffer of its own
+    with warnings.catch_warnings():  # of some versions of torch about a buffer of their own
         warnings.filterwarnings("ignore", "The given buffer is not writable")
         return torch.export.load(path).module()
 

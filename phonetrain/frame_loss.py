@@ -9,12 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import gpu_layer
+from .fused import refuse_second_derivative
 
 MOST_CLASSES = 1024  # that one program's registers hold
 
 
 class Part(NamedTuple):
-    """What one forward pass came to: loss () sum over its frames, correct () of them, and their logits (B, C)."""
+    """What one forward pass came to: loss () sum over its frames, correct () of them, and their logits (B, C), in
+    float32 or, on a GPU, as the network gave them."""
 
     loss: Tensor
     correct: Tensor
@@ -25,7 +27,8 @@ class Part(NamedTuple):
 def frame_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Part:
     """Cross entropy, as in `torch.nn.functional.cross_entropy(reduction="sum")`, float32.
 
-    logits: (B, C) of any dtype; reckoned in float32. labels: (B,) int64, every one a class. smoothing: of labels.
+    logits: (B, C) of any dtype; reckoned in float32. labels: (B,) int64, every one a class: another is an error or, on
+    a GPU, a loss of NaN. smoothing: of labels.
     """
     if gpu_layer.runs_here(logits) and logits.shape[1] <= MOST_CLASSES:
         loss, correct = FrameLoss.apply(logits.contiguous(), labels, smoothing)
@@ -59,6 +62,7 @@ class FrameLoss(torch.autograd.Function):
     def backward(context: Any, by_loss: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
         from . import gpu_step_kernels as kernels
 
+        refuse_second_derivative()
         logits, labels = context.saved_tensors
         output = torch.empty_like(logits)
         with torch.cuda.device_of(logits):

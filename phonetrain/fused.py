@@ -1,8 +1,8 @@
 """Hidden layers on a CPU: norm, activation and dropout as one operation, with masks that are hashed and not drawn.
 
 Torch's own modules pass over the activations a dozen times a layer, and draw dropout's numbers on one thread. The
-modules stay (parameters, buffers, names, everything on CUDA); here is only another way to compute what they define,
-equal to theirs within rounding: results are rounded to the activations' dtype once and not after every step.
+modules stay (parameters, buffers, names); here is only another way to compute what they define, equal to theirs within
+rounding: results are rounded to the activations' dtype once and not after every step. gpu_layer.py does so on a GPU.
 """
 
 from __future__ import annotations
@@ -113,6 +113,8 @@ def are_known(norm: nn.Module | None, activation: nn.Module, dropout: nn.Module 
 
 def batch_norm_is_known(hidden: Tensor, norm: nn.BatchNorm1d) -> bool:
     """Whether it is one in training, or one with running moments through which nothing is learnt."""
+    if norm.bias is None:
+        return False
     if norm.training:
         return norm.running_mean is not None and norm.momentum is not None and len(hidden) > 1
     learning = any(part.requires_grad for part in (hidden, norm.weight, norm.bias))
@@ -182,8 +184,8 @@ class Work:
 def refuse_second_derivative() -> None:
     """Raises RuntimeError in a backward pass that is itself recorded: its kernels leave nothing to go back by."""
     if torch.is_grad_enabled():
-        raise RuntimeError("a hidden layer on the CPU has no second derivative (create_graph=True); put a forward hook "
-                           "on the layer's activation, and torch's own modules compute it")
+        raise RuntimeError("kernels of phonetrain have no second derivative (create_graph=True); put a forward hook on "
+                           "each linear layer and activation, and torch's own modules compute it")
 
 
 class Plain(torch.autograd.Function):

@@ -129,7 +129,7 @@ def _record(mean, variance, inverse, running_mean, running_var, tracked, moments
 def column_sums(hidden, partial, rows, columns, chunk_rows,
                 ALIGNED: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
     """Sums of hidden (rows, columns) and of its squares over each chunk of rows, about its first row: squares about a
-    row of their own lose no digits, whatever the mean is. partial: (chunks, 2, columns) float32."""
+    row of their own lose few digits, however far the mean is from 0. partial: (chunks, 2, columns) float32."""
     columns = columns // ALIGNED * ALIGNED  # tells the compiler that rows begin on whole vectors
     column = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     inside = column < columns

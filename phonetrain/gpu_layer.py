@@ -45,6 +45,8 @@ def why_not(device: torch.device) -> str | None:
         values = torch.zeros((8, 8), device=device)
         norm, activation = nn.BatchNorm1d(8).to(device), nn.ReLU()
         hidden_layer(values, norm, activation, None)
+    except torch.OutOfMemoryError:  # says nothing about Triton
+        raise
     except Exception as error:  # what a missing compiler raises differs by system and version
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
@@ -90,10 +92,10 @@ def aligned(columns: int) -> int:
     return 8 if columns % 8 == 0 else 1
 
 
-def prepare(linears: list[nn.Linear], dropouts: list[Dropout], inputs: Tensor) -> list[Tensor | None]:
+def prepare(linears: list[nn.Linear], dropouts: list[nn.Module | None], inputs: Tensor) -> list[Tensor | None]:
     """What the layers of a forward pass need, by one launch for all: keys for `dropouts`, which receive them, and
     16-bit copies of the matrices for `product`, which are returned, None for each that takes none."""
-    dropouts = [dropout for dropout in dropouts if dropout.training and dropout.p > 0]
+    dropouts = [each for each in dropouts if isinstance(each, Dropout) and each.training and each.p > 0]
     if dropouts and runs_here(inputs):
         keys = torch.randint(2**62, (len(dropouts), 2), device=inputs.device)  # two each: kernels like whole 16 bytes
         for dropout, key in zip(dropouts, keys.unbind(), strict=True):
@@ -141,6 +143,7 @@ class Product(torch.autograd.Function):
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_derivative()
         (inputs, half), gradient = context.saved_tensors, gradient.contiguous()
         by_inputs = gradient.mm(half) if context.needs_input_grad[0] else None
         by_bias = gradient.sum(0, dtype=torch.float32) if context.biased else None

@@ -35,6 +35,7 @@ def frame_losses(logits, labels, partial, rows, classes, smoothing, BLOCK_R: tl.
     loss = (1.0 - smoothing) * (total - mine)
     if smoothing > 0:
         loss += smoothing * (total - mean)
+    loss = tl.where((label >= 0) & (label < classes), loss, float("nan"))
     right = (tl.argmax(values, 1) == label) & (row < rows)
     tl.store(partial + 2 * tl.program_id(0), tl.sum(tl.where(row < rows, loss, 0.0), 0))
     tl.store(partial + 2 * tl.program_id(0) + 1, tl.sum(right.to(tl.float32), 0))

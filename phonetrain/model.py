@@ -131,12 +131,13 @@ class FrameClassifier(nn.Module):
 
     def forward(self, windows: Tensor) -> Tensor:
         hidden = padded(windows, self.padding, self.output.weight.dtype)
-        layers: list[HiddenLayer] = list(self.hidden)
-        halves = prepare([*(layer.linear for layer in layers), self.output],
-                         [layer.dropout for layer in layers if layer.dropout is not None], hidden)
-        for layer, half in zip(layers, halves):
-            hidden = layer(hidden, half)
-        return product(self.output, hidden, halves[-1])
+        ours = [layer for layer in self.hidden if isinstance(layer, HiddenLayer)]  # somebody may have exchanged some
+        *halves, last = prepare([*(layer.linear for layer in ours), self.output], [layer.dropout for layer in ours],
+                                hidden)
+        given = dict(zip(ours, halves))
+        for layer in self.hidden:
+            hidden = layer(hidden, given[layer]) if layer in given else layer(hidden)
+        return product(self.output, hidden, last)
 
     @property
     def num_parameters(self) -> int:

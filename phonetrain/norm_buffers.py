@@ -11,8 +11,8 @@ from torch import Tensor
 class NormBuffers:
     """Copies of a model's buffers, and their way back; a handful of operations however many buffers there are.
 
-    Those of one dtype lie in one tensor: norms have three small buffers each, and a launch for each would be a third of
-    a deep net's step on a fast GPU.
+    Copies of one dtype lie in one tensor: norms have three small buffers each, and a launch for each would be a third
+    of a deep net's step on a fast GPU. A CPU looks whether there is anything to take back.
 
     Parameters
     ----------
@@ -20,10 +20,10 @@ class NormBuffers:
     """
 
     def __init__(self, buffers: list[Tensor]) -> None:
-        by_dtype: dict[torch.dtype, list[Tensor]] = defaultdict(list)
+        alike: dict[tuple[torch.dtype, torch.device], list[Tensor]] = defaultdict(list)
         for buffer in buffers:
-            by_dtype[buffer.dtype].append(buffer)
-        self.groups = [(group, flat := flattened(group), as_views(flat, group)) for group in by_dtype.values()]
+            alike[buffer.dtype, buffer.device].append(buffer)
+        self.groups = [(group, flat := flattened(group), as_views(flat, group)) for group in alike.values()]
 
     @torch.no_grad()
     def keep(self) -> None:
@@ -34,6 +34,10 @@ class NormBuffers:
     @torch.no_grad()
     def restore(self, undone: Tensor) -> None:
         """As remembered where `undone`, () bool on the device, is true; else as they are."""
+        if undone.device.type != "cpu" or undone:
+            self.restore_on_device(undone)
+
+    def restore_on_device(self, undone: Tensor) -> None:
         for buffers, flat, _ in self.groups:
             torch._foreach_copy_(buffers, as_views(torch.where(undone, flat, flattened(buffers)), buffers))
 

@@ -106,7 +106,7 @@ class TrainStep:
         """From the gradients and losses of `parts` to new weights and sums, or to no change at all."""
         loss, correct, frames = parts[0][:3]
         for part in parts[1:]:
-            loss, correct, frames = loss + part.loss, correct + part.correct, frames + part.frames
+            loss, correct, frames = loss.double() + part.loss, correct + part.correct, frames + part.frames
         if self.ranks.together:
             numbers = torch.stack([loss.double(), correct.double(), torch.full_like(loss, frames).double()])
             self.ranks.sum_(numbers)

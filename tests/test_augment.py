@@ -163,3 +163,16 @@ def test_masks_never_exceed_the_window():
     assert hidden.sum(1).max() == D
     with pytest.raises(ConfigError, match="augment.noise = -1"):
         AugmentConfig(noise=-1)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::DeprecationWarning")
+def test_windows_that_the_kernel_would_misread_are_left_to_torch(monkeypatch):
+    pytest.importorskip("triton", reason="needs triton, which torch's CUDA builds bring along")
+    windows, frames = (tensor.to(DEVICE) for tensor in windows_of(60))
+    wide = torch.zeros(60, W, 2 * D, device=DEVICE)
+    wide[..., ::2] = windows
+    apart = torch.stack([frames, frames], 1)[:, 0]
+    one = augment(time_mask=8, freq_mask=4)
+    wanted = one(windows, frames, 1)
+    monkeypatch.setattr(gpu_layer, "runs_here", lambda windows: True)
+    assert torch.equal(one(wide[..., ::2], frames, 1), wanted) and torch.equal(one(windows, apart, 1), wanted)

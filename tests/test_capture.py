@@ -18,6 +18,7 @@ from phonetrain.capture import CapturedStep
 from phonetrain.device import Compute, choose_compute
 from phonetrain.metrics import FrameMetrics
 from phonetrain.model import FrameClassifier
+from phonetrain.norm_buffers import NormBuffers
 from phonetrain.optim import build_optimizer
 from phonetrain.scaling import LossScale
 from phonetrain.sections import AugmentConfig, ModelConfig, OptimizerConfig
@@ -68,10 +69,11 @@ def record_tape(unit):
 
 @pytest.fixture
 def as_on_cuda(monkeypatch):
-    """The code that runs on a CUDA device, on this one: no kernels of our own, averages without the host."""
+    """The code that runs on a CUDA device, on this one: no kernels of our own, nothing that the host decides."""
     monkeypatch.setattr(fused, "kernels_are_there", lambda: False)
     monkeypatch.setattr(AveragedWeights, "update",
                         lambda self, skip: AveragedWeights.update_on_device(self, skip))
+    monkeypatch.setattr(NormBuffers, "restore", torch.no_grad()(NormBuffers.restore_on_device))
 
 
 @pytest.fixture(autouse=True)

@@ -47,3 +47,11 @@ def test_huge_logits_do_not_overflow(way):
     logits = torch.tensor([[3e38, -3e38, 0.0], [0.0, -3e38, -3e38]], device=DEVICE)
     part = frame_loss(logits, torch.zeros(2, dtype=torch.int64, device=DEVICE))
     assert float(part.loss) == 0 and int(part.correct) == 2
+
+
+@pytest.mark.parametrize("label", [-100, -1, 10, 12, 99])
+def test_a_label_that_is_no_class_makes_the_loss_nan_in_a_kernel(label, monkeypatch):
+    pytest.importorskip("triton", reason="needs triton, which torch's CUDA builds bring along")
+    monkeypatch.setattr(gpu_layer, "runs_here", lambda logits: True)
+    labels = torch.tensor([3, label, 4], device=DEVICE)
+    assert frame_loss(torch.zeros(3, 10, device=DEVICE), labels).loss.isnan()

@@ -224,6 +224,9 @@ def test_what_is_not_known_is_left_to_torch():
     assert not is_covered(hidden.to("meta"), None, silu, None)
     assert not is_covered(hidden, nn.BatchNorm1d(COLUMNS, affine=False), silu, None)
     assert not is_covered(hidden[:1], nn.BatchNorm1d(COLUMNS), silu, None)
+    unbiased = nn.BatchNorm1d(COLUMNS)
+    unbiased.bias = None
+    assert not is_covered(hidden, unbiased, silu, None)
     assert not is_covered(hidden, nn.GroupNorm(1, COLUMNS), silu, None)
     assert not is_covered(hidden, None, nn.GELU(approximate="tanh"), None)
     assert not is_covered(hidden, None, nn.ELU(), None)

@@ -235,3 +235,19 @@ def test_a_classifier_trains_as_it_does_with_torchs_modules(precision, norm, mon
     monkeypatch.setattr(gpu_layer, "runs_here", lambda hidden: False)
     monkeypatch.setattr("phonetrain.model.product", lambda linear, inputs, half=None: linear(inputs))
     assert ours == pytest.approx(losses(), rel=1e-5 if precision == "fp32" else 0.01)
+
+
+def test_activations_are_numbered_as_on_a_cpu():
+    from phonetrain import fused, gpu_kernels
+
+    names = {nn.ReLU: "RELU", nn.LeakyReLU: "LEAKY_RELU", nn.GELU: "GELU", nn.SiLU: "SILU", nn.Mish: "MISH",
+             nn.Softplus: "SOFTPLUS", nn.Tanh: "TANH", nn.Sigmoid: "SIGMOID"}
+    assert {kind: getattr(gpu_kernels, name).value for kind, name in names.items()} == fused.ACTIVATIONS
+
+
+def test_a_second_derivative_through_a_product_is_refused():
+    inputs = torch.randn(8, 8, device=DEVICE).bfloat16().requires_grad_()
+    weight = torch.randn(8, 8, device=DEVICE, requires_grad=True)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(Product.apply(inputs, weight, None, weight.detach().bfloat16()).sum(), inputs,
+                            create_graph=True)

@@ -241,3 +241,11 @@ def test_windows_of_another_dtype_are_taken_without_autocast_too(dtype):
     model = build(depth=2).eval()
     windows = torch.randn(4, 7, 5).to(dtype)
     assert torch.equal(model(windows), model(windows.float()))
+
+
+def test_a_layer_or_its_dropout_may_be_exchanged():
+    model = build(depth=3, dropout=0.2)
+    model.hidden[0].dropout = nn.Identity()
+    model.hidden[1] = nn.Sequential(nn.Linear(16, 16), nn.Tanh())
+    model(torch.randn(4, 7, 5)).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
