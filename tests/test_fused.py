@@ -58,10 +58,10 @@ def ours(hidden, gradient, name, activation):
     return [output.detach(), hidden.grad, *parameters], [] if norm is None else list(norm.buffers())
 
 
-@pytest.mark.parametrize(("name", "activation"), PAIRS, ids=lambda part: getattr(part, "__name__", part))
-def test_float32_equals_torch_in_float64_to_float32_rounding(name, activation):
+def check_float32(layer, name, activation):
+    """`layer`, as `ours`, equals torch's modules in float64 to float32 rounding."""
     hidden, gradient = inputs()
-    found, buffers = ours(hidden, gradient, name, activation)
+    found, buffers = layer(hidden, gradient, name, activation)
     wanted, wanted_buffers = exact(hidden, gradient, name, activation)
     for value, true in zip(found, wanted, strict=True):
         # ReLU and its kin have a kink, on which float32 may stand on the other side than float64.
@@ -71,17 +71,27 @@ def test_float32_equals_torch_in_float64_to_float32_rounding(name, activation):
         torch.testing.assert_close(value.double(), true.double(), rtol=2e-6, atol=2e-6)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", ["batch", "layer", "rms", "none"])
-def test_half_precision_is_as_exact_as_its_dtype(dtype, name):
+def check_half_precision(layer, name, dtype):
+    """`layer`, as `ours`, is rounded to its dtype once."""
     hidden, gradient = inputs(dtype)
-    found, buffers = ours(hidden, gradient, name, nn.SiLU)
+    found, buffers = layer(hidden, gradient, name, nn.SiLU)
     wanted, wanted_buffers = exact(hidden, gradient, name, nn.SiLU)
     precision = torch.finfo(dtype).eps
     for value, true in zip(found, wanted, strict=True):
         torch.testing.assert_close(value.double(), true, rtol=precision, atol=precision * float(true.abs().max()))
     for value, true in zip(buffers, wanted_buffers, strict=True):
         torch.testing.assert_close(value.double(), true.double(), rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize(("name", "activation"), PAIRS, ids=lambda part: getattr(part, "__name__", part))
+def test_float32_equals_torch_in_float64_to_float32_rounding(name, activation):
+    check_float32(ours, name, activation)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["batch", "layer", "rms", "none"])
+def test_half_precision_is_as_exact_as_its_dtype(dtype, name):
+    check_half_precision(ours, name, dtype)
 
 
 def test_large_mean_beside_a_small_deviation_loses_no_digits_of_the_variance():

@@ -10,7 +10,7 @@ from phonetrain.fused import Dropout
 from phonetrain.gpu_layer import Product, hidden_layer, is_covered
 from phonetrain.model import FrameClassifier
 from phonetrain.sections import ModelConfig
-from tests.test_fused import ACTIVATIONS, exact, inputs, make_norm
+from tests.test_fused import ACTIVATIONS, check_float32, check_half_precision, exact, inputs, make_norm
 
 # numpy's, in the interpreter
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::DeprecationWarning")
@@ -44,25 +44,13 @@ def ours(hidden, gradient, name, activation, dropout=None):
 @pytest.mark.parametrize("activation", ACTIVATIONS, ids=lambda part: part.__name__)
 @pytest.mark.parametrize("name", ["batch", "none"])
 def test_float32_equals_torch_in_float64_to_float32_rounding(name, activation):
-    hidden, gradient = inputs()
-    found, buffers = ours(hidden, gradient, name, activation)
-    wanted, wanted_buffers = exact(hidden, gradient, name, activation)
-    for value, true in zip(found, wanted, strict=True):
-        away = ((value - true).abs() > 3e-6 * max(1, float(true.abs().max()))).double().mean()
-        assert away <= (1e-4 if activation in (nn.ReLU, nn.LeakyReLU) else 0)
-    for value, true in zip(buffers, wanted_buffers, strict=True):
-        torch.testing.assert_close(value.double(), true.double(), rtol=2e-6, atol=2e-6)
+    check_float32(ours, name, activation)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", ["batch", "none"])
 def test_half_precision_is_as_exact_as_its_dtype(dtype, name):
-    hidden, gradient = inputs(dtype)
-    found, _ = ours(hidden, gradient, name, nn.SiLU)
-    wanted, _ = exact(hidden, gradient, name, nn.SiLU)
-    precision = torch.finfo(dtype).eps
-    for value, true in zip(found, wanted, strict=True):
-        torch.testing.assert_close(value.double(), true, rtol=precision, atol=precision * float(true.abs().max()))
+    check_half_precision(ours, name, dtype)
 
 
 @pytest.mark.parametrize("rows", [3, 64, 65, 1024, 1025])
