@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
-from .errors import PhonetrainError
+from .errors import ConfigError, PhonetrainError
 from .recipe_commands import Flag, Overrides, recipes
 from .tables import print_result
 
@@ -67,6 +67,8 @@ def fit(
         No progress, warnings only.
     """
     settings = overrides + _limits(max_time, stop_at)
+    if find_lr:
+        _refuse_beside_find_lr(run=run, max_time=max_time, stop_at=stop_at, dry_run=dry_run)
     if dry_run:
         from .plan import plan, plan_text
 
@@ -84,6 +86,13 @@ def fit(
 
     done = fit(recipe, *settings, corpus=corpus, run=run, console=_console(quiet))
     return _ended(done, json)
+
+
+def _refuse_beside_find_lr(**options: object) -> None:
+    """Options that would silently mean nothing."""
+    given = [f"--{name.replace('_', '-')}" for name, value in options.items() if value]
+    if given:
+        raise ConfigError(f"--find-lr trains no run, so it does not take {' and '.join(given)}; leave that out")
 
 
 @app.command

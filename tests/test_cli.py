@@ -225,3 +225,12 @@ def test_ctrl_c_that_a_library_turns_into_another_error_is_no_traceback_either()
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (130, "interrupted\n")
+
+
+@pytest.mark.parametrize(("options", "named"), [
+    (("--max-time", "5m"), "--max-time"), (("--run", "here"), "--run"), (("--dry-run", "--stop-at", "23:30"),
+                                                                       "--stop-at and --dry-run")])
+def test_options_that_mean_nothing_beside_a_range_test_are_refused(there, capsys, options, named):
+    assert f"--find-lr trains no run, so it does not take {named}; leave that out" in refused(
+        capsys, "fit", "--find-lr", *options)
+    assert sorted(path.name for path in there.iterdir()) == ["packed"]
