@@ -134,7 +134,8 @@ def draw_run(run: Run) -> Figure:
         accuracy.set(title="Frame accuracy (%)", xlabel="epochs")
         rate.plot(told.train_x, told.train["lr"], color=TRAIN, linewidth=1.4)
         if not told.train_x.size and told.epoch_x.size:
-            rate.plot(told.epoch_x, column(run.scores(), "lr"), color=TRAIN, linewidth=1.4)
+            # With a marker: of a run of one epoch there is no line.
+            rate.plot(told.epoch_x, column(run.scores(), "lr"), color=TRAIN, linewidth=1.4, marker="s", markersize=3.0)
         positive = told.train["lr"][told.train["lr"] > 0]
         # A cosine reads best on a plain axis, rates that were cut again and again on a logarithmic one.
         if positive.size and positive.max() > 20 * np.median(positive):
