@@ -62,8 +62,9 @@ def measure_device(corpus, partition: str, device="cuda", times: int = 50, large
         limit = found["device_copy_bytes_per_s"] / (2 * window_bytes)
         found["resident_share_of_copy_bandwidth"] = large / seconds / limit
     if device.type == "cuda":
-        for batch_size in (1024, 8192):
+        for batch_size in (1024, 8192, large):
             found[f"captured_us_at_{batch_size}"] = captured(open_on, batch_size, device, times)
+        found["captured_share_of_copy_bandwidth"] = 1e6 * large / found[f"captured_us_at_{large}"] / limit
     return found
 
 
@@ -80,8 +81,9 @@ def captured(open_on, batch_size: int, device: torch.device, times: int) -> floa
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             batch = loader.device_batch(table, place)
-        place.fill_(2)
+        index = min(2, loader.table_batches - 1)
+        place.fill_(index)
         graph.replay()
-        if not torch.equal(batch.windows, loader.batch(0, 2).windows):
+        if not torch.equal(batch.windows, loader.batch(0, index).windows):
             raise SystemExit("the captured batch is not the epoch's")
         return clock(device, lambda n: graph.replay(), times) * 1e6
