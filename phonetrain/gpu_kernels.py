@@ -126,6 +126,16 @@ def _record(mean, variance, inverse, running_mean, running_var, tracked, moments
 
 
 @triton.jit
+def _normed_by(moments, weight, bias, column, columns, inside):
+    """What a column was normalised by, (C,) each: mean and 1 / deviation of its batch, scale and shift."""
+    mean = tl.load(moments + column, mask=inside, other=0.0)
+    inverse = tl.load(moments + columns + column, mask=inside, other=0.0)
+    scale = tl.load(weight + column, mask=inside, other=0.0)
+    shift = tl.load(bias + column, mask=inside, other=0.0)
+    return mean, inverse, scale, shift
+
+
+@triton.jit
 def column_sums(hidden, partial, rows, columns, chunk_rows,
                 ALIGNED: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
     """Sums of hidden (rows, columns) and of its squares over each chunk of rows, about its first row: squares about a
@@ -210,10 +220,7 @@ def column_gradients(hidden, gradient, moments, weight, bias, partial, key, rows
     by_output = _rows(gradient, first + tl.arange(0, BLOCK_R), stop, column, columns, inside)
     if DROPS:
         word = tl.load(key)
-    mean = tl.load(moments + column, mask=inside, other=0.0)
-    inverse = tl.load(moments + columns + column, mask=inside, other=0.0)
-    scale = tl.load(weight + column, mask=inside, other=0.0)
-    shift = tl.load(bias + column, mask=inside, other=0.0)
+    mean, inverse, scale, shift = _normed_by(moments, weight, bias, column, columns, inside)
     sums = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
     products = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
     for start in range(first, stop, BLOCK_R):
@@ -254,10 +261,7 @@ def columns_backward(hidden, gradient, output, moments, weight, bias, partial, b
             tl.store(by_bias + column, plain, mask=inside)
             tl.store(by_weight + column, product, mask=inside)
         plain, product = plain / rows, product / rows
-        mean = tl.load(moments + column, mask=inside, other=0.0)
-        inverse = tl.load(moments + columns + column, mask=inside, other=0.0)
-        scale = tl.load(weight + column, mask=inside, other=0.0)
-        shift = tl.load(bias + column, mask=inside, other=0.0)
+        mean, inverse, scale, shift = _normed_by(moments, weight, bias, column, columns, inside)
     for start in range(first, stop, BLOCK_R):
         row = start + tl.arange(0, BLOCK_R)
         following = _rows(hidden, row + BLOCK_R, stop, column, columns, inside)
@@ -312,10 +316,7 @@ def whole_backward(hidden, gradient, output, moments, weight, bias, by_weight, b
     inside, row = column < columns, tl.arange(0, ROWS)
     values = _rows(hidden, row, rows, column, columns, inside)
     by_z = _rows(gradient, row, rows, column, columns, inside)
-    mean = tl.load(moments + column, mask=inside, other=0.0)
-    inverse = tl.load(moments + columns + column, mask=inside, other=0.0)
-    scale = tl.load(weight + column, mask=inside, other=0.0)
-    shift = tl.load(bias + column, mask=inside, other=0.0)
+    mean, inverse, scale, shift = _normed_by(moments, weight, bias, column, columns, inside)
     if DROPS:
         word = tl.load(key)
     normal = tl.where((row < rows)[:, None], (values - mean[None, :]) * inverse[None, :], 0.0)
