@@ -13,7 +13,7 @@ from benchmarks.corpora import PARTITION, make_corpora
 from benchmarks.device import captured
 from benchmarks.steps import Case, Notebook, Ours, measure
 from phonedata import Selection, WindowSpec, open_loader
-from phonetrain.updates import Updates
+from phonetrain.step.epoch import Updates
 
 WINDOW = WindowSpec(30, 30)
 LOADERS = {"host": {}, "resident": {}, "slab": {"order": "slab", "slab_frames": 1 << 16, "pool_slabs": 8}}

@@ -20,7 +20,7 @@ import numpy as np
 
 from benchmarks.conditions import write_results
 from phonedata import PackedCorpus, WindowSpec, open_loader
-from phonedata.pages import available_memory
+from phonedata.system import available_memory
 from tools.fake_corpus import make_fake_corpus
 
 TRAIN, CONTEXT, BATCH = "train", 30, 1024

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from benchmarks.steps import Case, Ours
-from phonetrain import fused, gpu_layer, step
+from phonetrain.kernels import cpu_layer as fused
+from phonetrain.kernels import cuda_layer as gpu_layer
+from phonetrain.step import train_step as step
 
 
 class Tally(TorchDispatchMode):

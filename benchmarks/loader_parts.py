@@ -12,9 +12,9 @@ import numpy as np
 from benchmarks import ways
 from benchmarks.corpora import PARTITION, repeat_corpus
 from phonedata import EpochOrder, PackedCorpus, WindowSpec, open_loader
-from phonedata.crew import Crew
-from phonedata.gather import FrameTable, buckets_of, pool_rows
-from phonedata.pages import resident_share
+from phonedata.loaders.gather import FrameTable, buckets_of, pool_rows
+from phonedata.loaders.mapped_files import resident_share
+from phonedata.loaders.prefetch import Crew
 
 
 def lookup_times(quick: bool) -> dict:
@@ -41,7 +41,7 @@ def lookup_times(quick: bool) -> dict:
 
 
 FIRST_BATCH = """
-import sys, time, phonedata, numpy, torch, phonedata.loader
+import sys, time, phonedata, numpy, torch, phonedata.loaders.open
 def memory():
     fields = dict(line.split(":") for line in open("/proc/self/status") if line.startswith(("RssAnon", "RssShmem")))
     return sum(int(size.split()[0]) for size in fields.values()) / 1000

@@ -80,7 +80,7 @@ def ours(workers: int):
     """pack with everything: checks, CMVN, digests, made durable."""
 
     def run(raw: Path, out: Path) -> int:
-        from phonedata.packing import pack
+        from phonedata.packing.pack import pack
 
         return pack(raw, out, workers=workers).num_frames
 

@@ -17,10 +17,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.conditions import write_results
 from phonedata import pack
-from phonetrain.config import load_recipe
-from phonetrain.console import Console
-from phonetrain.fit import fit
-from phonetrain.loop import Trainer
+from phonetrain.config.run_config import load_recipe
+from phonetrain.console.base import Console
+from phonetrain.training.fit import fit
+from phonetrain.training.trainer import Trainer
 from tools.fake_corpus import make_fake_corpus
 
 STEPS = "train_epoch"

@@ -14,18 +14,18 @@ import torch
 from torch import Tensor, nn
 
 from phonedata import WindowSpec
-from phonetrain.assemble import SCORING_BATCHES
-from phonetrain.augment import Augment
-from phonetrain.averaging import AveragedWeights
-from phonetrain.capture import CapturedStep
-from phonetrain.config import RunConfig, load_recipe
+from phonetrain.config.run_config import RunConfig, load_recipe
 from phonetrain.device import Compute
-from phonetrain.metrics import FrameMetrics
-from phonetrain.model import ACTIVATIONS, FrameClassifier, build_model
-from phonetrain.optim import build_optimizer
-from phonetrain.scaling import LossScale
-from phonetrain.scoring import score
-from phonetrain.step import TrainStep
+from phonetrain.model.classifier import ACTIVATIONS, FrameClassifier, build_model
+from phonetrain.model.ema import AveragedWeights
+from phonetrain.optim.loss_scale import LossScale
+from phonetrain.optim.optimizers import build_optimizer
+from phonetrain.step.augment import Augment
+from phonetrain.step.cuda_graph import CapturedStep
+from phonetrain.step.metrics import FrameMetrics
+from phonetrain.step.scoring import score
+from phonetrain.step.train_step import TrainStep
+from phonetrain.training.build import SCORING_BATCHES
 
 FEATURE_DIM, CLASSES = 28, 40
 

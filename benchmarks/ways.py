@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from phonedata import EpochOrder, WindowSpec, open_loader
-from phonedata.gather import FrameTable
-from phonedata.selection import Selection
-from phonedata.windows import window_view
+from phonedata.format.selection import Selection
+from phonedata.loaders.gather import FrameTable
+from phonedata.loaders.windows import window_view
 
 RING_BYTES = 64 << 20
 

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from cyclopts import App, CycloptsError, Parameter, UnknownCommandError
 
-from phonedata.errors import PhonedataError, SpecError
+from .errors import PhonedataError, SpecError
 
 app = App(
     name="phonedata",
@@ -71,8 +71,8 @@ def pack(
     json_output
         Print the report as JSON.
     """
-    from phonedata.packing import pack as run
-    from phonedata.terminal import ProgressLine
+    from .packing.pack import pack as run
+    from .progress import ProgressLine
 
     with ProgressLine() as line:
         report = run(
@@ -149,9 +149,9 @@ def extract(
     workers
         Processes; by default one per processor.
     """
-    from phonedata.extracting import extract as run
-    from phonedata.raw.frontend import FrontEnd
-    from phonedata.terminal import ProgressLine
+    from .packing.extract import extract as run
+    from .progress import ProgressLine
+    from .raw.frontend import FrontEnd
 
     frontend = FrontEnd(rate_hz=rate, mel_bins=mel_bins, coefficients=coefficients)
     with ProgressLine() as line:
@@ -173,8 +173,8 @@ def merge(packed: Path, /, *, replace: Flag = False, remove_parts: Flag = False,
     json_output
         Print the report as JSON.
     """
-    from phonedata.merging import merge as run
-    from phonedata.terminal import ProgressLine
+    from .packing.merge import merge as run
+    from .progress import ProgressLine
 
     with ProgressLine() as line:
         report = run(packed, replace=replace, remove_parts=remove_parts, progress=line)
@@ -206,8 +206,8 @@ def inspect(
     json_output
         Print everything as JSON.
     """
-    from phonedata.inspecting import inspect as run
-    from phonedata.inspecting import plot_utterance
+    from .format.describe import inspect as run
+    from .format.describe import plot_utterance
 
     found = run(packed)
     _show(json.dumps(found.to_dict(), indent=2, ensure_ascii=False) if json_output else found)
@@ -226,8 +226,8 @@ def verify(packed: Path, /, *, json_output: Json = False):
     json_output
         Print the result as JSON.
     """
-    from phonedata.corpus import PackedCorpus
-    from phonedata.terminal import ProgressLine
+    from .format.corpus import PackedCorpus
+    from .progress import ProgressLine
 
     corpus = PackedCorpus(packed)
     with ProgressLine() as line:

@@ -6,7 +6,7 @@ from functools import cached_property
 import numpy as np
 import xxhash
 
-from phonedata.errors import SpecError
+from .errors import SpecError
 
 # Start and end marks that course transcripts carry around the frames; they are never classes.
 START_MARKS = frozenset({"[SOS]", "SOS", "<sos>", "<SOS>", "<s>"})

@@ -12,8 +12,6 @@ In a notebook:
 
 import importlib
 import os
-import sys
-import types
 
 # The threads of a step meet several times a layer. GNU OpenMP, which reads this when torch is imported, lets those that
 # wait spin for milliseconds: beside any other program on the same cores, a thread that was put aside keeps the others
@@ -29,20 +27,20 @@ _ROOMS = {
     "RunNotFound": "errors",
     "CheckpointError": "errors",
     "TrainingStopped": "errors",
-    "RunConfig": "config",
-    "load_recipe": "config",
-    "recipe_names": "config",
-    "Run": "run",
-    "fit": "fit",
-    "resume": "fit",
-    "find_lr": "find_lr",
-    "evaluate": "predict",
-    "predict": "predict",
-    "open_trained": "trained",
-    "report": "report",
-    "explain": "explain",
-    "doctor": "doctor",
-    "export": "export",
+    "RunConfig": "config.run_config",
+    "load_recipe": "config.run_config",
+    "recipe_names": "config.run_config",
+    "Run": "runs.directory",
+    "fit": "training.fit",
+    "resume": "training.resume",
+    "find_lr": "planning.find_lr",
+    "evaluate": "results.predict",
+    "predict": "results.predict",
+    "open_trained": "results.trained",
+    "report": "results.report",
+    "explain": "runs.explain",
+    "doctor": "planning.doctor",
+    "export": "results.export",
 }
 
 __all__ = sorted(_ROOMS)
@@ -59,15 +57,3 @@ def __getattr__(name: str):
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *_ROOMS})
-
-
-class _Face(types.ModuleType):
-    """Keeps `phonetrain.fit` the function: importing a room of the same name would put the module in its place."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if isinstance(value, types.ModuleType) and _ROOMS.get(name) == name:
-            value = getattr(value, name)
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Face

@@ -1,6 +1,6 @@
 """`python -m phonetrain`, which is how torchrun starts it."""
 
-from phonetrain.cli import main
+from phonetrain.cli.main import main
 
 if __name__ == "__main__":
     main()

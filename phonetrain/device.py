@@ -13,8 +13,8 @@ from importlib import metadata
 
 import torch
 
+from .distributed import here
 from .errors import ConfigError
-from .ranks import here
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}

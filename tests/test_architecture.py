@@ -1,44 +1,51 @@
-"""The README's tree is the map: it lists every file, and a file imports only what stands above it there."""
+"""Layers of folders point down, nothing imports itself through others, and starting costs nothing."""
 
 import ast
 import re
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-MAPPED = ("phonedata", "phonetrain", "benchmarks", "tools")
-# A function may open the kind of thing it belongs to; at import time the arrows still point one way.
-DOORS = {
-    ("phonedata/corpus.py", "phonedata/verify.py"),
-    ("phonetrain/console.py", "phonetrain/panel.py"),
-    ("phonetrain/console.py", "phonetrain/notebook.py"),
-    ("phonetrain/fused.py", "phonetrain/gpu_layer.py"),
+# Folders and the files beside them, from the ground up: what stands in a line may use the lines above it and, without
+# circles, its own. A name without .py is a folder.
+LAYERS = {
+    "phonedata": """
+        errors.py
+        cmvn.py system.py progress.py phonemes.py files.py
+        raw format
+        packing loaders
+        cli.py __main__.py
+    """,
+    "phonetrain": """
+        errors.py text.py kernels
+        config console distributed.py
+        device.py model optim runs
+        step
+        training
+        results
+        planning
+        cli __main__.py
+    """,
 }
 
 
-def readme_tree() -> list[str]:
-    """Python files of the code block under "The tree", in its order, as paths from the root."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    block = re.search(r"## The tree.*?```\n(.*?)```", text, re.DOTALL)[1]
-    paths, folders = [], []
-    for line in block.splitlines():
-        match = re.match(r"( *)(\S+)", line)
-        if match is None:
-            continue
-        depth, name = len(match[1]) // 2, match[2]
-        folders = folders[:depth]
-        if name.endswith("/"):
-            folders.append(name.rstrip("/"))
-        elif name.endswith(".py"):
-            paths.append("/".join([*folders, name]))
-    return paths
+def mapped_files() -> list[str]:
+    """Python files that docs/CODE.md lists, in its order, as paths from the root."""
+    text = (ROOT / "docs/CODE.md").read_text(encoding="utf-8")
+    sections = re.findall(r"^## (\S+)/\n\n```\n(.*?)```", text, re.MULTILINE | re.DOTALL)
+    return [f"{folder}/{line.split()[0]}" for folder, lines in sections for line in lines.splitlines()]
 
 
-def python_files() -> list[str]:
-    files = [path for folder in MAPPED for path in (ROOT / folder).rglob("*.py")]
+def test_the_map_of_the_code_lists_every_file_once():
+    assert sorted(mapped_files()) == python_files("phonedata", "phonetrain", "benchmarks", "tools")
+
+
+def python_files(*folders: str) -> list[str]:
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
     return sorted(str(path.relative_to(ROOT)) for path in files)
 
 
@@ -68,24 +75,53 @@ def imports(path: str) -> set[str]:
     return found - {path}
 
 
-def test_readme_tree_lists_every_file_once():
-    assert sorted(readme_tree()) == python_files()
+def room(path: str) -> str:
+    """What of LAYERS a file belongs to: the folder or file just below its package."""
+    return Path(path).parts[1]
 
 
-@pytest.mark.parametrize("path", [path for path in python_files() if not path.endswith("__init__.py")])
-def test_file_imports_only_what_stands_above_it_in_the_tree(path):
-    floors = {name: floor for floor, name in enumerate(readme_tree())}
-    faces = {"phonedata/__init__.py", "phonetrain/__init__.py"}
-    upward = {name for name in imports(path) - faces if floors[name] > floors[path]}
-    assert {(path, name) for name in upward} <= DOORS
+def floors(package: str) -> dict[str, int]:
+    lines = LAYERS[package].split("\n")
+    return {name: floor for floor, line in enumerate(lines) for name in line.split()}
 
 
-@pytest.mark.parametrize("path", [path for path in python_files() if path.startswith("phonetrain/")])
+def is_face(path: str) -> bool:
+    return path in ("phonedata/__init__.py", "phonetrain/__init__.py")
+
+
+@pytest.mark.parametrize("package", LAYERS)
+def test_layers_name_every_folder_and_file_of_a_package(package):
+    assert sorted(floors(package)) == sorted({room(path) for path in python_files(package) if not is_face(path)})
+
+
+@pytest.mark.parametrize("path", [path for path in python_files(*LAYERS) if not is_face(path)])
+def test_imports_point_down_the_layers(path):
+    package = Path(path).parts[0]
+    floor = floors(package)
+    own = {name for name in imports(path) if name.startswith(f"{package}/") and not is_face(name)}
+    assert {name for name in own if floor[room(name)] > floor[room(path)]} == set()
+
+
+def test_no_file_or_folder_imports_itself_through_others():
+    files = [path for path in python_files("phonedata", "phonetrain", "benchmarks", "tools") if not is_face(path)]
+    of_files = {path: {name for name in imports(path) if not is_face(name)} for path in files}
+    of_folders: dict[str, set[str]] = {}
+    for path, used in of_files.items():
+        folder = str(Path(path).parent)
+        # The files beside a package's folders are rooms of their own.
+        folder = path if folder in LAYERS else folder
+        others = {name if str(Path(name).parent) in LAYERS else str(Path(name).parent) for name in used}
+        of_folders.setdefault(folder, set()).update(others - {folder})
+    for graph in (of_files, of_folders):
+        TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+
+
+@pytest.mark.parametrize("path", python_files("phonetrain"))
 def test_phonetrain_uses_only_the_face_of_phonedata(path):
     assert {name for name in imports(path) if name.startswith("phonedata/")} <= {"phonedata/__init__.py"}
 
 
-@pytest.mark.parametrize("path", [path for path in python_files() if path.startswith("phonedata/")])
+@pytest.mark.parametrize("path", python_files("phonedata"))
 def test_phonedata_never_imports_phonetrain(path):
     assert not any(name.startswith("phonetrain/") for name in imports(path))
 

@@ -14,12 +14,14 @@ from pathlib import Path
 
 import torch
 
-from phonetrain import checkpoint, scoring
-from phonetrain.config import load_recipe
-from phonetrain.console import Console
-from phonetrain.fit import fit, resume
-from phonetrain.run import Run
-from phonetrain.step import TrainStep
+from phonetrain.config.run_config import load_recipe
+from phonetrain.console.base import Console
+from phonetrain.runs.directory import Run
+from phonetrain.step import scoring
+from phonetrain.step.train_step import TrainStep
+from phonetrain.training import checkpoint
+from phonetrain.training.fit import fit
+from phonetrain.training.resume import resume
 
 # Nets this small only wait for each other's threads; one thread also keeps tests fast beside other work.
 torch.set_num_threads(1)

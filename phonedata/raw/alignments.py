@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from phonedata.errors import MissingReader, RawDataError
-from phonedata.phonemes import ARPABET
+from ..errors import MissingReader, RawDataError
+from ..phonemes import ARPABET
 
 SUFFIXES = (".textgrid", ".phn", ".lab")
 _LARGEST = 1 << 26  # bytes; a day of speech has smaller alignments

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from phonedata.errors import MissingReader, RawDataError
-from phonedata.phonemes import ARPABET, PhonemeSet
-from phonedata.raw import Problem, RawCorpus, Stamp, check_name, read_phonemes
-from phonedata.raw.alignments import SILENCE, SUFFIXES, Intervals, as_arpabet, read_alignment
-from phonedata.raw.frontend import FrontEnd, labels_at, resample
-from phonedata.raw.hw1p2 import speaker_of
+from ..errors import MissingReader, RawDataError
+from ..phonemes import ARPABET, PhonemeSet
+from .alignments import SILENCE, SUFFIXES, Intervals, as_arpabet, read_alignment
+from .base import Problem, RawCorpus, Stamp, check_name, read_phonemes
+from .frontend import FrontEnd, labels_at, resample
+from .hw1p2 import speaker_of
 
 LOOKS_FOR = "PARTITION/.../ID.wav or .flac, with ID.TextGrid, ID.phn or ID.lab beside it"
 AUDIO = (".wav", ".flac")

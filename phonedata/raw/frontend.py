@@ -7,7 +7,7 @@ from math import ceil, gcd
 
 import numpy as np
 
-from phonedata.errors import MissingReader, RawDataError, SpecError
+from ..errors import MissingReader, RawDataError, SpecError
 
 # 22,050 -> 16,000 Hz is 320 / 441; the resampling matrix of two coprime rates would need gigabytes.
 MAX_RATIO_TERM = 6000

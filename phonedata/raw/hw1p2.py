@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from phonedata.errors import RawDataError
-from phonedata.phonemes import ARPABET, PhonemeSet
-from phonedata.raw import Problem, RawCorpus, check_name, check_names, read_frontend, read_phonemes
-from phonedata.raw.npy import NpyReader, parse_header
+from ..errors import RawDataError
+from ..phonemes import ARPABET, PhonemeSet
+from .base import Problem, RawCorpus, check_name, check_names, read_frontend, read_phonemes
+from .npy import NpyReader, parse_header
 
 LOOKS_FOR = "PARTITION/mfcc/ID.npy, e.g. train-clean-100/mfcc/103-1240-0000.npy"
 TEST_ORDER = "test_order.csv"
@@ -266,7 +266,7 @@ class Hw1p2Partition:
 
     def _symbols(self):
         if self._table is None:
-            from phonedata.raw.symbols import SymbolTable
+            from .label_table import SymbolTable
 
             self._table = SymbolTable(self.phonemes)
         return self._table
@@ -274,7 +274,7 @@ class Hw1p2Partition:
     def fill_usual(self, indices: list[int], *chunk) -> np.ndarray:
         """See UsualFiles.fill; `indices` name the utterances."""
         if self._usual is None:
-            from phonedata.raw.usual import UsualFiles
+            from .usual import UsualFiles
 
             self._usual = UsualFiles(self._symbols())
         paths = [[f"{self._mfcc}/{self._files[i]}" for i in indices]]

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from phonedata.errors import MissingReader, RawDataError, SpecError
-from phonedata.phonemes import PhonemeSet
-from phonedata.raw import Problem, RawCorpus, Stamp, check_name, read_frontend
-from phonedata.raw.lines import LabelLines, OpenFile, read_list, text_id
+from ..errors import MissingReader, RawDataError, SpecError
+from ..phonemes import PhonemeSet
+from .base import Problem, RawCorpus, Stamp, check_name, read_frontend
+from .label_lines import LabelLines, OpenFile, read_list, text_id
 
 LOOKS_FOR = "feats.scp, or folders that have one, with ali*.txt or pdf*.txt (also .gz) beside it"
 _VALUE_BYTES = {b"FM": 4, b"DM": 8, b"CM": 1, b"CM2": 2, b"CM3": 1}

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from phonedata.errors import MissingReader, RawDataError
-from phonedata.phonemes import PhonemeSet
-from phonedata.raw import Problem, RawCorpus, Stamp, check_name, read_frontend, read_phonemes
-from phonedata.raw.hw1p2 import speaker_of
-from phonedata.raw.lines import LabelLines, read_list
+from ..errors import MissingReader, RawDataError
+from ..phonemes import PhonemeSet
+from .base import Problem, RawCorpus, Stamp, check_name, read_frontend, read_phonemes
+from .hw1p2 import speaker_of
+from .label_lines import LabelLines, read_list
 
 LOOKS_FOR = "train_split.txt, train_labels.txt and feat/train/ID.pt"
 NUM_CLASSES = 41

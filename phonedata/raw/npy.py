@@ -7,7 +7,7 @@ import re
 
 import numpy as np
 
-from phonedata.errors import RawDataError
+from ..errors import RawDataError
 
 _MAGIC = b"\x93NUMPY"
 # What np.save writes for one and two axes, to the letter; anything else takes the slow, general parse.

@@ -13,10 +13,10 @@ import sys
 import numpy as np
 from numba import njit, types
 
-from phonedata.cmvn import moments, normalise_half, normalise_single, scale_into
-from phonedata.phonemes import END_MARKS, START_MARKS
-from phonedata.raw.npy import FLAGS
-from phonedata.raw.symbols import SymbolTable, encode_text
+from ..cmvn import moments, normalise_half, normalise_single, scale_into
+from ..phonemes import END_MARKS, START_MARKS
+from .label_table import SymbolTable, encode_text
+from .npy import FLAGS
 
 # open() takes further arguments only with O_CREAT; two are passed as those of any function.
 _open = types.ExternalFunction("open", types.intc(types.uintp, types.intc))

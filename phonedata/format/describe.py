@@ -1,0 +1,143 @@
+"""inspect: what a packed corpus holds, from its metadata; and a picture of one utterance with its phonemes."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import PhonedataError, SpecError
+from .corpus import PackedCorpus, Partition
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A packed corpus described; `str()` is for people, `to_dict()` for programs."""
+
+    corpus: PackedCorpus
+
+    def to_dict(self) -> dict:
+        """Plain values for JSON: everything but digests of single files."""
+        corpus, attributes = self.corpus, self.corpus.attributes
+        wanted = ("format", "digest", "layout", "feature_dim", "frame_shift_ms", "dtype", "context", "cmvn", "frontend")
+        return {
+            "path": str(corpus.path),
+            **{key: attributes.get(key) for key in wanted},
+            "phonemes": list(corpus.phonemes.symbols),
+            "left_out": attributes.get("left_out", []),
+            "partitions": [self._partition(p) for p in corpus.partitions.values()],
+        }
+
+    def _partition(self, p: Partition) -> dict:
+        histogram = None
+        if p.label_histogram is not None:
+            histogram = dict(zip(self.corpus.phonemes.symbols, p.label_histogram.tolist()))
+        return {
+            "name": p.name,
+            "labelled": p.labelled,
+            "utterances": p.num_utterances,
+            "frames": p.num_frames,
+            "hours": p.hours,
+            "bytes": sum(entry["bytes"] for entry in p.attributes["files"].values()),
+            "lengths": p.lengths,
+            "label_histogram": histogram,
+            "mean": p.mean.tolist(),
+            "std": p.std.tolist(),
+        }
+
+    def __str__(self) -> str:
+        d = self.to_dict()
+        lines = [
+            f"{d['path']}  format {d['format']}  {d['digest']}",
+            f"layout {d['layout']}, {d['feature_dim']} coefficients {d['dtype']}, frame shift "
+            f"{d['frame_shift_ms']:g} ms, "
+            f"cmvn {d['cmvn']['kind']}, context {d['context']}, {len(d['phonemes'])} phonemes",
+        ]
+        if d["frontend"]:
+            lines.append("front end " + ", ".join(f"{k} {v}" for k, v in d["frontend"].items()))
+        head = f"{'partition':<20}{'utterances':>11}{'frames':>13}{'hours':>8}{'MB':>9}   frames per utterance"
+        lines += ["", head]
+        for p in d["partitions"]:
+            t = p["lengths"]
+            lines.append(
+                f"{p['name']:<20}{p['utterances']:>11,}{p['frames']:>13,}{p['hours']:>8.2f}{p['bytes'] / 1e6:>9.1f}   "
+                f"{t['min']} to {t['max']}, mean {t['mean']:.1f}{'' if p['labelled'] else ', no labels'}"
+            )
+        for p in d["partitions"]:
+            if p["label_histogram"]:
+                lines += ["", f"labels of {p['name']}, % of frames"]
+                total = max(1, p["frames"])
+                cells = [f"{s:>6} {100 * n / total:5.2f}" for s, n in list(p["label_histogram"].items())[:64]]
+                lines += ["  ".join(cells[i : i + 8]) for i in range(0, len(cells), 8)]
+                if len(p["label_histogram"]) > 64:
+                    lines.append(f"(and {len(p['label_histogram']) - 64} more; --json lists all)")
+        for p in d["partitions"]:
+            lines += ["", f"stored coefficients of {p['name']}, mean and standard deviation"]
+            cells = [f"{i:>3} {m:9.3f} {s:8.3f}" for i, (m, s) in enumerate(zip(p["mean"], p["std"]))]
+            lines += ["   ".join(cells[i : i + 4]) for i in range(0, len(cells), 4)]
+        if d["left_out"]:
+            lines += ["", f"left out: {len(d['left_out'])}"]
+            lines += [f"  {o['partition']}/{o['utterance']}: {o['reason']}" for o in d["left_out"][:20]]
+            if len(d["left_out"]) > 20:
+                lines.append(f"  (and {len(d['left_out']) - 20} more; --json lists all)")
+        return "\n".join(lines)
+
+
+def inspect(packed) -> Inspection:
+    """Describe the packed corpus at `packed` without reading its rows. Raises CorpusNotFound, FormatError."""
+    return Inspection(PackedCorpus(packed))
+
+
+def segments(labels: np.ndarray) -> list[tuple[int, int, int]]:
+    """Runs of equal labels (T,) as (class, first frame, end frame)."""
+    cuts = np.flatnonzero(np.diff(labels)) + 1
+    return [(int(labels[a]), int(a), int(b)) for a, b in zip([0, *cuts], [*cuts, len(labels)])]
+
+
+def plot_utterance(corpus: PackedCorpus, file, partition: str | None = None, utterance: str | None = None) -> Path:
+    """Draw one utterance's stored coefficients over time, its phonemes along the axis; returns the file.
+
+    Without names: the first labelled partition, and its utterance nearest to four seconds. The suffix decides the
+    format (.svg, .png, .pdf). Raises SpecError for names that are not there, PhonedataError if it cannot be written.
+    """
+    p = corpus[partition] if partition else next((p for p in corpus.partitions.values() if p.labelled), None)
+    p = p or next(iter(corpus.partitions.values()))
+    lengths = np.diff(p.utterance_end, prepend=0)
+    if utterance is None:
+        u = int(np.argmin(np.abs(lengths - 4000 / corpus.frame_shift_ms)))
+    elif utterance in p.utterance_ids:
+        u = p.utterance_ids.index(utterance)
+    else:
+        raise SpecError(f"{corpus.path}: partition {p.name} has no utterance {utterance!r}; e.g. {p.utterance_ids[0]}")
+    start, length = int(p.utterance_start_row[u]), int(lengths[u])
+    # The object interface: pyplot would choose a backend for the whole process.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(max(6.0, min(40.0, length / 28)), 4.2), layout="constrained")
+    axes = figure.subplots()
+    shift = corpus.frame_shift_ms / 1000
+    features = np.asarray(p.features[start : start + length], np.float32).T
+    limit = float(np.quantile(np.abs(features), 0.99)) or 1.0
+    extent = (0, length * shift, -0.5, corpus.feature_dim - 0.5)
+    style = {"aspect": "auto", "origin": "lower", "cmap": "RdBu_r", "vmin": -limit, "vmax": limit}
+    picture = axes.imshow(features, extent=extent, interpolation="nearest", **style)
+    axes.set_ylabel("coefficient")
+    axes.set_xlabel("seconds")
+    name = f"{p.name}/{p.utterance_ids[u]}"
+    axes.set_title(f"{name}: {length} frames, stored values ({corpus.cmvn['kind']} CMVN)", fontsize=10)
+    figure.colorbar(picture, ax=axes, pad=0.01)
+    if p.labelled:
+        top = axes.secondary_xaxis("top")
+        runs = segments(np.asarray(p.labels[start : start + length]))
+        top.set_xticks([(a + b) / 2 * shift for _, a, b in runs])
+        top.set_xticklabels([corpus.phonemes.symbols[c] for c, _, _ in runs], fontsize=7, rotation=90)
+        top.tick_params(length=0)
+        axes.vlines([a * shift for _, a, _ in runs[1:]], *axes.get_ylim(), colors="black", linewidth=0.4)
+    path = Path(file)
+    try:
+        # No date inside: the same corpus draws the same file.
+        figure.savefig(path, metadata={"Date": None} if path.suffix.lower() == ".svg" else None)
+    except ValueError as error:
+        raise SpecError(f"{path}: {str(error).splitlines()[0]}; name it .svg, .png or .pdf") from None
+    except OSError as error:
+        raise PhonedataError(f"{path}: cannot be written ({error.strerror}); choose another place") from None
+    return path

@@ -1,0 +1,235 @@
+"""Zarr v3 files written by our own hands: metadata, uncompressed shards, small arrays, digests of all of them."""
+
+import ctypes
+import errno
+import functools
+import json
+import os
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import xxhash
+
+from ..errors import PhonedataError
+from ..files import sync_folder
+
+CHUNK_ROWS = 1 << 16
+
+_CRC32C = []
+for _byte in range(256):
+    for _ in range(8):
+        _byte = (_byte >> 1) ^ (0x82F63B78 if _byte & 1 else 0)
+    _CRC32C.append(_byte)
+
+
+def crc32c(data: bytes) -> int:
+    """Castagnoli's CRC, as zarr's index codec wants it (RFC 3720, appendix B.4)."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc = (crc >> 8) ^ _CRC32C[(crc ^ byte) & 0xFF]
+    return crc ^ 0xFFFFFFFF
+
+
+def digest(data) -> str:
+    """xxh3_128, hex, of bytes or of anything with a buffer."""
+    return xxhash.xxh3_128_hexdigest(data)
+
+
+def render(document: dict) -> bytes:
+    """The one spelling of a zarr.json that this format allows: two spaces, UTF-8, keys as given, final newline."""
+    return (json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def root_digest(document: dict) -> str:
+    """Digest of the root's zarr.json: over its canonical JSON (sorted keys, no spaces) without the digest itself."""
+    attributes = {k: v for k, v in document["attributes"]["phonedata"].items() if k != "digest"}
+    bare = {**document, "attributes": {**document["attributes"], "phonedata": attributes}}
+    return digest(json.dumps(bare, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode())
+
+
+def group_metadata(attributes: dict) -> dict:
+    """zarr.json of a group."""
+    return {"zarr_format": 3, "node_type": "group", "attributes": {"phonedata": attributes}}
+
+
+def _bytes_codec(dtype: np.dtype) -> dict:
+    if dtype.itemsize == 1:
+        return {"name": "bytes"}
+    return {"name": "bytes", "configuration": {"endian": "little"}}
+
+
+def array_metadata(shape: tuple[int, ...], dtype: np.dtype, fill, sharded: bool) -> dict:
+    """zarr.json of an array that is one chunk, or one shard of inner chunks of CHUNK_ROWS rows, uncompressed."""
+    codecs = [_bytes_codec(dtype)]
+    chunk = list(shape)
+    if sharded:
+        chunk[0] = num_chunks(shape[0]) * CHUNK_ROWS
+        inner = {
+            "chunk_shape": [CHUNK_ROWS, *shape[1:]],
+            "codecs": codecs,
+            "index_codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}],
+            "index_location": "end",
+        }
+        codecs = [{"name": "sharding_indexed", "configuration": inner}]
+    return {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": list(shape),
+        "data_type": dtype.name,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunk}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "fill_value": fill,
+        "codecs": codecs,
+        "attributes": {},
+    }
+
+
+def num_chunks(rows: int) -> int:
+    """Inner chunks that hold `rows` rows."""
+    return -(-rows // CHUNK_ROWS)
+
+
+def shard_index(chunks: int, chunk_bytes: int) -> bytes:
+    """(offset, length) uint64 of each inner chunk, then their crc32c: what stands behind the last chunk."""
+    entries = np.empty((chunks, 2), "<u8")
+    entries[:, 0] = np.arange(chunks, dtype=np.uint64) * np.uint64(chunk_bytes)
+    entries[:, 1] = chunk_bytes
+    body = entries.tobytes()
+    return body + crc32c(body).to_bytes(4, "little")
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether the disk, a quota or a size limit ended it: with more space the same work goes on."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def disk_error(path, error: OSError) -> PhonedataError:
+    """One line for a file that cannot be written, or another error of the system's."""
+    if is_disk_full(error):
+        return PhonedataError(
+            f"{path}: disk full or size limit reached ({error.strerror}); free some space and pack again"
+        )
+    if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        return PhonedataError(
+            f"{path}: cannot be written ({error.strerror}); choose another place or mend its permissions"
+        )
+    return PhonedataError(f"{error.filename or path}: {error.strerror or error}; choose another place")
+
+
+@functools.cache
+def _sync_file_range():
+    """Linux's call of that name, or None."""
+    call = getattr(ctypes.CDLL(None), "sync_file_range", None) if sys.platform.startswith("linux") else None
+    if call:
+        call.argtypes = ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint
+    return call
+
+
+def _start_writing(fd: int, offset: int, length: int) -> None:
+    """Let the disk begin now with what `sync_tree` will wait for at the end; whether it does changes only the time."""
+    call, write = _sync_file_range(), 2  # SYNC_FILE_RANGE_WRITE
+    if call:
+        call(fd, offset, length, write)
+
+
+def sync_tree(root: Path) -> None:
+    """Make everything below `root` durable. All at once at the end: the first call flushes most of the others' work."""
+    for folder, _, names in os.walk(root, topdown=False):
+        for name in names:
+            with open(os.path.join(folder, name), "rb+") as file:
+                os.fsync(file.fileno())
+        sync_folder(Path(folder))
+
+
+class ShardFile:
+    """One shard being written in place, chunk by chunk and in any order, by any number of threads of one process."""
+
+    def __init__(self, path: Path, chunks: int, chunk_bytes: int):
+        self.path, self.chunks, self.chunk_bytes = path, chunks, chunk_bytes
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
+        self._lock = threading.Lock()
+        self._index = shard_index(chunks, chunk_bytes)
+        # The full length at once: a file-size limit shows now, and a shorter shard of an earlier try is cut.
+        try:
+            os.ftruncate(self._fd, chunks * chunk_bytes + len(self._index))
+        except OSError:
+            self.close()
+            raise
+
+    def __enter__(self) -> "ShardFile":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def write(self, chunk: int, data: np.ndarray) -> None:
+        """Write one whole inner chunk."""
+        self._pwrite(memoryview(data).cast("B"), chunk * self.chunk_bytes)
+        _start_writing(self._fd, chunk * self.chunk_bytes, data.nbytes)
+
+    def _pwrite(self, view, offset: int) -> None:
+        while len(view):
+            if hasattr(os, "pwrite"):
+                written = os.pwrite(self._fd, view, offset)
+            else:
+                with self._lock:
+                    os.lseek(self._fd, offset, os.SEEK_SET)
+                    written = os.write(self._fd, view)
+            view, offset = view[written:], offset + written
+
+    def read_digest(self, chunk: int) -> str:
+        """Digest of what the file holds now where `chunk` belongs."""
+        with self._lock:
+            os.lseek(self._fd, chunk * self.chunk_bytes, os.SEEK_SET)
+            return digest(os.read(self._fd, self.chunk_bytes))
+
+    def finish(self, digests: list[str]) -> dict:
+        """Write the index and close the file; returns its entry for the partition's attributes."""
+        self._pwrite(self._index, self.chunks * self.chunk_bytes)
+        self.close()
+        return shard_entry(digests, self.chunk_bytes, self._index)
+
+    def close(self) -> None:
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+
+def shard_entry(digests: list[str], chunk_bytes: int, index: bytes) -> dict:
+    """Size, digest and chunk digests of a shard file.
+
+    The file's digest is taken over the 16-byte digests of its chunks in order and then the index: it covers every
+    byte, and the chunks can be hashed by any number of workers.
+    """
+    whole = xxhash.xxh3_128(b"".join(map(bytes.fromhex, digests)))
+    whole.update(index)
+    return {"bytes": len(digests) * chunk_bytes + len(index), "xxh3_128": whole.hexdigest(), "chunks": digests}
+
+
+def write_file(path: Path, data: bytes) -> dict:
+    """Write a small file; returns its entry for the parent's attributes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return {"bytes": len(data), "xxh3_128": digest(data)}
+
+
+def write_array(folder: Path, array: np.ndarray) -> dict[str, dict]:
+    """Write a 1-d array as one uncompressed chunk; returns the entries of its two files, named from the partition."""
+    array = np.ascontiguousarray(array)
+    metadata = array_metadata(array.shape, array.dtype, 0, sharded=False)
+    little = array.astype(array.dtype.newbyteorder("<"), copy=False)
+    return {
+        f"{folder.name}/zarr.json": write_file(folder / "zarr.json", render(metadata)),
+        f"{folder.name}/c/0": write_file(folder / "c" / "0", little.tobytes()),
+    }
+
+
+def write_strings(partition: Path, name: str, strings: list[str]) -> dict[str, dict]:
+    """Write U strings as UTF-8 bytes and their (U,) int64 ends: arrays that every zarr reader knows."""
+    encoded = [s.encode() for s in strings]
+    ends = np.cumsum([len(e) for e in encoded], dtype=np.int64)
+    text = np.frombuffer(b"".join(encoded), np.uint8)
+    return {**write_array(partition / f"{name}_bytes", text), **write_array(partition / f"{name}_end", ends)}

@@ -1,0 +1,197 @@
+"""What all loaders share: which positions of an epoch make batch k on this rank, and the face of a loader."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import SpecError
+from ..format.selection import Selection
+from .order import POOL_SLABS, SLAB_FRAMES, EpochOrder, SequentialOrder, SlabOrder
+from .windows import WindowBatch, WindowSpec
+
+if TYPE_CHECKING:
+    import torch
+
+ORDERS = ("global", "slab", "sequential")
+DTYPES = ("float16", "float32")
+
+
+def whole_number(name: str, value) -> int:
+    """`value` as an int; raises SpecError for 8.0, "8" and True."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise SpecError(f"{name} {value!r}; wanted a whole number")
+    return int(value)
+
+
+def find_device(device) -> torch.device:
+    """The torch.device that `device` names; raises SpecError where there is none of that name or number."""
+    import torch
+
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise SpecError(f"device {device!r}; wanted cpu, cuda or cuda:N") from None
+    if found.type == "cuda" and (found.index or 0) >= (count := torch.cuda.device_count()):
+        seen = f"torch {torch.__version__} sees {count} CUDA devices"
+        raise SpecError(f"device {str(found)!r}, but {seen}; take device='cpu'")
+    return found
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """Which frames make batch k of epoch e on rank r: everything that decides it, and nothing that was remembered.
+
+    Attributes:
+        selection: N frames.
+        window: what is around each frame; anything that `WindowSpec.of` takes.
+        batch_size: frames in one batch over all ranks.
+        order: "global", "slab" or "sequential".
+        seed: of the order.
+        dtype: of the windows, "float16" or "float32".
+        rank, world_size: this process's slice of every global batch.
+        drop_last: leave out the last batch of an epoch where it is short.
+        slab_frames, pool_slabs: of order "slab".
+    """
+
+    selection: Selection
+    window: WindowSpec
+    batch_size: int
+    order: str = "global"
+    seed: int = 0
+    dtype: str = "float16"
+    rank: int = 0
+    world_size: int = 1
+    drop_last: bool = True
+    slab_frames: int = SLAB_FRAMES
+    pool_slabs: int = POOL_SLABS
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "window", WindowSpec.of(self.window))
+        for name in ("batch_size", "seed", "rank", "world_size", "slab_frames", "pool_slabs"):
+            object.__setattr__(self, name, whole_number(name, getattr(self, name)))
+        self.window.check_fits(self.selection.corpus.context)
+        if self.order not in ORDERS:
+            raise SpecError(f"order {self.order!r}; wanted one of {', '.join(ORDERS)}")
+        if self.dtype not in DTYPES:
+            raise SpecError(f"window dtype {self.dtype!r}; wanted one of {', '.join(DTYPES)}")
+        if self.world_size < 1 or not 0 <= self.rank < self.world_size:
+            raise SpecError(f"rank {self.rank} of {self.world_size}; wanted 0 <= rank < world_size")
+        if self.batch_size < self.world_size:
+            raise SpecError(f"batch_size {self.batch_size} for {self.world_size} ranks; wanted a frame or more each")
+        if self.slab_frames < 1 or self.pool_slabs < 1:
+            raise SpecError(f"slab_frames {self.slab_frames}, pool_slabs {self.pool_slabs}; wanted 1 or more of each")
+        if not 0 <= self.seed < 2**64:
+            raise SpecError(f"seed {self.seed}; wanted 0..2**64-1")
+        if self.batches_per_epoch == 0:
+            raise SpecError(
+                f"{self.num_frames} frames make no full batch of {self.batch_size}; "
+                f"wanted batch_size <= {self.num_frames} or drop_last=False"
+            )
+
+    @property
+    def num_frames(self) -> int:
+        """N."""
+        return self.selection.num_frames
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Batches in one epoch, the same number on every rank."""
+        return self.num_frames // self.batch_size if self.drop_last else -(-self.num_frames // self.batch_size)
+
+    @property
+    def frames_per_epoch(self) -> int:
+        """Frames that one epoch visits, over all ranks."""
+        return self.batches_per_epoch * self.batch_size if self.drop_last else self.num_frames
+
+    @property
+    def slots(self) -> int:
+        """The most frames this rank receives in one batch."""
+        return -(-self.batch_size // self.world_size)
+
+    def epoch_order(self, epoch: int) -> EpochOrder | SlabOrder | SequentialOrder:
+        """The order of one epoch."""
+        if epoch < 0:
+            raise SpecError(f"epoch {epoch}; epochs count from 0")
+        if self.order == "sequential":
+            return SequentialOrder(self.num_frames)
+        if self.order == "slab":
+            return SlabOrder(self.num_frames, self.seed, epoch, self.slab_frames, self.pool_slabs)
+        return EpochOrder(self.num_frames, self.seed, epoch)
+
+    def bounds(self, index: int) -> tuple[int, int]:
+        """Positions [start, stop) of batch `index` on this rank: its fixed share of the global batch.
+
+        The shares of all ranks lie side by side and differ by at most one frame; those of a short last batch may be
+        empty.
+        """
+        start = index * self.batch_size
+        length = min(self.batch_size, self.num_frames - start)
+        return start + length * self.rank // self.world_size, start + length * (self.rank + 1) // self.world_size
+
+    def check_batch(self, index: int, last: int) -> None:
+        """Raise SpecError unless 0 <= index <= last."""
+        if not 0 <= index <= last:
+            raise SpecError(f"batch {index} asked for; an epoch has {self.batches_per_epoch} batches, counted from 0")
+
+
+class Loader:
+    """A source of WindowBatches; which batches they are is the plan's decision alone.
+
+    Attributes: `kind` ("host", "resident", "slab"), `reason` (why this kind, one line), `plan`, `device`; and from the
+    plan `selection`, `window`, `batch_size`, `num_frames`, `batches_per_epoch`, `frames_per_epoch`.
+    A loader remembers nothing between calls, so any number of epochs may be open at once.
+    """
+
+    kind = ""
+
+    def __init__(self, plan: BatchPlan, device, reason: str = ""):
+        self.plan, self.reason, self.device = plan, reason, find_device(device)
+        self.selection, self.window, self.batch_size = plan.selection, plan.window, plan.batch_size
+        self.num_frames = plan.num_frames
+        self.batches_per_epoch, self.frames_per_epoch = plan.batches_per_epoch, plan.frames_per_epoch
+        self._closed = False
+        self._crews: weakref.WeakSet = weakref.WeakSet()
+
+    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[WindowBatch]:
+        """The batches `start_batch`, `start_batch + 1`, ... of one epoch; starting late costs nothing.
+
+        Tensors are on `device`; a batch is valid until the next one is asked for. Leaving early ends all that runs
+        behind it. Raises SpecError for an impossible position and FormatError when a corpus file has shrunk.
+        """
+        self._check_open()
+        self.plan.check_batch(start_batch, self.batches_per_epoch)
+        return self._batches(self.plan.epoch_order(epoch), start_batch)
+
+    def batch(self, epoch: int, index: int) -> WindowBatch:
+        """Batch `index` of `epoch` alone, in memory of its own: equal to what `epoch` yields there."""
+        self._check_open()
+        self.plan.check_batch(index, self.batches_per_epoch - 1)
+        return self._one_batch(self.plan.epoch_order(epoch), index)
+
+    def _batches(self, order, start_batch: int) -> Iterator[WindowBatch]:
+        for index in range(start_batch, self.batches_per_epoch):
+            yield self._one_batch(order, index)
+
+    def _one_batch(self, order, index: int) -> WindowBatch:
+        raise TypeError(f"{type(self).__name__} gives no batches")
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise SpecError("the loader is closed; open another one")
+
+    def close(self) -> None:
+        """End all epochs that are still open and let the corpus go."""
+        self._closed = True
+        for crew in list(self._crews):
+            crew.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.close()

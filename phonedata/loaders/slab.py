@@ -1,0 +1,205 @@
+"""SlabLoader: the corpus streams through a pool of slabs on the device, and windows are gathered there.
+
+For corpora larger than the device, or on drives that are slow at random: each frame crosses once (and P slabs twice),
+where windows would cross W times.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import numpy as np
+import torch
+
+from ..errors import SpecError
+from .base import BatchPlan, Loader
+from .gather import buckets_of, pool_rows
+from .host import HostLoader, Transfer
+from .order import SlabOrder, num_slabs, slab_bounds
+from .prefetch import Crew
+from .resident import RowStore
+from .rows import JoinedRows
+from .windows import WindowBatch
+
+NOTES = 8
+"""Batches that the host may be ahead of the device."""
+LEAD = 2
+"""Slabs that are read ahead of the step that needs them."""
+
+
+class SlabLoader(Loader):
+    """Batches of order "slab" from a pool that is refilled behind the training; the order decides what it holds."""
+
+    kind = "slab"
+
+    def __init__(self, plan: BatchPlan, device="cpu", *, reason: str = ""):
+        super().__init__(plan, device, reason)
+        if plan.order != "slab":
+            raise SpecError(f"the slab loader gives order slab, not {plan.order!r}; set order='slab' or another kind")
+        selection, context = plan.selection, plan.selection.corpus.context
+        self._joined = JoinedRows(selection)
+        self._direct: HostLoader | None = None
+        self._ends = np.ascontiguousarray(selection.utterance_end[:, None])
+        self._buckets, self._shift = buckets_of(selection.utterance_end)
+        bounds = slab_bounds(self.num_frames, num_slabs(self.num_frames, plan.slab_frames))
+        first, last = (np.searchsorted(selection.utterance_end, f, side="right") for f in (bounds[:-1], bounds[1:] - 1))
+        self._first_row = bounds[:-1] + context * (first + 1) - self.window.left
+        self._end_row = bounds[1:] + context * (last + 1) + self.window.right
+        self._slab_rows = int((self._end_row - self._first_row).max())
+
+    def _batches(self, order: SlabOrder, start_batch: int) -> Iterator[WindowBatch]:
+        if start_batch >= self.batches_per_epoch:
+            return
+        end = self.plan.bounds(self.batches_per_epoch - 1)[1]
+        shortest = int(np.diff(order.step_start).min())
+        spanned = min(order.num_slabs, self.plan.slots // shortest + 2 if shortest else order.num_slabs)
+        slots = order.num_cells + spanned + LEAD
+        pool = Pool(self._joined, self._slab_rows, slots, self.plan, self.device)
+        notes = Notes(self.plan.slots, self.device)
+        released = taken = order.step_of(self.plan.bounds(start_batch)[0]) - order.num_cells + 1
+        last_load = order.step_of(end - 1)
+        crew = Crew(partial(self._load, order, pool), taken, last_load + 1, slots, 1)
+        self._crews.add(crew)
+        try:
+            for index in range(start_batch, self.batches_per_epoch):
+                start, stop = self.plan.bounds(index)
+                if stop > start:
+                    while released + order.num_cells <= order.step_of(start):
+                        pool.release(released % slots)
+                        crew.release()
+                        released += 1
+                    while taken <= order.step_of(stop - 1):
+                        pool.receive(crew.take())
+                        taken += 1
+                yield self._gather(order, pool, notes, start, stop)
+        finally:
+            crew.close()
+            pool.close()
+
+    def _gather(self, order: SlabOrder, pool: Pool, notes: Notes, start: int, stop: int) -> WindowBatch:
+        both = notes.take(stop - start)
+        frames, rows = both.numpy()
+        loads = np.empty(stop - start, np.int64)
+        order.into(start, frames, loads)
+        pool_rows(
+            frames,
+            loads,
+            rows,
+            self._ends,
+            self._buckets,
+            self._shift,
+            self._joined.context,
+            order.sequence,
+            self._first_row,
+            self._slab_rows,
+            pool.slots,
+        )
+        frames, rows = notes.send(both)
+        return WindowBatch(pool.store.windows(rows - self.window.left), pool.store.labels_at(rows), frames)
+
+    def _load(self, order: SlabOrder, pool: Pool, load: int, slot: int) -> int:
+        slab = int(order.sequence[load % order.num_slabs])
+        first, end = int(self._first_row[slab]), int(self._end_row[slab])
+        pool.fill(slot, end - first, partial(self._joined.read, first, end))
+        return slot
+
+    def _one_batch(self, order: SlabOrder, index: int) -> WindowBatch:
+        # One batch needs no pool.
+        self._direct = self._direct or HostLoader(self.plan, self.device, threads=1)
+        return self._direct._one_batch(order, index)
+
+    def close(self) -> None:
+        super().close()
+        if self._direct is not None:
+            self._direct.close()
+        self._joined.close()
+
+
+class Notes:
+    """Host memory for the frames and rows of a batch, which the host writes and the device reads.
+
+    Page-locked on CUDA, so that a copy need not wait for the steps before it. A few in turn: to a host that runs ahead
+    of the device torch's allocator gives newly locked pages for each batch, and locking waits for the device.
+    """
+
+    def __init__(self, most: int, device: torch.device):
+        self._device, self._turn = device, 0
+        cuda = device.type == "cuda"
+        self._memory = torch.empty((NOTES if cuda else 1, 2 * most), dtype=torch.int64, pin_memory=cuda)
+        self._sent = [torch.cuda.Event(blocking=True) for _ in range(NOTES)] if cuda else None
+
+    def take(self, count: int) -> torch.Tensor:
+        """Memory (2, count) int64 to be written, once it is not read any more."""
+        if self._device.type == "cpu":
+            return torch.empty((2, count), dtype=torch.int64)
+        self._turn = (self._turn + 1) % len(self._memory)
+        if self._sent is not None:
+            self._sent[self._turn].synchronize()
+        return self._memory[self._turn, : 2 * count].view(2, count)
+
+    def send(self, both: torch.Tensor) -> torch.Tensor:
+        """What was taken and written, on the device or on its way there."""
+        there = both.to(self._device, non_blocking=self._sent is not None)
+        if self._sent is not None:
+            self._sent[self._turn].record(torch.cuda.current_stream(self._device))
+        return there
+
+
+class Pool:
+    """Room for `slots` slabs of rows and labels on the device; on CUDA they come through two pinned slabs in turn."""
+
+    def __init__(self, joined: JoinedRows, slab_rows: int, slots: int, plan: BatchPlan, device: torch.device):
+        self.slots, self._slab_rows = slots, slab_rows
+        self.store = RowStore(joined, slots * slab_rows, plan, device)
+        cuda = device.type == "cuda"
+        self._transfer = Transfer(device, slots) if cuda else None
+        # Each with the slot that it was last sent to. Slots are more than two, so that slot's event is of that sending.
+        self._staging: deque = deque()
+        if device.type != "cpu":
+            self._staging.extend((self._host_slab(cuda), None) for _ in range(2 if cuda else 1))
+
+    def _host_slab(self, pinned: bool) -> list[torch.Tensor | None]:
+        parts = self._parts(0, self._slab_rows)
+        return [None if p is None else torch.empty(p.shape, dtype=p.dtype, pin_memory=pinned) for p in parts]
+
+    def _parts(self, slot: int, count: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        part = slice(slot * self._slab_rows, slot * self._slab_rows + count)
+        return self.store.rows[part], None if self.store.labels is None else self.store.labels[part]
+
+    def fill(self, slot: int, count: int, read: Callable) -> None:
+        """`read(rows, labels)` writes `count` rows on the host; they are in the slot, or on the way, at return."""
+        targets = self._parts(slot, count)
+        if not self._staging:
+            read(*(None if part is None else part.numpy() for part in targets))
+            return
+        slab, sent_to = self._staging[0]
+        if sent_to is not None:
+            # The slab before last: its copy waits for the consumer, and meanwhile the last one was read.
+            self._transfer.wait(sent_to)
+        sources = [None if part is None else part[:count] for part in slab]
+        read(*(None if part is None else part.numpy() for part in sources))
+        copies = [(target, source) for target, source in zip(targets, sources) if target is not None]
+        if self._transfer is not None:
+            self._transfer.send(slot, copies)
+        else:
+            for target, source in copies:
+                target.copy_(source)
+        self._staging.popleft()
+        self._staging.append((slab, None if self._transfer is None else slot))
+
+    def receive(self, slot: int) -> None:
+        """Let the current stream see what was sent to the slot."""
+        if self._transfer is not None:
+            self._transfer.receive(slot)
+
+    def release(self, slot: int) -> None:
+        """Nothing enqueued after this reads the slot's slab."""
+        if self._transfer is not None:
+            self._transfer.release(slot)
+
+    def close(self) -> None:
+        """Wait for copies under way, so that the memory can go."""
+        if self._transfer is not None:
+            self._transfer.close()

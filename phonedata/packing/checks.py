@@ -1,0 +1,134 @@
+"""What may be packed, and where to: every refusal that needs no features to be read."""
+
+import json
+import os
+import shutil
+from collections import Counter
+from pathlib import Path
+
+from ..cmvn import KINDS
+from ..errors import CorpusExists, CorpusNotFound, NoSpace, RawDataError, SpecError
+from ..raw.base import RawCorpus
+from .plan import PackOptions
+
+_PARTITION_NAMES = {"zarr.json", "features", "labels", "utterance_end", "utterance_id_bytes", "utterance_id_end"}
+_PARTITION_NAMES |= {"speaker_bytes", "speaker_end", "part_means", "part_squares"}
+LARGEST_DIM = 4096  # one inner chunk must fit the memory of a laptop
+
+
+def check_options(options: PackOptions) -> None:
+    """Refuse options that no corpus can have."""
+    if options.cmvn not in KINDS:
+        raise SpecError(f"cmvn {options.cmvn!r} is unknown; kinds are {', '.join(KINDS)}")
+    if options.dtype not in ("float16", "float32"):
+        raise SpecError(f"dtype {options.dtype!r}, wanted float16 or float32")
+    if not 0 <= options.context <= 10_000:
+        raise SpecError(f"context {options.context}, wanted 0 to 10000 rows")
+    if options.train_partition is not None and options.cmvn != "train":
+        raise SpecError(
+            f"train partition {options.train_partition!r} is named, but cmvn is {options.cmvn!r}; add cmvn='train'"
+        )
+    if options.part is not None and not 1 <= options.part[0] <= options.part[1] <= 100_000:
+        raise SpecError(f"part {options.part[0]}/{options.part[1]}, wanted I/N with 1 <= I <= N")
+
+
+def check_target(target: Path, replace: bool) -> None:
+    """Refuse a target that is there, unless it is a packed corpus and may be replaced, or an empty folder."""
+    if not os.path.exists(target):
+        if not os.path.isdir(target.parent):
+            wrong = "is a file; choose another" if os.path.exists(target.parent) else "does not exist; make it first"
+            raise CorpusNotFound(f"{target}: its folder {target.parent} {wrong}")
+        return
+    try:
+        if os.path.isdir(target) and not os.listdir(target):
+            return
+        attributes = json.loads((target / "zarr.json").read_bytes())["attributes"]["phonedata"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise CorpusExists(
+            f"{target}: is there and is no packed corpus, so it is never replaced; choose another name"
+        ) from None
+    if not replace:
+        raise CorpusExists(f"{target}: a packed corpus is already there; replace it with replace=True")
+    foreign = _foreign_names(target, attributes)
+    if foreign:
+        names = ", ".join(foreign[:3]) + (f" and {len(foreign) - 3} more" if len(foreign) > 3 else "")
+        raise CorpusExists(f"{target}: holds {names} besides the corpus, which would be removed with it; move it first")
+
+
+def _foreign_names(target: Path, attributes: dict) -> list[str]:
+    """What lies in the folder of a corpus, or of a partition in it, and is none of its own."""
+    partitions, found = attributes.get("partitions") if isinstance(attributes, dict) else None, []
+    for entry in os.scandir(target):
+        if not isinstance(partitions, dict) or entry.name not in partitions:
+            found += [entry.name] if entry.name != "zarr.json" else []
+        elif entry.is_dir():
+            found += [f"{entry.name}/{name}" for name in os.listdir(entry.path) if name not in _PARTITION_NAMES]
+    return sorted(found)
+
+
+def check_space(place: Path, wanted: int, there: int) -> None:
+    """Refuse before the first byte what cannot fit; `there` of the `wanted` bytes are on the disk already."""
+    free = shutil.disk_usage(place).free
+    if wanted - there > free:
+        already = f", {there / 1e6:,.0f} MB of it are there" if there else ""
+        raise NoSpace(
+            f"{place}: the packed corpus needs {wanted / 1e6:,.0f} MB{already}, but {free / 1e6:,.0f} MB are free; "
+            f"free some space or choose another disk"
+        )
+
+
+def check_partitions(corpus: RawCorpus, options: PackOptions) -> None:
+    """Refuse listings with problems (unless they may be skipped), and a training partition that is not there."""
+    names = [p.name for p in corpus.partitions]
+    if not names:
+        raise RawDataError(f"{corpus.path}: no partitions; fill it first")
+    for name in names:
+        if "+" in name:
+            raise RawDataError(
+                f"{corpus.path}: partition {name!r} cannot be named where A + B means both; rename its folder without +"
+            )
+    if options.cmvn == "train":
+        if not options.train_partitions:
+            found = [n for n in names if n.startswith("train")]
+            raise SpecError(
+                f"cmvn train needs the partition that its statistics come from: add "
+                f"train_partition={found[0] if found else names[0]!r} (partitions: {', '.join(names)})"
+            )
+        for wanted in options.train_partitions:
+            if wanted not in names:
+                raise SpecError(f"train partition {wanted!r} is not there; partitions: {', '.join(names)}")
+    for partition in corpus.partitions:
+        if partition.problems and not options.skip_bad:
+            more = len(partition.problems) - 1
+            raise RawDataError(partition.problems[0].message + (f" (and {more} more like it)" if more else ""))
+        if not partition.utterance_ids:
+            raise RawDataError(f"{corpus.path}: partition {partition.name} has no utterance to pack; mend or remove it")
+
+
+def find_feature_dim(corpus: RawCorpus) -> tuple[int, str]:
+    """D, and a file that has it: what most of a few utterances say, so that one odd file cannot rule the others.
+
+    Raises RawDataError when none is readable.
+    """
+    problem, seen = None, {}
+    votes: Counter[int] = Counter()
+    for partition in sorted(corpus.partitions, key=lambda p: (not p.labelled, p.name)):
+        count = len(partition.utterance_ids)
+        for index in sorted({i * (count - 1) // 8 for i in range(9)}):
+            try:
+                features, _ = partition.read(index)
+            except RawDataError as error:
+                problem = problem or error
+                continue
+            dim = features.shape[1]
+            if 1 <= dim <= LARGEST_DIM:
+                votes[dim] += 1
+                seen.setdefault(dim, partition.where(index))
+            else:
+                problem = problem or RawDataError(
+                    f"{partition.where(index)}: {dim} coefficients a frame, wanted 1 to {LARGEST_DIM}; make it again"
+                )
+        if votes:
+            dim = votes.most_common(1)[0][0]
+            return dim, seen[dim]
+    raise problem

@@ -1,0 +1,200 @@
+"""Fills inner chunks: reads the utterances that touch one, checks and normalises them, digests and writes the rows."""
+
+import io
+import pickle
+
+import numpy as np
+from numba import njit
+
+from ..cmvn import moments, normalise_half, normalise_single, scale_into
+from ..errors import RawDataError
+from ..format.zarr_files import CHUNK_ROWS, ShardFile, digest
+from .journal import ChunkResult, Reading
+from .plan import ChunkTask
+
+_LARGEST = {"float16": 65504.0, "float32": float(np.finfo(np.float32).max)}
+
+
+@njit(cache=True, nogil=True)
+def count_labels(labels, histogram):
+    """Add the counts of `labels` (R,) to `histogram` (every value of the dtype,) int64."""
+    for r in range(labels.size):
+        histogram[labels[r]] += 1
+
+
+def copy_for_worker(partition):
+    """A copy with buffers of its own, because a partition lends them out until its next read.
+
+    Copied by pickling, except that long lists are shared: they no longer change once a partition is listed, and a
+    copy of them per worker would make memory grow with the corpus.
+    """
+    shared, stream = [], io.BytesIO()
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, value):
+            if isinstance(value, (list, dict, tuple, np.ndarray)) and len(value) > 100:
+                shared.append(value)
+                return len(shared) - 1
+            return None
+
+    class Unpickler(pickle.Unpickler):
+        def persistent_load(self, number):
+            return shared[number]
+
+    Pickler(stream).dump(partition)
+    stream.seek(0)
+    return Unpickler(stream).load()
+
+
+class UtteranceReader:
+    """Reads and checks utterances of a raw corpus; every worker has its own."""
+
+    def __init__(self, raw, feature_dim: int, dim_from: str):
+        self.partitions = {p.name: copy_for_worker(p) for p in raw.partitions}
+        self.feature_dim, self.dim_from = feature_dim, dim_from
+
+    def read(self, name: str, index: int, mean: np.ndarray, square: np.ndarray):
+        """(features, labels) of one utterance, valid until the next; fills its `mean` (D,) and sum of squared
+        deviations `square` (D,). Raises RawDataError."""
+        partition = self.partitions[name]
+        features, labels = partition.read(index)
+        frames, dim = features.shape
+        if dim != self.feature_dim:
+            raise RawDataError(
+                f"{partition.where(index)}: {dim} coefficients a frame, wanted {self.feature_dim} as in "
+                f"{self.dim_from}; "
+                f"all partitions must come from one front end"
+            )
+        if frames == 0:
+            raise RawDataError(
+                f"{partition.where(index)}: no frames (T = 0), wanted at least one; remove it or use skip_bad=True"
+            )
+        if labels is not None and len(labels) != frames:
+            raise RawDataError(
+                f"{partition.where(index)}: {frames} feature frames but {len(labels)} labels; make one again"
+            )
+        if not moments(features, mean, square):
+            finite = np.isfinite(features)
+            if finite.all():
+                what = "values too large to add up in float64"
+            else:
+                t, d = np.argwhere(~finite)[0]
+                what = f"{features[t, d]} at frame {t}, coefficient {d}"
+            raise RawDataError(
+                f"{partition.where(index)}: {what}, wanted finite numbers; make it again or use skip_bad=True"
+            )
+        return features, labels
+
+    def measure(self, name: str, indices) -> Reading:
+        """Raw moments of some utterances, without writing anything."""
+        good, counts, bad = [], [], {}
+        means, squares = np.empty((2, len(indices), self.feature_dim))
+        for index in map(int, indices):
+            n = len(good)
+            try:
+                features, _ = self.read(name, index, means[n], squares[n])
+            except RawDataError as error:
+                bad[index] = str(error)
+                continue
+            good.append(index)
+            counts.append(len(features))
+        lengths = dict(zip(good, counts))
+        return Reading.of(good, counts, means[: len(good)], squares[: len(good)], lengths=lengths, bad=bad)
+
+
+class ChunkFiller:
+    """Makes one inner chunk at a time in its own buffers.
+
+    `statistics(partition, index)` gives the mean and scale (D,) to normalise an utterance with; without it, every
+    utterance is normalised with its own. `check(partition, index, mean, square)` sees the raw moments of every one.
+    """
+
+    def __init__(self, reader: UtteranceReader, dtype: str, label_dtype, num_classes: int, statistics, check):
+        self.reader, self.statistics, self.check = reader, statistics, check
+        self.dtype, self.num_classes, self._limit = dtype, num_classes, _LARGEST[dtype]
+        half = dtype == "float16"
+        self._normalise = normalise_half if half else normalise_single
+        # float16 moves as its bits: numba knows no float16.
+        self._rows = np.zeros((CHUNK_ROWS, reader.feature_dim), np.uint16 if half else np.float32)
+        self._labels = np.empty(CHUNK_ROWS, label_dtype)
+        self._padding = np.iinfo(label_dtype).max
+
+    def fill(self, task: ChunkTask, features_file: ShardFile, labels_file: ShardFile | None) -> ChunkResult | Reading:
+        """Write the chunk and return its result; or, if the plan was wrong about it, only what reading has shown."""
+        rows, row_labels, dim = self._rows, self._labels, self.reader.feature_dim
+        starts = task.start_row - task.chunk * CHUNK_ROWS
+        own = starts >= 0  # the utterance counts where it begins
+        statistics = np.empty((4, len(starts), dim))
+        means, squares, centres, scales = statistics
+        if self.statistics is not None:
+            for n, index in enumerate(task.index.tolist()):
+                centres[n], scales[n] = self.statistics(task.partition, index)
+        self._pad(starts, task.length)
+        usual = self._fill_usual(task, starts, statistics)
+        lengths, bad = {}, {}
+        for n, (index, start, length) in enumerate(zip(task.index.tolist(), starts.tolist(), task.length.tolist())):
+            if usual[n]:
+                continue
+            try:
+                features, labels = self.reader.read(task.partition, index, means[n], squares[n])
+            except RawDataError as error:
+                bad[index] = str(error)
+                continue
+            if len(features) != length:
+                lengths[index] = len(features)
+            if bad or lengths:
+                continue  # this layout is refuted: go on only to find every other fault
+            if self.statistics is None:
+                centres[n] = means[n]
+                scale_into(means[n], squares[n], length, scales[n])
+            end = start + length
+            inside = start >= 0 and end <= CHUNK_ROWS
+            target = rows[start:end] if inside else np.empty((length, dim), rows.dtype)
+            largest = self._normalise(features, centres[n], scales[n], target)
+            if not largest <= self._limit:
+                bad[index] = self._too_large(task.partition, index, largest)
+                continue
+            a, b = max(start, 0), min(end, CHUNK_ROWS)
+            if not inside:
+                rows[a:b] = target[a - start : b - start]
+            if labels is not None:
+                row_labels[a:b] = labels if inside else labels[a - start : b - start]
+        if bad or lengths:
+            nothing = np.empty((0, dim))
+            return Reading.of([], [], nothing, nothing, lengths=lengths, bad=bad)
+        for index, mean, square in zip(task.index.tolist(), means, squares):
+            self.check(task.partition, index, mean, square)
+        stored = (means[own] - centres[own]) * scales[own], squares[own] * scales[own] ** 2
+        reading = Reading.of(task.index[own], task.length[own], *stored)
+        features_file.write(task.chunk, rows)
+        if labels_file is None:
+            return ChunkResult(digest(rows), None, None, reading)
+        histogram = np.zeros(self._padding + 1, np.int64)
+        count_labels(row_labels, histogram)
+        if histogram[self.num_classes : self._padding].any():
+            beyond = f"a label beyond the last class {self.num_classes - 1}"
+            raise RawDataError(f"{task.partition}: {beyond} in rows from {task.chunk * CHUNK_ROWS} on")
+        labels_file.write(task.chunk, row_labels)
+        return ChunkResult(digest(rows), digest(row_labels), histogram[: self.num_classes], reading)
+
+    def _pad(self, starts: np.ndarray, lengths: np.ndarray) -> None:
+        """Padding wherever no utterance lies."""
+        done = 0
+        for a, b in [*zip(starts.tolist(), (starts + lengths).tolist()), (CHUNK_ROWS, CHUNK_ROWS)]:
+            if a > done:
+                self._rows[done:a] = 0
+                self._labels[done:a] = self._padding
+            done = b
+
+    def _fill_usual(self, task: ChunkTask, starts: np.ndarray, statistics: np.ndarray) -> np.ndarray:
+        """Which utterances (n,) a faster way of their layout has already put in place."""
+        fill = getattr(self.reader.partitions[task.partition], "fill_usual", None)
+        if fill is None:
+            return np.zeros(len(starts), bool)
+        own = self.statistics is None
+        return fill(task.index.tolist(), self._rows, self._labels, starts, task.length, statistics, own, self._limit)
+
+    def _too_large(self, partition: str, index: int, largest: float) -> str:
+        where = self.reader.partitions[partition].where(index)
+        way_out = "pack with dtype='float32', or with CMVN" if self.dtype == "float16" else "scale the features down"
+        return f"{where}: a value of {largest:.6g} does not fit {self.dtype} (at most {self._limit:.6g}); {way_out}"

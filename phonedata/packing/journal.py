@@ -1,0 +1,229 @@
+"""The staging folder of a pack or an extract: its lock, and the journal from which an interrupted one continues."""
+
+import base64
+import errno
+import json
+import os
+import shutil
+import zlib
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import PhonedataError
+from ..files import recover, staging_path
+from ..format.zarr_files import disk_error
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+    import msvcrt
+
+
+def _lock(fd: int) -> bool:
+    try:
+        if fcntl:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        else:
+            msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
+    except OSError as error:
+        # Some network file systems have no locks at all: then two packers are the user's own business.
+        return error.errno not in (errno.EAGAIN, errno.EACCES, errno.EWOULDBLOCK, errno.EDEADLK)
+    return True
+
+
+class Staging:
+    """The folder beside the target in which one process builds: `corpus/`, `journal`, `lock`.
+
+    The lock dies with its process, so a killed pack never blocks the next one. Raises PhonedataError when another
+    process writes to the same target, or the place cannot be written.
+    """
+
+    def __init__(self, target: Path, fingerprint: str):
+        self.path = staging_path(target)
+        self.corpus = self.path / "corpus"
+        self._fd = self._journal = None
+        try:
+            self._acquire(target)
+            # Under the lock nobody is between two renames: an old folder that waits here would go with the staging.
+            recover(target)
+            self.records = self._read_journal(fingerprint)
+            self._written = len(self.records)
+            self._journal = open(self.path / "journal", "ab")  # noqa: SIM115
+            if not self.records:
+                self._journal.truncate(0)
+                shutil.rmtree(self.corpus, ignore_errors=True)
+                self.record({"pack": fingerprint})
+            self.corpus.mkdir(exist_ok=True)
+        except BaseException as error:
+            # Ctrl-C too: in a notebook the process goes on, and would find itself writing here.
+            self._let_go()
+            if isinstance(error, OSError) and not isinstance(error, PhonedataError):
+                raise disk_error(self.path, error) from None
+            raise
+
+    def _acquire(self, target: Path) -> None:
+        name = self.path / "lock"
+        if self.path.exists() and not name.exists() and any(self.path.iterdir()):
+            raise PhonedataError(f"{self.path}: is in the way and was not made by phonedata; rename or remove it")
+        while True:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._fd = os.open(name, os.O_RDWR | os.O_CREAT, 0o666)
+            if not _lock(self._fd):
+                os.close(self._fd)
+                self._fd = None
+                raise PhonedataError(
+                    f"{target}: another process is writing to it; wait for it or choose another target"
+                )
+            try:
+                # Its holder may have removed the folder meanwhile: a lock without a name protects nothing.
+                if os.path.samestat(os.stat(name), os.fstat(self._fd)):
+                    return
+            except FileNotFoundError:
+                pass
+            os.close(self._fd)
+            self._fd = None
+
+    def _read_journal(self, fingerprint: str) -> list[dict]:
+        """The records of an earlier try of this very work; none if it was another one. A torn last line is dropped."""
+        try:
+            lines = (self.path / "journal").read_bytes().split(b"\n")
+        except FileNotFoundError:
+            return []
+        records = []
+        for line in lines:
+            crc, _, text = line.partition(b" ")
+            if not text or crc != b"%08x" % zlib.crc32(text):
+                break
+            records.append(json.loads(text))
+        if not records or records[0].get("pack") != fingerprint:
+            return []
+        good = sum(len(line) + 1 for line in lines[: len(records)])
+        os.truncate(self.path / "journal", good)
+        return records
+
+    def record(self, entry: dict) -> None:
+        """Append one record; it survives the death of this process, and its chunk is checked when it is used again."""
+        text = json.dumps(entry).encode()
+        self._journal.write(b"%08x %s\n" % (zlib.crc32(text), text))
+        self._journal.flush()
+        self._written += 1
+
+    def size_on_disk(self) -> int:
+        """Bytes that the disk already holds of the corpus: what a shard promises beyond them is not there yet."""
+        stats = [file.stat() for file in self.corpus.rglob("*") if file.is_file()]
+        return sum(min(s.st_size, s.st_blocks * 512) if hasattr(s, "st_blocks") else s.st_size for s in stats)
+
+    def release(self) -> None:
+        """Close without removing: the next call continues here. Where nothing was done yet, nothing stays."""
+        if self._written > 1:
+            self._let_go()
+        else:
+            self.remove()
+
+    def remove(self) -> None:
+        """Remove the folder; the lock goes last, so that nobody starts in a folder that is being removed."""
+        self._close_journal()
+        try:
+            for path in (p for p in self.path.iterdir() if p.name != "lock"):
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink()
+            if os.listdir(self.path) == ["lock"]:
+                if fcntl is None:
+                    self._let_go()
+                shutil.rmtree(self.path, ignore_errors=True)
+        except OSError:
+            pass  # something in it cannot go yet (a file open over NFS): the lock file says that the folder is ours
+        finally:
+            self._let_go()
+
+    def _close_journal(self) -> None:
+        journal, self._journal = self._journal, None
+        if journal is not None:
+            with suppress(OSError):  # closing writes what is buffered, and fails as that did
+                journal.close()
+
+    def _let_go(self) -> None:
+        try:
+            self._close_journal()
+        finally:
+            fd, self._fd = self._fd, None
+            if fd is not None:
+                os.close(fd)
+
+
+@dataclass
+class Reading:
+    """What reading n utterances has shown.
+
+    Attributes:
+        index: (n,) int64 index in the raw partition of the good ones.
+        counts: (n,) int64 frames.
+        means: (n, D) float64 means.
+        squares: (n, D) float64 sums of squared deviations.
+        lengths: index -> true frame count, where it matters.
+        bad: index -> one line that says why the utterance cannot be packed.
+    """
+
+    index: np.ndarray
+    counts: np.ndarray
+    means: np.ndarray
+    squares: np.ndarray
+    lengths: dict[int, int] = field(default_factory=dict)
+    bad: dict[int, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, index, counts, means: np.ndarray, squares: np.ndarray, **more) -> "Reading":
+        """From lists or arrays of integers, and (n, D) arrays."""
+        return cls(np.array(index, np.int64), np.array(counts, np.int64), means, squares, **more)
+
+    def to_record(self) -> dict:
+        """Plain values for JSON."""
+        return {
+            "index": _encode(self.index, "<i8"),
+            "counts": _encode(self.counts, "<i8"),
+            "means": _encode(self.means, "<f8"),
+            "squares": _encode(self.squares, "<f8"),
+            "bad": list(self.bad.items()),
+        }
+
+    @classmethod
+    def from_record(cls, entry: dict, dim: int) -> "Reading":
+        index, counts = _decode(entry["index"], "<i8"), _decode(entry["counts"], "<i8")
+        means, squares = (_decode(entry[k], "<f8").reshape(-1, dim) for k in ("means", "squares"))
+        lengths = dict(zip(index.tolist(), counts.tolist()))
+        return cls(index, counts, means, squares, lengths, {int(i): m for i, m in entry["bad"]})
+
+
+@dataclass
+class ChunkResult:
+    """A written chunk: digests of its features and labels, label counts (C,) int64, and the stored moments of the
+    utterances that begin in it."""
+
+    features: str
+    labels: str | None
+    histogram: np.ndarray | None
+    reading: Reading
+
+    def to_record(self) -> dict:
+        """Plain values for JSON."""
+        histogram = None if self.histogram is None else self.histogram.tolist()
+        return {"features": self.features, "labels": self.labels, "histogram": histogram, **self.reading.to_record()}
+
+    @classmethod
+    def from_record(cls, entry: dict, dim: int) -> "ChunkResult":
+        histogram = None if entry["histogram"] is None else np.array(entry["histogram"], np.int64)
+        return cls(entry["features"], entry["labels"], histogram, Reading.from_record(entry, dim))
+
+
+def _encode(array: np.ndarray, dtype: str) -> str:
+    return base64.b64encode(np.ascontiguousarray(array, dtype).tobytes()).decode()
+
+
+def _decode(text: str, dtype: str) -> np.ndarray:
+    return np.frombuffer(base64.b64decode(text), dtype).copy()

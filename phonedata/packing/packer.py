@@ -1,0 +1,312 @@
+"""Packing: one pack at work, its plan, its workers, and what is already done."""
+
+import os
+import re
+from bisect import bisect_right
+from contextlib import ExitStack
+from dataclasses import replace
+
+import numpy as np
+
+from ..cmvn import Moments
+from ..errors import RawDataError
+from ..format.zarr_files import CHUNK_ROWS, ShardFile
+from .checks import check_space
+from .chunk_writer import ChunkFiller, UtteranceReader
+from .journal import ChunkResult, Reading
+from .metadata import WrittenPartition, cmvn_attributes, finish_partition, finish_root, root_attributes
+from .ordered_pool import Team
+from .parts import part_range
+from .plan import PartitionPlan
+from .report import LeftOut
+
+_BATCH = 64  # utterances that one measuring task reads
+
+
+class Packing:
+    """From a listed raw corpus to a finished folder in `staging`.
+
+    The plan starts from guessed lengths. Reading refutes it where a length or an utterance is wrong; then the rows
+    behind move, and the chunks whose content changed (and only those) are made again. Every chunk is a function of
+    the raw files and the plan alone, so the workers and their number change nothing.
+    """
+
+    def __init__(self, corpus, options, feature_dim, dim_from, origin, command, staging, workers, progress):
+        self.corpus, self.options, self.feature_dim = corpus, options, feature_dim
+        self.staging, self.origin, self.command = staging, origin, command
+        self.progress = progress or (lambda stage, done, total, unit="frames": None)
+        self.raw = {p.name: p for p in corpus.partitions}
+        self.done: dict[tuple[str, int], tuple[str, ChunkResult]] = {}
+        self.group_moments: dict = {}
+        self._measured: dict[str, tuple[list[int], list[Reading]]] = {}
+        self.reused = 0
+        self.team = Team(workers, lambda: self._new_filler(dim_from))
+        self.plans = {}
+        for p in corpus.partitions:
+            count = len(p.utterance_ids)
+            hint = np.ones(count, np.int64) if p.lengths_hint is None else np.array(p.lengths_hint, np.int64)
+            index = np.array(part_range(count, options.part), np.int64)
+            if len(index):
+                self.plans[p.name] = PartitionPlan(p.name, options.context, hint, index, options.dtype)
+        self._earlier_chunks, self._earlier_readings = self._replay()
+
+    def _new_filler(self, dim_from: str) -> ChunkFiller:
+        reader = UtteranceReader(self.corpus, self.feature_dim, dim_from)
+        statistics = None if self.options.cmvn == "utterance" else self._statistics
+        phonemes = self.corpus.phonemes
+        return ChunkFiller(reader, self.options.dtype, phonemes.label_dtype, len(phonemes), statistics, self._check)
+
+    def run(self, statistics: dict[str, list[Reading]] | None) -> None:
+        """Everything between the listing and the rename. `statistics` are those of all parts, if there are parts."""
+        if statistics is None and (self._measured_partitions() or self._hintless()):
+            statistics = self.measure()
+        else:
+            self._correct_own(statistics or {})
+        if self.options.cmvn in ("speaker", "train"):
+            self._group(statistics)
+        with ExitStack() as self._shards:
+            self._write()
+            self._finish()
+
+    # -- statistics first
+
+    def _measured_partitions(self) -> set[str]:
+        """Partitions whose statistics normalise something."""
+        if self.options.cmvn == "train":
+            return set(self.options.train_partitions) & self.plans.keys()
+        return set(self.plans) if self.options.cmvn == "speaker" else set()
+
+    def _hintless(self) -> set[str]:
+        return {name for name in self.plans if self.raw[name].lengths_hint is None}
+
+    def measure(self) -> dict[str, list[Reading]]:
+        """First pass: raw moments, and true lengths where nothing hints at them; by partition, in utterance order."""
+        tasks = []
+        for name in sorted(self._measured_partitions() | self._hintless()):
+            index = np.array(part_range(len(self.raw[name].utterance_ids), self.options.part))
+            tasks += [(name, index[i : i + _BATCH]) for i in range(0, len(index), _BATCH)]
+        total, done = sum(len(index) for _, index in tasks), 0
+        readings: dict[str, list[Reading]] = {}
+        for (name, index), reading in self.team.in_order(self._measure, tasks):
+            if (name, int(index[0])) not in self._earlier_readings:
+                self.staging.record({"partition": name, "first": int(index[0]), **reading.to_record()})
+            self._correct(name, reading)
+            # Statistics are kept for parts that read the raw folder from another place.
+            reading.bad = {i: self._relative(message) for i, message in reading.bad.items()}
+            readings.setdefault(name, []).append(reading)
+            done += len(index)
+            self.progress("measuring", done, total, "utterances")
+        return readings
+
+    def _measure(self, filler, task) -> Reading:
+        name, index = task
+        earlier = self._earlier_readings.get((name, int(index[0])))
+        return filler.reader.measure(name, index) if earlier is None else earlier
+
+    def _group(self, statistics: dict[str, list[Reading]]) -> None:
+        """Merge utterances into speakers of a partition, or into the one training group, in utterance order."""
+        for name in sorted(statistics):
+            if self.options.cmvn == "train" and name not in self.options.train_partitions:
+                continue
+            speakers = self.raw[name].speakers
+            for r in statistics[name]:
+                for i, utterance in enumerate(r.index.tolist()):
+                    key = (name, speakers[utterance]) if self.options.cmvn == "speaker" else "train"
+                    group = self.group_moments.setdefault(key, Moments(self.feature_dim))
+                    group.merge(r.counts[i : i + 1], r.means[i : i + 1], r.squares[i : i + 1])
+            readings = [r for r in statistics[name] if len(r.index)]
+            self._measured[name] = [int(r.index[0]) for r in readings], readings
+        if self.options.cmvn == "train" and not self.group_moments:
+            bad = [m for name in self.options.train_partitions for r in statistics[name] for m in r.bad.values()]
+            raise RawDataError(
+                f"{self.corpus.path}: training partition {' + '.join(self.options.train_partitions)} has no utterance "
+                f"left to take statistics from; first: {bad[0]}"
+            )
+
+    def _check(self, partition: str, index: int, mean: np.ndarray, square: np.ndarray) -> None:
+        """Refuse an utterance that is not what its statistics were taken from, although its file has the same size."""
+        firsts, readings = self._measured.get(partition, ((), ()))
+        if not firsts:
+            return
+        reading = readings[bisect_right(firsts, index) - 1]
+        n = int(np.searchsorted(reading.index, index))
+        if np.array_equal(mean, reading.means[n]) and np.array_equal(square, reading.squares[n]):
+            return
+        where, part = self.raw[partition].where(index), self.options.part
+        onward = f"run: {self.command} --part {part[0]}/{part[1]} --stats-only" if part else "pack again"
+        raise RawDataError(f"{where}: has other values than when statistics were taken; {onward}")
+
+    def _statistics(self, partition: str, index: int):
+        """Mean and scale (D,) that normalise an utterance, where they are not its own."""
+        kind = self.options.cmvn
+        if kind == "none":
+            return np.zeros(self.feature_dim), np.ones(self.feature_dim)
+        group = self.group_moments[(partition, self.raw[partition].speakers[index]) if kind == "speaker" else "train"]
+        return group.mean, group.scale
+
+    # -- what reading has shown
+
+    def _correct(self, name: str, reading: Reading) -> bool:
+        """Take over true lengths and bad utterances; True if the plan changed."""
+        plan = self.plans[name]
+        if reading.bad and not self.options.skip_bad:
+            raise RawDataError(reading.bad[min(reading.bad)])
+        lengths = {i: t for i, t in reading.lengths.items() if plan.lengths[i] != t}
+        bad = {i: self._relative(m) for i, m in reading.bad.items() if i not in plan.bad}
+        if not lengths and not bad:
+            return False
+        plan.correct(lengths, bad)
+        self.staging.record({"partition": name, "lengths": list(lengths.items()), "bad": list(bad.items())})
+        if not len(plan.index) and self.options.part is None:
+            first = next(iter(plan.bad.values()))
+            raise RawDataError(f"{self.corpus.path}: partition {name} has no utterance left to pack; first: {first}")
+        return True
+
+    def _correct_own(self, statistics: dict[str, list[Reading]]) -> None:
+        """Take over what measuring has shown of this part's utterances; other parts' are none of its plan."""
+        for name in statistics.keys() & self.plans.keys():
+            own = part_range(len(self.raw[name].utterance_ids), self.options.part)
+            for reading in statistics[name]:
+                lengths = {i: t for i, t in reading.lengths.items() if i in own}
+                bad = {i: message for i, message in reading.bad.items() if i in own}
+                self._correct(name, replace(reading, lengths=lengths, bad=bad))
+
+    def _relative(self, message: str) -> str:
+        """A message without the place of the raw folder: it goes into the corpus, which is the same anywhere."""
+        # Only where a path begins: `raw/` also ends `my-raw/`, and is no prefix there.
+        return re.sub(rf"(?<![^\s'\"(]){re.escape(f'{self.corpus.path}{os.sep}')}", "", message)
+
+    def _replay(self) -> tuple[dict, dict]:
+        """What an interrupted try of this very pack has shown: chunks by place, readings by first utterance."""
+        chunks, readings = {}, {}
+        for entry in self.staging.records[1:]:
+            name = entry["partition"]
+            if "chunk" in entry:
+                chunks[name, entry["chunk"]] = entry
+            elif "first" in entry:
+                readings[name, entry["first"]] = Reading.from_record(entry, self.feature_dim)
+            else:
+                self.plans[name].correct({int(i): t for i, t in entry["lengths"]}, {int(i): m for i, m in entry["bad"]})
+        return chunks, readings
+
+    # -- chunks
+
+    def _write(self) -> None:
+        """Write every chunk, again and again until no reading refutes the plan: twice at most, as a pass reads all."""
+        changed = True
+        while changed:
+            self._shards.close()
+            wanted = sum(CHUNK_ROWS * plan.chunks * sum(self._row_bytes(name)) for name, plan in self.plans.items())
+            check_space(self.staging.path, wanted, self.staging.size_on_disk())
+            self.files = {name: self._open_files(name) for name, plan in self.plans.items() if len(plan.index)}
+            changed = self._write_pass()
+
+    def _row_bytes(self, name: str) -> tuple[int, int]:
+        """Bytes of a row of features and of labels; none of labels without transcripts."""
+        label_bytes = self.corpus.phonemes.label_dtype.itemsize if self.raw[name].labelled else 0
+        return self.feature_dim * np.dtype(self.options.dtype).itemsize, label_bytes
+
+    def _open_files(self, name: str) -> tuple[ShardFile, ShardFile | None]:
+        """The shards of a partition's features and labels, as long as the plan says."""
+        plan, folder = self.plans[name], self.staging.corpus / name
+        row, label = self._row_bytes(name)
+        files = [(folder / "features/c/0/0", row)] + [(folder / "labels/c/0", label)] * bool(label)
+        shards = [self._shards.enter_context(ShardFile(file, plan.chunks, CHUNK_ROWS * size)) for file, size in files]
+        return shards[0], shards[1] if label else None
+
+    def _write_pass(self) -> bool:
+        """Write the chunks that are not done; True if reading has refuted the plan."""
+        tasks = []
+        for name in self.files:
+            plan = self.plans[name]
+            tasks += [t for t in map(plan.task, range(plan.chunks)) if not self._is_done(t)]
+        total = sum(int(p.utterance_end[-1]) for p in self.plans.values() if len(p.index))
+        done = total - sum(t.own_frames for t in tasks)
+        self.progress("packing", done, total)
+        refuted: dict[str, Reading] = {}
+        for task, result in self.team.in_order(self._fill, tasks):
+            done += task.own_frames
+            self.progress("packing", done, total)
+            if isinstance(result, Reading):
+                if result.bad and not self.options.skip_bad:
+                    raise RawDataError(result.bad[min(result.bad)])
+                found = refuted.setdefault(task.partition, result)
+                found.bad.update(result.bad)
+                found.lengths.update(result.lengths)
+                continue
+            self.done[task.partition, task.chunk] = task.key, result
+            place = {"partition": task.partition, "chunk": task.chunk, "key": task.key}
+            self.staging.record({**place, **result.to_record()})
+        changed = [self._correct(name, reading) for name, reading in refuted.items()]
+        return any(changed)
+
+    def _fill(self, filler, task) -> ChunkResult | Reading:
+        return filler.fill(task, *self.files[task.partition])
+
+    def _is_done(self, task) -> bool:
+        """Whether this chunk was written, in this process or an earlier one, and its bytes still are what they were."""
+        place = task.partition, task.chunk
+        if place in self.done:
+            return self.done[place][0] == task.key
+        entry = self._earlier_chunks.pop(place, None)
+        if entry is None or entry["key"] != task.key:
+            return False
+        result = ChunkResult.from_record(entry, self.feature_dim)
+        features, labels = self.files[task.partition]
+        if features.read_digest(task.chunk) != result.features:
+            return False
+        if labels is not None and labels.read_digest(task.chunk) != result.labels:
+            return False
+        self.done[place] = task.key, result
+        self.reused += 1
+        return True
+
+    # -- the end
+
+    def _finish(self) -> None:
+        entries, attributes = {}, {}
+        for name in self.files:
+            written = self._written(name)
+            attributes[name], entries[name] = finish_partition(
+                self.staging.corpus,
+                written,
+                np.dtype(self.options.dtype),
+                self.corpus.phonemes,
+                keep_moments=self.options.part is not None,
+            )
+        left_out = self._left_out()
+        cmvn = cmvn_attributes(self.options, self.group_moments.get("train"))
+        root = root_attributes(self.corpus, self.options, self.feature_dim, cmvn, entries, left_out)
+        if self.options.part:
+            root["part"] = {"index": self.options.part[0], "of": self.options.part[1], **self.origin}
+        finish_root(self.staging.corpus, root, attributes)
+
+    def _written(self, name: str) -> WrittenPartition:
+        plan, raw = self.plans[name], self.raw[name]
+        results = [self.done[name, chunk][1] for chunk in range(plan.chunks)]
+        index = plan.index.tolist()
+        features, labels = self.files[name]
+        return WrittenPartition(
+            name=name,
+            labelled=raw.labelled,
+            order=raw.order,
+            utterance_ids=[raw.utterance_ids[i] for i in index],
+            speakers=[raw.speakers[i] for i in index],
+            lengths=plan.lengths[plan.index],
+            rows=plan.rows,
+            features=features,
+            feature_digests=[r.features for r in results],
+            labels=labels,
+            label_digests=[r.labels for r in results],
+            histogram=np.sum([r.histogram for r in results], axis=0) if raw.labelled else None,
+            means=[r.reading.means for r in results],
+            squares=[r.reading.squares for r in results],
+        )
+
+    def _left_out(self) -> list[LeftOut]:
+        left_out = []
+        for name, raw in self.raw.items():
+            left_out += [LeftOut(name, p.utterance_id, self._relative(p.message)) for p in raw.problems]
+            if name in self.plans:
+                left_out += [LeftOut(name, raw.utterance_ids[i], m) for i, m in self.plans[name].bad.items()]
+        return sorted(left_out)

@@ -1,0 +1,172 @@
+"""What every raw layout offers: partitions, utterances, problems, phonemes, front end."""
+
+from __future__ import annotations
+
+import math
+import os
+import tomllib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import date, time
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import xxhash
+
+from ..errors import RawDataError, SpecError
+from ..phonemes import END_MARKS, START_MARKS, PhonemeSet
+
+
+@dataclass(frozen=True)
+class Problem:
+    """An utterance that cannot be packed, found while listing; `message` is one line that names the file."""
+
+    utterance_id: str
+    message: str
+
+
+class RawPartition(Protocol):
+    """One partition of a raw corpus. Picklable; every worker reads through its own copy.
+
+    Attributes:
+        name: partition name, usable as a folder name.
+        labelled: whether every utterance has frame labels.
+        utterance_ids: ids in the order of the packed corpus: sorted, unless the layout gives a test order.
+        speakers: one per utterance; the utterance id itself where nothing is known.
+        lengths_hint: guessed frame count per utterance (from file sizes), or None. Packing is right whatever it
+            says, but a wrong guess costs a second pass.
+        problems: utterances that were found and left out of `utterance_ids` (no partner, duplicate id, ...).
+        order: "sorted", or the name of the file that gave the order.
+        stamp: text that changes with the size of a file, and is the same for a copy of the folder elsewhere.
+        written: text that changes when a file is written again; an interrupted pack continues, and a part is kept,
+            only if it is the same.
+    """
+
+    name: str
+    labelled: bool
+    utterance_ids: list[str]
+    speakers: list[str]
+    lengths_hint: Sequence[int] | None
+    problems: list[Problem]
+    order: str
+    stamp: str
+    written: str
+
+    # A layout of many small files may also have `fill_usual`, see raw/usual.py.
+
+    def read(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """Features (T, D) native C-order float32 or float64 and labels (T,) of the corpus's label dtype, or None.
+
+        Valid until the next `read` of this object. Raises RawDataError, one line that starts with the file's path.
+        """
+
+    def where(self, index: int) -> str:
+        """Path of the utterance's feature file, for messages."""
+
+
+class Stamp:
+    """The digests behind `RawPartition.stamp` and `RawPartition.written`, file by file."""
+
+    def __init__(self):
+        self._sizes, self._times = xxhash.xxh3_128(), xxhash.xxh3_128()
+
+    def add(self, what: str, status: os.stat_result | None) -> None:
+        """A file under a name that says nothing of where the folder lies; None for one that is missing."""
+        size, time = (status.st_size, status.st_mtime_ns) if status else (-1, -1)
+        self._sizes.update(f"{what} {size}\n".encode())
+        self._times.update(f"{time}\n".encode())
+
+    def digests(self) -> tuple[str, str]:
+        """(stamp, written)."""
+        return self._sizes.hexdigest(), self._times.hexdigest()
+
+
+@dataclass(frozen=True)
+class RawCorpus:
+    """A raw corpus of a known layout: partitions sorted by name, phonemes, and how the features were made."""
+
+    path: Path
+    layout: str
+    partitions: tuple[RawPartition, ...]
+    phonemes: PhonemeSet
+    frontend: dict | None = None
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def frame_shift_ms(self) -> float:
+        """Milliseconds between frames: the front end's, or the 10 of every course and of Kaldi's default."""
+        return float((self.frontend or {}).get("frame_shift_ms", 10.0))
+
+
+def read_frontend(root: Path) -> dict | None:
+    """The optional `frontend.toml` of a raw folder: how its features were made; None where there is none."""
+    file = root / "frontend.toml"
+    if not file.is_file():
+        return None
+    try:
+        table = tomllib.loads(file.read_text(encoding="utf-8-sig"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise RawDataError(f"{file}: not TOML ({error}); mend or remove it") from None
+    table = _plain(table, file, "")
+    shift = table.get("frame_shift_ms", 10.0)
+    if type(shift) not in (int, float) or not 0 < shift < 1000:
+        raise RawDataError(f"{file}: frame_shift_ms = {shift!r}, wanted milliseconds between two frames, as 10")
+    return table
+
+
+def _plain(value, file: Path, key: str):
+    """A TOML value as the packed corpus can carry it, in JSON: dates as ISO text. Raises RawDataError."""
+    if isinstance(value, dict):
+        return {name: _plain(one, file, f"{key}.{name}".strip(".")) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_plain(one, file, key) for one in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        raise RawDataError(f"{file}: {key} = {value}, wanted a finite number; mend or remove it")
+    return value.isoformat() if isinstance(value, (date, time)) else value
+
+
+def read_phonemes(root: Path, default: PhonemeSet | None) -> PhonemeSet | None:
+    """The optional `phonemes.txt` of a raw folder: one symbol a line, class index = line; else `default`."""
+    file = root / "phonemes.txt"
+    if not file.is_file():
+        return default
+    try:
+        lines = file.read_text(encoding="utf-8-sig").rstrip().split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RawDataError(f"{file}: cannot be read as text ({error}); wanted one symbol a line") from None
+    for number, line in enumerate(lines, 1):
+        if len(line.split()) != 1:
+            raise RawDataError(
+                f"{file}: line {number} is {line[:60]!r}, wanted exactly one symbol: the class index is the line"
+            )
+        if line.strip() in START_MARKS | END_MARKS:
+            raise RawDataError(
+                f"{file}: line {number} is {line.strip()}, which marks a transcript's end and is no class; remove it"
+            )
+    try:
+        return PhonemeSet(tuple(line.strip() for line in lines))
+    except SpecError as error:
+        raise RawDataError(f"{file}: {error}; wanted one symbol a line") from None
+
+
+def check_name(name: str, kind: str, where) -> None:
+    """Refuse an id or partition name that cannot stand in one line of text or one folder name.
+
+    Ids come from foreign lists: `../x`, an absolute path or a control character must not travel further.
+    """
+    if not name or name in (".", "..") or "/" in name or "\\" in name or not name.isprintable() or len(name) > 255:
+        raise RawDataError(
+            f"{where}: {kind} {name!r} cannot be used: no slashes, no control characters, 1 to 255 characters"
+        )
+
+
+def check_names(names: Iterable[str], kind: str, where) -> None:
+    """`check_name` of many: one look at all of them together, and each by itself only if that finds something."""
+    names = list(names)
+    together = "".join(names)
+    if not together.isprintable() or "/" in together or "\\" in together or min(map(len, names), default=1) < 3:
+        for name in names:
+            check_name(name, kind, where)
+    elif max(map(len, names), default=1) > 255:
+        check_name(max(names, key=len), kind, where)

@@ -1,0 +1,341 @@
+"""What each `phonetrain` command does: parse, call the function of the same name, print its result to stdout."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import App, Parameter
+
+from ..errors import ConfigError, PhonetrainError
+from ..results.tables import print_result
+from .recipes import Flag, Overrides, recipes
+
+app = App(
+    name="phonetrain",
+    help="Turns context windows into phonemes: train, resume, evaluate, predict, report. "
+    "With nothing given, `fit` finds packed/ and trains the default recipe; "
+    "the others take the run under runs/ that was trained last.",
+    help_format="markdown",
+    version=lambda: _version(),
+)
+app.command(recipes)
+
+
+@app.command
+def fit(
+    recipe: str = "default",
+    /,
+    *,
+    corpus: Path | None = None,
+    run: Path | None = None,
+    max_time: str | None = None,
+    stop_at: str | None = None,
+    dry_run: Flag = False,
+    find_lr: Flag = False,
+    json: Flag = False,
+    quiet: Flag = False,
+    overrides: Overrides = (),
+) -> int:
+    """Train a recipe: `phonetrain fit [RECIPE] [key=value ...]`, as `phonetrain fit diamond epochs=5 model.depth=9`.
+
+    Ctrl-C finishes the step, saves, and says how to resume.
+
+    Parameters
+    ----------
+    recipe
+        A name from `phonetrain recipes list`, or a TOML file.
+    corpus
+        The packed corpus; default: the recipe's, else packed/.
+    run
+        The run's directory; default runs/RECIPE-N.
+    max_time
+        End, saved and scored, before this much time has passed: 2h, 90m, 45s. The start of Python, some seconds, is
+        not counted.
+    stop_at
+        End, saved and scored, before this time of day: 23:30.
+    dry_run
+        Show the resolved config, layers, memory and loader, and train nothing.
+    find_lr
+        Learning-rate range test: 200 steps at growing rates, a suggestion and lr-range.png; no run.
+    json
+        Print the result as JSON.
+    quiet
+        No progress, warnings only.
+    """
+    settings = overrides + _limits(max_time, stop_at)
+    if find_lr:
+        _refuse_beside_find_lr(run=run, max_time=max_time, stop_at=stop_at, dry_run=dry_run)
+    if dry_run:
+        from ..planning.dry_run import plan, plan_text
+
+        told = plan(recipe, *settings, corpus=corpus)
+        print_result(told, plan_text(told), json)
+        return 0
+    if find_lr:
+        from ..planning.find_lr import find_lr as search
+        from ..planning.find_lr import find_lr_text
+
+        found = search(recipe, *settings, corpus=corpus)
+        print_result(found, find_lr_text(found), json)
+        return 0
+    from ..training.fit import fit
+
+    done = fit(recipe, *settings, corpus=corpus, run=run, console=_console(quiet))
+    return _ended(done, json)
+
+
+def _refuse_beside_find_lr(**options: object) -> None:
+    """Options that would silently mean nothing."""
+    given = [f"--{name.replace('_', '-')}" for name, value in options.items() if value]
+    if given:
+        raise ConfigError(f"--find-lr trains no run, so it does not take {' and '.join(given)}; leave that out")
+
+
+@app.command
+def resume(
+    run: Path | None = None,
+    *,
+    corpus: Path | None = None,
+    from_: Annotated[str | None, Parameter(name="--from")] = None,
+    max_time: str | None = None,
+    stop_at: str | None = None,
+    json: Flag = False,
+    quiet: Flag = False,
+    overrides: Overrides = (),
+) -> int:
+    """Continue a run where it stopped, with the learning rate it had: `phonetrain resume [RUN] [key=value ...]`.
+
+    Parameters
+    ----------
+    run
+        The run's directory or name; default: the one under runs/ trained last.
+    corpus
+        The packed corpus, where it has moved; it is recognised by its digest.
+    from_
+        Go on from this checkpoint, as step-1200, with the settings of then; what came after it is left aside.
+    max_time
+        End, saved and scored, before this much time has passed: 2h, 90m, 45s. The start of Python, some seconds, is
+        not counted.
+    stop_at
+        End, saved and scored, before this time of day: 23:30.
+    json
+        Print the result as JSON.
+    quiet
+        No progress, warnings only.
+    """
+    from ..training.resume import resume
+
+    settings = overrides + _limits(max_time, stop_at)
+    return _ended(resume(run, *settings, corpus=corpus, from_checkpoint=from_, console=_console(quiet)), json)
+
+
+@app.command
+def evaluate(
+    run: Path | None = None,
+    *,
+    partition: str | None = None,
+    checkpoint: str = "best",
+    corpus: Path | None = None,
+    device: str = "auto",
+    json: Flag = False,
+) -> None:
+    """Score a run's best checkpoint on its dev partition, in fp32, with recall per phoneme and confusions.
+
+    Parameters
+    ----------
+    run
+        The run's directory or name; default: the one under runs/ trained last.
+    partition
+        A labelled partition; default: the run's dev.
+    checkpoint
+        best, last, or a step as step-1200.
+    corpus
+        Another packed corpus with the same phonemes.
+    device
+        auto, cpu, cuda, cuda:1.
+    json
+        Print everything as JSON, the confusion matrix included.
+    """
+    from ..results.predict import evaluate
+    from ..results.tables import evaluation_text
+
+    told = evaluate(run, partition, checkpoint, corpus, device)
+    print_result(told, evaluation_text(told), json)
+
+
+@app.command
+def predict(
+    run: Path | None = None,
+    *,
+    partition: str | None = None,
+    out: Path | None = None,
+    checkpoint: str = "best",
+    corpus: Path | None = None,
+    device: str = "auto",
+    labels: Literal["phoneme", "index"] = "phoneme",
+    header: str = "id,label",
+    json: Flag = False,
+) -> None:
+    """Label every frame of a partition and write the submission CSV; prints its path.
+
+    Parameters
+    ----------
+    run
+        The run's directory or name; default: the one under runs/ trained last.
+    partition
+        Default: the run's test.
+    out
+        The CSV; default RUN/predictions/PARTITION.csv.
+    checkpoint
+        best, last, or a step as step-1200.
+    corpus
+        Another packed corpus with the same phonemes.
+    device
+        auto, cpu, cuda, cuda:1.
+    labels
+        phoneme strings, or the class index.
+    header
+        The two column names, as Id,Class.
+    json
+        Print the result as JSON.
+    """
+    from ..results.predict import predict
+
+    path = predict(run, partition, out, checkpoint, corpus, device, labels, header)
+    print_result({"predictions": str(path)}, str(path), json)
+
+
+@app.command
+def report(*runs: Path, out: Path | None = None, json: Flag = False) -> None:
+    """Write one self-contained HTML page about a run, or about several with an ablation table beside it; prints paths.
+
+    Parameters
+    ----------
+    runs
+        Run directories or names; default: the one under runs/ trained last.
+    out
+        The HTML file; default RUN/report.html, for several runs report.html.
+    json
+        Print the paths as JSON.
+    """
+    from ..results.report import report, table_beside
+
+    path = report(runs, out)
+    told = {"report": str(path)} | ({"table": str(table_beside(path))} if len(runs) > 1 else {})
+    print_result(told, "\n".join(told.values()), json)
+
+
+@app.command
+def explain(run: Path | None = None, *, json: Flag = False) -> None:
+    """Tell a run's life in plain sentences: segments, what changed, why it stopped, what to do next.
+
+    Parameters
+    ----------
+    run
+        The run's directory or name; default: the one under runs/ trained last.
+    json
+        Print the sentences as JSON.
+    """
+    from ..runs.explain import explain
+
+    sentences = explain(run)
+    print_result({"sentences": sentences}, "\n".join(sentences), json)
+
+
+@app.command
+def doctor(
+    recipe: str | None = None, /, *, corpus: Path | None = None, json: Flag = False, overrides: Overrides = ()
+) -> int:
+    """Say what this machine offers and what is wrong with it; for a recipe also memory, frames/s and time an epoch.
+
+    Parameters
+    ----------
+    recipe
+        Also measure this recipe on the packed corpus, for some seconds.
+    corpus
+        The packed corpus; default: the recipe's, else packed/.
+    json
+        Print the findings as JSON.
+    """
+    from ..planning.doctor import doctor, doctor_text
+
+    told = doctor(recipe, *overrides, corpus=corpus)
+    print_result(told, doctor_text(told), json)
+    return int(bool(told["problems"]))
+
+
+@app.command
+def export(
+    run: Path | None = None,
+    *,
+    out: Path | None = None,
+    checkpoint: str = "best",
+    corpus: Path | None = None,
+    onnx: Flag = False,
+    json: Flag = False,
+) -> None:
+    """Write a run's model for use without phonetrain: a torch.export program, weights, and what they expect.
+
+    Parameters
+    ----------
+    run
+        The run's directory or name; default: the one under runs/ trained last.
+    out
+        The directory; default RUN/export.
+    checkpoint
+        best, last, or a step as step-1200.
+    corpus
+        The packed corpus that the run was trained on, where it has moved.
+    onnx
+        Write model.onnx too; needs `pip install onnx onnxscript`.
+    json
+        Print the path as JSON.
+    """
+    from ..results.export import export
+
+    path = export(run, out, checkpoint, onnx, corpus)
+    print_result({"export": str(path)}, str(path), json)
+
+
+def _limits(max_time: str | None, stop_at: str | None) -> tuple[str, ...]:
+    limits = {"stop.max_time": max_time, "stop.stop_at": stop_at}
+    return tuple(f'{key}="{value}"' for key, value in limits.items() if value is not None)
+
+
+def _is_main() -> bool:
+    """Of several processes (torchrun sets RANK) the first one talks to people."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _console(quiet: bool) -> Any:
+    from ..console.open import open_console
+
+    return open_console("quiet" if quiet or not _is_main() else "auto")
+
+
+def _ended(run: Any, as_json: bool) -> int:
+    """Print what a run came to; the exit code is that of the signal that ended it."""
+    status, best = run.status, run.best()
+    code = 128 + getattr(signal, status) if status.startswith("SIG") and hasattr(signal, status) else 0
+    if not _is_main():
+        return code
+    told = {"run": str(run.path), "status": status, "best": best}
+    with contextlib.suppress(OSError, PhonetrainError):
+        # Its terminal was closed, or its reader left: the run is saved all the same, and the code says how it ended.
+        print_result(told, f"{run.path}: {status}", as_json)
+    return code
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("phonedata")
+    except PackageNotFoundError:
+        from phonedata import __version__
+
+        return __version__

@@ -1,0 +1,130 @@
+"""The `phonetrain` command: cuts `key=value` overrides out of the line, runs a command, and turns our own errors into
+one line and an exit code. Anything that is not our error keeps its traceback."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import sys
+from collections.abc import Sequence
+
+OVERRIDE = re.compile(r"[A-Za-z_][\w.-]*=.*", re.DOTALL)
+FLAGS = frozenset({"--help", "-h", "--version", "--dry-run", "--json", "--quiet", "--find-lr", "--onnx"})
+
+
+def main(tokens: Sequence[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 1 refused or stopped, 2 said wrongly, 128 + n ended by signal n."""
+    pressed = []
+
+    def interrupt(number: int, frame: object) -> None:
+        pressed.append(number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        code = exit_code(sys.argv[1:] if tokens is None else tokens)
+    except Exception:
+        if not pressed:
+            raise
+        # A library that was interrupted while it was being imported raises something of its own.
+        print("interrupted", file=sys.stderr)
+        code = 128 + signal.SIGINT
+    # The work is done and told: a late Ctrl-C may no longer turn the interpreter's own clean-up into a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    let_go_of_closed_streams()
+    sys.exit(code)
+
+
+def let_go_of_closed_streams() -> None:
+    """What a closed terminal or pipe no longer takes goes nowhere: the flush at exit would make the exit code 120.
+
+    Where one is closed both are let go: somebody may still write to the other on the way out.
+    """
+    streams, closed = [stream for stream in (sys.stdout, sys.stderr) if stream is not None], False
+    for stream in streams:
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            closed = True
+    for stream in streams if closed else ():
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def exit_code(tokens: Sequence[str]) -> int:
+    """Run the command line and return its exit code."""
+    try:
+        return _checked(tokens)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        return 1  # the reader of our results (head, less) went away
+
+
+def _checked(tokens: Sequence[str]) -> int:
+    from cyclopts import CycloptsError, UnknownCommandError, UnknownOptionError, UnusedCliTokensError
+
+    from phonedata import PhonedataError
+
+    from ..errors import ConfigError, PhonetrainError
+    from .commands import app
+
+    rest, overrides = cut_overrides(tokens)
+    try:
+        if "" in tokens:
+            raise ConfigError("one of the words is empty; is a variable of the shell not set?")
+        if bare := next((token for token in overrides if token.endswith("=")), None):
+            raise ConfigError(f"{bare} has nothing after it; a setting has no spaces around its =, as epochs=3")
+        command, bound, unparsed = app.parse_args(rest, exit_on_error=False, print_error=False)
+        if "overrides" in unparsed:
+            bound.arguments["overrides"] = overrides
+        elif overrides:
+            where = " ".join(rest[:1]) or "phonetrain"
+            raise ConfigError(f"{overrides[0]}: {where} takes no settings; "
+                              "`fit`, `resume`, `doctor` and `recipes show` do")
+        code = command(*bound.args, **bound.kwargs)
+        return code if isinstance(code, int) else 0
+    except CycloptsError as error:
+        said = _one_line(error)
+        hint = "settings are said as key=value; see" if isinstance(error, UnknownOptionError) else "see"
+        if isinstance(error, UnusedCliTokensError):
+            said = f"{' '.join(error.unused_tokens or ())}: not understood;"
+            with_settings = rest[:1] in (["fit"], ["resume"], ["doctor"])
+            hint = "a setting is said as key=value, as epochs=5; see" if with_settings else "see"
+        if "=" in rest:
+            hint = "a setting has no spaces around its =, as epochs=3; see"
+        command = [] if isinstance(error, UnknownCommandError) else rest[:1]
+        return _refuse(f"{said} {hint} `{' '.join(['phonetrain', *command, '--help'])}`", 2)
+    except ConfigError as error:
+        return _refuse(_one_line(error), 2)
+    except (PhonetrainError, PhonedataError) as error:
+        return _refuse(_one_line(error), 1)
+    except PermissionError as error:
+        return _refuse(f"{error.filename}: you may not read or write it ({error.strerror})", 1)
+
+
+def cut_overrides(tokens: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
+    """The tokens without `key=value` settings, and those settings.
+
+    cyclopts would take `optimizer.lr=1e-4` for a recipe's name. A token is a setting if what stands before its `=` is
+    a dotted name and it is not the value of the option before it.
+    """
+    rest: list[str] = []
+    overrides: list[str] = []
+    for place, token in enumerate(tokens):
+        before = tokens[place - 1] if place else ""
+        is_value = before.startswith("--") and "=" not in before and before not in FLAGS
+        (overrides if OVERRIDE.fullmatch(token) and not is_value else rest).append(token)
+    return rest, tuple(overrides)
+
+
+def _refuse(message: str, code: int) -> int:
+    print(f"phonetrain: {message}", file=sys.stderr)
+    return code
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())

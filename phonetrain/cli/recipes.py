@@ -1,0 +1,78 @@
+"""`phonetrain recipes list | show | copy`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, Parameter
+
+from ..results.tables import print_result
+
+Overrides = Annotated[tuple[str, ...], Parameter(parse=False)]
+Flag = Annotated[bool, Parameter(negative=())]
+
+recipes = App(name="recipes", help="Recipes: whole experiments as TOML files.")
+
+
+@recipes.command(name="list")
+def list_recipes(*, json: Flag = False) -> None:
+    """The recipes that come with phonetrain, a line each.
+
+    Parameters
+    ----------
+    json
+        Print names and summaries as JSON.
+    """
+    from ..config.toml import names, summary
+
+    told = {name: summary(name) for name in names()}
+    width = max(map(len, told))
+    print_result(told, "\n".join(f"{name:<{width}}  {text}" for name, text in told.items()), json)
+
+
+@recipes.command(name="show")
+def show_recipe(
+    name: str, /, *, corpus: Path | None = None, json: Flag = False, overrides: Overrides = ()
+) -> None:
+    """A recipe's settings and its layers, with parameters and FLOPs a frame; takes key=value settings too.
+
+    Parameters
+    ----------
+    name
+        A name from `phonetrain recipes list`, or a TOML file.
+    corpus
+        Take coefficients and phonemes from this packed corpus; default: packed/ if there, else 28 and 40.
+    json
+        Print it as JSON.
+    """
+    from ..planning.dry_run import show, show_text
+
+    told = show(name, *overrides, corpus=corpus)
+    print_result(told, show_text(told), json)
+
+
+@recipes.command(name="copy")
+def copy_recipe(name: str, out: Path | None = None, /) -> None:
+    """Copy a recipe to a file of your own, to change and to train: `phonetrain fit NAME.toml`.
+
+    Parameters
+    ----------
+    name
+        A name from `phonetrain recipes list`.
+    out
+        The new file; default NAME.toml here.
+    """
+    from ..config.toml import locate, read_text
+    from ..errors import ConfigError
+
+    path = out or Path(f"{Path(name).stem}.toml")
+    text = read_text(locate(name))
+    try:
+        with open(path, "x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise ConfigError(f"{path}: is there already; give another name: phonetrain recipes copy {name} FILE") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: could not be written ({error.strerror})") from None
+    print(path)

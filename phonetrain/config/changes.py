@@ -1,0 +1,89 @@
+"""What differs between two configs, and what a change of length asks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from ..errors import ConfigError
+from .run_config import RunConfig
+from .validation import joined
+
+
+def diff(old: RunConfig, new: RunConfig) -> list[tuple[str, object, object]]:
+    """(dotted key, old value, new value) of every setting that differs; None where a config leaves it out.
+
+    Of stages and of a chain's phases, where there are as many, by number: `stage.1.optimizer.lr`.
+
+    What `lengthened` makes of stages and of a chain is left out: that their last part takes the epochs that `epochs`
+    has gained is one change and not two.
+    """
+    table = new.to_dict()
+    beyond = {key for key, _, _ in differing(lengthened(old, new.epochs).to_dict(), table)}
+    return [change for change in differing(old.to_dict(), table) if change[0] == "epochs" or change[0] in beyond]
+
+
+def differing(old: object, new: object, where: str = "") -> list[tuple[str, object, object]]:
+    """(dotted key, old, new) of all that differs in nested tables; as many tables in a list are compared by number."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        pairs = [(name, old.get(name), new.get(name)) for name in dict.fromkeys([*old, *new])]
+    elif are_tables(old) and are_tables(new) and len(old) == len(new):
+        pairs = list(zip(range(len(old)), old, new))
+    else:
+        return [(where, old, new)] if old != new else []
+    return [change for name, *both in pairs for change in differing(*both, joined(where, name))]
+
+
+def are_tables(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(each, Mapping) for each in value)
+
+
+def lengthened(config: RunConfig, epochs: int) -> RunConfig:
+    """`config` with more epochs, taken by its last stage, or by the last phase of a chain whose phases are counted.
+
+    `config` itself where they are not more, or where nothing can take them: a stage whose chain is counted.
+    """
+    if epochs <= config.epochs:
+        return config
+    chain, changes = config.schedule.chain, {"epochs": epochs}
+    if chain and chain[-1].epochs is not None and not config.stage:
+        changes[f"schedule.chain.{len(chain) - 1}.epochs"] = chain[-1].epochs + epochs - config.epochs
+    try:
+        return config.replaced(changes)
+    except ConfigError:
+        return config
+
+
+NEEDS_LENGTH = ("cosine", "onecycle")
+
+
+def extension_question(old: RunConfig, new: RunConfig) -> str | None:
+    """The sentence to put to somebody who changes `epochs` under a schedule whose length depends on them; else None.
+
+    None too when `schedule.on_extend` answers it, or when the rate or the schedule is set anew by the same change.
+    """
+    changed = [re.sub(r"^stage\.\d+\.", "", key) for key, _, _ in diff(old, new)]
+    if any(key == "optimizer.lr" or (key.startswith("schedule.") and key != "schedule.on_extend") for key in changed):
+        return None
+    lengths = {plan.schedule_start: plan.schedule_stop for plan in old.stages()}
+    for plan in new.stages():
+        before = lengths.get(plan.schedule_start, plan.schedule_stop)
+        schedule = plan.config.schedule
+        last = schedule.chain[-1] if schedule.name == "chain" else schedule
+        if before != plan.schedule_stop and last.name in NEEDS_LENGTH and schedule.on_extend is None:
+            hold = "keep it, then hold its last rate"
+            if plan.schedule_stop < before:
+                hold = f"keep it: the run ends at epoch {plan.schedule_stop}, before the rate is down"
+            return (
+                f"epochs {old.epochs} -> {new.epochs}: {last.name} was laid out to end at epoch {before}; say "
+                f"schedule.on_extend=stretch (lay it out to epoch {plan.schedule_stop}: the rate jumps now) or "
+                f"schedule.on_extend=hold ({hold})"
+            )
+    return None
+
+
+def refuse_silent_extension(old: RunConfig, new: RunConfig) -> None:
+    """Raises ConfigError with `extension_question`, if there is a question."""
+    question = extension_question(old, new)
+    if question is not None:
+        raise ConfigError(question)

@@ -1,0 +1,188 @@
+"""RunConfig: all settings of a run, frozen; from TOML, overrides or Python, and back to TOML exactly."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from os import PathLike
+from typing import Annotated, Literal
+
+from ..errors import ConfigError
+from . import overrides, stages
+from . import toml as recipe
+from .schedule_section import ScheduleConfig
+from .sections import (
+    AugmentConfig,
+    AveragingConfig,
+    CheckpointConfig,
+    DataConfig,
+    GuardConfig,
+    LoaderConfig,
+    LossConfig,
+    ModelConfig,
+    OptimizerConfig,
+    StopConfig,
+    TrackingConfig,
+    WindowConfig,
+    device_name,
+)
+from .validation import Range, Section, Text, defaults, parse, shown
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class RunConfig(Section):
+    version: int = VERSION
+    "Version of this list of settings; a recipe of a newer one is refused."
+    epochs: Annotated[int, Range(1, 1_000_000)] = 15
+    "Passes over the training frames; under stages the sum of theirs."
+    batch_size: Annotated[int, Range(2, 2**20)] = 2048
+    "Windows in one update, over all devices together."
+    seed: Annotated[int, Range(0, 2**63 - 1)] = 0
+    "Seed of weights, order, dropout, masks and subset."
+    subset: Annotated[float, Range(0, 1, above=True)] = 1.0
+    "Share of the training utterances used; a larger subset holds the smaller ones; dev and test are never cut."
+    device: Annotated[str, Text("auto, cpu, cuda or cuda:N", device_name)] = "auto"
+    "auto takes cuda where there is one, else cpu."
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    "auto: bf16 where the device has it, else fp16 with loss scaling on CUDA and fp32 on CPUs."
+    capture: Literal["auto", "off"] = "auto"
+    "auto: on CUDA the training step is captured as a graph as far as it can be; off: every step runs eagerly."
+    compile: Literal["on", "off"] = "off"
+    "on: torch.compile makes kernels for the model; without a compiler the run says so and goes on eagerly."
+    deterministic: bool = False
+    "Refuse CUDA operations whose sums depend on timing, so that a resumed run is equal bit for bit; CPUs always are."
+    data: DataConfig = field(default_factory=DataConfig)
+    window: WindowConfig = field(default_factory=WindowConfig)
+    loader: LoaderConfig = field(default_factory=LoaderConfig)
+    model: ModelConfig = field(default_factory=lambda: ModelConfig(archetype="cylinder", depth=5, hidden=640))
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    averaging: AveragingConfig = field(default_factory=AveragingConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    stop: StopConfig = field(default_factory=StopConfig)
+    stage: tuple[stages.Stage, ...] = ()
+    "Settings that change during the run: [[stage]] tables, see stages.py."
+
+    def check(self) -> None:
+        check_version(self.version)
+        pieces = self.optimizer.accumulation
+        if self.batch_size % pieces:
+            raise ConfigError(
+                f"optimizer.accumulation = {pieces}: does not divide batch_size = {self.batch_size}; wanted a divisor"
+            )
+        if self.batch_size // pieces < 2:
+            raise ConfigError(
+                f"optimizer.accumulation = {pieces}: cuts batch_size = {self.batch_size} into single windows; "
+                "wanted at least 2 in a piece, batch norm needs them"
+            )
+        if self.schedule.name == "onecycle" and self.schedule.cycle_momentum:
+            usual = defaults(OptimizerConfig)
+            for name, got, unsaid in (("momentum", self.optimizer.momentum, usual["momentum"]),
+                                      ("betas.0", self.optimizer.betas[0], usual["betas"][0])):
+                if got != unsaid:
+                    raise ConfigError(
+                        f"optimizer.{name} = {got}: onecycle moves it, from schedule.max_momentum to base_momentum and "
+                        f"back; say those, or schedule.cycle_momentum=false, or leave it at {unsaid}"
+                    )
+        width = self.window.left + 1 + self.window.right
+        if self.augment.time_mask > width:
+            raise ConfigError(
+                f"augment.time_mask = {self.augment.time_mask}: the window has {width} frames; wanted at most that many"
+            )
+        bases = {"schedule": (self.schedule, self.optimizer.lr, "optimizer.lr")}
+        for place, phase in enumerate(self.schedule.chain):
+            where = f"schedule.chain.{place}"
+            own = (phase.lr, f"{where}.lr") if phase.lr is not None else (self.optimizer.lr, "optimizer.lr")
+            bases[where] = (phase, *own)
+        for where, (shape, lr, name) in bases.items():
+            if lr != "previous" and shape.min_lr > lr:
+                raise ConfigError(f"{where}.min_lr = {shape.min_lr}: above {name} = {lr}")
+        if self.stage:
+            total = sum(stage.epochs for stage in self.stage)
+            if total != self.epochs:
+                raise ConfigError(f"epochs = {self.epochs}: the stages take {total} epochs; wanted the same")
+            stages.plan_stages(self)
+        else:
+            self.check_chain()
+
+    def check_chain(self) -> None:
+        chain = self.schedule.chain
+        taken = sum(phase.epochs or 0 for phase in chain)
+        short = chain and (taken >= self.epochs if chain[-1].epochs is None else taken != self.epochs)
+        if short:
+            raise ConfigError(
+                f"schedule.chain: its phases take {taken} of epochs = {self.epochs}; wanted "
+                + ("some left for the last phase" if chain[-1].epochs is None else "exactly as many")
+                + ", as schedule.chain.0.epochs=1"
+            )
+
+    def stages(self) -> list[stages.StagePlan]:
+        """The run as a list of stages, each with its resolved config and its epochs; one stage if none are said."""
+        return stages.plan_stages(self)
+
+    @classmethod
+    def from_dict(cls, table: Mapping[str, object]) -> "RunConfig":
+        """Nested tables as TOML has them. Raises ConfigError for anything that is not exactly a setting."""
+        check_version(table.get("version", VERSION))
+        config_table = dict(table)
+        plans = table.get("stage")
+        if plans and "epochs" not in table and isinstance(plans, (list, tuple)):
+            taken = [stages.Stage.from_table(plan, f"stage.{place}").epochs for place, plan in enumerate(plans)]
+            config_table["epochs"] = sum(taken)
+        return parse(cls, config_table)
+
+    @classmethod
+    def from_toml(cls, path: str | PathLike) -> "RunConfig":
+        """A recipe or a run's config.toml. Raises ConfigError, the file named first."""
+        table = recipe.read_toml(path)
+        try:
+            return cls.from_dict(table)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from None
+
+    def to_toml(self) -> str:
+        """The whole config as TOML that `from_toml` reads back equal; none and settings that nothing reads left out."""
+        return recipe.toml_text(self.to_dict())
+
+    def override(self, texts: Iterable[str], epoch: int | None = None) -> "RunConfig":
+        """This config with `["optimizer.lr=1e-4", "schedule.name=cosine", ...]` set; see overrides.py.
+
+        epoch: where a run stands that is changed by hand: what its present or a later stage sets is set there too.
+        """
+        return self.replaced(overrides.parsed(texts), epoch)
+
+    def replaced(self, changes: Mapping[str, object], epoch: int | None = None) -> "RunConfig":
+        """This config with dotted keys set: `{"optimizer.lr": 1e-4}`. Raises ConfigError."""
+        table = overrides.applied(self.to_dict(), changes, type(self), epoch)
+        return type(self).from_dict(table)
+
+    def setting(self, key: str) -> object:
+        """The value at a dotted key as `diff` has them; None where there is none."""
+        value: object = self
+        for part in key.split("."):
+            value = value[int(part)] if isinstance(value, tuple) else getattr(value, part, None)
+        return value
+
+
+def check_version(version: object) -> None:
+    """Raises ConfigError for a list of settings of another version; first of all, for its keys may be others."""
+    if type(version) is int and version > VERSION:
+        raise ConfigError(
+            f"version = {version}: this phonetrain reads recipes of version {VERSION}; upgrade phonetrain"
+        )
+    if type(version) is not int or version != VERSION:
+        raise ConfigError(f"version = {shown(version)}: wanted {VERSION}")
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return recipe.names()
+
+
+def load_recipe(name_or_path: str | PathLike) -> RunConfig:
+    """A recipe by name (`diamond`) or a TOML file by path. Raises ConfigError with the nearest name."""
+    return RunConfig.from_toml(recipe.locate(name_or_path))

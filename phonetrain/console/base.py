@@ -1,0 +1,221 @@
+"""What a person sees while a run trains: a live panel on a terminal, plain lines in a log file, one cell in a notebook.
+
+Everything here goes to stderr (results go to stdout), and nothing here can end a run: a terminal that was closed only
+makes the console silent. Epochs count from 0 in the files and from 1 for people.
+
+A caller does, in this order:
+
+    console.start({"run": "runs/default-1", "epochs": 8, "steps_per_epoch": 900, "model": "5 x 640, 2.1 M parameters"})
+    console.progress(epoch=0, step_in_epoch=50, loss=1.9, accuracy=0.42, lr=1e-3, frames_per_second=48e3)
+    console.epoch_row({"epoch": 0, "train_loss": 1.7, ..., "best": True})      # the "epoch" line of metrics.jsonl
+    console.say("saved"); console.warn("wandb: ..."); console.close()
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Literal, TextIO
+
+from ..text import clock, short
+
+Kind = Literal["auto", "panel", "plain", "notebook", "quiet"]
+HEADER = "epoch train loss  acc %  dev loss  acc %      lr    time"
+PLAIN_SECONDS = (10.0, 30.0)
+NUMBERS: dict[str, Callable[[Any], str]] = {
+    "loss": lambda value: f"loss {value:.4f}",
+    "accuracy": lambda value: f"frame accuracy {100 * value:.2f} %",
+    "lr": lambda value: f"lr {value:.1e}",
+    "frames_per_second": lambda value: f"{short(value)} frames/s",
+    "loss_scale": lambda value: f"loss scale {value:g}",
+    "skipped": lambda value: f"skipped steps {100 * value:.1f} %",
+    "memory": lambda value: f"memory {short(value)}B",
+}
+
+
+class Console:
+    """The quiet console, and what all consoles share: where training stands and how much time is left."""
+
+    def __init__(self, stream: TextIO | None = None):
+        self.stream = Steady(stream if stream is not None else sys.stderr)
+        self.plan: dict[str, Any] = {}
+        self.epoch = self.step_in_epoch = 0
+        self.phase = "train"
+        self.numbers: dict[str, Any] = {}
+        self.pace = Pace()
+
+    @property
+    def epochs(self) -> int:
+        return int(self.plan.get("epochs") or 0)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return int(self.plan.get("steps_per_epoch") or 0)
+
+    @property
+    def epoch_share(self) -> float:
+        """How much of this epoch is done, 0 to 1."""
+        return min(1.0, self.step_in_epoch / self.steps_per_epoch) if self.steps_per_epoch else 0.0
+
+    def start(self, plan: dict[str, Any]) -> None:
+        """Show what will run. epochs and steps_per_epoch drive the clock; every other key is shown as `key: value`."""
+        self.plan = dict(plan)
+        self.pace = Pace()
+        self.on_start([f"{key}: {value}" for key, value in plan.items() if key not in ("epochs", "steps_per_epoch")])
+
+    def progress(
+        self,
+        *,
+        epoch: int,
+        step_in_epoch: int,
+        steps_per_epoch: int | None = None,
+        phase: str = "train",
+        **numbers: Any,
+    ) -> None:
+        """Where training stands: `step_in_epoch` of `steps_per_epoch` batches; phase "train" or the scored partition.
+
+        numbers: loss (nats a frame), accuracy (0 to 1), lr, frames_per_second, loss_scale, skipped (0 to 1), memory
+        (bytes; by default this process's own). None leaves one out.
+        """
+        if steps_per_epoch is not None:
+            self.plan["steps_per_epoch"] = steps_per_epoch
+        self.epoch, self.phase = epoch, phase
+        if phase == "train":
+            self.step_in_epoch = step_in_epoch
+            self.pace.mark(epoch + self.epoch_share)
+        self.numbers |= numbers
+        self.on_progress()
+
+    def epoch_row(self, line: dict[str, Any]) -> None:
+        """Show an ended epoch, given its line of metrics.jsonl."""
+        self.on_row(line)
+
+    def say(self, text: str) -> None:
+        """One line of news."""
+
+    def warn(self, text: str) -> None:
+        """One line that a person should read, whatever the console."""
+        self.stream.write(f"warning: {text}\n")
+        self.stream.flush()
+
+    def close(self) -> None:
+        """Leave the terminal as it was; harmless when repeated."""
+
+    def on_start(self, facts: list[str]) -> None: ...
+
+    def on_progress(self) -> None: ...
+
+    def on_row(self, line: dict[str, Any]) -> None: ...
+
+    def __enter__(self) -> Console:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def told_numbers(self) -> list[str]:
+        """The latest numbers in words, those that are there."""
+        numbers = {"memory": own_memory()} | self.numbers
+        return [tell(numbers[name]) for name, tell in NUMBERS.items() if numbers.get(name) is not None]
+
+    def told_left(self) -> tuple[str, str]:
+        """Time left in this epoch and in the run, in words."""
+        done = self.epoch + self.epoch_share
+        return tuple(clock(self.pace.seconds(end - done)) for end in (self.epoch + 1, self.epochs))
+
+
+class Mute(Console):
+    """The console of processes whose words another one already says."""
+
+    def warn(self, text: str) -> None:
+        """Nothing."""
+
+
+class Pace:
+    """Seconds per epoch, measured over the last two minutes, evaluation and checkpoints between epochs included."""
+
+    WINDOW = 120.0
+
+    def __init__(self) -> None:
+        self.marks: deque[tuple[float, float]] = deque()
+
+    def mark(self, epochs_done: float) -> None:
+        now = time.monotonic()
+        if self.marks and epochs_done < self.marks[-1][1]:  # went back: a rollback, or a new segment
+            self.marks.clear()
+        self.marks.append((now, epochs_done))
+        while len(self.marks) > 2 and now - self.marks[1][0] > self.WINDOW:
+            self.marks.popleft()
+
+    def seconds(self, epochs: float) -> float | None:
+        """Time for `epochs` epochs from the last mark, less what has passed since; None while unknown."""
+        if len(self.marks) < 2:
+            return None
+        (first_time, first_done), (last_time, last_done) = self.marks[0], self.marks[-1]
+        if last_done <= first_done or last_time - first_time < 1.0:
+            return None
+        per_epoch = (last_time - first_time) / (last_done - first_done)
+        return max(0.0, epochs * per_epoch - (time.monotonic() - last_time))
+
+
+class Steady:
+    """A text stream that never raises: a closed terminal or a full log disk must not end a training run."""
+
+    def __init__(self, stream: TextIO):
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            return self.stream.write(text)
+        except UnicodeEncodeError:
+            return self.stream.write(text.encode("ascii", "replace").decode())
+        except (OSError, ValueError):
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self.stream.flush()
+        except (OSError, ValueError):
+            pass
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+def row_text(line: dict[str, Any]) -> str:
+    """An epoch line as one row under HEADER, 58 characters wide; a missing number is a dash."""
+
+    def cell(name: str, width: int, tell: Callable[[float], str]) -> str:
+        return (tell(line[name]) if line.get(name) is not None else "-").rjust(width)
+
+    return " ".join(
+        [
+            f"{line['epoch'] + 1:>5}",
+            cell("train_loss", 10, "{:.4f}".format),
+            cell("train_accuracy", 6, lambda share: f"{100 * share:.2f}"),
+            cell("dev_loss", 9, "{:.4f}".format),
+            cell("dev_accuracy", 6, lambda share: f"{100 * share:.2f}"),
+            cell("lr", 7, "{:.1e}".format),
+            cell("seconds", 7, clock),
+            "*" if line.get("best") else "",
+        ]
+    ).rstrip()
+
+
+def own_memory() -> int | None:
+    """Bytes this process holds for itself; the memory-mapped corpus is not counted where the system tells it apart."""
+    try:
+        with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+            fields = dict(line.split(":", 1) for line in file if ":" in line)
+        return 1024 * int(fields["RssAnon"].split()[0])
+    except (OSError, KeyError, ValueError):
+        pass
+    try:
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else 1024 * peak
+    except ImportError:
+        return None

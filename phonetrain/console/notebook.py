@@ -1,0 +1,86 @@
+"""What a notebook cell shows while a run trains: one output, rewritten in place.
+
+No widgets: it works in Jupyter, Colab, Kaggle and VS Code alike, does not flicker, and survives in a saved notebook.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import html
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from .base import HEADER, Console, row_text
+
+
+class NotebookConsole(Console):
+    """At most one rewrite a second; news, the epoch table, and under them the bars and the latest numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.handle: Any = None
+        self.lines: list[str] = []
+        self.header_shown = False
+        self.next_update = 0.0
+        self.running = False
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+        self.update(at_once=True)
+
+    def warn(self, text: str) -> None:
+        self.say(f"warning: {text}")
+
+    def on_start(self, facts: list[str]) -> None:
+        self.running = True
+        self.lines += facts
+        self.update(at_once=True)
+
+    def on_progress(self) -> None:
+        self.update()
+
+    def on_row(self, line: dict[str, Any]) -> None:
+        self.lines += [] if self.header_shown else [HEADER]
+        self.header_shown = True
+        self.lines.append(row_text(line))
+        self.update(at_once=True)
+
+    def close(self) -> None:
+        if self.running:
+            self.running = False
+            self.update(at_once=True)
+
+    def update(self, at_once: bool = False) -> None:
+        now = time.monotonic()
+        if not at_once and now < self.next_update:
+            return
+        self.next_update = now + 1.0
+        from IPython.display import display
+
+        content = {"text/html": self.as_html(), "text/plain": "\n".join(self.as_text())}
+        # A front end that has gone away costs its picture, not the run; the next update may find it again.
+        with contextlib.suppress(Exception):
+            if self.handle is None:
+                self.handle = display(content, raw=True, display_id=True)
+            else:
+                self.handle.update(content, raw=True)
+
+    def as_text(self) -> Iterator[str]:
+        yield from self.lines
+        if self.running and self.numbers:
+            epoch_left, run_left = self.told_left()
+            yield f"epoch {self.epoch + 1}/{self.epochs}: {epoch_left} left, run: {run_left} left"
+            yield "   ".join(self.told_numbers())
+
+    def as_html(self) -> str:
+        text = html.escape("\n".join(self.as_text()))
+        bars = ""
+        if self.running:
+            run_share = (self.epoch + self.epoch_share) / self.epochs if self.epochs else 0.0
+            bars = "".join(
+                f'<div style="font-size:90%"><span style="display:inline-block;width:4em">{name}</span>'
+                f'<progress value="{share:.4f}" max="1" style="width:24em"></progress> {100 * share:.0f} %</div>'
+                for name, share in (("epoch", self.epoch_share), ("run", run_share))
+            )
+        return f'<pre style="line-height:1.3;margin:0">{text}</pre>{bars}'

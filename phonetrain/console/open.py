@@ -1,0 +1,34 @@
+"""Which console this process gets: panel, notebook cell or plain lines."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from .base import Console, Kind
+from .plain import PlainConsole
+
+
+def open_console(kind: Kind = "auto") -> Console:
+    """The console for where this process runs; `kind` overrides the choice. "quiet" still prints warnings."""
+    if kind == "auto":
+        if in_notebook():
+            kind = "notebook"
+        else:
+            kind = "panel" if sys.stderr.isatty() and os.environ.get("TERM") != "dumb" else "plain"
+    if kind == "panel":
+        from .panel import PanelConsole
+
+        return PanelConsole()
+    if kind == "notebook":
+        from .notebook import NotebookConsole
+
+        return NotebookConsole()
+    return PlainConsole() if kind == "plain" else Console()
+
+
+def in_notebook() -> bool:
+    """Whether an IPython kernel shows our output (Jupyter, Colab, Kaggle, VS Code); IPython in a terminal is none."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    return getattr(shell, "kernel", None) is not None

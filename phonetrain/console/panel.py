@@ -1,0 +1,109 @@
+"""The live panel on a terminal: two bars, the latest numbers, and above it one table row per epoch; a bar of its own
+for what takes seconds."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, TextIO
+
+import rich.console
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress import Progress
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from .base import HEADER, Console, row_text
+
+WIDEST = 100
+
+
+@contextlib.contextmanager
+def bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A function that shows how much of `total` is done: a bar that vanishes at the end, on terminals only."""
+    screen = rich.console.Console(stderr=True)
+    with Progress(console=screen, transient=True, disable=not screen.is_terminal) as shown:
+        task = shown.add_task(what, total=total)
+        yield lambda done: shown.update(task, completed=done)
+
+
+class PanelConsole(Console):
+    """Calm: twice a second, one colour, and gone at the end; rows and news stay in the scrollback."""
+
+    def __init__(self, stream: TextIO | None = None):
+        super().__init__(stream)
+        self.screen = rich.console.Console(file=self.stream, highlight=False, force_terminal=True)
+        self.live: Live | None = None
+        self.header_shown = False
+        self.best = ""
+
+    def say(self, text: str) -> None:
+        # Left to the terminal to wrap: a command in it must stay one line when it is copied.
+        self.screen.print(Text(text), soft_wrap=True)
+
+    def warn(self, text: str) -> None:
+        self.screen.print(Text(f"warning: {text}", style="yellow"), soft_wrap=True)
+
+    def on_start(self, facts: list[str]) -> None:
+        self.close()
+        for fact in facts:
+            key, _, value = fact.partition(": ")
+            self.screen.print(Text.assemble((f"{key}: ", "dim"), value))
+        # A print() of somebody else's must not tear the panel; results on a redirected stdout must not move to stderr.
+        self.live = Live(
+            get_renderable=self.render,
+            console=self.screen,
+            refresh_per_second=2,
+            transient=True,
+            redirect_stdout=sys.stdout.isatty(),
+            redirect_stderr=True,
+        )
+        self.live.start()
+
+    def on_row(self, line: dict[str, Any]) -> None:
+        if not self.header_shown:
+            self.header_shown = True
+            self.screen.print(Text(HEADER, style="dim"), soft_wrap=True)
+        self.screen.print(Text(row_text(line), style="bold" if line.get("best") else ""), soft_wrap=True)
+        if line.get("best") and line.get("dev_accuracy") is not None:
+            self.best = f"best {100 * line['dev_accuracy']:.2f} % after epoch {line['epoch'] + 1}"
+
+    def close(self) -> None:
+        live, self.live = self.live, None
+        if live is not None:
+            live.stop()
+
+    def render(self) -> Panel:
+        # Narrower than the terminal: the ^C that it echoes must not wrap, or the panel could not be taken away cleanly.
+        width = min(self.screen.width - len("^C^C"), WIDEST)
+        epoch_left, run_left = self.told_left()
+        run_share = (self.epoch + self.epoch_share) / self.epochs if self.epochs else 0.0
+        label = f"epoch {self.epoch + 1}/{self.epochs or '?'}"
+        bars = Table.grid(padding=(0, 1), expand=True)
+        bars.add_column(no_wrap=True)
+        bars.add_column(ratio=1)
+        bars.add_column(justify="right", no_wrap=True)
+        bars.add_column(justify="right", no_wrap=True, min_width=12)
+        for name, share, left in ((label, self.epoch_share, epoch_left), ("run", run_share, run_left)):
+            scoring = f"scoring {self.phase}" if name == label and self.phase != "train" else f"{left} left"
+            bar = ProgressBar(total=1.0, completed=share, style="dim", complete_style="cyan", finished_style="cyan")
+            bars.add_row(name, bar, f"{100 * share:.0f} %", scoring)
+        content = Table.grid(expand=True)
+        content.add_row(bars)
+        content.add_row(Text("\n".join(flow(self.told_numbers() or ["starting"], width - 4))))
+        title = str(self.plan.get("run", ""))
+        return Panel(content, title=Text(title), title_align="left", subtitle=Text(self.best), subtitle_align="right",
+                     border_style="dim", width=width)
+
+
+def flow(pieces: list[str], width: int) -> list[str]:
+    """`pieces` in lines of at most `width` characters, three spaces between two, none broken."""
+    lines = [""]
+    for piece in pieces:
+        if lines[-1] and len(lines[-1]) + 3 + len(piece) > width:
+            lines.append("")
+        lines[-1] += ("   " if lines[-1] else "") + piece
+    return lines

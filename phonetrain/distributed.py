@@ -1,0 +1,233 @@
+"""Who am I among how many processes, and the few places where they meet; alone, every one of them is nothing at all.
+
+`torchrun --nproc-per-node N -m phonetrain fit ...` starts N processes. Each takes its slice of every global batch;
+gradients of the sum of losses are added over all ranks in one flat reduction and belong to the mean over all frames, so
+N ranks train as one would. All ranks hold the same weights, the same metrics and the same position; rank 0 writes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+
+from .errors import ConfigError
+from .text import counted
+
+# Why a rank wants to pause; the last one wins.
+REASONS = (None, "checkpoint", "deadline", "SIGHUP", "SIGTERM", "SIGINT")
+PATIENCE = timedelta(minutes=30)  # for a rank that packs, compiles or reads a cold corpus
+
+
+@dataclass
+class Ranks:
+    """This process's place. `sums` is off while one rank looks at something on its own."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    restarts: int = 0
+    sums: bool = True
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def together(self) -> bool:
+        """Whether there are others to meet."""
+        return self.world_size > 1 and self.sums
+
+    def sum_(self, *tensors: Tensor) -> None:
+        """Add each tensor over all ranks, in place and in one reduction; all of one device, at least float32."""
+        if not self.together:
+            return
+        dtype = max((tensor.dtype for tensor in tensors), key=lambda each: each.itemsize)
+        flat = torch.cat([tensor.detach().reshape(-1).to(dtype) for tensor in tensors])
+        dist.all_reduce(flat)
+        for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+            tensor.detach().copy_(part.view(tensor.shape))
+
+    def total(self, count: int) -> int:
+        """The sum of a host number over all ranks; the device is not waited for."""
+        if not self.together:
+            return count
+        number = torch.tensor(count)
+        dist.all_reduce(number, group=_host_group())
+        return int(number)
+
+    def agree(self, reason: str | None) -> str | None:
+        """One reason to pause for all: the weightiest that any rank has."""
+        if not self.together:
+            return reason
+        number = torch.tensor(REASONS.index(reason))
+        dist.all_reduce(number, op=dist.ReduceOp.MAX, group=_host_group())
+        return REASONS[int(number)]
+
+    def gather(self, thing: Any) -> list[Any]:
+        """What every rank gives, by rank, on every rank."""
+        if not self.together:
+            return [thing]
+        things: list[Any] = [None] * self.world_size
+        dist.all_gather_object(things, thing, group=_host_group())
+        return things
+
+    def share(self, thing: Any) -> Any:
+        """What rank 0 gives, on every rank."""
+        if not self.together:
+            return thing
+        things = [thing]
+        dist.broadcast_object_list(things, group=_host_group())
+        return things[0]
+
+    def barrier(self) -> None:
+        """Until all ranks are here."""
+        if self.together:
+            dist.barrier(group=_host_group())
+
+    def device(self, wanted: str) -> str:
+        """The device setting of this rank: of several on one machine each takes its own GPU."""
+        if self.world_size > 1 and wanted in ("auto", "cuda") and torch.cuda.is_available():
+            return f"cuda:{self.local_rank}"
+        return wanted
+
+    @contextlib.contextmanager
+    def apart(self) -> Iterator[None]:
+        """Within the block this rank meets nobody: it may do what the others do not."""
+        before, self.sums = self.sums, False
+        try:
+            yield
+        finally:
+            self.sums = before
+
+
+_here = Ranks()
+_hosts: list[Any] = []
+
+
+def here() -> Ranks:
+    """This process among those that `joined` brought together; alone outside of it."""
+    return _here
+
+
+def _host_group() -> Any:
+    """Numbers of the host go over gloo, so that no device has to be waited for."""
+    return _hosts[0]
+
+
+@contextlib.contextmanager
+def joined(device: str = "auto") -> Iterator[Ranks]:
+    """Meet the other processes that torchrun started, for the length of the block; nothing at all without torchrun.
+
+    device: the run's setting, which decides between NCCL and gloo.
+    """
+    global _here
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1 or _here.world_size > 1 or "RANK" not in os.environ:
+        yield _here
+        return
+    on_cuda = device != "cpu" and torch.cuda.is_available()
+    # Functions of this module keep the group of the moment of its import as a default argument, and torch's optimizers
+    # import it: after our group is made, the group's threads would outlive it and now and then abort the exit.
+    from torch.distributed.nn import functional  # noqa: F401
+
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    if on_cuda:
+        if local >= (count := torch.cuda.device_count()):
+            raise ConfigError(f"torchrun started process number {local + 1} on a machine with {counted(count, 'GPU')}; "
+                              f"use --nproc-per-node {count}, or device=cpu")
+        torch.cuda.set_device(local)
+    rank, restarts = int(os.environ["RANK"]), int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    # torchrun's store outlives the processes: without a room of its own, an attempt finds the addresses of the dead.
+    store = dist.PrefixStore(f"phonetrain attempt {restarts}", next(dist.rendezvous("env://", timeout=PATIENCE))[0])
+    dist.init_process_group("nccl" if on_cuda else "gloo", store=store, rank=rank, world_size=size, timeout=PATIENCE)
+    _hosts[:] = [dist.new_group(backend="gloo", timeout=PATIENCE) if on_cuda else dist.group.WORLD]
+    _here = Ranks(rank, size, local, restarts)
+    try:
+        yield _here
+    finally:
+        _here = Ranks()
+        _hosts.clear()
+        dist.destroy_process_group()
+
+
+def reduce_norms(model: nn.Module) -> nn.Module:
+    """Let the batch norms of `model` sum over all ranks, in place; names, parameters and buffers stay what they are.
+
+    Raises ConfigError for a norm with running statistics that cannot: every rank would keep statistics of its own.
+    """
+    if here().world_size == 1:
+        return model
+    for name, module in model.named_modules():
+        if not isinstance(module, _NormBase) or isinstance(module, nn.SyncBatchNorm):
+            continue
+        summed = type(module) is nn.BatchNorm1d and module.affine and module.momentum is not None
+        if summed and module.track_running_stats:
+            module.__class__ = ReducedBatchNorm1d
+        elif isinstance(module, _BatchNorm) or module.track_running_stats:
+            raise ConfigError(
+                f"model: {name} is {module}, which cannot be summed over {here().world_size} processes; wanted "
+                "nn.BatchNorm1d(affine=True, track_running_stats=True, momentum=a number), LayerNorm or GroupNorm: "
+                "use one of them in model.factory, or train in one process"
+            )
+    return model
+
+
+class ReducedBatchNorm1d(nn.BatchNorm1d):
+    """nn.BatchNorm1d over the global batch: one small reduction each way, which gloo can do too.
+
+    (B, H) -> (B, H), or (B, H, L) -> (B, H, L) with statistics over B and L. SyncBatchNorm refuses CPUs.
+    """
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        if not (self.training and here().together):
+            return super().forward(hidden)
+        self._check_input_dim(hidden)
+        rows = hidden if hidden.ndim == 2 else hidden.transpose(1, 2).flatten(0, 1)
+        output, mean, variance, count = NormOverRanks.apply(rows, self.weight, self.bias, self.running_mean, self.eps)
+        with torch.no_grad():
+            self.num_batches_tracked.add_(1)
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
+        return output if hidden.ndim == 2 else output.unflatten(0, (len(hidden), -1)).transpose(1, 2)
+
+
+class NormOverRanks(torch.autograd.Function):
+    """Batch norm with sums over all ranks (Ioffe and Szegedy 2015, Algorithm 1), and its derivative."""
+
+    @staticmethod
+    def forward(context: Any, hidden: Tensor, weight: Tensor, bias: Tensor, about: Tensor, epsilon: float):
+        # Squares are summed about the running mean, the same everywhere and near the true one: nothing cancels.
+        values = hidden.float() - about
+        count = torch.full((1,), float(len(hidden)), dtype=torch.float64, device=hidden.device)
+        sums, squares = values.sum(0).double(), values.square().sum(0).double()
+        here().sum_(sums, squares, count)
+        away = sums / count
+        variance = (squares / count - away * away).clamp_min(0)
+        inverse = (variance + epsilon).rsqrt().float()
+        normal = (values - away.float()) * inverse
+        context.save_for_backward(normal, inverse, weight, count)
+        context.dtype = hidden.dtype
+        mean, variance, count = (about + away).float(), variance.float(), count.float()
+        context.mark_non_differentiable(mean, variance, count)
+        return (normal * weight + bias).to(hidden.dtype), mean, variance, count
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor, *_: Any):
+        normal, inverse, weight, count = context.saved_tensors
+        gradient = gradient.float()
+        by_bias, by_weight = gradient.sum(0), (gradient * normal).sum(0)
+        # The parameters' own derivatives stay local: they are added over the ranks with all the others.
+        plain, product = by_bias.double(), by_weight.double()
+        here().sum_(plain, product)
+        mean, slope = (plain / count).float(), (product / count).float()
+        by_hidden = weight * inverse * (gradient - mean - normal * slope)
+        return by_hidden.to(context.dtype), by_weight, by_bias, None, None

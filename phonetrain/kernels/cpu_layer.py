@@ -1,0 +1,226 @@
+"""Hidden layers on a CPU: norm, activation and dropout as one operation, with masks that are hashed and not drawn.
+
+Torch's own modules pass over the activations a dozen times a layer, and draw dropout's numbers on one thread. The
+modules stay (parameters, buffers, names); here is only another way to compute what they define, equal to theirs within
+rounding: results are rounded to the activations' dtype once and not after every step. cuda_layer.py does so on a GPU.
+"""
+
+from __future__ import annotations
+
+import functools
+import platform
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .known import ACTIVATIONS, IDENTITY, KINDS, are_known, batch_norm_is_known, refuse_second_derivative
+
+
+def converted(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """values.to(dtype), faster than torch for windows of float16 on a CPU. values: (B, ...).
+
+    The rows of `values` need not lie side by side, as those of a loader's windows do not. To bfloat16, numbers below
+    2^-126 may become 0.
+    """
+    if values.dtype == dtype or dtype not in KINDS or values.ndim < 2 or values.requires_grad:
+        return values.to(dtype)
+    rows = values.flatten(1)
+    if not runs_here(rows) or rows.stride(1) != 1:
+        return values.to(dtype)
+    work, output = Work(rows, None, None), torch.empty(values.shape, dtype=dtype, device=values.device)
+    work.block[work.kernels.PITCH] = rows.stride(0)
+    work.run(work.kernels.conversion(work.kind, KINDS[dtype]), input=rows, output=output)
+    return output
+
+
+@functools.cache
+def kernels_are_there() -> bool:
+    """Whether numba can be imported and its kernels built here.
+
+    For an x86 without F16C LLVM would call a function that is not there to convert float16, and the process would end.
+    """
+    try:
+        from . import cpu_kernels as kernels  # noqa: F401
+        from . import cpu_math as lanes
+    except Exception:  # a numba that does not know this Python or this numpy says so in many ways
+        return False
+    return platform.machine().lower() not in ("x86_64", "amd64") or lanes.compiles_for("f16c")
+
+
+def runs_here(hidden: Tensor) -> bool:
+    """Whether a tensor is one that the kernels take: (B, H) on the CPU, of a known dtype, and nobody is tracing."""
+    return (type(hidden) is Tensor and hidden.device.type == "cpu" and hidden.ndim == 2 and hidden.dtype in KINDS
+            and 0 < hidden.numel() < 2**32 and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+            and kernels_are_there())
+
+
+def is_covered(hidden: Tensor, norm: nn.Module | None, activation: nn.Module, dropout: nn.Module | None) -> bool:
+    """Whether `hidden_layer` computes what these modules would."""
+    if not runs_here(hidden) or not are_known(norm, activation, dropout):
+        return False
+    if type(norm) is nn.BatchNorm1d:
+        return batch_norm_is_known(hidden, norm)
+    return norm is None or type(norm) is nn.RMSNorm or (type(norm) is nn.LayerNorm and norm.bias is not None)
+
+
+def hidden_layer(hidden: Tensor, norm: nn.Module | None, activation: nn.Module, dropout: nn.Module | None) -> Tensor:
+    """dropout(activation(norm(hidden))), (B, H) -> (B, H) of the same dtype; running statistics move as torch's do."""
+    hidden = hidden.contiguous()
+    frozen = type(norm) is nn.BatchNorm1d and not norm.training
+    work = Work(hidden, activation, dropout, learns=torch.is_grad_enabled() and not frozen)
+    if norm is None:
+        return Plain.apply(hidden, work)
+    if type(norm) is nn.BatchNorm1d:
+        if not norm.training:
+            return batch_with_running_moments(hidden, norm, work)
+        return Batch.apply(hidden, norm.weight, norm.bias, norm, work)
+    bias = norm.bias if type(norm) is nn.LayerNorm else None
+    # torch reckons in float32 whatever the dtype, and takes that one's epsilon where none is given.
+    work.settings[2] = norm.eps if norm.eps is not None else torch.finfo(torch.float32).eps
+    return Rows.apply(hidden, norm.weight, bias, work)
+
+
+class Work:
+    """What the forward and backward kernels of one call share: sizes, activation, dropout's key and factor.
+
+    hidden: (B, H). activation, dropout: modules, or None. The key is drawn here, from torch's default generator.
+    learns: whether forward leaves slopes, (B, H), for a backward pass.
+    """
+
+    def __init__(self, hidden: Tensor, activation: nn.Module | None, dropout: nn.Module | None, *,
+                 learns: bool = False) -> None:
+        from . import cpu_kernels as kernels
+
+        self.kernels = kernels
+        self.rows, self.columns = hidden.shape
+        rows = max(1, min(kernels.TASK_VALUES // self.columns, kernels.SUMMED_ROWS))
+        self.tasks = -(-self.rows // rows)
+        self.block = np.zeros(kernels.BLOCK_SIZE, np.int64)
+        self.block[kernels.TASKS : kernels.COLUMNS + 1] = self.tasks, rows, self.rows, self.columns
+        self.factor = 1.0
+        drops = dropout is not None and dropout.training and dropout.p > 0
+        self.kind, self.learns = KINDS[hidden.dtype], learns
+        self.how = (self.kind, IDENTITY if activation is None else ACTIVATIONS[type(activation)], drops, learns)
+        if drops:
+            key = int(torch.randint(0, 2**62, ()))
+            self.factor = 1 / (1 - dropout.p) if dropout.p < 1 else 0.0
+            least = min(round(dropout.p * 2**32), 2**32 - 1)
+            self.block[kernels.KEY :] = key & 0xFFFFFFFF, key >> 32, least
+        self.settings = np.array([getattr(activation, "negative_slope", 0.0), self.factor, 0.0], np.float32)
+        self.block[kernels.SETTINGS] = self.settings.ctypes.data
+
+    def run(self, kernel: Any, **places: Tensor | np.ndarray | None) -> None:
+        """Run a kernel; places: its tensors by their names in the block, lower case, None where it takes none."""
+        block = self.block.copy()  # one graph may be walked back by several threads at once
+        for name, values in places.items():
+            if values is None:
+                continue
+            address = values.data_ptr() if isinstance(values, Tensor) else values.ctypes.data
+            block[getattr(self.kernels, name.upper())] = address
+        self.kernels.run(kernel, block, torch.get_num_threads())
+
+    def sums(self) -> np.ndarray:
+        return np.empty((self.tasks, 2, self.columns), np.float32)
+
+
+class Plain(torch.autograd.Function):
+    """dropout(activation(hidden)); either may be absent."""
+
+    @staticmethod
+    def forward(context: Any, hidden: Tensor, work: Work) -> Tensor:
+        output = torch.empty_like(hidden)
+        ones, zeros = np.ones(work.columns, np.float32), np.zeros(work.columns, np.float32)
+        slopes = torch.empty_like(hidden) if work.learns else None
+        work.run(work.kernels.columns_forward(*work.how), input=hidden, output=output, slopes=slopes, scale=ones,
+                 shift=zeros)
+        context.save_for_backward(slopes)
+        context.work = work
+        return output
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        refuse_second_derivative()
+        (slopes,), work, gradient = context.saved_tensors, context.work, gradient.contiguous()
+        output, scale = torch.empty_like(gradient), np.full(work.columns, work.factor, np.float32)
+        work.run(work.kernels.columns_backward(work.kind, False), output=output, slopes=slopes, gradient=gradient,
+                 scale=scale)
+        return output, None
+
+
+class Batch(torch.autograd.Function):
+    """dropout(activation(batch norm of hidden)) in training: moments of this batch (Ioffe and Szegedy 2015)."""
+
+    @staticmethod
+    def forward(context: Any, hidden: Tensor, weight: Tensor, bias: Tensor, norm: nn.BatchNorm1d, work: Work) -> Tensor:
+        kernels, rows = work.kernels, work.rows
+        # About a row of their own, squares are summed without cancellation, whatever the mean is.
+        mean, sums = hidden[0].detach().to(torch.float32, copy=True).numpy(), work.sums()
+        work.run(kernels.column_sums(work.kind), input=hidden, centre=mean, sums=sums)
+        deviation = np.empty_like(mean)
+        variance = kernels.batch_moments(sums, mean, deviation, rows, norm.eps)
+        average, spread = norm.running_mean.numpy(), norm.running_var.numpy()
+        with np.errstate(invalid="ignore", over="ignore"):  # numbers that went bad are the guard's business
+            average += norm.momentum * (mean - average)
+            spread += (norm.momentum * (variance * (rows / (rows - 1)) - spread)).astype(np.float32)
+        norm.num_batches_tracked.add_(1)
+        scale = weight.detach().numpy() / deviation
+        shift = bias.detach().numpy() - mean * scale
+        output, slopes = torch.empty_like(hidden), torch.empty_like(hidden) if work.learns else None
+        work.run(kernels.columns_forward(*work.how), input=hidden, output=output, slopes=slopes, scale=scale,
+                 shift=shift)
+        context.save_for_backward(hidden, slopes)
+        context.work, context.vectors = work, (mean, deviation, scale)
+        return output
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_derivative()
+        (hidden, slopes), work, (mean, deviation, scale) = context.saved_tensors, context.work, context.vectors
+        kernels, sums = work.kernels, work.sums()
+        gradient, output = gradient.contiguous(), torch.empty_like(hidden)
+        work.run(kernels.columns_gradient(work.kind), input=hidden, slopes=slopes, gradient=gradient, centre=mean,
+                 sums=sums)
+        by_shift, by_product = kernels.total(sums)
+        first = (by_shift / work.rows).astype(np.float32)
+        second = (by_product / work.rows / np.square(deviation, dtype=np.float64)).astype(np.float32)
+        work.run(kernels.columns_backward(work.kind, True), input=hidden, output=output, slopes=slopes,
+                 gradient=gradient, scale=scale * np.float32(work.factor), centre=mean, first=first, second=second)
+        by_shift, by_product = by_shift * work.factor, by_product * work.factor
+        by_weight = (by_product / deviation).astype(np.float32)
+        return output, torch.from_numpy(by_weight), torch.from_numpy(by_shift.astype(np.float32)), None, None
+
+
+def batch_with_running_moments(hidden: Tensor, norm: nn.BatchNorm1d, work: Work) -> Tensor:
+    """Batch norm in evaluation, which is a scale and a shift, with the activation."""
+    scale = (norm.weight * (norm.running_var + norm.eps).rsqrt()).detach()
+    shift = (norm.bias - norm.running_mean * scale).detach()
+    output = torch.empty_like(hidden)
+    work.run(work.kernels.columns_forward(*work.how), input=hidden, output=output, scale=scale, shift=shift)
+    return output
+
+
+class Rows(torch.autograd.Function):
+    """dropout(activation(layer norm of hidden)), or of its RMS norm where there is no bias."""
+
+    @staticmethod
+    def forward(context: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, work: Work) -> Tensor:
+        output, slopes = torch.empty_like(hidden), torch.empty_like(hidden) if work.learns else None
+        moments = np.empty((work.rows, 2), np.float32)
+        shift = np.zeros(work.columns, np.float32) if bias is None else bias.detach().numpy()
+        work.run(work.kernels.rows_forward(*work.how, bias is not None), input=hidden, output=output,
+                 slopes=slopes, scale=weight.detach(), shift=shift, moments=moments)
+        context.save_for_backward(hidden, weight, slopes)
+        context.work, context.moments, context.centred = work, moments, bias is not None
+        return output
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_derivative()
+        (hidden, weight, slopes), work, moments = context.saved_tensors, context.work, context.moments
+        gradient, output, sums = gradient.contiguous(), torch.empty_like(hidden), work.sums()
+        work.run(work.kernels.rows_backward(work.kind, context.centred), input=hidden, output=output,
+                 slopes=slopes, gradient=gradient, scale=weight, moments=moments, sums=sums)
+        by_shift, by_weight = torch.from_numpy((work.kernels.total(sums) * work.factor).astype(np.float32))
+        return output, by_weight, by_shift if context.centred else None, None

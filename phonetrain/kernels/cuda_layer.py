@@ -1,0 +1,252 @@
+"""Hidden layers on a GPU: batch norm, activation and dropout by triton_layer.py, where Triton can make kernels.
+
+What cpu_layer.py is on a CPU. torch's modules read and write the activations two dozen times a layer; these do so eight
+times and keep nothing for the backward pass but the layer's input. Also the matrix products under autocast.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .known import (
+    ACTIVATIONS,
+    IDENTITY,
+    KINDS,
+    are_known,
+    batch_norm_is_known,
+    is_watched,
+    masks_are_hashed,
+    refuse_second_derivative,
+)
+
+
+def runs_here(hidden: Tensor) -> bool:
+    """Whether a tensor is one that the kernels take: (B, H) on a GPU, of a known dtype, and nobody is tracing."""
+    return (type(hidden) is Tensor and hidden.device.type == "cuda" and hidden.ndim == 2 and hidden.dtype in KINDS
+            and 0 < hidden.numel() < 2**32 and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+            and why_not(hidden.device) is None)
+
+
+@functools.cache
+def why_not(device: torch.device) -> str | None:
+    """None where Triton makes kernels for this device, else the reason in one line.
+
+    Triton comes with torch's CUDA builds for Linux; it needs a C compiler and a device that it knows, which is only
+    noticed at the first kernel.
+    """
+    try:
+        from . import triton_layer as gpu_kernels  # noqa: F401
+
+        values = torch.zeros((8, 8), device=device)
+        norm, activation = nn.BatchNorm1d(8).to(device), nn.ReLU()
+        hidden_layer(values, norm, activation, None)
+    except torch.OutOfMemoryError:  # says nothing about Triton
+        raise
+    except Exception as error:  # what a missing compiler raises differs by system and version
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return None
+
+
+def is_covered(hidden: Tensor, norm: nn.Module | None, activation: nn.Module, dropout: nn.Module | None) -> bool:
+    """Whether `hidden_layer` computes what these modules would: batch norm or none."""
+    if not runs_here(hidden) or not are_known(norm, activation, dropout):
+        return False
+    return norm is None or (type(norm) is nn.BatchNorm1d and batch_norm_is_known(hidden, norm))
+
+
+def hidden_layer(hidden: Tensor, norm: nn.Module | None, activation: nn.Module, dropout: nn.Module | None) -> Tensor:
+    """dropout(activation(norm(hidden))), (B, H) -> (B, H) of the same dtype; running statistics move as torch's do."""
+    work = Work(hidden, norm, activation, dropout)
+    weight, bias = (None, None) if norm is None else (norm.weight, norm.bias)
+    return Layer.apply(hidden.contiguous(), weight, bias, norm, work)
+
+
+def padded(windows: Tensor, padding: int, dtype: torch.dtype) -> Tensor:
+    """Windows (B, W, D) as (B, W * D + padding) with zeros behind, in `dtype`; under autocast in its dtype where one
+    kernel does it all, else in their own."""
+    flat = windows.flatten(1)
+    if not runs_here(flat) or flat.requires_grad or flat.stride(1) != 1:
+        flat = flat if torch.is_autocast_enabled(flat.device.type) else flat.to(dtype)
+        return F.pad(flat, (0, padding)) if padding else flat
+    from . import triton_step as kernels
+
+    dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else dtype
+    if not padding and flat.dtype == dtype:
+        return flat
+    (rows, columns), width = flat.shape, flat.shape[1] + padding
+    output = torch.empty((rows, width), dtype=dtype, device=flat.device)
+    with torch.cuda.device_of(flat):
+        kernels.padded_copy[rows, -(-width // kernels.COPIED)](
+            flat, output, columns, flat.stride(0), width, ALIGNED=aligned(width), BLOCK=kernels.COPIED)
+    return output
+
+
+def aligned(columns: int) -> int:
+    """What the kernels may take for granted as a divisor of a row's length."""
+    return 8 if columns % 8 == 0 else 1
+
+
+def prepare(linears: list[nn.Linear], dropouts: list[nn.Module | None], inputs: Tensor) -> list[Tensor | None]:
+    """What the layers of a forward pass need, by one launch for all: keys for `dropouts`, which receive them, and
+    16-bit copies of the matrices for `product`, which are returned, None for each that takes none."""
+    dropouts = [each for each in dropouts if masks_are_hashed(each) and each.training and each.p > 0]
+    if dropouts and runs_here(inputs):
+        keys = torch.randint(2**62, (len(dropouts), 2), device=inputs.device)  # two each: kernels like whole 16 bytes
+        for dropout, key in zip(dropouts, keys.unbind(), strict=True):
+            dropout.key = key
+    if not all(takes_product(linear, inputs) for linear in linears):
+        return [None] * len(linears)
+    weights = [linear.weight.detach() for linear in linears]
+    halves = [torch.empty_like(weight, dtype=torch.get_autocast_dtype("cuda")) for weight in weights]
+    torch._foreach_copy_(halves, weights)
+    return halves
+
+
+def takes_product(linear: nn.Linear, inputs: Tensor) -> bool:
+    """Whether it is one that learns, under autocast on a GPU, and nobody watches."""
+    return (type(inputs) is Tensor and inputs.device.type == "cuda" and inputs.ndim == 2 and torch.is_grad_enabled()
+            and torch.is_autocast_enabled("cuda") and type(linear) is nn.Linear and not is_watched(linear)
+            and linear.weight.requires_grad and linear.weight.dtype == torch.float32
+            and not torch.compiler.is_compiling() and not torch.jit.is_tracing())
+
+
+def product(linear: nn.Linear, inputs: Tensor, half: Tensor | None = None) -> Tensor:
+    """linear(inputs), (B, inputs) -> (B, outputs); under autocast on a GPU the weight's derivative is not rounded.
+
+    half: the matrix in autocast's dtype, where there is such a copy already.
+    """
+    if not takes_product(linear, inputs):
+        return linear(inputs)
+    dtype = torch.get_autocast_dtype("cuda")
+    half = linear.weight.detach().to(dtype) if half is None else half
+    return Product.apply(inputs.to(dtype), linear.weight, linear.bias, half)
+
+
+class Product(torch.autograd.Function):
+    """inputs @ weight.T + bias in the dtype of inputs, with float32 weights.
+
+    The weight's derivative is summed in float32 by the matrix product anyway. Autocast lets it be rounded to 16 bits
+    and makes float32 of that again: more bytes to move, for less precision.
+    """
+
+    @staticmethod
+    def forward(context: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None, half: Tensor) -> Tensor:
+        context.save_for_backward(inputs, half)
+        context.biased = bias is not None
+        return F.linear(inputs, half, None if bias is None else bias.to(inputs.dtype))
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_derivative()
+        (inputs, half), gradient = context.saved_tensors, gradient.contiguous()
+        by_inputs = gradient.mm(half) if context.needs_input_grad[0] else None
+        by_bias = gradient.sum(0, dtype=torch.float32) if context.biased else None
+        return by_inputs, float_product(gradient.t(), inputs), by_bias, None
+
+
+def float_product(left: Tensor, right: Tensor) -> Tensor:
+    """left @ right in float32, of 16-bit matrices."""
+    if left.is_cuda:
+        return torch.mm(left, right, out_dtype=torch.float32)
+    return torch.mm(left.float(), right.float())
+
+
+class Work:
+    """What the kernels of one call share: the grid, the activation, dropout's key and factor."""
+
+    def __init__(self, hidden: Tensor, norm: nn.Module | None, activation: nn.Module,
+                 dropout: nn.Module | None) -> None:
+        from . import triton_layer as kernels
+
+        self.kernels = kernels
+        rows, columns = hidden.shape
+        self.norm = kernels.NO_NORM if norm is None else kernels.BATCH if norm.training else kernels.RUNNING
+        self.whole = self.norm == kernels.BATCH and rows <= kernels.WHOLE_ROWS
+        self.leak = float(getattr(activation, "negative_slope", 0.0))
+        self.drops = dropout is not None and dropout.training and dropout.p > 0
+        self.key, self.factor, self.least = None, 1.0, 0
+        if self.drops:
+            # Drawn on the device: a captured graph draws another at each replay.
+            self.key, dropout.key = dropout.key, None
+            if self.key is None:
+                self.key = torch.randint(2**62, (1,), device=hidden.device)
+            self.factor = 1 / (1 - dropout.p) if dropout.p < 1 else 0.0
+            self.least = min(round(dropout.p * 2**32), 2**32 - 1)
+        how: dict[str, Any] = {
+            "WHICH": ACTIVATIONS.get(type(activation), IDENTITY), "DROPS": self.drops, "ALIGNED": aligned(columns)}
+        if self.whole:
+            self.size, self.grid = (rows, columns), (-(-columns // kernels.WHOLE_C),)
+            self.how = how | {"ROWS": max(16, 1 << (rows - 1).bit_length()), "BLOCK_C": kernels.WHOLE_C,
+                              "num_warps": kernels.WHOLE_WARPS}
+            return
+        tiles = max(2, -(-rows // (kernels.MOST_CHUNKS * kernels.BLOCK_R)))
+        chunk_rows = tiles * kernels.BLOCK_R
+        self.chunks, self.size = -(-rows // chunk_rows), (rows, columns, chunk_rows)
+        self.grid = -(-columns // kernels.BLOCK_C), self.chunks
+        self.shape = {"ALIGNED": aligned(columns), "BLOCK_R": kernels.BLOCK_R, "BLOCK_C": kernels.BLOCK_C,
+                      "num_warps": kernels.WARPS}
+        self.how = how | self.shape
+
+    def partial(self, hidden: Tensor) -> Tensor:
+        return torch.empty((self.chunks, 2, hidden.shape[1]), dtype=torch.float32, device=hidden.device)
+
+
+class Layer(torch.autograd.Function):
+    """dropout(activation(norm(hidden))): of batch norm in training, of one with running moments, or of none."""
+
+    @staticmethod
+    def forward(context: Any, hidden: Tensor, weight: Tensor | None, bias: Tensor | None, norm: nn.BatchNorm1d | None,
+                work: Work) -> Tensor:
+        kernels, output, moments, buffers = work.kernels, torch.empty_like(hidden), None, (None, None, None)
+        epsilon = momentum = unbiased = 0.0
+        if norm is not None:
+            buffers, epsilon = (norm.running_mean, norm.running_var, norm.num_batches_tracked), norm.eps
+        if work.norm == kernels.BATCH:
+            moments = torch.empty((2, hidden.shape[1]), dtype=torch.float32, device=hidden.device)
+            momentum, unbiased = norm.momentum, len(hidden) / (len(hidden) - 1)
+        numbers = epsilon, momentum, unbiased, work.leak, work.factor, work.least
+        with torch.cuda.device_of(hidden):
+            if work.whole:
+                kernels.whole_forward[work.grid](
+                    hidden, output, weight, bias, *buffers, moments, work.key, *work.size, *numbers, **work.how)
+            else:
+                partial = None
+                if moments is not None:
+                    partial = work.partial(hidden)
+                    kernels.column_sums[work.grid](hidden, partial, *work.size, **work.shape)
+                kernels.columns_forward[work.grid](
+                    hidden, output, partial, weight, bias, *buffers, moments, work.key, *work.size, work.chunks,
+                    *numbers, NORM=work.norm, CHUNKS=kernels.MOST_CHUNKS, **work.how)
+        context.save_for_backward(hidden, weight, bias, moments)
+        context.work = work
+        return output
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_derivative()
+        (hidden, weight, bias, moments), work = context.saved_tensors, context.work
+        kernels, gradient, output = work.kernels, gradient.contiguous(), torch.empty_like(hidden)
+        partial = by_weight = by_bias = None
+        if moments is not None:
+            by_weight, by_bias = torch.empty_like(weight), torch.empty_like(bias)
+        numbers = work.leak, work.factor, work.least
+        with torch.cuda.device_of(hidden):
+            if work.whole:
+                kernels.whole_backward[work.grid](
+                    hidden, gradient, output, moments, weight, bias, by_weight, by_bias, work.key, *work.size, *numbers,
+                    **work.how)
+            else:
+                if moments is not None:
+                    partial = work.partial(hidden)
+                    kernels.column_gradients[work.grid](
+                        hidden, gradient, moments, weight, bias, partial, work.key, *work.size, *numbers, **work.how)
+                kernels.columns_backward[work.grid](
+                    hidden, gradient, output, moments, weight, bias, partial, by_weight, by_bias, work.key, *work.size,
+                    work.chunks, *numbers, NORM=work.norm, CHUNKS=kernels.MOST_CHUNKS, **work.how)
+        return output, by_weight, by_bias, None, None

@@ -1,0 +1,206 @@
+"""FrameClassifier: the MLP from windows to phoneme logits, with every part chosen by ModelConfig."""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+import torch
+from torch import Tensor, nn
+
+from ..config.run_config import RunConfig
+from ..config.sections import ModelConfig
+from ..kernels import cpu_layer as fused
+from ..kernels import cuda_layer as gpu_layer
+from ..kernels.cpu_layer import converted
+from ..kernels.cuda_layer import padded, prepare, product
+from ..kernels.layer import Dropout
+from .custom import build_from_factory
+from .widths import MULTIPLE, check_cap, layer_widths
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "leaky_relu": nn.LeakyReLU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "mish": nn.Mish,
+    "softplus": nn.Softplus,
+    "tanh": nn.Tanh,
+    "sigmoid": nn.Sigmoid,
+}
+
+
+def make_norm(kind: str, width: int) -> nn.Module | None:
+    """The norm of a hidden layer of `width` units, on (B, width) activations; the only place that makes one."""
+    if kind == "batch":
+        return nn.BatchNorm1d(width)
+    if kind == "layer":
+        return nn.LayerNorm(width)
+    return nn.RMSNorm(width) if kind == "rms" else None
+
+
+class LayerRow(TypedDict):
+    """What one layer is. FLOPs are per frame: 2 for each weight of a matrix forward, and in training 4 more, of which
+    the first layer saves the 2 for the gradient of its input; norms and activations (below 1 %) are left out."""
+
+    layer: str
+    inputs: int
+    outputs: int
+    norm: str
+    activation: str
+    dropout: float
+    parameters: int
+    forward_flops: int
+    training_flops: int
+
+
+class HiddenLayer(nn.Module):
+    """Linear, norm and activation (or activation and norm), dropout, and the connection around them.
+
+    (B, inputs) -> (B, width); half: the linear map's matrix as `gpu_layer.prepare` gives it. The linear map has no bias
+    where a batch norm follows it directly: subtracting the batch mean would take it away again.
+    """
+
+    def __init__(self, config: ModelConfig, inputs: int, width: int, dropout: float, skip: bool) -> None:
+        super().__init__()
+        before = config.norm_position == "before"
+        self.linear = nn.Linear(inputs, width, bias=not (before and config.norm == "batch"))
+        self.norm = make_norm(config.norm, width)
+        self.activation = ACTIVATIONS[config.activation]()
+        self.dropout = Dropout(dropout) if dropout > 0 else None
+        self.norm_first = before
+        self.skip = skip
+        self.projection = nn.Linear(inputs, width, bias=False) if skip and inputs != width else None
+
+    def forward(self, inputs: Tensor, half: Tensor | None = None) -> Tensor:
+        hidden = self.finish(product(self.linear, inputs, half))
+        if not self.skip:
+            return hidden
+        return hidden + (inputs if self.projection is None else product(self.projection, inputs))
+
+    def finish(self, hidden: Tensor) -> Tensor:
+        """Norm, activation and dropout: in one operation, where there are kernels that know these modules."""
+        for kernels in (fused, gpu_layer) if self.norm is None or self.norm_first else ():
+            if kernels.is_covered(hidden, self.norm, self.activation, self.dropout):
+                return kernels.hidden_layer(hidden, self.norm, self.activation, self.dropout)
+        if self.norm is None:
+            hidden = self.activation(hidden)
+        elif self.norm_first:
+            hidden = self.activation(self.norm(hidden))
+        else:
+            hidden = self.norm(self.activation(hidden))
+        return hidden if self.dropout is None else self.dropout(hidden)
+
+
+class FrameClassifier(nn.Module):
+    """Windows (B, W, D) float -> logits (B, C), any dtype that autocast makes of them.
+
+    The first matrix has its input padded to whole eights, for tensor cores; the columns beyond W * D are zero, meet
+    zero inputs, so get zero gradients and stay zero, and are counted nowhere.
+
+    Parameters start as `config.init` says, from torch's global generator. Raises ConfigError for a model over
+    `config.max_parameters`.
+    """
+
+    def __init__(self, config: ModelConfig, feature_dim: int, window_width: int, num_classes: int) -> None:
+        super().__init__()
+        self.input_size = feature_dim * window_width
+        self.padding = -self.input_size % MULTIPLE
+        self.widths = layer_widths(config, self.input_size, num_classes)
+        layers, inputs = [], self.input_size + self.padding
+        for place, width in enumerate(self.widths):
+            share = (place + 1) / len(self.widths) if config.dropout_shape == "growing" else 1.0
+            layers.append(HiddenLayer(config, inputs, width, share * config.dropout, config.residual and place > 0))
+            inputs = width
+        self.hidden = nn.ModuleList(layers)
+        self.output = nn.Linear(inputs, num_classes)
+        self.start_parameters(config)
+        check_cap(config, self.num_parameters)
+
+    @torch.no_grad()
+    def start_parameters(self, config: ModelConfig) -> None:
+        for module in self.modules():
+            if not isinstance(module, nn.Linear):
+                continue
+            used = self.input_size if module is self.hidden[0].linear else module.in_features
+            # The fan-in is that of the true inputs, so the matrix is drawn without the padding and copied in.
+            start_matrix(matrix := torch.empty(module.out_features, used), config)
+            module.weight.zero_()
+            module.weight[:, :used] = matrix
+            if module.bias is not None and config.init == "torch":
+                nn.init.uniform_(module.bias, -(used**-0.5), used**-0.5)
+            elif module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+    def forward(self, windows: Tensor) -> Tensor:
+        hidden = padded(windows, self.padding, self.output.weight.dtype)
+        ours = [layer for layer in self.hidden if isinstance(layer, HiddenLayer)]  # somebody may have exchanged some
+        *halves, last = prepare([*(layer.linear for layer in ours), self.output], [layer.dropout for layer in ours],
+                                hidden)
+        given = dict(zip(ours, halves))
+        for layer in self.hidden:
+            hidden = layer(hidden, given[layer]) if layer in given else layer(hidden)
+        return product(self.output, hidden, last)
+
+    @property
+    def num_parameters(self) -> int:
+        """Trainable parameters, without the columns that pad the input."""
+        return sum(p.numel() for p in self.parameters() if p.requires_grad) - self.padding * self.widths[0]
+
+    def layer_table(self) -> list[LayerRow]:
+        """One row a layer, read from the live modules."""
+        rows = []
+        for place, layer in enumerate([*self.hidden, self.output]):
+            matrices = [module for module in layer.modules() if isinstance(module, nn.Linear)]
+            spare = self.padding * self.widths[0] if place == 0 else 0
+            weights = sum(matrix.weight.numel() for matrix in matrices) - spare
+            hidden = layer if isinstance(layer, HiddenLayer) else None
+            rows.append(LayerRow(
+                layer="output" if hidden is None else f"hidden {place + 1}",
+                inputs=self.input_size if place == 0 else matrices[0].in_features,
+                outputs=matrices[0].out_features,
+                norm="" if hidden is None or hidden.norm is None else type(hidden.norm).__name__,
+                activation="" if hidden is None else type(hidden.activation).__name__,
+                dropout=0.0 if hidden is None or hidden.dropout is None else hidden.dropout.p,
+                parameters=sum(p.numel() for p in layer.parameters()) - spare,
+                forward_flops=2 * weights,
+                training_flops=(4 if place == 0 else 6) * weights,
+            ))
+        return rows
+
+
+def windows_for(model: nn.Module, windows: Tensor, dtype: torch.dtype) -> Tensor:
+    """Windows in the dtype that a model computes in; on a GPU a FrameClassifier converts them while it pads them."""
+    if windows.device.type == "cuda" and isinstance(model, FrameClassifier):
+        return windows
+    return converted(windows, dtype)
+
+
+def start_matrix(matrix: Tensor, config: ModelConfig) -> None:
+    """Fill a (outputs, inputs) weight matrix as torch.nn.init does for `config.init`."""
+    if config.init == "torch":
+        nn.init.kaiming_uniform_(matrix, a=5**0.5)
+    elif config.init == "xavier_normal":
+        nn.init.xavier_normal_(matrix)
+    elif config.init == "xavier_uniform":
+        nn.init.xavier_uniform_(matrix)
+    elif config.init == "kaiming_normal":
+        nn.init.kaiming_normal_(matrix, nonlinearity="relu")
+    elif config.init == "kaiming_uniform":
+        nn.init.kaiming_uniform_(matrix, nonlinearity="relu")
+    elif config.init == "orthogonal":
+        nn.init.orthogonal_(matrix)
+    else:
+        nn.init.uniform_(matrix)
+
+
+def build_model(config: RunConfig, *, feature_dim: int, num_classes: int) -> nn.Module:
+    """The model of a run, in training mode on the CPU: a FrameClassifier or what `model.factory` builds.
+
+    feature_dim: D. num_classes: C. Raises ConfigError: over the parameter cap, or a factory that does not deliver.
+    """
+    window_width = config.window.left + 1 + config.window.right
+    if config.model.factory is None:
+        return FrameClassifier(config.model, feature_dim, window_width, num_classes)
+    model = build_from_factory(config.model.factory, feature_dim, window_width, num_classes)
+    check_cap(config.model, sum(p.numel() for p in model.parameters() if p.requires_grad))
+    return model

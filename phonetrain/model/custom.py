@@ -1,0 +1,90 @@
+"""A model of the user's own: `model.factory = "file.py:build"`, imported, called and tried before training."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import xxhash
+from torch import nn
+
+from ..errors import ConfigError
+
+
+def build_from_factory(factory: str, feature_dim: int, window_width: int, num_classes: int) -> nn.Module:
+    """The module that `factory` builds, in training mode; tried on two windows first.
+
+    factory: `path/file.py:function` or `package.module:function`; the function is called with the keywords
+    `feature_dim` (D), `window_width` (W) and `num_classes` (C) and returns a module (B, W, D) -> (B, C). Raises
+    ConfigError in one line: not found, failed, or of another shape.
+    """
+    build = find(factory)
+    try:
+        model = build(feature_dim=feature_dim, window_width=window_width, num_classes=num_classes)
+    except Exception as error:
+        raise failed(factory, "failed when called with feature_dim, window_width, num_classes", error) from error
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model.factory = {factory}: returned a {type(model).__name__}, wanted a torch.nn.Module")
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ConfigError(f"model.factory = {factory}: its model has no parameters to train")
+    try:
+        # Evaluation mode draws nothing and moves no norm buffers, so trying the model leaves it as it was built.
+        with torch.no_grad():
+            logits = model.eval()(torch.zeros(2, window_width, feature_dim))
+    except Exception as error:
+        raise failed(factory, f"its model failed on windows (2, {window_width}, {feature_dim})", error) from error
+    shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+    if shape != (2, num_classes):
+        raise ConfigError(
+            f"model.factory = {factory}: windows (2, {window_width}, {feature_dim}) gave {shape}, "
+            f"wanted logits (2, {num_classes})"
+        )
+    return model.train()
+
+
+def placed(factory: str) -> str:
+    """`factory` with the whole path of its file, so that it is found from wherever a run is opened later."""
+    source, _, name = factory.rpartition(":")
+    return f"{Path(source).resolve()}:{name}" if source.endswith(".py") else factory
+
+
+def digest(factory: str) -> str | None:
+    """Of the text that `factory` is in; None where it is no file, or a package's."""
+    source = Path(factory.rpartition(":")[0])
+    return xxhash.xxh3_128_hexdigest(source.read_bytes()) if source.is_file() else None
+
+
+def find(factory: str) -> Callable[..., object]:
+    source, _, name = factory.rpartition(":")
+    try:
+        module = import_file(Path(source)) if source.endswith(".py") else importlib.import_module(source)
+    except Exception as error:
+        raise failed(factory, f"cannot import {source}", error) from error
+    build = getattr(module, name, None)
+    if not callable(build):
+        raise ConfigError(f"model.factory = {factory}: {source} has no function {name}")
+    return build
+
+
+def import_file(path: Path) -> object:
+    if not path.is_file():
+        raise FileNotFoundError(f"no such file: {path}")
+    spec = importlib.util.spec_from_file_location(f"phonetrain_factory_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    # torch.compile and pickling look modules up by name; the file's neighbours are importable while it is read.
+    sys.modules[spec.name] = module
+    sys.path.insert(0, str(path.resolve().parent))
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(path.resolve().parent))
+    return module
+
+
+def failed(factory: str, what: str, error: Exception) -> ConfigError:
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    return ConfigError(f"model.factory = {factory}: {what} ({reason[:300]})")

@@ -1,0 +1,151 @@
+"""Optimizers and their parameter groups, all from torch.optim; what was built is told from the live object."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+from torch.optim import SGD, Adam, AdamW, Muon, Optimizer, RMSprop
+
+from ..config.sections import OptimizerConfig
+from ..errors import ConfigError
+
+FUSED_ON = ("cpu", "cuda")  # where SGD, Adam and AdamW have fused kernels; RMSprop and Muon have none
+
+
+class MuonWithAdamW(Optimizer):
+    """torch's Muon for its groups and torch's AdamW for the others, as one optimizer: one state, one list of groups.
+
+    groups: parameter groups with a key `muon`: True for matrices that Muon updates, False for the rest. Both parts
+    work on the same group and state objects that this optimizer owns, so setting a rate or loading a state reaches
+    them. The rate of a Muon matrix is scaled to the size of AdamW's updates ("match_rms_adamw": 0.2 sqrt(max(rows,
+    columns)), Liu et al. 2025, Muon is Scalable for LLM Training), so that one rate and one decay serve both.
+    """
+
+    def __init__(self, groups: list[dict], config: OptimizerConfig, fused: bool) -> None:
+        matrices = [group for group in groups if group["muon"]]
+        rest = [group for group in groups if not group["muon"]]
+        settings = {"momentum": config.momentum, "adjust_lr_fn": "match_rms_adamw"}
+        self.muon = Muon(matrices, lr=config.lr, weight_decay=config.weight_decay, **settings)
+        self.adamw = AdamW(rest, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
+        super().__init__([*self.muon.param_groups, *self.adamw.param_groups], {"lr": config.lr})
+        self._share()
+
+    def _share(self) -> None:
+        self.muon.state = self.adamw.state = self.state
+        self.muon.param_groups = [group for group in self.param_groups if group["muon"]]
+        self.adamw.param_groups = [group for group in self.param_groups if not group["muon"]]
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        """One update of all parameters; returns the closure's loss, if there is a closure."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self.muon.step()
+        self.adamw.step()
+        return loss
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """As torch's; the parts go on sharing what was loaded."""
+        super().load_state_dict(state_dict)
+        self._share()
+
+
+def build_optimizer(config: OptimizerConfig, model: nn.Module, device: torch.device | str) -> Optimizer:
+    """The optimizer of `config` for the parameters of `model`, which are on `device`.
+
+    Every group has `lr_ratio`, its share of the scheduled rate: the loop sets `lr = lr_ratio * rate` before a step.
+    Weight decay goes to matrices only; vectors (biases, scales and shifts of norms) get it under `decay_all`. Muon
+    takes the matrices between layers, the first one included (its inputs are dense, unlike an embedding's); the last
+    matrix, which gives the logits, and all vectors go to AdamW. Kernels are fused where torch has them for the
+    device, on CPUs too: besides being faster they skip a step on the device when `found_inf` says so.
+    """
+    fused = torch.device(device).type in FUSED_ON
+    groups = parameter_groups(config, model)
+    if config.name == "muon" and groups[0]["kind"] != "muon":
+        raise ConfigError("optimizer.name = muon: the model has no weight matrix before its last one; use adamw")
+    if config.name == "muon":
+        return MuonWithAdamW(groups, config, fused)
+    if config.name in ("sgd", "nesterov"):
+        nesterov = config.name == "nesterov"
+        return with_momenta(SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=nesterov, fused=fused))
+    if config.name == "rmsprop":
+        settings = {"momentum": config.momentum, "alpha": config.alpha, "eps": config.eps}
+        return with_momenta(RMSprop(groups, lr=config.lr, **settings))
+    kind = Adam if config.name == "adam" else AdamW
+    return kind(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
+
+
+def with_momenta(optimizer: SGD | RMSprop) -> SGD | RMSprop:
+    """Let every update under momentum find one for each parameter; where there was none it is 0.
+
+    Momentum may begin late, by a schedule, a stage or on resume. torch's fused SGD then makes the momenta out of
+    uninitialised memory, and leaves them so where that update is skipped, as fp16's first one commonly is; the next
+    adds the garbage to the weights. RMSprop makes them at its very first update only, and fails without.
+    """
+    optimizer.register_step_pre_hook(start_momenta)
+    return optimizer
+
+
+def start_momenta(optimizer: SGD | RMSprop, *_) -> None:
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group["momentum"] else ():
+            state = optimizer.state[parameter]
+            # RMSprop takes a state that is not empty for a whole one, and fills the empty one itself.
+            if "momentum_buffer" not in state and (state or isinstance(optimizer, SGD)):
+                state["momentum_buffer"] = torch.zeros_like(parameter)
+
+
+def parameter_groups(config: OptimizerConfig, model: nn.Module) -> list[dict]:
+    """Parameters by what is done with them, in the order of the model; empty groups are left out."""
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    matrices = [parameter for _, parameter in trained if parameter.ndim >= 2]
+    kinds = {"decayed": [], "plain": []}
+    muon = []
+    for _, parameter in trained:
+        if config.name == "muon" and parameter.ndim == 2 and parameter is not matrices[-1]:
+            muon.append(parameter)
+        else:
+            kinds["decayed" if parameter.ndim >= 2 or config.decay_all else "plain"].append(parameter)
+    decays = {"decayed": config.weight_decay, "plain": 0.0}
+    ratio = config.rest_ratio if config.name == "muon" else 1.0
+    groups = [
+        {"params": parameters, "weight_decay": decays[kind], "lr_ratio": ratio, "lr": ratio * config.lr, "kind": kind}
+        for kind, parameters in kinds.items()
+    ]
+    if config.name == "muon":
+        for group in groups:
+            group["muon"] = False
+        decay = {"weight_decay": config.weight_decay, "lr": config.lr, "lr_ratio": 1.0}
+        groups.insert(0, {"params": muon, **decay, "kind": "muon", "muon": True})
+    return [group for group in groups if group["params"]]
+
+
+READ_FROM_GROUPS = ("weight_decay", "momentum", "nesterov", "betas", "eps", "alpha", "fused", "adjust_lr_fn")
+
+
+def describe_optimizer(optimizer: Optimizer) -> dict[str, object]:
+    """What `optimizer` is, read from the object: its class, and kind, sizes, rate, decay and settings of each group.
+
+    `elements` counts what the tensors hold, so also the zero columns that pad the first matrix.
+    """
+    groups = []
+    for group in optimizer.param_groups:
+        found: dict[str, object] = {"kind": group.get("kind", "")}
+        if isinstance(optimizer, MuonWithAdamW):
+            found["class"] = type(optimizer.muon if group["muon"] else optimizer.adamw).__name__
+        found["tensors"] = len(group["params"])
+        found["elements"] = sum(parameter.numel() for parameter in group["params"])
+        found["lr"], found["lr_ratio"] = float(group["lr"]), group.get("lr_ratio", 1.0)
+        found.update({name: plain(group[name]) for name in READ_FROM_GROUPS if group.get(name) is not None})
+        groups.append(found)
+    return {"class": type(optimizer).__name__, "groups": groups}
+
+
+def plain(value: object) -> object:
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        return [float(each) for each in value]
+    return float(value) if isinstance(value, torch.Tensor) else value

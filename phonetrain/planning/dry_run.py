@@ -1,0 +1,160 @@
+"""What a recipe would build, without training it: settings, layers, memory, loader. `fit --dry-run`, `recipes show`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from ..config.run_config import RunConfig, load_recipe
+from ..config.toml import summary
+from ..results.tables import text_table
+from ..text import short
+
+COURSE = {"feature_dim": 28, "num_classes": 40}
+BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+# Values of a hidden unit that training keeps for the backward pass: output of the matrix, of the norm, of the
+# activation, and the dropout's.
+KEPT_VALUES = 4
+MOMENTS = {"sgd": 1, "nesterov": 1, "rmsprop": 2, "adam": 2, "adamw": 2, "muon": 1}
+
+
+def show(
+    recipe: str | os.PathLike[str], *overrides: str, corpus: str | os.PathLike[str] | None = None
+) -> dict[str, Any]:
+    """Settings and layers of a recipe for the corpus's D and C (the course's 28 and 40 where there is no corpus)."""
+    config = load_recipe(recipe).override(list(overrides))
+    sizes, source = _sizes(config, corpus)
+    return {"recipe": str(recipe), "summary": summary(recipe), "config": config.to_dict(), "toml": config.to_toml(),
+            "sizes": sizes | {"source": source}, **_layers(config, sizes)}  # fmt: skip
+
+
+def plan(
+    recipe: str | os.PathLike[str] = "default", *overrides: str, corpus: str | os.PathLike[str] | None = None
+) -> dict[str, Any]:
+    """What `fit` with the same arguments would train, read from the parts themselves; writes nothing."""
+    from ..training.build import describe, training_selection
+    from ..training.data import open_corpus
+    from ..training.session import prepare
+
+    config = load_recipe(recipe).override(list(overrides))
+    packed = open_corpus(config, corpus)
+    roles, compute, parts, warnings = prepare(config, packed)
+    try:
+        built = describe(parts)
+        sizes = {"feature_dim": packed.feature_dim, "num_classes": len(packed.phonemes)}
+        resident = packed if parts.train.kind == "resident" else None
+        stages = []
+        for each in config.stages():
+            frames = training_selection(packed, roles, each.config).num_frames
+            needs = memory(each.config, built["model"]["parameters"], _hidden_units(parts.state.model), sizes,
+                           compute.precision, resident)
+            stages.append({"start_epoch": each.start, "stop_epoch": each.stop, "frames": frames,
+                           "batch_size": each.config.batch_size, "batches_per_epoch": frames // each.config.batch_size,
+                           "memory": needs})
+        return {
+            "recipe": str(recipe), "summary": summary(recipe), "config": config.to_dict(), "toml": config.to_toml(),
+            "sizes": sizes | {"source": str(packed.path)}, **_layers(config, sizes),
+            "corpus": str(packed.path), "roles": roles._asdict(), "device": compute.reason,
+            "precision": compute.precision, "loader": built["loader"], "scoring": built["scoring"],
+            "optimizer": built["optimizer"], "schedule": built["schedule"], "warnings": warnings,
+            "stages": stages, "memory": max((each["memory"] for each in stages), key=lambda needs: needs["total"]),
+        }  # fmt: skip
+    finally:
+        parts.close()
+
+
+def memory(
+    config: RunConfig, parameters: int, hidden_units: int, sizes: dict[str, int], precision: str, resident: Any = None
+) -> dict[str, int]:
+    """Bytes that training needs, calculated: weights, gradients, optimizer, averaged, activations, windows, corpus.
+
+    Weights and what is kept beside them are float32; activations are in the training precision. What the libraries
+    take for themselves (about 0.4 GB on CUDA) is not in it.
+    """
+    width = config.window.left + 1 + config.window.right
+    batch = config.batch_size // config.optimizer.accumulation
+    bytes_each = BYTES[precision]
+    moments = MOMENTS[config.optimizer.name]
+    told = {
+        "weights": 4 * parameters,
+        "gradients": 4 * parameters,
+        "optimizer": 4 * parameters * moments,
+        "averaged": 4 * parameters if config.averaging.decay is not None else 0,
+        "activations": batch * hidden_units * KEPT_VALUES * bytes_each,
+        "windows": batch * width * sizes["feature_dim"] * (2 + bytes_each),
+        "corpus": sum(part.features.nbytes for part in resident.partitions.values()) if resident is not None else 0,
+    }
+    return told | {"total": sum(told.values())}
+
+
+def plan_text(told: dict[str, Any]) -> str:
+    """A plan for people."""
+    loader, sizes = told["loader"], told["sizes"]
+    parts = "  ".join(f"{name} {short(size)}B" for name, size in told["memory"].items() if size and name != "total")
+    epochs = [f"epochs {each['start_epoch'] + 1} to {each['stop_epoch']}: " for each in told["stages"]]
+    training = [
+        f"{span if epochs[1:] else ''}{told['roles']['train']}: {each['frames']:,} frames, "
+        f"{each['batches_per_epoch']:,} batches of {each['batch_size']:,} an epoch"
+        for span, each in zip(epochs, told["stages"])
+    ]
+    lines = [
+        show_text(told),
+        "",
+        f"corpus     {told['corpus']}: D = {sizes['feature_dim']}, {sizes['num_classes']} phonemes",
+        *(f"{'' if place else 'training':<11}{line}" for place, line in enumerate(training)),
+        f"scoring    {told['roles']['dev']}: {told['scoring']['frames']:,} frames; prediction {told['roles']['test']}",
+        f"device     {told['device']}, {told['precision']}",
+        f"loader     {loader['kind']}: {loader['reason']}",
+        f"memory     about {short(told['memory']['total'])}B  ({parts})",
+    ]
+    return "\n".join(lines + [f"warning: {text}" for text in told["warnings"]])
+
+
+def show_text(told: dict[str, Any]) -> str:
+    """A recipe and its layers for people."""
+    lines = [f"# {told['summary']}"] if told["summary"] else []
+    lines += [told["toml"].rstrip(), ""]
+    if told["layers"] is not None:
+        rows = [
+            (row["layer"], " ".join(filter(None, (row["norm"], row["activation"]))), f"{row['inputs']:,}",
+             f"{row['outputs']:,}", f"{row['dropout']:g}" if row["dropout"] else "", f"{row['parameters']:,}",
+             short(row["training_flops"]))
+            for row in told["layers"]
+        ]  # fmt: skip
+        header = ("layer", "then", "inputs", "outputs", "dropout", "parameters", "FLOPs")
+        lines += text_table(header, rows, left=2)
+    source = told["sizes"]["source"]
+    lines.append(
+        f"{told['parameters']:,} parameters, {short(told['training_flops'])}FLOP a frame in training "
+        f"(D = {told['sizes']['feature_dim']}, {told['sizes']['num_classes']} phonemes, {source})"
+    )
+    return "\n".join(lines)
+
+
+def _sizes(config: RunConfig, corpus: str | os.PathLike[str] | None) -> tuple[dict[str, int], str]:
+    from ..training.data import DEFAULT_CORPUS, open_corpus
+
+    if corpus is None and config.data.corpus is None and not Path(DEFAULT_CORPUS).exists():
+        return COURSE, "the course's; no corpus here"
+    packed = open_corpus(config, corpus)
+    return {"feature_dim": packed.feature_dim, "num_classes": len(packed.phonemes)}, str(packed.path)
+
+
+def _layers(config: RunConfig, sizes: dict[str, int]) -> dict[str, Any]:
+    """parameters, training_flops a frame and the layer table; a user's own module has no table."""
+    from ..model.classifier import build_model
+
+    model = build_model(config, **sizes)
+    table = model.layer_table() if hasattr(model, "layer_table") else None
+    parameters = getattr(model, "num_parameters", None)
+    if parameters is None:
+        parameters = sum(each.numel() for each in model.parameters() if each.requires_grad)
+    flops = sum(row["training_flops"] for row in table) if table else 6 * parameters
+    return {"parameters": parameters, "training_flops": flops, "layers": table}
+
+
+def _hidden_units(model: Any) -> int:
+    if hasattr(model, "layer_table"):
+        return sum(row["outputs"] for row in model.layer_table())
+    return sum(getattr(module, "out_features", 0) for module in model.modules())

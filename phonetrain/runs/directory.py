@@ -1,0 +1,286 @@
+"""Run: the directory of one run. Its paths are made only here; its files are whole or absent, its logs only grow.
+
+    runs/NAME/
+      config.toml        what was asked for, resolved           built.json        what was really built
+      environment.json   versions, device, corpus digests       checkpoints/step-N/   best, last, sound: a line each
+      metrics.jsonl      numbers, a line each                    evidence/         what the guard kept
+      events.jsonl       what happened, a line each              predictions/  evaluations/  report.html  wandb/
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shlex
+import time
+from collections.abc import Iterator
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from ..errors import CheckpointError, RunExists, RunNotFound, TrainingStopped
+from .files import make_directory, open_for_append, plain, try_lock, unlock, unwritable, write_atomically
+from .history import History, where_scored
+
+RUNS = Path("runs")
+LOOK_SECONDS = 0.1
+
+
+class Run(History):
+    """One run directory. `Run.create` makes one, `Run.open` finds one; both cost a few directory reads."""
+
+    writes = True
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = Path(path)
+        self.config_path = self.path / "config.toml"
+        self.environment_path = self.path / "environment.json"
+        self.built_path = self.path / "built.json"
+        self.metrics_path = self.path / "metrics.jsonl"
+        self.events_path = self.path / "events.jsonl"
+        self.checkpoints = self.path / "checkpoints"
+        self.evidence = self.path / "evidence"
+        self.predictions = self.path / "predictions"
+        self.evaluations = self.path / "evaluations"
+        self.report_path = self.path / "report.html"
+        self.curves_path = self.path / "curves.png"
+        self.tracker_path = self.path / "tracker.json"
+        self.lock_path = self.path / ".lock"
+
+    @property
+    def name(self) -> str:
+        return self.path.resolve().name
+
+    def __fspath__(self) -> str:
+        """A Run stands wherever the path of one is wanted: `resume(run)`."""
+        return str(self.path)
+
+    @classmethod
+    def create(cls, path: str | os.PathLike[str] | None = None, recipe: str = "default", root: Path = RUNS) -> Run:
+        """Make the directory of a new run: `path`, or `root/<recipe>-<n>` with the first n above all that are there.
+
+        Raises RunExists where `path` already holds a run that trained (an empty directory, one with other files, or
+        one whose run never trained, is taken).
+        """
+        if path is not None:
+            run = cls(path)
+            # A config.toml alone may be anybody's.
+            ours = run.events_path.is_file() or run.lock_path.is_file()
+            if run.has_trained or (run.holds_run and not ours):
+                raise run.exists_already()
+            make_directory(run.path)
+            return run
+        stem = re.sub(r"[^\w.-]+", "-", Path(recipe).stem) or "run"
+        make_directory(root)
+        taken = [re.fullmatch(re.escape(stem) + r"-(\d+)", entry.name) for entry in root.iterdir()]
+        number = 1 + max((int(match[1]) for match in taken if match), default=0)
+        while True:
+            try:
+                (root / f"{stem}-{number}").mkdir()
+            except FileExistsError:  # another process took the name since the listing
+                number += 1
+            except OSError as error:
+                raise TrainingStopped(unwritable(root / f"{stem}-{number}", error)) from error
+            else:
+                return cls(root / f"{stem}-{number}")
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str] | None = None, root: Path = RUNS) -> Run:
+        """The run at `path` (a directory, or the bare name of one under `root`); None takes the newest under `root`.
+
+        Newest is the one trained last, by the time of its last event: looking at an old run, or copying directories,
+        changes nothing.
+        Raises RunNotFound.
+        """
+        if path is None:
+            runs = [run for run in (cls(entry) for entry in _directories(root)) if run.holds_run]
+            if not runs:
+                raise RunNotFound(
+                    f"no run under {root}{os.sep}; `phonetrain fit` starts one, or give the run's directory"
+                )
+            return max(runs, key=cls._last_sign_of_life)
+        for run in (cls(path), cls(root / path)):
+            if run.holds_run:
+                return run
+        if Path(path).is_dir():
+            raise RunNotFound(f"{path} holds no run (no config.toml in it); give the directory that `fit` printed")
+        names = [entry.name for entry in _directories(root) if cls(entry).holds_run]
+        near = get_close_matches(Path(path).name, names, n=1)
+        hint = f"did you mean {root / near[0]}?" if near else f"there are: {', '.join(sorted(names)) or 'none'}"
+        raise RunNotFound(f"no run at {path}; {hint}")
+
+    @property
+    def holds_run(self) -> bool:
+        return self.config_path.is_file() or self.events_path.is_file()
+
+    @property
+    def has_trained(self) -> bool:
+        """Whether it left anything to go on from, or any number: a run saves before its first step."""
+        return self.metrics_path.is_file() or any(self.checkpoints.glob("step-*"))
+
+    def exists_already(self) -> RunExists:
+        return RunExists(
+            f"{self.path} already holds a run; `phonetrain resume {shlex.quote(str(self.path))}` continues it, "
+            "another `--run` starts a new one"
+        )
+
+    def set_aside(self) -> str | None:
+        """Rename the events of a run that never trained, so that the run that begins here has a life of its own.
+
+        Returns a sentence where there was one. To be called under the lock, which nobody who trains it can hold then.
+        Raises RunExists where it trained since it was looked at.
+        """
+        if self.has_trained:
+            raise self.exists_already()
+        if not self.events_path.is_file():
+            return None
+        number = 1 + len(list(self.path.glob("events.before-*.jsonl")))
+        aside = self.path / f"events.before-{number}.jsonl"
+        try:
+            self.events_path.rename(aside)
+        except OSError as error:
+            raise TrainingStopped(unwritable(aside, error)) from error
+        return f"{self.path}: the run that was here ended before its first checkpoint; its events are in {aside.name}"
+
+    def _last_sign_of_life(self) -> tuple[str, float]:
+        times = [str(event["time"]) for event in self.events() if "time" in event]
+        return max(times, default=""), self.path.stat().st_mtime
+
+    # Checkpoints and small files
+
+    def checkpoint_dir(self, step: int) -> Path:
+        return self.checkpoints / f"step-{step}"
+
+    def put_back(self) -> None:
+        """Give checkpoints their names back that were taken out of a newer one's way, which then never came."""
+        for old in self.checkpoints.glob(".step-*.old"):
+            name = self.checkpoints / old.name.removeprefix(".").removesuffix(".old")
+            if not name.exists():
+                with contextlib.suppress(OSError):
+                    old.rename(name)
+
+    def write_pointer(self, name: str, step: int) -> None:
+        """Let checkpoints/<name> ("best", "last") name step-<step>: a one-line file, since symlinks fail on Drive."""
+        write_atomically(self.checkpoints / name, f"step-{step}\n".encode())
+
+    def drop_pointer(self, name: str) -> None:
+        (self.checkpoints / name).unlink(missing_ok=True)
+
+    def read_pointer(self, name: str) -> int | None:
+        """The step that checkpoints/<name> names; None where there is no such file. Raises CheckpointError."""
+        try:
+            text = (self.checkpoints / name).read_text(encoding="utf-8", errors="replace").strip()
+        except FileNotFoundError:
+            return None
+        match = re.fullmatch(r"step-(\d+)", text)
+        if not match:
+            raise CheckpointError(f"{self.checkpoints / name}: got {text[:40]!r}, wanted one line like step-1200; "
+                                  "write it, or delete the file")
+        return int(match[1])
+
+    def read_json(self, path: Path) -> dict[str, Any]:
+        """environment.json or built.json as a dict; {} where there is none yet."""
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, json.JSONDecodeError):
+            return {}
+
+    def write_json(self, path: Path, content: dict[str, Any]) -> None:
+        self.write_text(path, json.dumps(plain(content), indent=2, allow_nan=False) + "\n")
+
+    def write_text(self, path: Path, text: str) -> None:
+        write_atomically(path, text.encode())
+
+    # One process per run directory
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run directory for this process. Raises TrainingStopped, naming the other process, if it is held.
+
+        The operating system owns the lock, so it ends with its process, kill -9 included. A file system that knows no
+        locks (some network and Drive mounts) is used without.
+        """
+        with open_for_append(self.lock_path) as file:
+            free = try_lock(file)
+            if not free:  # who only looks (`is_held`) holds it for a moment, who trains for longer
+                time.sleep(LOOK_SECONDS)
+                free = try_lock(file)
+            if not free:
+                file.seek(0)
+                holder = file.read(40).decode(errors="replace").strip() or "unknown"
+                who = "this very process" if holder == str(os.getpid()) else f"process {holder}"
+                raise TrainingStopped(
+                    f"{self.path} is being trained by {who}; wait for it or stop it, "
+                    f"then `phonetrain resume {self.path}`"
+                )
+            try:
+                file.truncate(0)
+                file.write(f"{os.getpid()}\n".encode())
+            except OSError as error:
+                raise TrainingStopped(unwritable(self.lock_path, error)) from error
+            # What a process that was killed left half-written.
+            for leftover in (*self.path.glob(".*.tmp"), *self.checkpoints.glob(".*.tmp")):
+                leftover.unlink(missing_ok=True)
+            self.put_back()
+            try:
+                yield
+            finally:
+                unlock(file)
+
+    def is_held(self) -> bool:
+        """Whether a process is training this run now."""
+        try:
+            with open(self.lock_path, "rb") as file:
+                held = not try_lock(file, shared=True)  # two who ask do not take each other for a training
+                if not held:
+                    unlock(file)
+        except OSError:
+            return False
+        return held
+
+    def __repr__(self) -> str:
+        epochs, best = self.metrics("epoch"), self.best()
+        told = f", {len(epochs)} epoch{'s' * (len(epochs) != 1)}" if epochs else ""
+        if best and isinstance(best.get("dev_accuracy"), float):
+            told += f", best dev frame accuracy {100 * best['dev_accuracy']:.2f} % in {where_scored(best)}"
+        return f"Run({str(self.path)!r}{told})"
+
+
+class Onlooker(Run):
+    """A run as the ranks other than 0 see it: everything can be read, nothing is written."""
+
+    writes = False
+
+    def append_metric(self, line: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def sync_metrics(self) -> None:
+        """Nothing."""
+
+    def append_event(self, event: str, **fields: Any) -> dict[str, Any]:
+        return {"event": event, **fields}
+
+    def write_pointer(self, name: str, step: int) -> None:
+        """Nothing."""
+
+    def drop_pointer(self, name: str) -> None:
+        """Nothing."""
+
+    def write_text(self, path: Path, text: str) -> None:
+        """Nothing."""
+
+    def set_aside(self) -> str | None:
+        """Nothing."""
+
+    def lock(self) -> contextlib.AbstractContextManager[None]:
+        """Rank 0 holds it for all."""
+        return contextlib.nullcontext()
+
+
+def _directories(root: Path) -> list[Path]:
+    try:
+        return [entry for entry in root.iterdir() if entry.is_dir()]
+    except OSError:
+        return []

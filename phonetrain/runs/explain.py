@@ -1,0 +1,221 @@
+"""A run's life in plain sentences, from events.jsonl and metrics.jsonl: segments, changes, ends, what to do next."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from datetime import datetime
+from typing import Any
+
+from ..config.run_config import RunConfig
+from ..text import clock, short
+from .directory import Run
+from .history import where_scored
+from .next_commands import after_bad_numbers, against_overfitting, longer, resume, start_again
+
+RISING = 0.001  # frame accuracy gained over the last epochs that still counts as learning
+OVERFIT = 0.10  # train above dev by this much
+SIGNALS = {
+    "SIGINT": "Ctrl-C was pressed",
+    "SIGTERM": "the system asked it to end (SIGTERM)",
+    "SIGHUP": "its terminal was closed",
+    "KeyboardInterrupt": "Ctrl-C was pressed twice",
+    "deadline": "its time was up (--max-time or --stop-at)",
+    "early_stopped": "the dev score had not improved for stop.patience epochs",
+    "finished": "all its epochs were done",
+    "TrainingStopped": "it stopped itself, for the reason told above or on its terminal",
+}
+
+
+class Sentences(list):
+    """A list of sentences that a notebook shows one under the other."""
+
+    def __repr__(self) -> str:
+        return "\n".join(self)
+
+
+def explain(run: Run | str | os.PathLike[str] | None = None) -> list[str]:
+    """The sentences, in the order in which things happened; the last ones say where the run stands and what is next.
+
+    run: a Run, its directory or name; None takes the newest. Raises RunNotFound.
+    """
+    run = run if isinstance(run, Run) else Run.open(run)
+    events = run.events()
+    sentences = [_beginning(run, events)]
+    segments = _by_segment(events)
+    reached: dict[int, int] = {}
+    for line in run.all_metrics():
+        reached[line.get("segment")] = max(int(line.get("step", 0)), reached.get(line.get("segment"), 0))
+    for place, told in enumerate(segments):
+        is_last = place == len(segments) - 1
+        step = reached.get(told[0]["segment"], 0)
+        sentences += _segment(told, run, step, None if is_last else segments[place + 1])
+    return Sentences(sentences + _standing(run) + _next_steps(run))
+
+
+def _by_segment(events: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    segments: list[list[dict[str, Any]]] = []
+    for event in events:
+        if event["event"] == "segment_started":
+            segments.append([])
+        if segments:
+            segments[-1].append(event)
+    return segments
+
+
+def _beginning(run: Run, events: list[dict[str, Any]]) -> str:
+    started = next((event for event in events if event["event"] == "run_started"), {})
+    built, environment = run.read_json(run.built_path), run.read_json(run.environment_path)
+    recipe = started.get("recipe", "(not recorded)")
+    source = "a config that was given" if recipe is None else f"the recipe {recipe}"
+    told = f"{run.path} began {_day(started.get('time'))} with {source}"
+    model, loader = built.get("model") or {}, built.get("loader") or {}
+    if model.get("parameters"):
+        told += f": {model['parameters']:,} parameters"
+    if loader.get("frames"):
+        told += f", {loader['frames']:,} training frames of {loader.get('partitions')}"
+    if environment.get("device"):
+        told += f", on {environment['device']} in {built.get('precision')}"
+    return told + "."
+
+
+def _segment(
+    events: list[dict[str, Any]], run: Run, reached: int, following: list[dict[str, Any]] | None
+) -> list[str]:
+    start, last = events[0], events[-1]
+    number = int(start["segment"]) + 1
+    steps = [reached, *(int(event["step"]) for event in events if "step" in event)]
+    sentences = []
+    if start.get("by") == "rollback":
+        sentences.append(f"Part {number} went back to step {start['step']:,}, to the last good checkpoint.")
+    elif start.get("step") or start.get("parent") is not None:
+        saved = start.get("checkpoint", f"step {start['step']:,}")
+        sentences.append(f"Part {number} was resumed {_day(start.get('time'))} from {saved}.")
+    sentences += [_happening(event, run) for event in events if event["event"] in HAPPENINGS]
+    saved = [event for event in events if event["event"] == "checkpoint_saved"]
+    told = f"Part {number} trained from step {start.get('step', 0):,} to step {max(steps):,}"
+    if (seconds := _seconds(start, last)) is not None:
+        told += f" in {clock(seconds)}"
+    if saved:
+        told += f", saved {len(saved)} checkpoint{'s' * (len(saved) != 1)} (the last has {short(saved[-1]['bytes'])}B)"
+    end = next((event for event in events if event["event"] in ("segment_ended", "run_finished")), None)
+    if end is not None:
+        reason = str(end.get("reason", "finished"))
+        told += f", and ended because {_why(reason, str(end.get('message') or ''))}."
+    elif following is not None and following[0].get("by") == "rollback":
+        told += ", and was rolled back."
+    elif following is None and run.is_held():
+        told += ", and is running now."
+    else:
+        told += ", and was killed: no end is recorded (kill -9, out of memory, a crash, or power)."
+    sentences.append(told)
+    if following is not None and following[0].get("step", 0) < max(steps):
+        went = "again" if following[0].get("by") == "rollback" else "on"
+        sentences.append(
+            f"Its steps after {following[0]['step']:,} were left aside: training went {went} from step "
+            f"{following[0]['step']:,}. Their lines stay in the files; reports follow what was kept."
+        )
+    return sentences
+
+
+def _why(reason: str, message: str) -> str:
+    """The words after "because"; message: the error's own."""
+    if reason in SIGNALS and not (reason == "TrainingStopped" and message):
+        return SIGNALS[reason]
+    told = "it stopped itself" if reason == "TrainingStopped" else f"of an error ({reason})"
+    return f"{told}: {message.rstrip('.')}" if message else told
+
+
+def _changed(event: dict[str, Any]) -> str:
+    by = "by the recipe's next stage" if event.get("by") == "stage" else "by hand"
+    old, new = ("none" if event[side] is None else event[side] for side in ("old", "new"))
+    return f"At step {event.get('step', 0):,} {event['key']} was changed from {old} to {new}, {by}."
+
+
+def _recovered(event: dict[str, Any]) -> str:
+    if event.get("by") == "rollback":
+        return (f"It was rolled back from step {event.get('from_step', 0):,} and learning rates were multiplied by "
+                f"{event.get('rate_scale')}.")  # fmt: skip
+    return f"The batch before step {event.get('step', 0):,} was left out."
+
+
+HAPPENINGS = {
+    "config_changed": _changed,
+    "warning": lambda event: f"At step {event.get('step', 0):,} it warned: {event['message']}.",
+    "nonfinite": lambda event: f"A number went bad: {event['message']}.",
+    "recovered": _recovered,
+}
+
+
+def _happening(event: dict[str, Any], run: Run) -> str:
+    told, kept = HAPPENINGS[event["event"]](event), event.get("evidence")
+    return f"{told[:-1]} (evidence/{kept})." if kept and (run.evidence / kept).is_dir() else told
+
+
+def _standing(run: Run) -> list[str]:
+    epochs, best = run.metrics("epoch"), run.best()
+    if not epochs:
+        if best is None:
+            return ["No epoch has been scored yet."]
+        scored = f"{100 * best['dev_accuracy']:.2f} % dev frame accuracy"
+        return [f"The first epoch is not over; its weights so far scored {scored}."]
+    told = f"{len(epochs)} epoch{'s are' if len(epochs) != 1 else ' is'} scored"
+    if best is not None:
+        told += f"; the best score is {100 * best['dev_accuracy']:.2f} % dev frame accuracy, in {where_scored(best)}"
+    sentences = [told + "."]
+    newest = epochs[-1]
+    if newest["train_accuracy"] - newest["dev_accuracy"] > OVERFIT:
+        sentences.append(
+            f"Train accuracy ({100 * newest['train_accuracy']:.2f} %) is far above dev "
+            f"({100 * newest['dev_accuracy']:.2f} %): {', '.join(against_overfitting(run))} may help more than more "
+            "epochs."
+        )
+    return sentences
+
+
+def _next_steps(run: Run) -> list[str]:
+    status, epochs = run.status, run.metrics("epoch")
+    path = shlex.quote(str(run.path))
+    done = {"evaluate": run.evaluations.glob("*.json"), "predict": run.predictions.glob("*.csv"),
+            "report": run.path.glob(run.report_path.name)}  # fmt: skip
+    best = run.checkpoints / "best"
+    since = best.stat().st_mtime if best.is_file() else 0.0  # what was made before the best checkpoint is out of date
+    missing = [name for name, files in done.items() if not any(file.stat().st_mtime >= since for file in files)]
+    look = ", ".join(f"phonetrain {name} {path}" for name in missing) or f"read {shlex.quote(str(run.report_path))}"
+    if status == "running" and run.is_held():
+        return ["Next: let it train, or press Ctrl-C once: it saves and says how to go on."]
+    if status not in ("finished", "early_stopped"):
+        if not any(run.checkpoints.glob("step-*")):
+            if run.has_trained:
+                return ["Next: its checkpoints are gone; phonetrain fit starts a new run."]
+            return [f"Next: it ended before the first checkpoint; {start_again(run)} starts it again."]
+        last = _by_segment(run.events())[-1:]
+        end = next((event for told in last for event in told if "ways" in event), None)
+        if end is not None:
+            return [f"Next: {after_bad_numbers(run, end['ways'], end['where'])}."]
+        return [f"Next: {resume(run)} goes on from the last checkpoint."]
+    told = [f"Next: {look}."]
+    if status == "finished" and len(epochs) >= 4:
+        gained = epochs[-1]["dev_accuracy"] - max(line["dev_accuracy"] for line in epochs[:-3])
+        if gained > RISING:
+            config = RunConfig.from_toml(run.config_path)
+            more = longer(run, config, config.epochs + max(5, len(epochs) // 2))
+            gaining = f"It was still gaining ({100 * gained:.2f} points in the last 3 epochs)"
+            told.append(f"{gaining}." if more is None else f"{gaining}: {more} may gain more.")
+    return told
+
+
+def _day(time: str | None) -> str:
+    try:
+        return f"on {datetime.fromisoformat(str(time)):%Y-%m-%d at %H:%M} UTC"
+    except ValueError:
+        return "at an unknown time"
+
+
+def _seconds(start: dict[str, Any], last: dict[str, Any]) -> float | None:
+    """Between two events, None where the clock went backwards or a time is missing."""
+    try:
+        passed = (datetime.fromisoformat(last["time"]) - datetime.fromisoformat(start["time"])).total_seconds()
+    except (KeyError, ValueError, TypeError):
+        return None
+    return passed if passed >= 0 else None

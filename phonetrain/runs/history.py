@@ -1,0 +1,112 @@
+"""History: a run's two logs, which only grow, and which of their lines are its life.
+
+A *segment* is what one process trained without a break. It starts at a step of an earlier segment (its parent), so the
+segments form a tree and the run's life is the path from the last segment back to the root: `History.lineage`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from .files import append_line, read_lines, sync_file
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """The part of a run's life that one segment holds: steps `after <= step <= until` (None: up to its end)."""
+
+    segment: int
+    after: int
+    until: int | None
+
+    def holds(self, step: int) -> bool:
+        return step >= self.after and (self.until is None or step <= self.until)
+
+
+class History:
+    """What happened to a run (events.jsonl) and its numbers (metrics.jsonl)."""
+
+    metrics_path: Path
+    events_path: Path
+
+    def append_metric(self, line: dict[str, Any]) -> None:
+        """Add one line to metrics.jsonl: at least kind, segment, epoch, step. Numbers that are not finite become the
+        strings "NaN", "Infinity", "-Infinity" (JSON has no such numbers) and are numbers again when read here."""
+        append_line(self.metrics_path, line)
+
+    def sync_metrics(self) -> None:
+        """Before a checkpoint, so that no power cut leaves one that is ahead of the lines up to it."""
+        sync_file(self.metrics_path)
+
+    def append_event(self, event: str, **fields: Any) -> dict[str, Any]:
+        """Add one line to events.jsonl, `{"event": event, "time": UTC, **fields}`, safely on disk; returns it.
+
+        `segment_started` needs segment, step (the last step that its checkpoint holds; 0 from scratch) and, unless it
+        continues the segment before it, parent (the segment that wrote the checkpoint): they make the lineage.
+        """
+        line = {"event": event, "time": datetime.now(UTC).isoformat(timespec="milliseconds"), **fields}
+        append_line(self.events_path, line, sync=True)
+        return line
+
+    def events(self, event: str | None = None) -> list[dict[str, Any]]:
+        """All events, or those of one name, in the order in which they happened, abandoned segments included."""
+        return [line for line in read_lines(self.events_path) if event is None or line.get("event") == event]
+
+    def lineage(self) -> list[Stretch]:
+        """The path from the first step to the last segment: which steps of which segments are this run's life."""
+        started: dict[int, tuple[int, int | None]] = {}
+        for event in self.events("segment_started"):
+            segment = int(event["segment"])
+            parent = event.get("parent", max(started, default=None))
+            started[segment] = int(event.get("step", 0)), parent
+        path, segment, until = [], max(started, default=None), None
+        while segment is not None and segment in started:
+            step, parent = started.pop(segment)
+            path.append(Stretch(segment, step, until))
+            segment, until = (parent, step) if until is None else (parent, min(step, until))
+        return path[::-1]
+
+    def metrics(self, kind: str | None = None) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl that belong to the run's life, in step order.
+
+        Kept are the lines of the lineage; for the same kind, epoch, step and partition the last one written wins.
+        """
+        stretches = {stretch.segment: stretch for stretch in self.lineage()}
+        kept: dict[tuple, dict[str, Any]] = {}
+        for line in self.all_metrics(kind):
+            step = line.get("step", 0)
+            if stretches and (line.get("segment") not in stretches or not stretches[line["segment"]].holds(step)):
+                continue
+            kept[line.get("kind"), line.get("epoch"), step, line.get("partition")] = line
+        return sorted(kept.values(), key=lambda line: (line.get("step", 0), line.get("epoch", 0)))
+
+    def all_metrics(self, kind: str | None = None) -> list[dict[str, Any]]:
+        """Every readable line of metrics.jsonl in file order, also of abandoned segments."""
+        return [line for line in read_lines(self.metrics_path) if kind is None or line.get("kind") == kind]
+
+    @property
+    def status(self) -> str:
+        """How the last segment ended: finished, early_stopped, deadline, a signal's or an error's name; "running" where
+        no end is recorded, which is also what kill -9 leaves."""
+        for event in reversed(self.events()):
+            if event["event"] in ("run_finished", "segment_ended"):
+                return str(event.get("reason", "finished"))
+            if event["event"] == "segment_started":
+                break
+        return "running"
+
+    def scores(self) -> list[dict[str, Any]]:
+        """The lines with a dev score, in step order: one an epoch, and those made inside one before a deadline."""
+        return [line for line in self.metrics() if line.get("kind") in ("epoch", "evaluate")]
+
+    def best(self) -> dict[str, Any] | None:
+        """The line with the best score so far, an epoch's or one made inside an epoch; None before the first."""
+        return next((line for line in reversed(self.scores()) if line.get("best")), None)
+
+
+def where_scored(line: dict[str, Any]) -> str:
+    """A line of `Run.scores` placed for people, who count epochs from 1."""
+    return f"epoch {line['epoch'] + 1}" + ", before its end" * (line.get("kind") == "evaluate")

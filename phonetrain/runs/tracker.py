@@ -1,0 +1,215 @@
+"""wandb as a mirror of metrics.jsonl, which is the truth: offline unless asked, one id for a run's whole life, never
+a prompt, and whatever fails in it costs one warning line and no training."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import netrc
+import os
+import secrets
+import shlex
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+from .directory import Run
+from .files import write_atomically
+
+INIT_SECONDS = 30
+FINISH_SECONDS = 60
+
+
+class TrackingConfig(Protocol):
+    """What is read of the run's `tracking` section."""
+
+    wandb: str  # "offline", "online" or "off"
+    project: str
+
+
+class Tracker:
+    """No tracker at all, which is a tracker too."""
+
+    def log(self, line: dict[str, Any], step: int) -> None:
+        """Mirror one line of metrics.jsonl; `step` is the trainer's own and becomes the x-axis."""
+
+    def config(self, settings: dict[str, Any]) -> None:
+        """What is shown as the run's config from now on, in place of what was under the same names."""
+
+    def summary(self, numbers: dict[str, Any]) -> None:
+        """Numbers that stand for the whole run (best dev accuracy, ...)."""
+
+    def finish(self, exit_code: int = 0) -> None:
+        """Close; says how to upload what was recorded offline. Harmless when repeated."""
+
+
+def open_tracker(
+    config: TrackingConfig,
+    run: Run,
+    settings: dict[str, Any] | None = None,
+    say: Callable[[str], None] | None = None,
+    warn: Callable[[str], None] | None = None,
+) -> Tracker:
+    """The tracker that `config.wandb` asks for; WANDB_MODE, where it is set, wins.
+
+    settings: what wandb shows as the run's config (the resolved config and what was really built). say, warn: where
+    lines for people go (a console's methods); stderr by default.
+    """
+    say = say or _to_stderr
+    warn = warn or (lambda text: _to_stderr(f"warning: {text}"))
+    mode = _mode(config.wandb)
+    if mode == "online" and not logged_in():
+        warn("wandb: online was asked for, but nobody is logged in (`wandb login`); recording offline")
+        mode = "offline"
+    if mode == "off":
+        return Tracker()
+    tracker = None
+    for attempt in (mode, "offline") if mode == "online" else (mode,):
+        try:
+            tracker = WandbTracker(attempt, config.project, run, settings or {}, say, warn)
+            break
+        except ImportError as error:
+            warn(f"wandb: cannot be imported ({_first_line(error)}); the run is recorded in {run.metrics_path} only")
+            break
+        except Exception as error:
+            then = "recording offline" if attempt == "online" else f"the run is recorded in {run.metrics_path} only"
+            warn(f"wandb: did not start ({_first_line(error)}); {then}")
+            _tear_down()
+    return tracker or Tracker()
+
+
+class WandbTracker(Tracker):
+    """One wandb run under the id kept in tracker.json, its files in the run directory."""
+
+    def __init__(
+        self,
+        mode: str,
+        project: str,
+        run: Run,
+        settings: dict[str, Any],
+        say: Callable[[str], None],
+        warn: Callable[[str], None],
+    ):
+        with warnings.catch_warnings():  # its import warns of its own dependencies
+            warnings.simplefilter("ignore")
+            import wandb
+        self.run, self.mode, self.say, self.warn = run, mode, say, warn
+        self.id = wandb_id(run)
+        self.wandb_run: Any = None
+        wanted = {
+            "silent": True,
+            "console": "off",
+            "disable_git": True,
+            "disable_code": True,
+            "save_code": False,
+            "x_disable_meta": True,  # host, user, program and arguments
+            "init_timeout": INIT_SECONDS,
+            "login_timeout": 1,
+            "finish_timeout": FINISH_SECONDS,
+        }
+        known = getattr(wandb.Settings, "model_fields", {})
+        self.wandb_run = wandb.init(
+            mode=mode,
+            project=project,
+            name=run.name,
+            id=self.id,
+            # A notebook may have a run of its own open: without this, ours would be that one, and end it.
+            reinit="create_new",
+            dir=str(run.path),
+            # Offline, wandb knows no resuming: each segment is a directory of its own and `sync --id` joins them.
+            resume="allow" if mode == "online" else None,
+            settings=wandb.Settings(**{name: value for name, value in wanted.items() if name in known}),
+        )
+        # Our step is the x-axis: wandb's own restarts with each process, and would refuse a segment that went back.
+        self.wandb_run.define_metric("step")
+        self.wandb_run.define_metric("*", step_metric="step")
+        self.config(settings)
+
+    def log(self, line: dict[str, Any], step: int) -> None:
+        kind = line.get("kind")
+        named = {f"{kind}/{key}" if kind else key: value for key, value in line.items() if key not in ("kind", "step")}
+        self._try(lambda wandb_run: wandb_run.log(named | {"step": step}))
+
+    def config(self, settings: dict[str, Any]) -> None:
+        self._try(lambda wandb_run: wandb_run.config.update(settings, allow_val_change=True))
+
+    def summary(self, numbers: dict[str, Any]) -> None:
+        self._try(lambda wandb_run: wandb_run.summary.update(numbers))
+
+    def finish(self, exit_code: int = 0) -> None:
+        if self.wandb_run is None:
+            return
+        self._try(lambda wandb_run: wandb_run.finish(exit_code=exit_code))
+        if self.wandb_run is not None and self.mode == "offline":
+            self.say(f"wandb: to upload, {sync_command(self.run, self.id)}")
+        self.wandb_run = None
+
+    def _try(self, act: Callable[[Any], object]) -> None:
+        if self.wandb_run is None:
+            return
+        try:
+            act(self.wandb_run)
+        except Exception as error:
+            self.wandb_run = None
+            self.warn(f"wandb: died ({_first_line(error)}); training goes on, {self.run.metrics_path} has every number")
+            _tear_down()
+
+
+def wandb_id(run: Run) -> str:
+    """The run's wandb id: made once, kept in tracker.json, the same for every segment and after a copy."""
+    kept = run.read_json(run.tracker_path).get("wandb_id")
+    if isinstance(kept, str) and kept:
+        return kept
+    made = secrets.token_hex(4)
+    write_atomically(run.tracker_path, (json.dumps({"wandb_id": made}) + "\n").encode())
+    return made
+
+
+def sync_command(run: Run, identity: str) -> str:
+    """The shell line that uploads all offline segments of `run` under its one id."""
+    return f"wandb sync --id {identity} {shlex.quote(run.path.as_posix())}/wandb/offline-run-*"
+
+
+def _mode(asked: str) -> str:
+    mode = os.environ.get("WANDB_MODE", "").strip().lower() or asked
+    names = {"disabled": "off", "off": "off", "online": "online", "run": "online", "shared": "online"}
+    return names.get(mode, "offline")
+
+
+def logged_in() -> bool:
+    """Whether wandb will find credentials without asking: its environment variables, ~/.netrc, or this session."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    with contextlib.suppress(Exception):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import wandb
+        host = urlsplit(wandb.Settings().base_url).hostname or ""
+        for name in (os.environ.get("NETRC"), "~/.netrc", "~/_netrc"):
+            with contextlib.suppress(OSError, netrc.NetrcParseError):
+                if name and netrc.netrc(Path(name).expanduser()).authenticators(host):
+                    return True
+        # Of this session: a notebook that called wandb.login() before. Older versions, which can only ask, raise here.
+        return bool(wandb.login(prompt=False, verify=False))
+    return False
+
+
+def _tear_down() -> None:
+    """Take down what is left of wandb, so that its atexit hook does not end the process with a traceback.
+
+    Not under a run that somebody else has open: it would end with ours.
+    """
+    with contextlib.suppress(Exception):
+        if sys.modules["wandb"].run is None:
+            sys.modules["wandb"].teardown(exit_code=1)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [""])[0][:160] or type(error).__name__
+
+
+def _to_stderr(text: str) -> None:
+    print(text, file=sys.stderr)

@@ -1,0 +1,71 @@
+"""The loss of a batch and how many of its frames are right: by torch, or on a GPU by kernels of our own."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..kernels import cuda_layer as gpu_layer
+from ..kernels.known import refuse_second_derivative
+
+MOST_CLASSES = 1024  # that one program's registers hold
+
+
+class Part(NamedTuple):
+    """What one forward pass came to: loss () sum over its frames, correct () of them, and their logits (B, C), in
+    float32 or, on a GPU, as the network gave them."""
+
+    loss: Tensor
+    correct: Tensor
+    frames: int
+    logits: Tensor
+
+
+def frame_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Part:
+    """Cross entropy, as in `torch.nn.functional.cross_entropy(reduction="sum")`, float32.
+
+    logits: (B, C) of any dtype; reckoned in float32. labels: (B,) int64, every one a class: another is an error or, on
+    a GPU, a loss of NaN. smoothing: of labels.
+    """
+    if gpu_layer.runs_here(logits) and logits.shape[1] <= MOST_CLASSES:
+        loss, correct = FrameLoss.apply(logits.contiguous(), labels, smoothing)
+    else:
+        logits = logits.float()
+        loss = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)
+        correct = (logits.detach().argmax(1) == labels).sum()
+    return Part(loss, correct, labels.shape[0], logits)
+
+
+class FrameLoss(torch.autograd.Function):
+    """(loss, correct), both () float32, of logits (B, C) and labels (B,)."""
+
+    @staticmethod
+    def forward(context: Any, logits: Tensor, labels: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
+        from ..kernels import triton_step as kernels
+
+        (rows, classes), labels = logits.shape, labels.contiguous()
+        grid = (-(-rows // kernels.BLOCK_R),)
+        context.block = {"BLOCK_R": kernels.BLOCK_R, "BLOCK_C": max(16, 1 << (classes - 1).bit_length())}
+        partial = torch.empty((*grid, 2), dtype=torch.float32, device=logits.device)
+        with torch.cuda.device_of(logits):
+            kernels.frame_losses[grid](logits, labels, partial, rows, classes, smoothing, **context.block)
+        context.save_for_backward(logits, labels)
+        context.grid, context.smoothing = grid, smoothing
+        loss, correct = partial.sum(0).unbind()
+        context.mark_non_differentiable(correct)
+        return loss, correct
+
+    @staticmethod
+    def backward(context: Any, by_loss: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
+        from ..kernels import triton_step as kernels
+
+        refuse_second_derivative()
+        logits, labels = context.saved_tensors
+        output = torch.empty_like(logits)
+        with torch.cuda.device_of(logits):
+            kernels.loss_gradients[context.grid](
+                logits, labels, by_loss.contiguous(), output, *logits.shape, context.smoothing, **context.block)
+        return output, None, None

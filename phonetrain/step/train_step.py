@@ -1,0 +1,243 @@
+"""TrainStep: one update, from a batch of windows to new weights, with no look from the host."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..device import Compute
+from ..distributed import Ranks
+from ..model.classifier import windows_for
+from ..model.ema import AveragedWeights
+from ..optim.loss_scale import LossScale
+from .loss import Part, frame_loss
+from .metrics import FrameMetrics
+from .status import Books
+
+LONG_ROW = 64  # values; below it a norm of each row costs more than that of the whole
+
+
+class TrainStep:
+    """Augment, autocast forward, loss, backward, guard, update.
+
+    A step is a pure function of (weights, optimizer state, batch, seed, step number): the generators that dropout
+    draws from are seeded from (seed, step) before every step, so a step can be replayed, a run resumed and a batch
+    left out without any random state to carry.
+
+    A loss that is not finite sets `books.halted` on the device. From then on a step changes nothing: weights, optimizer
+    state, norm buffers, averaged weights, loss scale and metrics stay as they were before the bad batch, until the
+    host looks at `books.halted_at` and decides. A gradient that overflows in fp16 is the loss scale's ordinary
+    business: that update is left out and counted there; in bf16 and fp32 it halts like a loss.
+
+    Parameters
+    ----------
+    model: (B, W, D) windows -> (B, C) logits.
+    optimizer: its groups carry `lr_ratio`, their share of the scheduled rate.
+    metrics: sums of the current epoch. compute: device and precision. seed: of the run.
+    augment: (windows, frames, epoch) -> windows, or None. averaged: averaged weights, or None.
+    clip_norm: largest global gradient norm, or None. accumulation: number of equal parts a batch is computed in.
+    label_smoothing: as in `torch.nn.functional.cross_entropy`. loss_scale: for fp16, else None.
+    ranks: the processes that share a step; a batch is then this rank's slice, and losses, gradients and metrics are
+    those of the global batch.
+    network: what is called in place of `model`, with the same parameters and buffers: a compiled form of it, or None.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, metrics: FrameMetrics, compute: Compute, *,
+                 seed: int, augment: Callable[[Tensor, Tensor, int], Tensor] | None = None,
+                 averaged: AveragedWeights | None = None, clip_norm: float | None = None, accumulation: int = 1,
+                 label_smoothing: float = 0.0, loss_scale: LossScale | None = None,
+                 ranks: Ranks | None = None, network: Callable[[Tensor], Tensor] | None = None) -> None:
+        self.model, self.optimizer, self.metrics, self.compute = model, optimizer, metrics, compute
+        self.network = model if network is None else network
+        self.seed, self.augment, self.averaged = seed, augment, averaged
+        self.clip_norm, self.accumulation, self.label_smoothing = clip_norm, accumulation, label_smoothing
+        self.loss_scale, self.ranks = loss_scale, ranks or Ranks()
+        device = compute.device
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.buffers = list(model.buffers())
+        self.norm_buffers = NormBuffers(self.buffers)
+        self.books = Books(metrics, device)
+        # Fused kernels read `found_inf` on the device and leave weights and state alone where it is 1. The others
+        # have to be held back by the host, which costs a synchronisation a step on CUDA.
+        self.skips_on_device = all(group.get("fused") for group in optimizer.param_groups)
+        # What a step needs to know besides its batch lies on the device, where a captured graph can read and count it.
+        self.epoch, self.number = 0, torch.zeros((), dtype=torch.int64, device=device)
+        self.rates: Tensor | None = None
+        if device.type != "cpu" and self.skips_on_device:
+            self.put_rates_on_device()
+
+    def __call__(self, windows: Tensor, labels: Tensor, frames: Tensor, *, epoch: int, step: int, rate: float,
+                 momentum: float | None = None) -> None:
+        """Make one update.
+
+        windows: (B, W, D) float. labels: (B,) int64. frames: (B,) int64, for the augmentation's randomness.
+        epoch, step: counted from 0 over the whole run. rate: learning rate of this step; momentum: or None.
+        """
+        self.set_rates(rate, momentum)
+        self.begin(epoch, step)
+        self.number.fill_(step)
+        self.apply(self.gradients(windows, labels, frames))
+
+    def begin(self, epoch: int, step: int) -> None:
+        """Tell the generators and the augmentation which step is next: all that a replayed graph needs of the host."""
+        self.epoch = epoch
+        self.seed_generators(step)
+        if self.augment is not None:
+            self.augment.set_step(epoch, step, self.compute.device)
+
+    def gradients(self, windows: Tensor, labels: Tensor, frames: Tensor) -> list[Part]:
+        """Forward and backward, part by part; the gradients are left where the optimizer finds them."""
+        self.norm_buffers.keep()
+        parts = []
+        frames_of_all = self.ranks.total(labels.shape[0])
+        for rows in parts_of(labels.shape[0], self.accumulation):
+            part = self.forward(windows[rows], labels[rows], frames[rows], self.epoch)
+            share = torch.full_like(part.loss, 1 / frames_of_all)  # the mean is over the frames of the whole batch
+            part.loss.backward(share if self.loss_scale is None else share * self.loss_scale.scale)
+            parts.append(Part(part.loss.detach(), part.correct, part.frames, part.logits.detach()))
+        return parts
+
+    @torch.no_grad()
+    def apply(self, parts: list[Part]) -> None:
+        """From the gradients and losses of `parts` to new weights and sums, or to no change at all."""
+        loss, correct, frames = parts[0][:3]
+        for part in parts[1:]:
+            loss, correct, frames = loss.double() + part.loss, correct + part.correct, frames + part.frames
+        if self.ranks.together:
+            numbers = torch.stack([loss.double(), correct.double(), torch.full_like(loss, frames).double()])
+            self.ranks.sum_(numbers)
+            self.ranks.sum_(*(p.grad for p in self.parameters if p.grad is not None))
+            loss, correct, frames = numbers[0], numbers[1], numbers[2].long()
+        self.update(loss, correct, frames)
+
+    def forward(self, windows: Tensor, labels: Tensor, frames: Tensor, epoch: int) -> Part:
+        """Loss and correct frames of a part of the batch."""
+        windows = windows_for(self.model, windows, self.compute.window_dtype)
+        if self.augment is not None:
+            windows = self.augment(windows, frames, epoch)
+        with self.compute.autocast():
+            logits = self.network(windows)
+        return frame_loss(logits, labels, self.label_smoothing)
+
+    def update(self, loss: Tensor, correct: Tensor, frames: int | Tensor) -> None:
+        """From gradients to new weights and sums, or to no change at all. loss, correct: () sums over the batch."""
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        overflow = None if self.loss_scale is None else self.loss_scale.unscale_(gradients)
+        norm = total_norm(gradients)
+        self.books.settle(loss, correct, frames, norm, self.number, watch_norm=overflow is None)
+        if self.clip_norm is not None:
+            torch._foreach_mul_(gradients, torch.clamp(self.clip_norm / (norm + 1e-6), max=1.0))
+        halted = self.books.halted
+        skip = halted if overflow is None else torch.maximum(halted, overflow)
+        self.step_optimizer(skip)
+        self.norm_buffers.restore(halted > 0)
+        if self.averaged is not None:
+            self.averaged.update(skip)
+        if self.loss_scale is not None:
+            self.loss_scale.update_(overflow, frozen=halted)
+        self.optimizer.zero_grad()
+
+    def step_optimizer(self, skip: Tensor) -> None:
+        """Run the optimizer, or leave everything as it is where skip, () float32, is 1."""
+        if self.skips_on_device:
+            self.optimizer.found_inf = skip
+            self.optimizer.step()
+        elif not skip.item():
+            self.optimizer.step()
+
+    def put_rates_on_device(self) -> None:
+        """Let every group read its rate from a tensor of all rates, (groups,) float32."""
+        groups = self.optimizer.param_groups
+        self.rates = torch.tensor([float(group["lr"]) for group in groups], device=self.compute.device)
+        for group, rate in zip(groups, self.rates.unbind(), strict=True):
+            group["lr"] = rate
+
+    def rates_of_groups(self, rates: np.ndarray) -> np.ndarray:
+        """Scheduled rates (steps,) -> the rates of every group (steps, groups)."""
+        return np.outer(rates, [group.get("lr_ratio", 1.0) for group in self.optimizer.param_groups])
+
+    def set_rates(self, rate: float, momentum: float | None) -> None:
+        """Write this step's learning rate, and momentum where the schedule cycles it, into the optimizer's groups."""
+        for place, group in enumerate(self.optimizer.param_groups):
+            group["lr"] = rate * group.get("lr_ratio", 1.0)
+            if self.rates is not None:
+                group["lr"] = self.rates[place].fill_(group["lr"])
+            if momentum is None:
+                continue
+            if "betas" in group:
+                group["betas"] = (momentum, *group["betas"][1:])
+            elif "momentum" in group:
+                group["momentum"] = momentum
+
+    def seed_generators(self, step: int) -> None:
+        """Seed torch's generators for this step from (seed, step, rank), never from their sum."""
+        words = [self.seed, step, *([self.ranks.rank] if self.ranks.rank else [])]
+        torch.manual_seed(int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0]))
+
+
+def total_norm(gradients: list[Tensor]) -> Tensor:
+    """2-norm of all gradients together, (), in their dtype.
+
+    On a CPU matrices are taken row by row: torch sums one whole tensor in one thread, at a quarter of the speed.
+    """
+    if not gradients or gradients[0].device.type != "cpu":
+        return nn.utils.get_total_norm(gradients)
+    rows = [g.ndim > 1 and g.is_contiguous() and g.shape[-1] >= LONG_ROW for g in gradients]
+    norms = [torch.linalg.vector_norm(g, dim=-1 if long else None) for g, long in zip(gradients, rows, strict=True)]
+    return torch.linalg.vector_norm(torch.cat([norm.flatten() for norm in norms]))
+
+
+def parts_of(count: int, pieces: int) -> list[slice]:
+    """`count` rows in `pieces` neighbouring parts, as equal as can be, the longer ones first."""
+    size, longer = divmod(count, pieces)
+    stops = [(place + 1) * size + min(place + 1, longer) for place in range(pieces)]
+    return [slice(start, stop) for start, stop in zip([0, *stops], stops)]
+
+
+class NormBuffers:
+    """Copies of a model's buffers, and their way back; a handful of operations however many buffers there are.
+
+    Copies of one dtype lie in one tensor: norms have three small buffers each, and a launch for each would be a third
+    of a deep net's step on a fast GPU. A CPU looks whether there is anything to take back.
+
+    Parameters
+    ----------
+    buffers: live tensors; `keep` and `restore` work on these very ones.
+    """
+
+    def __init__(self, buffers: list[Tensor]) -> None:
+        alike: dict[tuple[torch.dtype, torch.device], list[Tensor]] = defaultdict(list)
+        for buffer in buffers:
+            alike[buffer.dtype, buffer.device].append(buffer)
+        self.groups = [(group, flat := flattened(group), as_views(flat, group)) for group in alike.values()]
+
+    @torch.no_grad()
+    def keep(self) -> None:
+        """Remember the buffers as they are."""
+        for buffers, _, before in self.groups:
+            torch._foreach_copy_(before, buffers)
+
+    @torch.no_grad()
+    def restore(self, undone: Tensor) -> None:
+        """As remembered where `undone`, () bool on the device, is true; else as they are."""
+        if undone.device.type != "cpu" or undone:
+            self.restore_on_device(undone)
+
+    def restore_on_device(self, undone: Tensor) -> None:
+        for buffers, flat, _ in self.groups:
+            torch._foreach_copy_(buffers, as_views(torch.where(undone, flat, flattened(buffers)), buffers))
+
+
+def flattened(tensors: list[Tensor]) -> Tensor:
+    """All values in one new tensor, (sum of sizes,)."""
+    return torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
+
+
+def as_views(flat: Tensor, tensors: list[Tensor]) -> list[Tensor]:
+    """Parts of `flat` in the shapes of `tensors`."""
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]

@@ -1,0 +1,265 @@
+"""From a configuration to live parts, and from live parts to what is recorded as built: the only place that wires."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from phonedata import PackedCorpus, Selection, WindowSpec, open_loader
+
+from ..config.run_config import RunConfig
+from ..config.stages import StagePlan
+from ..device import Compute, describe_machine
+from ..distributed import here, reduce_norms
+from ..errors import CheckpointError
+from ..kernels import cpu_layer as fused
+from ..kernels import cuda_layer as gpu_layer
+from ..model.classifier import build_model
+from ..model.custom import digest
+from ..model.ema import AveragedWeights
+from ..optim.loss_scale import LossScale
+from ..optim.optimizers import build_optimizer, describe_optimizer
+from ..optim.schedule import build_schedule
+from ..step.augment import Augment
+from ..step.epoch import Updates
+from ..step.metrics import FrameMetrics
+from ..step.train_step import TrainStep
+from .data import Roles
+from .state import Progress, TrainState
+
+# On a GPU that holds the corpus as many as keep it busy while the host launches the next; others hold them many times.
+SCORING_BATCHES = {"resident": 32768, "host": 4096}
+
+
+@dataclass
+class Parts:
+    """The live parts of one stage of a run. `state` holds those that a checkpoint holds."""
+
+    run_config: RunConfig
+    plan: StagePlan
+    corpus: PackedCorpus
+    roles: Roles
+    compute: Compute
+    train: Any
+    dev: Any
+    state: TrainState
+    step: TrainStep
+    updates: Updates
+    compiling: str  # one line on what became of `compile`
+    factory: str | None  # digest of the text that the user's own model is from
+
+    @property
+    def config(self) -> RunConfig:
+        """The stage's configuration."""
+        return self.plan.config
+
+    @property
+    def scored_model(self) -> torch.nn.Module:
+        """The weights that are scored: averaged ones where the run averages."""
+        return self.state.model if self.state.averaged is None else self.state.averaged.model
+
+    def close(self) -> None:
+        """Stop the loaders' threads, and let go what they and a captured step hold on the device."""
+        for loader in (self.train, self.dev):
+            if loader is not None:
+                loader.close()
+        self.train = self.dev = self.updates = None
+
+
+def training_selection(corpus: PackedCorpus, roles: Roles, config: RunConfig) -> Selection:
+    """The utterances that are trained on: `subset` of them, nested and seeded."""
+    return Selection.of(corpus, roles.train, subset=config.subset, seed=config.seed)
+
+
+def window_dtype(corpus: PackedCorpus, compute: Compute) -> str:
+    """In what windows come: as packed, but float16 for a net that computes in it anyway."""
+    return "float16" if compute.precision == "fp16" else str(corpus.dtype)
+
+
+def open_training_loader(selection: Selection, config: RunConfig, compute: Compute):
+    """The loader of training batches, in the run's order, last incomplete batch dropped."""
+    return open_loader(
+        selection, window=WindowSpec(config.window.left, config.window.right), batch_size=config.batch_size,
+        seed=config.seed, order=config.loader.order, kind=config.loader.kind, device=str(compute.device),
+        threads=config.loader.threads, drop_last=True, rank=here().rank, world_size=here().world_size,
+        dtype=window_dtype(selection.corpus, compute),
+    )
+
+
+def open_scoring_loader(corpus: PackedCorpus, partitions: str, config: RunConfig, compute: Compute):
+    """The loader of every frame of `partitions`, in order, last batch kept."""
+    # Slabs have an order of their own; scores are of frames as they lie.
+    kind = "auto" if config.loader.kind == "slab" else config.loader.kind
+
+    def opened(kind: str, batch_size: int):
+        return open_loader(
+            corpus, partitions, window=WindowSpec(config.window.left, config.window.right), batch_size=batch_size,
+            order="sequential", kind=kind, device=str(compute.device), threads=config.loader.threads, drop_last=False,
+            rank=here().rank, world_size=here().world_size, dtype=window_dtype(corpus, compute),
+        )
+
+    if compute.device.type == "cuda" and kind != "host":
+        loader = opened(kind, SCORING_BATCHES["resident"])
+        if loader.kind == "resident":
+            return loader
+        loader.close()  # a host loader that has given no batch holds nothing yet
+        kind = loader.kind
+    return opened(kind, SCORING_BATCHES["host"])
+
+
+def assemble(run_config: RunConfig, plan: StagePlan, corpus: PackedCorpus, roles: Roles, compute: Compute) -> Parts:
+    """Build every part of a stage from its configuration and nothing else.
+
+    Weights start from the run's seed, whatever the process did before.
+    """
+    config = plan.config
+    torch.manual_seed(config.seed)
+    num_classes = len(corpus.phonemes)
+    model = build_model(config, feature_dim=corpus.feature_dim, num_classes=num_classes).to(compute.device)
+    reduce_norms(model)
+    optimizer = build_optimizer(config.optimizer, model, compute.device)
+    averaged = None if config.averaging.decay is None else AveragedWeights(model, config.averaging.decay)
+    loss_scale = LossScale(compute.device) if compute.scales_loss else None
+    metrics = FrameMetrics(num_classes, compute.device)
+    window = WindowSpec(config.window.left, config.window.right)
+    augment = Augment(config.augment, window, corpus.feature_dim, seed=config.seed)
+    train = open_training_loader(training_selection(corpus, roles, config), config, compute)
+    schedule = build_schedule(config, train.batches_per_epoch, first_epoch=plan.schedule_start)
+    state = TrainState(model, optimizer, schedule, metrics, averaged, loss_scale, Progress())
+    network, compiling = compiled(model, compute.device) if config.compile == "on" else (None, "off")
+    step = TrainStep(
+        model, optimizer, metrics, compute, seed=config.seed, augment=augment if augment.active else None,
+        averaged=averaged, clip_norm=config.optimizer.clip_norm, accumulation=config.optimizer.accumulation,
+        label_smoothing=config.loss.label_smoothing, loss_scale=loss_scale, ranks=here(),
+        network=network,
+    )
+    dev = open_scoring_loader(corpus, roles.dev, config, compute)
+    moves_momentum = schedule.momenta(plan.start, train.batches_per_epoch) is not None
+    updates = Updates(step, train, capture=config.capture == "auto", cycles_momentum=moves_momentum)
+    parts = Parts(run_config, plan, corpus, roles, compute, train, dev, state, step, updates, compiling,
+                  None if config.model.factory is None else digest(config.model.factory))
+    set_next_rates(parts)
+    return parts
+
+
+def set_next_rates(parts: Parts) -> None:
+    """Put the rate and the momentum of the next step where the optimizer reads them: what `describe` tells is then
+    what is trained with, and not what a schedule starts from later."""
+    progress, batches = parts.state.progress, parts.train.batches_per_epoch
+    epoch = max(progress.epoch, parts.plan.start)
+    momenta = parts.state.schedule.momenta(epoch, batches)
+    rate = parts.state.schedule.rates(epoch, batches)[progress.batch] * progress.rate_scale
+    parts.step.set_rates(float(rate), None if momenta is None else float(momenta[progress.batch]))
+
+
+def transfer(old: Parts, new: Parts) -> None:
+    """Carry what has been learnt from the parts of one stage, or of one segment, into those of the next.
+
+    Weights, optimizer moments, averaged weights, loss scale and progress go over. The schedule goes over unless the
+    new stage starts one of its own. Rates and decays are the new configuration's; where a stage sets the rate, what
+    rollbacks had multiplied the old one by is over.
+    """
+    new.state.model.load_state_dict(old.state.model.state_dict())
+    carry_optimizer(old.state.optimizer.state_dict(), new.state.optimizer)
+    if new.state.averaged is not None:
+        source = old.state.averaged.state_dict() if old.state.averaged is not None else old.state.model.state_dict()
+        new.state.averaged.load_state_dict(source)
+    if new.state.loss_scale is not None and old.state.loss_scale is not None:
+        new.state.loss_scale.load_state_dict(old.state.loss_scale.state_dict())
+    if not new.plan.starts_schedule:
+        new.state.schedule.load_state_dict(old.state.schedule.state_dict())
+    new.state.progress = old.state.progress
+    if new.config.optimizer.lr != old.config.optimizer.lr:
+        new.state.progress.rate_scale, new.state.progress.rollbacks = 1.0, 0
+
+
+def carry_optimizer(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
+    """Load moments into `optimizer`, keeping its own hyperparameters (rate, decay, betas)."""
+    current = optimizer.state_dict()
+    groups, wanted = state["param_groups"], current["param_groups"]
+    if [group["params"] for group in groups] != [group["params"] for group in wanted]:
+        raise CheckpointError("optimizer: its parameter groups are not those of the checkpoint; "
+                              "optimizer.name and decay_all belong to the whole run")
+    optimizer.load_state_dict({**state, "param_groups": wanted})
+
+
+def identity(corpus: PackedCorpus, config: RunConfig, roles: Roles) -> dict[str, Any]:
+    """What may not change between the segments of a run: another value makes another experiment."""
+    return {
+        "corpus": corpus.digest,
+        "phonemes": corpus.phonemes.fingerprint,
+        "window": [config.window.left, config.window.right],
+        "train": roles.train,
+        "dev": roles.dev,
+    }
+
+
+def layer_kernels(device: torch.device) -> str:
+    """Whose kernels compute norm, activation and dropout of the layers that they know, and why not ours."""
+    if device.type == "cuda":
+        reason = gpu_layer.why_not(device)
+        return "triton" if reason is None else f"torch: {reason}"
+    return "numba" if fused.kernels_are_there() else "torch: numba cannot build its kernels here"
+
+
+def describe(parts: Parts) -> dict[str, Any]:
+    """What was really built, read from the live objects and not from the configuration."""
+    model, state = parts.state.model, parts.state
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return {
+        "model": {
+            "class": type(model).__name__,
+            "parameters": getattr(model, "num_parameters", trainable),
+            "layers": model.layer_table() if hasattr(model, "layer_table") else None,
+            "factory": parts.config.model.factory,
+            "factory_digest": parts.factory,
+        },
+        "optimizer": describe_optimizer(state.optimizer),
+        "schedule": state.schedule.describe(),
+        "augment": parts.step.augment.describe() if parts.step.augment is not None else None,
+        "averaging": None if state.averaged is None else {"decay": state.averaged.decay},
+        "loss": {"label_smoothing": parts.step.label_smoothing},
+        "clip_norm": parts.step.clip_norm,
+        "accumulation": parts.step.accumulation,
+        "device": str(parts.compute.device),
+        "precision": parts.compute.precision,
+        "capture": parts.updates.how,
+        "compile": parts.compiling,
+        "kernels": layer_kernels(parts.compute.device),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "loss_scale": None if state.loss_scale is None else float(state.loss_scale.scale),
+        "machine": describe_machine(parts.compute),
+        "loader": {"kind": parts.train.kind, "reason": parts.train.reason, "order": parts.train.plan.order,
+                   "partitions": parts.roles.train, "subset": parts.train.selection.subset,
+                   "seed": parts.train.selection.seed, "utterances": parts.train.selection.num_utterances,
+                   "frames": parts.train.num_frames, "frames_per_epoch": parts.train.frames_per_epoch,
+                   "batches_per_epoch": parts.train.batches_per_epoch, "batch_size": parts.train.batch_size,
+                   "window": [parts.train.window.left, parts.train.window.right]},
+        "scoring": {"partitions": parts.roles.dev, "frames": parts.dev.num_frames},
+    }
+
+
+def compiled(model: nn.Module, device: torch.device) -> tuple[Callable[[Tensor], Tensor], str]:
+    """What to call in place of `model` in training, and one line on what it is.
+
+    The module itself stays what it is (names, hooks, checkpoints, scoring). Its kernels are made at the first call;
+    whether this machine can make any is tried on a function of one line, since a compiler that is not there is only
+    noticed then. Dropout draws other numbers than the eager model does, from the same seed.
+    """
+    if here().world_size > 1:
+        return model, "off: several processes meet inside the model"
+    try:
+        torch.compile(lambda values: values.sin() + 1, dynamic=False)(torch.zeros(8, device=device))
+    except Exception as error:  # what a missing compiler raises differs by device, system and version
+        return model, f"off: torch.compile does not work here ({reason(error)})"
+    return torch.compile(model, dynamic=False), "on"
+
+
+def reason(error: Exception) -> str:
+    """The line of an error of torch's compiler that says something."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].removesuffix(":") if lines else type(error).__name__

@@ -1,0 +1,324 @@
+"""TrainState on disk: everything that moves, whole or absent; find the newest whole one, keep a few, restore."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+from safetensors.torch import load as tensors_from_bytes
+from safetensors.torch import save as tensors_to_bytes
+from torch import Tensor
+
+from ..errors import CheckpointError, TrainingStopped
+from ..runs import next_commands as advice
+from ..runs.directory import Run
+from ..runs.files import exchange, sync_directory, unwritable
+from .state import Progress, TrainState
+
+FORMAT = 2
+MODEL, AVERAGED, TRAINING, STATE = "model.safetensors", "averaged.safetensors", "training.pt", "state.json"
+
+
+def save(run: Run, state: TrainState, identity: dict[str, Any], keep: int) -> tuple[Path, int]:
+    """Write checkpoints/step-N, let `last` point to it, drop all but the newest `keep` and the best.
+
+    identity: what must not change between segments (corpus digest, window, phonemes) and what equality depends on.
+    Returns the directory and its size in bytes. The directory appears under its name only when every byte of it is on
+    disk. Raises TrainingStopped, leaving older checkpoints as they were, where the disk refuses. An Onlooker saves
+    nothing.
+    """
+    target = run.checkpoint_dir(state.progress.step)
+    if not run.writes:
+        return target, 0
+    # Into memory first: torch's own writing of a file hides why the disk refused it.
+    training = io.BytesIO()
+    torch.save({name: part.state_dict() for name, part in state.training_parts().items()}, training)
+    files = {TRAINING: training.getvalue(), MODEL: tensors_to_bytes(apart_on_cpu(state.model.state_dict()))}
+    if state.averaged is not None:
+        files[AVERAGED] = tensors_to_bytes(apart_on_cpu(state.averaged.state_dict()))
+    partial = target.with_name(f".{target.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        digests = {}
+        for name, content in files.items():
+            (partial / name).write_bytes(content)
+            digests[name] = _digest(content)
+        summary = {"format": FORMAT, "progress": dataclasses.asdict(state.progress), "identity": identity,
+                   "digests": digests}
+        (partial / STATE).write_text(state_text(summary), encoding="utf-8")
+        size = 0
+        for path in partial.iterdir():
+            size += path.stat().st_size
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+        sync_directory(partial)
+        _put_in_place(partial, target)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise TrainingStopped(unwritable(target, error)) from error
+    run.write_pointer("last", state.progress.step)
+    prune(run, keep, state.progress.best_step)
+    return target, size
+
+
+def apart_on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """On the CPU, each with memory of its own: safetensors refuses tied weights, which are one tensor of two names."""
+    apart: dict[str, Tensor] = {}
+    seen = set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        memory = tensor.untyped_storage().data_ptr()
+        apart[name] = tensor.clone() if memory in seen else tensor
+        seen.add(memory)
+    return apart
+
+
+def state_text(summary: dict[str, Any]) -> str:
+    """The text of state.json: `summary` with a digest of its own values, as the other files have theirs in it."""
+    return json.dumps(summary | {"digest": _digest_of_values(summary)}, indent=2) + "\n"
+
+
+def _state(path: Path) -> dict[str, Any]:
+    """What state.json of a checkpoint holds, checked. Raises CheckpointError, and whatever damaged JSON raises."""
+    summary = json.loads((path / STATE).read_text(encoding="utf-8"))
+    if summary["format"] != FORMAT:
+        raise CheckpointError(f"{path}: checkpoint format {summary['format']}, this phonetrain reads {FORMAT}; "
+                              "use the version that wrote it")
+    _check(path / STATE, _digest_of_values(summary), summary.get("digest"))
+    return summary
+
+
+def _check(path: Path, found: str, wanted: str | None) -> None:
+    if found != wanted:
+        raise CheckpointError(f"{path}: digest {found}, wanted {wanted}: the file is damaged")
+
+
+def _digest(content: bytes) -> str:
+    return xxhash.xxh3_128_hexdigest(content)
+
+
+def _digest_of_values(summary: dict[str, Any]) -> str:
+    values = {name: value for name, value in summary.items() if name != "digest"}
+    return _digest(json.dumps(values, sort_keys=True).encode())
+
+
+def _put_in_place(partial: Path, target: Path) -> None:
+    """Rename; an older checkpoint of the same step changes places with it and is deleted after.
+
+    Where the system cannot exchange two names at once the older one waits as `.step-N.old`; what is cut between the two
+    renames is put back, here or by the next process that holds the run.
+    """
+    if target.exists() and exchange(partial, target):
+        sync_directory(target.parent)
+        shutil.rmtree(partial, ignore_errors=True)
+        return
+    old = target.with_name(f".{target.name}.old")
+    try:
+        if target.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            os.rename(target, old)
+        os.rename(partial, target)
+    except BaseException:
+        if old.exists() and not target.exists():
+            os.rename(old, target)
+        raise
+    sync_directory(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def saved_steps(run: Run) -> list[int]:
+    """Steps that have a checkpoint directory, ascending; whether it is whole is known only when it is read."""
+    names = [path.name.removeprefix("step-") for path in run.checkpoints.glob("step-*") if path.is_dir()]
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def prune(run: Run, keep: int, best: int | None = None) -> None:
+    """Delete all checkpoints but the newest `keep`, `best`, and those that a pointer file names; and what is half-made.
+
+    Newest is what was saved last: steps above the present one were left aside by a branch or a rollback.
+    """
+    named, saved = pointers(run), saved_steps(run)
+    last, pointed = named.get("last"), {best, *named.values()}
+    steps = [step for step in saved if step not in pointed]
+    if last in saved:
+        steps.sort(key=lambda step: (step <= last, step))
+        keep -= 1  # `last` itself is one of them
+    for step in steps[: max(0, len(steps) - max(0, keep))]:
+        shutil.rmtree(run.checkpoint_dir(step), ignore_errors=True)
+    run.put_back()
+    for leftover in (*run.checkpoints.glob(".step-*.partial"), *run.checkpoints.glob(".step-*.old")):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def pointers(run: Run) -> dict[str, int]:
+    """Pointer files by name with the steps that they name: last, best, best-before-segment-K after a branch, and
+    sound, to go back to after numbers that went bad."""
+    names = ["last", "best", "sound", *(path.name for path in run.checkpoints.glob("best-before-segment-*"))]
+    return {name: step for name in names if (step := pointed_to(run, name)[0]) is not None}
+
+
+def pointed_to(run: Run, name: str) -> tuple[int | None, list[str]]:
+    """The step that a pointer file names, None where it is missing or damaged, and a sentence where it is damaged."""
+    try:
+        return run.read_pointer(name), []
+    except CheckpointError as error:
+        return None, [f"{str(error).partition(';')[0]}; it is written anew"]
+
+
+def mend_best(run: Run, progress: Progress) -> list[str]:
+    """Let `best` name the best checkpoint of the life that `progress` stands in; returns sentences on what was wrong.
+
+    It names another after a branch (the best was left aside: `best-before-segment-K` keeps it), and after a kill
+    between a checkpoint and its pointer. Where the best as of then is pruned, the next epoch's score is the best.
+    """
+    pointed, problems = pointed_to(run, "best")
+    if progress.best_step is not None and not run.checkpoint_dir(progress.best_step).is_dir():
+        problems.append(f"the best checkpoint so far, step-{progress.best_step} of epoch {progress.best_epoch + 1} "
+                        f"with {100 * progress.best_score:.2f} %, is not there any more: the best is sought anew from "
+                        "here on")
+        progress.best_score = progress.best_epoch = progress.best_step = None
+    if pointed is not None and pointed != progress.best_step and pointed > progress.step:
+        run.write_pointer(f"best-before-segment-{progress.segment}", pointed)
+    if progress.best_step is None:
+        run.drop_pointer("best")
+    elif pointed != progress.best_step:
+        run.write_pointer("best", progress.best_step)
+    return problems
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint as read back, every byte checked."""
+
+    path: Path
+    model: dict[str, Tensor]
+    averaged: dict[str, Tensor] | None
+    training: dict[str, Any]
+    progress: Progress
+    identity: dict[str, Any]
+    weights_digest: str
+
+    @property
+    def scored_weights(self) -> dict[str, Tensor]:
+        """The weights that are evaluated: averaged ones where the run averages."""
+        return self.model if self.averaged is None else self.averaged
+
+
+def read(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
+    """Read and check one checkpoint directory. Raises CheckpointError with what is wrong. Never unpickles code."""
+    try:
+        summary = _state(path)
+        contents = {name: (path / name).read_bytes() for name in summary["digests"]}
+        for name, content in contents.items():
+            _check(path / name, _digest(content), summary["digests"][name])
+        averaged = tensors_from_bytes(contents[AVERAGED]) if AVERAGED in contents else None
+        return Checkpoint(
+            path=path,
+            model=tensors_from_bytes(contents[MODEL]),
+            averaged=averaged,
+            training=torch.load(path / TRAINING, map_location=device, weights_only=True),
+            progress=Progress(**summary["progress"]),
+            identity=summary["identity"],
+            weights_digest=_scored_digest(summary),
+        )
+    except CheckpointError:
+        raise
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: {Path(error.filename or '').name} is missing: the checkpoint is "
+                              "not whole") from error
+    except Exception as error:  # json, safetensors and torch each have their own errors for damaged bytes
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{path}: cannot be read ({first_line}): the checkpoint is damaged or is none") from error
+
+
+def scored_as(path: Path) -> dict[str, Any] | None:
+    """What a score of this checkpoint on its own corpus carries: weights_digest, of the file that is scored, and
+    corpus_digest. Costs one small file; None where that cannot be read.
+
+    A step's number does not name its weights: a branch or a rollback comes to the same step with others.
+    """
+    try:
+        summary = _state(path)
+        return {"weights_digest": _scored_digest(summary), "corpus_digest": summary["identity"]["corpus"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _scored_digest(summary: dict[str, Any]) -> str:
+    digests = summary["digests"]
+    return digests.get(AVERAGED, digests[MODEL])
+
+
+def read_newest(run: Run, device: torch.device | str = "cpu") -> tuple[Checkpoint, list[str]]:
+    """The newest whole checkpoint and, for each newer one passed over, a sentence that says why.
+
+    Newest is the one that `last` names, then by step. Raises CheckpointError where there is none at all.
+    """
+    last, problems = pointed_to(run, "last")
+    steps = saved_steps(run)[::-1]
+    if last is not None:
+        if last not in steps:
+            problems.append(f"{run.checkpoint_dir(last)}, the newest checkpoint, is missing; an older one is used")
+        steps = [step for step in steps if step <= last] + [step for step in steps[::-1] if step > last]
+    saved, damaged = first_whole(run, steps, device)
+    problems += damaged
+    if saved is not None:
+        return saved, problems
+    said = "; ".join(problems) or ("they are gone" if run.has_trained else "it stopped before the first one was saved")
+    again = "`phonetrain fit` starts a new run" if run.has_trained else f"`{advice.start_again(run)}` starts it again"
+    raise CheckpointError(f"{run.path}: no whole checkpoint to resume from: {said}; {again}")
+
+
+def read_before(run: Run, step: int, tried: int | None, stage: int,
+                device: torch.device | str = "cpu") -> tuple[Checkpoint | None, list[str]]:
+    """The newest whole checkpoint of before `step`, None where there is none, and sentences as `read_newest` has them.
+
+    tried: the step that was gone back to already, which comes after older ones of the same `stage` (its first epoch):
+    to begin a stage again would undo what the rollbacks in it did. Steps above `last` were left aside.
+    """
+    last = pointed_to(run, "last")[0]
+    steps = [each for each in saved_steps(run)[::-1] if each < step and (last is None or each <= last)]
+    if steps[:1] == [tried]:
+        older = [each for each in steps[1:] if _stage_of(run.checkpoint_dir(each)) == stage]
+        steps = older + [each for each in steps if each not in older]
+    return first_whole(run, steps, device)
+
+
+def _stage_of(path: Path) -> int | None:
+    try:
+        return _state(path)["identity"]["stage"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def first_whole(run: Run, steps: Sequence[int], device: torch.device | str) -> tuple[Checkpoint | None, list[str]]:
+    """The first of these checkpoints that can be read, and a sentence for each before it."""
+    problems = []
+    for step in steps:
+        try:
+            return read(run.checkpoint_dir(step), device), problems
+        except CheckpointError as error:
+            problems.append(f"{error}; an older checkpoint is used")
+    return None, problems
+
+
+def restore(state: TrainState, checkpoint: Checkpoint) -> None:
+    """Copy a checkpoint into live parts built from the same configuration."""
+    state.model.load_state_dict(checkpoint.model)
+    if state.averaged is not None:
+        state.averaged.load_state_dict(checkpoint.averaged or checkpoint.model)
+    for name, part in state.training_parts().items():
+        # A run that goes on in fp16 where it was bf16 or fp32 finds its loss scale anew.
+        if name in checkpoint.training or name != "loss_scale":
+            part.load_state_dict(checkpoint.training[name])
+    state.progress = dataclasses.replace(checkpoint.progress)

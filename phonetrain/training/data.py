@@ -1,0 +1,214 @@
+"""Which partitions of a corpus a run trains on, is scored on and predicts; and what is wrong with them beforehand."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from phonedata import PackedCorpus, PhonedataError, Selection
+
+from ..config.run_config import RunConfig
+from ..config.sections import DataConfig
+from ..errors import CheckpointError, ConfigError
+from ..runs.directory import Run
+
+DEFAULT_CORPUS = "packed"
+# How the field names its splits; `+` joins several, so all train-* partitions together are the default.
+PREFIXES = {"train": ("train", "tr-", "tr_"), "dev": ("dev", "valid", "val", "cv"), "test": ("test", "eval", "tt")}
+
+
+class Roles(NamedTuple):
+    """Partition names by role, several joined by ` + `; None where the corpus has none for it."""
+
+    train: str
+    dev: str
+    test: str | None
+
+
+def open_corpus(config: RunConfig, given: str | os.PathLike[str] | None = None) -> PackedCorpus:
+    """The packed corpus: `given` on the command line, else the config's, else packed/ here. Raises phonedata's errors.
+
+    Without any of them ConfigError names the pack command.
+    """
+    path = Path(given or config.data.corpus or DEFAULT_CORPUS)
+    if not path.exists():
+        where = "" if given or config.data.corpus else " here"
+        raise ConfigError(f"no packed corpus at {path}{os.sep}{where}; `phonedata pack raw/ {path}{os.sep}` makes one, "
+                          "`--corpus DIR` names another")
+    return PackedCorpus(path)
+
+
+def corpus_of(run: Run, config: RunConfig, given: str | os.PathLike[str] | None = None) -> PackedCorpus:
+    """The corpus that a run was trained on: `given` whatever it is, else the one of its digest, from wherever we stand.
+
+    Looked for where the config says, seen from here, and where it lay, seen from the run. Raises CheckpointError where
+    only other ones are there, ConfigError where there is none.
+    """
+    if given is not None:
+        return open_corpus(config, given)
+    known = run.read_json(run.environment_path).get("corpus") or {}
+    places = [Path(config.data.corpus or DEFAULT_CORPUS)]
+    if known.get("from_run"):
+        places.append(run.path / known["from_run"])
+    others, broken = [], []
+    for place in places:
+        if place.exists():
+            try:
+                corpus = PackedCorpus(place)
+            except PhonedataError as error:  # a folder of that name, here, may be anything
+                broken.append(error)
+                continue
+            if corpus.digest == known.get("digest", corpus.digest):
+                return corpus
+            others.append(corpus)
+    if broken and not others:
+        raise broken[0]
+    if others:
+        now = f"{others[0].path} holds now{differing(known, others[0])}"
+        raise CheckpointError(f"{run.path} was not trained on what {now}; where is the corpus with digest "
+                              f"{known['digest']}? `--corpus DIR`")
+    raise ConfigError(f"the corpus that {run.path} was trained on is not at {' nor at '.join(map(str, places))}; where "
+                      "is it? `--corpus DIR`")
+
+
+def differing(known: Mapping[str, Any], corpus: PackedCorpus) -> str:
+    """In brackets, what a corpus is packed with and the run's was not. known: what the run's environment says of it."""
+    now, before = corpus.cmvn["kind"], known.get("cmvn", corpus.cmvn["kind"])
+    return f" (--cmvn {now}, then {before})" if now != before else ""
+
+
+def place_from_run(corpus: PackedCorpus, run: Run) -> str | None:
+    """Where the corpus lies, seen from the run's directory, so that both may move together; None on another drive."""
+    try:
+        return Path(os.path.relpath(corpus.path.resolve(), run.path.resolve())).as_posix()
+    except ValueError:
+        return None
+
+
+def choose_roles(corpus: PackedCorpus, data: DataConfig) -> Roles:
+    """Partition names for training, scoring and prediction; "auto" finds them by name.
+
+    Raises ConfigError where a role needs labels and has none, or where no name fits.
+    """
+    chosen = {}
+    for role, prefixes in PREFIXES.items():
+        setting = getattr(data, role)
+        if setting != "auto":
+            names = [name.strip() for name in setting.split("+")]
+            for name in names:
+                if name not in corpus.partitions:
+                    near = get_close_matches(name, corpus.partitions, n=1)
+                    hint = f"; did you mean {near[0]}?" if near else "; several are joined with +" * ("," in name)
+                    raise ConfigError(f"data.{role}: got {name!r}, {corpus.path} has "
+                                      f"{', '.join(corpus.partitions)}{hint}")
+        else:
+            names = [name for name in corpus.partitions if name.lower().startswith(prefixes)]
+            if role != "test":
+                names = [name for name in names if corpus[name].labelled]
+            if role != "train":  # dev-clean before dev-other: one score decides, and clean speech is the course's
+                names = names[:1]
+        if role != "test":
+            bare = [name for name in names if not corpus[name].labelled]
+            if bare:
+                raise ConfigError(f"data.{role}: {', '.join(bare)} has no labels; it can only be predicted")
+            if not names:
+                raise ConfigError(f"data.{role}: none of {', '.join(corpus.partitions)} is labelled and named like "
+                                  f"{role}; say which one: data.{role}=NAME")
+        chosen[role] = " + ".join(names) or None
+    if set(chosen["train"].split(" + ")) & set(chosen["dev"].split(" + ")):
+        raise ConfigError(f"data.dev: {chosen['dev']} is also trained on; a score on it would say nothing")
+    return Roles(**chosen)
+
+
+def check_window(corpus: PackedCorpus, config: RunConfig) -> None:
+    """Refuse more context than was packed, with the command that repacks."""
+    wanted = max(config.window.left, config.window.right)
+    if wanted > corpus.context:
+        raise ConfigError(f"window: {config.window.left} frames left and {config.window.right} right, but "
+                          f"{corpus.path} was packed with context {corpus.context}; pack it again: "
+                          f"phonedata pack RAW {corpus.path} --context {wanted} --replace")
+
+
+# The demo warms up over a sixth of its steps and is the better for it; beyond a fifth little is left to learn in.
+ROWS_AT_A_TIME = 1 << 16
+LONGEST_WARMUP, FITTING_WARMUP = 0.2, 0.05
+
+
+def warnings_before_training(corpus: PackedCorpus, roles: Roles, train: Selection, config: RunConfig) -> list[str]:
+    """Sentences about data that will train badly; raises ConfigError for data that cannot train at all."""
+    said = []
+    batches = train.num_frames // config.batch_size
+    if batches == 0:
+        raise ConfigError(f"{train.num_frames:,} training frames ({roles.train}, subset {config.subset:g}) do not fill "
+                          f"one batch of {config.batch_size:,}; use a larger subset or a smaller batch_size")
+    if config.augment.freq_mask > corpus.feature_dim:
+        raise ConfigError(f"augment.freq_mask = {config.augment.freq_mask}: a frame has {corpus.feature_dim} "
+                          "coefficients; wanted at most that many")
+    if batches < 20:
+        said.append(f"an epoch is only {batches} updates ({train.num_frames:,} frames, batch_size "
+                    f"{config.batch_size:,}); a smaller batch_size learns more from so little")
+    said += long_warmup(config, batches)
+    symbols = corpus.phonemes.symbols
+    trained = label_counts(train)
+    scored = sum(corpus[name].label_histogram for name in roles.dev.split(" + "))
+    never = np.flatnonzero((trained == 0) & (scored > 0))
+    if never.size:
+        share = 100.0 * scored[never].sum() / scored.sum()
+        source = roles.train if config.subset == 1 else f"subset {config.subset:g} of {roles.train}"
+        said.append(f"{roles.dev} has {_names(symbols, never)}, which {source} never shows: {share:.2f} % of its "
+                    "frames cannot be right")
+    absent = np.flatnonzero((trained == 0) & (scored == 0))
+    if absent.size:
+        said.append(f"no frame is labelled {_names(symbols, absent)}: {absent.size} of {len(symbols)} outputs "
+                    "learn nothing")
+    return said
+
+
+def why_not_finite(corpus: PackedCorpus, partitions: str) -> str:
+    """Why scores on `partitions` are not finite: the features, by utterance, or else the net. Reads all features."""
+    for name in partitions.split("+"):
+        part = corpus[name.strip()]
+        for first in range(0, part.num_rows, ROWS_AT_A_TIME):
+            bad = ~np.isfinite(part.features[first : first + ROWS_AT_A_TIME]).all(axis=1)
+            if bad.any():
+                row = first + int(bad.argmax())
+                utterance = int(np.searchsorted(part.utterance_start_row, row, side="right")) - 1
+                named = f"utterance {part.utterance_ids[max(utterance, 0)]} in {part.path}"
+                return (f"the features of {named} are not finite, the net is not at fault; "
+                        f"`phonedata verify {corpus.path}` says what is damaged, packing again mends it")
+    return "numbers in the net went out of range; lower optimizer.lr"
+
+
+def label_counts(train: Selection) -> np.ndarray:
+    """(C,) frames of each class in the utterances that are trained on."""
+    if train.subset == 1:
+        return sum(part.label_histogram for part in train.partitions)
+    counts = np.zeros(len(train.corpus.phonemes), np.int64)
+    frames = np.diff(train.utterance_end, prepend=0)
+    for source, row, length in zip(train.utterance_source, train.utterance_start_row, frames):
+        counts += np.bincount(train.partitions[source].labels[row : row + length], minlength=len(counts))
+    return counts
+
+
+def long_warmup(config: RunConfig, batches: int) -> list[str]:
+    """A sentence where warm-up is too long for the run. batches: updates an epoch."""
+    schedule, updates = config.schedule, batches * config.epochs
+    by_epochs = schedule.warmup_epochs is not None
+    warm = schedule.warmup_epochs * batches if by_epochs else schedule.warmup_steps or 0
+    if warm <= LONGEST_WARMUP * updates:
+        return []
+    setting = f"schedule.warmup_epochs = {schedule.warmup_epochs}" if by_epochs else "schedule.warmup_steps"
+    fitting = f"schedule.warmup_steps={max(1, round(FITTING_WARMUP * updates))}"
+    cut = " and is cut to it" if warm > updates else ""
+    return [f"warm-up ({setting}, {warm:,} updates) is long for a run of {updates:,} updates{cut}, which learns little "
+            f"meanwhile; {fitting} fits, none leaves it out" + " (with schedule.warmup_epochs=none)" * by_epochs]
+
+
+def _names(symbols: tuple[str, ...], indices: np.ndarray) -> str:
+    shown = ", ".join(symbols[index] for index in indices[:8])
+    return shown if indices.size <= 8 else f"{shown} and {indices.size - 8} more"

@@ -1,0 +1,111 @@
+"""fit and resume: check everything that can be checked, build the parts, train, say what comes next."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from phonedata import PackedCorpus
+
+from ..config.overrides import refuse_keywords
+from ..config.run_config import RunConfig, load_recipe
+from ..console.base import Console
+from ..device import determinism
+from ..distributed import Ranks, joined
+from ..errors import ConfigError, RunNotFound
+from ..runs.directory import Run
+from . import checkpoint
+from .data import open_corpus
+from .resume import (
+    resume,
+)
+from .session import environment, prepare, seen_by, shown_by, train, with_place
+
+
+def fit(recipe: str | os.PathLike[str] | None = None, *overrides: str, config: RunConfig | None = None,
+        corpus: str | os.PathLike[str] | None = None, run: str | os.PathLike[str] | None = None,
+        console: Console | None = None, **unknown: object) -> Run:
+    """Train a recipe on a packed corpus in a new run directory.
+
+    Parameters
+    ----------
+    recipe: name of a recipe (`phonetrain recipes list`) or path of a TOML file; default: the recipe `default`.
+    overrides: "key=value" settings, each a text of its own. config: a RunConfig in place of a recipe.
+    corpus: packed corpus; default: the config's, else packed/. run: run directory; default runs/<recipe>-<n>.
+    console: where progress is shown; default: what fits the place. unknown: other keywords are refused.
+
+    Returns
+    -------
+    The run; `run.status` says how it ended: finished, early_stopped, deadline, or the name of a signal.
+
+    A directory whose run ended before its first checkpoint is taken again, and that is said.
+
+    Raises ConfigError, RunExists and phonedata's errors before anything is written, TrainingStopped after.
+    """
+    began = time.monotonic()
+    refuse_keywords(f'fit("{recipe or "default"}", ...)', unknown)
+    if recipe is not None and config is not None:
+        raise ConfigError(f"fit: got the recipe {recipe} and a config, wanted one of them; load_recipe makes a config")
+    if config is None:
+        recipe = os.fspath(recipe or "default")
+        config = load_recipe(recipe)
+    config = with_place(config.override(list(overrides)))
+    with joined(config.device) as ranks:
+        begun = ranks.share(begun_before(run) if ranks.restarts and ranks.is_main else None)
+        if begun is not None and checkpoint.saved_steps(Run(begun)):
+            return resume(begun, corpus=corpus, console=console)
+        packed = open_corpus(config, corpus)
+        if corpus is not None:
+            config = config.replaced({"data.corpus": str(corpus)})
+        if run is not None:
+            check_place(run, packed)
+        roles, compute, parts, warnings = prepare(config, packed)
+        where = Run(begun) if begun is not None else Run.create(run, recipe or "run") if ranks.is_main else None
+        where = seen_by(ranks, where)
+        with where.lock(), shown_by(ranks, console) as shown, determinism(config.deterministic):
+            if aside := where.set_aside():
+                shown.say(aside)
+            where.write_text(where.config_path, config.to_toml())
+            where.write_json(where.environment_path, environment(packed, compute, where))
+            where.append_event("run_started", segment=0, epoch=0, step=0, recipe=recipe, **launch(ranks))
+            where.append_event("segment_started", segment=0, epoch=0, step=0)
+            train(where, parts, shown, warnings, True, ranks, began)
+    return where
+
+
+def check_place(run: str | os.PathLike[str], corpus: PackedCorpus) -> None:
+    """Raises ConfigError for a new run's directory that would scatter its files or spoil the corpus."""
+    if not os.fspath(run):
+        raise ConfigError("--run: got nothing, wanted a directory for the run")
+    if Path(run).resolve().is_relative_to(corpus.path.resolve()):
+        raise ConfigError(f"--run {run}: lies in the corpus {corpus.path}, which holds nothing else; "
+                          "give another place")
+
+
+def launch(ranks: Ranks) -> dict[str, Any]:
+    """What torchrun calls this launch: processes that it starts again find their run by it."""
+    return {"ranks": ranks.world_size, "launch": launch_id()} if ranks.world_size > 1 else {}
+
+
+def launch_id() -> str:
+    """torchrun's id of this launch; where it was started without `--standalone` or an id, all its launches are called
+    `none`, and the process that started this one tells them apart."""
+    told = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    return f"process {os.getppid()}" if told == "none" else told
+
+
+def begun_before(run: str | os.PathLike[str] | None) -> Path | None:
+    """The run that the processes of this launch trained before torchrun started them again; None if there is none.
+
+    run: as given to fit. A directory that holds the run of another launch is no reason to go on with it.
+    """
+    try:
+        where = Run.open(run)
+    except RunNotFound:
+        return None
+    launches = [event.get("launch") for event in where.events("run_started")]
+    return where.path if launch_id() in launches else None
+
+

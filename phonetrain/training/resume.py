@@ -1,0 +1,239 @@
+"""What a run may be resumed with: which checkpoint, which changes, which corpus and machine; and putting it back."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from ..config.changes import diff, extension_question, refuse_silent_extension
+from ..config.overrides import parsed, refuse_keywords
+from ..config.run_config import RunConfig
+from ..config.stages import plan_stages
+from ..console.base import Console
+from ..device import Compute, choose_compute, describe_machine, determinism
+from ..distributed import joined
+from ..errors import CheckpointError, ConfigError
+from ..runs import next_commands as advice
+from ..runs.directory import Run
+from ..text import counted
+from . import checkpoint
+from .build import Parts, assemble, identity
+from .data import choose_roles, corpus_of, place_from_run
+from .session import looked_through, seen_by, shown_by, train, with_place
+from .state import Progress
+
+# Changing these changes which frames come next, so they may change only where an epoch begins.
+ORDER_KEYS = ("subset", "batch_size", "optimizer.accumulation", "loader.order")
+# These make another experiment: a checkpoint cannot go on under another value.
+FIXED_KEYS = ("seed", "window.", "model.", "optimizer.name", "optimizer.decay_all", "data.train", "data.dev", "stage")
+
+
+def find_checkpoint(run: Run, wanted: str | int | None) -> tuple[checkpoint.Checkpoint, list[str]]:
+    """The checkpoint to go on from, and sentences about newer ones that are damaged and events that are lost.
+
+    Raises CheckpointError.
+    """
+    lost = [] if run.events_path.is_file() else [f"{run.events_path} is missing: what the run did before is not told"]
+    if wanted is None:
+        saved, problems = checkpoint.read_newest(run)
+        return saved, [*lost, *problems]
+    name = str(wanted).removeprefix("step-")
+    steps = checkpoint.saved_steps(run)
+    if not name.isdigit() or int(name) not in steps:
+        raise CheckpointError(f"{run.path}: no checkpoint {wanted!r}; there are "
+                              f"{', '.join(f'step-{step}' for step in steps) or 'none'}")
+    return checkpoint.read(run.checkpoint_dir(int(name))), lost
+
+
+def changes_by_hand(old: RunConfig, new: RunConfig, epoch: int) -> list[tuple[str, Any, Any]]:
+    """(key, old, new) of what differs, as it takes effect where the run stands; where the corpus lies is no setting.
+
+    epoch: in which the present stage began. A setting of the present stage goes by its own key, those of other stages
+    by the stage's, as `stage.2.optimizer.lr`.
+    """
+    said = [change for change in diff(old, new) if change[0] != "data.corpus"]
+    if len(old.stage) != len(new.stage) or not old.stage:
+        return said
+    number, before, after = next((number, *both) for number, both in reversed(list(enumerate(zip(
+        plan_stages(old), plan_stages(new))))) if both[0].start <= epoch)
+    here = [change for change in diff(before.config, after.config) if change[0] not in ("epochs", "data.corpus")]
+    shown = {key for key, _, _ in here}
+    begun = {f"stage.{place}.{key}" for place in range(number + 1) for key in shown}
+    return [change for change in said if change[0] not in shown | begun] + here
+
+
+def check_changes(run: Run, changes: Sequence[tuple[str, Any, Any]], old: RunConfig, new: RunConfig,
+                  progress: Progress) -> None:
+    """Refuse a change that would make another experiment, or that cannot take effect in the middle of an epoch."""
+    over = [f"stage.{place}." for place, plan in enumerate(plan_stages(old)) if plan.stop <= progress.epoch]
+    for key, before, after in changes:
+        fixed = (*over, *(name for name in FIXED_KEYS if name.endswith(".")))
+        if key == "model.factory" and before and after and before.rpartition(":")[2] == after.rpartition(":")[2]:
+            continue  # the same function, found at another place; whether its text is the same is said
+        if key.startswith(fixed) or key in FIXED_KEYS or re.fullmatch(r"stage\.\d+\.epochs", key):
+            raise ConfigError(f"{key}: {before} -> {after} would be another experiment; start one: phonetrain fit")
+        if key in ORDER_KEYS and progress.batch:
+            ends = [event["step"] for event in run.events("checkpoint_saved") if event["batch"] == 0
+                    and event["step"] <= progress.step and run.checkpoint_dir(event["step"]).is_dir()]
+            again = f"; or go back to the last epoch's end: --from step-{max(ends)}" if ends else ""
+            raise ConfigError(f"{key}: {before} -> {after} changes which frames come next, and the run stands inside "
+                              f"epoch {progress.epoch + 1} (batch {progress.batch}); resume without it until the epoch "
+                              f"ends{again}")
+    refuse_silent_extension(old, new)
+
+
+def told_change(key: str, before: Any, after: Any, old: RunConfig, new: RunConfig) -> str:
+    """One change for people; where an answer given earlier decides what it does, that answer too."""
+    told = f"changed: {key} {'none' if before is None else before} -> {'none' if after is None else after}"
+    if key == "epochs" and extension_question(old, new.replaced({"schedule.on_extend": None})) is not None:
+        answer = new.schedule.on_extend
+        does = "is laid out anew, to the new end" if answer == "stretch" else "stays, and its last rate is held"
+        told += f" (its schedule {does}: schedule.on_extend={answer})"
+    return told
+
+
+def check_identity(saved: checkpoint.Checkpoint, now: dict[str, Any], run: Run) -> None:
+    """Refuse to go on with another corpus, window or phoneme set than the checkpoint was trained with."""
+    for name, value in now.items():
+        before = saved.identity.get(name)
+        if before != value:
+            raise CheckpointError(f"{run.path}: {name} is {value}, but the run was trained with {before}; it goes on "
+                                  "with the same corpus only (`--corpus DIR`); `phonetrain fit` starts a new run")
+
+
+def restore_machine(before: dict[str, Any], compute: Compute) -> list[str]:
+    """Set the recorded number of threads; returns a sentence for what differs so that equality cannot be promised.
+
+    Threads stay as they are on a machine that differs in other ways too, or has not so many cores: there is no equality
+    to be had by them, and more threads than cores wait for each other.
+    """
+    def differing() -> dict[str, Any]:
+        return {name: value for name, value in describe_machine(compute).items() if before.get(name) != value}
+
+    if set(differing()) == {"threads"} and 0 < (before.get("threads") or 0) <= (os.cpu_count() or 1):
+        torch.set_num_threads(before["threads"])
+    told = [f"{name} {before.get(name)} -> {value}" for name, value in differing().items()]
+    if not told:
+        return []
+    ranks = "; the order of the frames stays, dropout differs with the number of ranks" * ("ranks" in differing())
+    return [f"this machine is not the one before ({', '.join(told)}): training goes on, but bit for bit equality "
+            f"with an uninterrupted run is not promised{ranks}"]
+
+
+def restore_parts(parts: Parts, saved: checkpoint.Checkpoint, changes: Sequence[tuple[str, Any, Any]]) -> None:
+    """Load a checkpoint into fresh parts; changes: (key, old, new) of what was changed by hand since it was saved.
+
+    A rate set by hand is the rate that is trained with: what rollbacks had multiplied it by is over.
+    """
+    built = parts.state.optimizer.state_dict()["param_groups"]
+    checkpoint.restore(parts.state, saved)
+    if changes:
+        # The saved groups carry the settings of then (decay, betas); the configuration says what they are now.
+        state = parts.state.optimizer.state_dict()
+        parts.state.optimizer.load_state_dict({**state, "param_groups": built})
+        before = {key: old for key, old, _ in changes}
+        if parts.state.schedule.changed_by_hand(parts.state.progress.epoch, before):
+            parts.state.progress.rate_scale, parts.state.progress.rollbacks = 1.0, 0
+
+
+def resume(run: str | os.PathLike[str] | None = None, *overrides: str, corpus: str | os.PathLike[str] | None = None,
+           from_checkpoint: str | int | None = None, console: Console | None = None, **unknown: object) -> Run:
+    """Continue a run from its newest whole checkpoint, exactly as if it had not stopped, or with changes that are said.
+
+    Parameters
+    ----------
+    run: run directory or name; default: the newest. overrides: "key=value" changes, recorded as events.
+    corpus: the packed corpus, where it has moved; it is recognised by its digest.
+    from_checkpoint: "step-1200" or 1200: go on from there with the settings of then, leaving what came after aside.
+
+    Raises RunNotFound, CheckpointError (damaged, or of another corpus or window), ConfigError, TrainingStopped.
+    """
+    began = time.monotonic()
+    refuse_keywords("resume(run, ...)", unknown)
+    with contextlib.ExitStack() as held:
+        found = Run.open(run)
+        # The device is asked for first of all; where the run stands, which decides what the others mean, is read later.
+        asked = {key: value for key, value in parsed(overrides).items() if key == "device"}
+        ranks = held.enter_context(joined(RunConfig.from_toml(found.config_path).replaced(asked).device))
+        where = seen_by(ranks, found)
+        held.enter_context(where.lock())
+        shown = held.enter_context(shown_by(ranks, console))
+        saved, problems = find_checkpoint(where, from_checkpoint)
+        stage_start = saved.identity["stage"]
+        old, newest = RunConfig.from_dict(saved.identity["config"]), RunConfig.from_toml(where.config_path)
+        # Who goes back means the settings of then: what was changed later belongs to what is left aside.
+        begins = newest if from_checkpoint is None else old.replaced({"data.corpus": newest.data.corpus})
+        config = with_place(begins.override(list(overrides), epoch=stage_start))
+        if corpus is not None:
+            config = config.replaced({"data.corpus": str(corpus)})
+        # Against the checkpoint and not against config.toml: a change whose process died before its first checkpoint
+        # is made again.
+        changes = changes_by_hand(old, config, stage_start)
+        check_changes(where, changes, old, config, saved.progress)
+        packed = corpus_of(where, config, corpus)
+        roles = choose_roles(packed, config.data)
+        check_identity(saved, identity(packed, config, roles), where)
+        compute = choose_compute(ranks.device(config.device), config.precision)
+        held.enter_context(determinism(config.deterministic))
+        warnings = problems + restore_machine(saved.identity["machine"], compute)
+        plans = plan_stages(config)
+        looked_through(packed, roles, plans)
+        # Killed after its last checkpoint and before its end was recorded: that is all that is left to do.
+        only_the_end = saved.progress.finished and not changes and where.status == "running"
+        if saved.progress.epoch >= plans[-1].stop and not only_the_end:
+            done = saved.progress.epoch
+            more = advice.longer(where, old, max(old.epochs, done) + 10)
+            way = f"`{more}` trains longer" if more else "a new run of a recipe with a longer last stage trains longer"
+            raise ConfigError(f"{where.path}: {counted(done, 'epoch')} of {plans[-1].stop} wanted are done; {way}")
+        # The stage whose parts were saved: at its very end that is not yet the stage of the next epoch.
+        plan = next(plan for plan in reversed(plans) if plan.start <= stage_start)
+        parts = assemble(config, plan, packed, roles, compute)
+        if parts.factory != saved.identity.get("factory", parts.factory):
+            warnings.append(f"{config.model.factory}: its text is not the one that the run was trained with so far")
+        restore_parts(parts, saved, changes)
+        progress = parts.state.progress
+        progress.finished = only_the_end
+        progress.back_to = progress.back_to if from_checkpoint is None else progress.step
+        begun = [event["segment"] for event in where.events() if "segment" in event]
+        parent, progress.segment = progress.segment, 1 + max([progress.segment, *begun])
+        warnings += checkpoint.mend_best(where, progress)
+        where.write_text(where.config_path, config.to_toml())
+        where.write_pointer("last", saved.progress.step)
+        about = where.read_json(where.environment_path)
+        if about.get("corpus"):  # it may lie elsewhere now, and a relative path is seen from where we stand
+            about["corpus"]["from_run"] = place_from_run(packed, where)
+            where.write_json(where.environment_path, about)
+        place = {"segment": progress.segment, "epoch": progress.epoch, "step": progress.step}
+        where.append_event("segment_started", parent=parent, checkpoint=saved.path.name, **place)
+        for key, before, after in changes:
+            where.append_event("config_changed", key=key, old=before, new=after, by="resume", **place)
+        position = f"epoch {progress.epoch + 1}, batch {progress.batch}, step {progress.step}"
+        shown.say(f"{where.path}: all {progress.epoch} epochs are done; only the end was not recorded" if only_the_end
+                  else f"resuming {where.path} at {position}")
+        for key, later, then in diff(newest, begins):
+            shown.say(f"as it was at {saved.path.name}: {key} {_told(later)} -> {_told(then)}")
+        for key, before, after in changes:
+            shown.say(told_change(key, before, after, old, config))
+        if any(key in ("epochs", "optimizer.lr") or key.startswith("schedule.") for key, _, _ in changes):
+            shown.say(f"learning rate: {told_rate(where, parts)}")
+        train(where, parts, shown, warnings, bool(changes) or from_checkpoint is not None, ranks, began)
+    return where
+
+
+def told_rate(run: Run, parts: Parts) -> str:
+    """The learning rate of the next step, and the last one that was logged."""
+    progress, batches = parts.state.progress, parts.train.batches_per_epoch
+    rate = float(parts.state.schedule.rates(progress.epoch, batches)[progress.batch]) * progress.rate_scale
+    lines = [*run.metrics("train"), *run.metrics("epoch")]
+    before = max((line for line in lines if line["step"] <= progress.step), key=lambda line: line["step"], default=None)
+    return f"{rate:.3g} from here on" + (f"; the last logged was {before['lr']:.3g}" if before else "")
+
+
+def _told(value: Any) -> Any:
+    return "none" if value is None else value

@@ -1,0 +1,168 @@
+"""What one process trains, and how it ended."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from phonedata import PackedCorpus
+
+from ..config.run_config import RunConfig
+from ..config.stages import StagePlan, plan_stages
+from ..console.base import Console, Mute
+from ..console.open import open_console
+from ..device import Compute, choose_compute, describe_machine, version
+from ..distributed import Ranks, here
+from ..errors import ConfigError, TrainingStopped
+from ..kernels import cuda_layer as gpu_layer
+from ..model.custom import placed
+from ..runs import next_commands as advice
+from ..runs.directory import Onlooker, Run
+from ..runs.history import where_scored
+from ..runs.tracker import Tracker, open_tracker
+from ..text import short
+from .build import Parts, assemble, describe, training_selection
+from .data import Roles, check_window, choose_roles, place_from_run, warnings_before_training
+from .stopping import StopRequest, noticed_signals
+from .trainer import Trainer
+
+PACKAGES = ("torch", "numpy", "numba", "zarr", "wandb", "rich", "safetensors")
+
+
+def with_place(config: RunConfig) -> RunConfig:
+    """`config` with the whole path of a model of the user's own: it is found from elsewhere too."""
+    factory = config.model.factory
+    return config if factory is None else config.replaced({"model.factory": placed(factory)})
+
+
+def seen_by(ranks: Ranks, run: Run | None) -> Run:
+    """Rank 0's run, which only rank 0 writes. run: on rank 0."""
+    path = ranks.share(None if run is None else run.path)
+    return Run(path) if ranks.is_main else Onlooker(path)
+
+
+def shown_by(ranks: Ranks, console: Console | None) -> Console:
+    """The console given or found, on rank 0; the others say nothing."""
+    return (console or open_console()) if ranks.is_main else Mute()
+
+
+def prepare(config: RunConfig, corpus: PackedCorpus) -> tuple[Roles, Compute, Parts, list[str]]:
+    """Everything before a run is written: roles, compute, the parts of the first stage, warnings about all stages."""
+    roles = choose_roles(corpus, config.data)
+    check_window(corpus, config)
+    compute = choose_compute(here().device(config.device), config.precision)
+    plans = plan_stages(config)
+    warnings = looked_through(corpus, roles, plans)
+    if compute.device.type == "cuda" and (reason := gpu_layer.why_not(compute.device)) is not None:
+        warnings.append(f"Triton makes no kernels here, so layers take torch's own, which is slower ({reason})")
+    return roles, compute, assemble(config, plans[0], corpus, roles, compute), warnings
+
+
+def looked_through(corpus: PackedCorpus, roles: Roles, plans: Sequence[StagePlan]) -> list[str]:
+    """Warnings about the data that each stage trains on, said once; raises ConfigError for a stage that cannot train.
+
+    All stages before the first one trains: hours later is late to learn that the last one cannot.
+    """
+    said: dict[str, str] = {}
+    for number, plan in enumerate(plans):
+        stage = f"stage.{number}: " if number else ""
+        selection = training_selection(corpus, roles, plan.config)
+        try:
+            told = warnings_before_training(corpus, roles, selection, plan.config)
+        except ConfigError as error:
+            raise ConfigError(f"{stage}{error}") from None
+        for message in told:
+            said.setdefault(message, f"{stage}{message}")
+    return list(said.values())
+
+
+def environment(corpus: PackedCorpus, compute: Compute, run: Run) -> dict[str, Any]:
+    """Versions, device, commit, corpus digests and where the corpus lies from the run; no host and no user name."""
+    return {
+        "python": platform.python_version(), "packages": {name: version(name) for name in PACKAGES},
+        "device": compute.reason, "machine": describe_machine(compute), "commit": commit(),
+        "corpus": {"digest": corpus.digest, "from_run": place_from_run(corpus, run),
+                   "phonemes": corpus.phonemes.fingerprint, "cmvn": corpus.cmvn["kind"],
+                   "partitions": {name: part.digest for name, part in corpus.partitions.items()}},
+    }
+
+
+def commit() -> str | None:
+    """The git commit of this package's checkout, `-dirty` where files differ from it; None outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        told = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=40"], cwd=here, text=True,
+                              capture_output=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return told.stdout.strip() or None if told.returncode == 0 else None
+
+
+def train(run: Run, parts: Parts, console: Console, warnings: Sequence[str], save_first: bool, ranks: Ranks,
+          began: float) -> None:
+    """Run the loop under signal handlers, and record how it ended, whatever happens.
+
+    save_first: the present state is in no checkpoint yet; with one, a process that is killed at once can be resumed.
+    began: as in Trainer.
+    """
+    config = parts.run_config
+    ranks.barrier()  # all have read what rank 0 is about to write
+    settings = {"config": config.to_dict()}
+    tracker = open_tracker(config.tracking, run, settings, console.say, console.warn) if ranks.is_main else Tracker()
+    plan = {
+        "run": str(run.path), "epochs": plan_stages(config)[-1].stop, "steps_per_epoch": parts.train.batches_per_epoch,
+        "model": f"{describe(parts)['model']['parameters']:,} parameters",
+        "data": f"{parts.train.num_frames:,} frames of {parts.roles.train}; scored on {parts.roles.dev} "
+                f"in {parts.compute.precision}",
+        "device": f"{parts.compute.reason}, {parts.compute.precision}", "loader": parts.train.reason,
+    }
+    with noticed_signals() as request:
+        trainer = Trainer(run, parts, console, tracker, request, began)
+        trainer.record_built()
+        try:
+            console.start(plan)
+            for message in warnings:
+                trainer.warn(message)
+            if save_first:
+                trainer.save()
+            reason = trainer.train()
+        except BaseException as error:
+            # A disk that is full refuses this record too; what is told is the first error.
+            with contextlib.suppress(TrainingStopped):
+                message = " ".join(str(error).split())
+                end(trainer, type(error).__name__, request, message=message, **trainer.recovery.told)
+            raise
+        end(trainer, reason, request)
+
+
+def end(trainer: Trainer, reason: str, request: StopRequest, **fields: Any) -> None:
+    """Close what is open, record the end of the segment, say what comes next. fields: more for the record."""
+    trainer.parts.close()
+    try:
+        # Before the tracker is waited for, up to a minute in which the machine may be taken away.
+        trainer.event("run_finished" if reason == "finished" else "segment_ended", reason=reason, **fields)
+    finally:
+        say_end(trainer, reason, request, fields.get("ways"))
+
+
+def say_end(trainer: Trainer, reason: str, request: StopRequest, ways: dict[str, str] | None) -> None:
+    """Tell the tracker, wait for it, and say what comes next. ways: as in `advice.after_end`."""
+    run, progress, console = trainer.run, trainer.progress, trainer.console
+    best = None if progress.best_score is None else float(progress.best_score)
+    trainer.tracker.summary({"best_dev_accuracy": best, "best_epoch": progress.best_epoch, "ended": reason})
+    trainer.tracker.finish(request.code)
+    told = []
+    if best is not None:
+        line = run.best()
+        where = f" ({where_scored(line)})" if line is not None else ""
+        told.append(f"best dev frame accuracy {100 * best:.2f} %{where}")
+    if trainer.saved is not None:
+        step, size = trainer.saved
+        told.append(f"{reason}: saved at step {step} ({short(size)}B)")
+        told += [f"next: {way}" for way in advice.after_end(run, reason, best is not None, ways)]
+    if told:
+        console.say("\n".join(told))

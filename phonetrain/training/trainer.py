@@ -1,0 +1,342 @@
+"""The training loop: steps, logs, checkpoints and scores, epoch by epoch, until there is a reason to stop."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from typing import Any
+
+import torch
+
+from phonedata import PhonedataError
+
+from ..config.changes import diff
+from ..config.sections import duration
+from ..config.stages import plan_stages
+from ..console.base import Console
+from ..device import describe_machine
+from ..distributed import here
+from ..optim.lr_curves import Table
+from ..runs.directory import Run
+from ..runs.tracker import Tracker
+from ..step.metrics import FrameSums
+from ..step.scoring import score
+from ..text import short
+from . import checkpoint
+from . import nonfinite as guard
+from .build import Parts, assemble, describe, identity, set_next_rates, transfer
+from .data import why_not_finite
+from .recovery import Recovery
+from .state import Progress
+from .stopping import Deadline, StopRequest
+
+SAVE = "checkpoint"  # not a reason to stop, but to look at the device and save
+AGREE_EVERY = 8  # steps; a message between hosts costs about as much as a small step on a fast device
+LIFE_EPOCHS = 3  # in which a net is looked at for having learnt anything; it may die in the second
+AGAIN = "again"  # the guard moved the position: enter the epoch anew
+
+
+class Trainer:
+    """Trains the parts of a run and records what happens. `train` returns why it ended.
+
+    began: monotonic time from which on the run's time is counted.
+    """
+
+    def __init__(self, run: Run, parts: Parts, console: Console, tracker: Tracker, request: StopRequest,
+                 began: float) -> None:
+        self.run, self.parts, self.console, self.tracker, self.request = run, parts, console, tracker, request
+        self.plans = plan_stages(parts.run_config)
+        stop = parts.run_config.stop
+        self.deadline = Deadline(None if stop.max_time is None else duration(stop.max_time), stop.stop_at, began)
+        self.watch = guard.DivergenceWatch(parts.config.guard.divergence)
+        self.last_saved = self.last_logged = time.monotonic()
+        self.scoring_seconds: float | None = None
+        self.recent_paces: deque[float] = deque(maxlen=20)  # seconds a frame
+        self.saving_seconds = 0.0
+        self.saved: tuple[int, int] | None = None  # step and bytes of the newest checkpoint of this process
+        self.recovery = Recovery(self)
+        self.told_dead = False
+
+    @property
+    def progress(self) -> Progress:
+        return self.parts.state.progress
+
+    @property
+    def sees_every_step(self) -> bool:
+        """Whether the host looks at what each step came to: on a CPU that costs nothing, on CUDA it would wait."""
+        return self.parts.compute.device.type == "cpu"
+
+    def event(self, name: str, **fields: Any) -> None:
+        """Record an event at the present position."""
+        progress = self.progress
+        self.run.append_event(name, segment=progress.segment, epoch=progress.epoch, step=progress.step, **fields)
+
+    def warn(self, message: str) -> None:
+        """Tell a person, and record that they were told."""
+        self.event("warning", message=message)
+        self.console.warn(message)
+
+    def train(self) -> str:
+        """Train until the last epoch, a deadline, a signal or early stopping; returns which.
+
+        Raises TrainingStopped where the guard, the disk or the lock ends the run; the state is saved before.
+        """
+        while not self.progress.finished:
+            self.enter_stage()
+            self.watch.factor = self.parts.config.guard.divergence  # as its stage has it, after a rollback too
+            reason = self.train_epoch()
+            if reason is AGAIN:
+                continue
+            if reason is None:
+                self.end_epoch()
+                patience = self.parts.config.stop.patience
+                if patience is not None and self.progress.epochs_since_best >= patience:
+                    return "early_stopped"
+                reason = self.reason_to_pause()
+                if reason == SAVE:  # done at the epoch's end
+                    reason = None
+            if self.progress.finished:
+                break
+            if reason is not None:
+                self.save()
+                if reason == "deadline" and self.progress.batch:
+                    self.score_inside_epoch()
+                return reason
+        return "finished"
+
+    def enter_stage(self) -> None:
+        """Rebuild the parts where the next epoch belongs to another stage than the parts do."""
+        plan = next(plan for plan in self.plans if plan.start <= self.progress.epoch < plan.stop)
+        if plan == self.parts.plan:
+            return
+        old = self.parts
+        old.close()  # first: a device that holds the corpus once may not have room for it twice
+        scale = old.state.progress.rate_scale
+        self.parts = assemble(old.run_config, plan, old.corpus, old.roles, old.compute)
+        transfer(old, self.parts)
+        for key, before, after in diff(old.config, plan.config):
+            if key == "epochs":  # how far the schedule reaches, which is not the run's setting of this name
+                continue
+            self.event("config_changed", key=key, old=before, new=after, by="stage")
+            self.console.say(f"stage: {key} {before} -> {after}")
+        self.record_built()
+        if self.progress.rate_scale != scale:
+            self.save()  # a rollback goes back to here, and not to where the rate would be set once more
+
+    def record_built(self) -> None:
+        """Write what was really built, as it is now, to built.json and the tracker."""
+        set_next_rates(self.parts)
+        built = describe(self.parts)
+        self.run.write_json(self.run.built_path, built)
+        self.tracker.config({"built": built})
+
+    def train_epoch(self) -> str | None:
+        """Train from the present position to the end of the epoch; returns a reason to stop, AGAIN or None."""
+        parts, progress = self.parts, self.progress
+        batches = parts.train.batches_per_epoch
+        rates = parts.state.schedule.rates(progress.epoch, batches)
+        momenta = parts.state.schedule.momenta(progress.epoch, batches)
+        log_every = parts.config.tracking.log_every
+        start, clock, entered = progress.epoch_seconds, time.monotonic(), progress.batch
+        began = clock
+        stream = parts.updates.epoch(progress.epoch, progress.batch, progress.step, rates * progress.rate_scale,
+                                     momenta, warn=self.not_captured)
+        try:
+            for frames in stream:
+                progress.batch += 1
+                progress.step += 1
+                now = time.monotonic()
+                # The first ones here also compile kernels and read the corpus.
+                if self.sees_every_step and progress.batch - entered > 4:
+                    self.recent_paces.append((now - began) / max(frames, 1))
+                began, progress.epoch_seconds = now, start + now - clock
+                logs = progress.step % log_every == 0
+                if (self.sees_every_step or logs or progress.batch == batches) and self.recovered(rates):
+                    return AGAIN
+                rate = float(rates[progress.batch - 1])
+                if logs:
+                    self.log(rate * progress.rate_scale, batches)
+                if (self.sees_every_step or logs) and self.recovery.after_step(rate):
+                    return AGAIN
+                reason = self.reason_to_pause() if progress.batch < batches else None
+                if reason is None:
+                    continue
+                # Before a checkpoint in any case: a step that went bad unseen would be lost, and with it all those
+                # that were left out after it.
+                if self.recovered(rates):
+                    return AGAIN
+                if reason != SAVE:
+                    return reason
+                self.save()
+        except PhonedataError:
+            if int(parts.step.books.halted_at) < 0:
+                self.save()  # the corpus failed between two steps: what was learnt so far is sound
+            raise
+        finally:
+            stream.close()
+        return None
+
+    def recovered(self, rates: Table) -> bool:
+        """Look whether a step went bad; if so go back to it, decide, and say True. rates: of this epoch."""
+        bad, progress = int(self.parts.step.books.halted_at), self.progress
+        if bad < 0:
+            return False
+        self.recovery.after_bad_step(bad, float(rates[progress.batch - (progress.step - bad)]))
+        return True
+
+    def not_captured(self, message: str) -> None:
+        """The step turned out not to be capturable: say so, and correct what is recorded as built."""
+        self.warn(message)
+        self.record_built()
+
+    def reason_to_pause(self) -> str | None:
+        """Why to stop now, or SAVE: the same on all ranks, which ask each other every few steps."""
+        ranks, progress = here(), self.progress
+        if ranks.together and progress.batch % AGREE_EVERY:
+            return None
+        return ranks.agree(self.own_reason())
+
+    def own_reason(self) -> str | None:
+        """The signal that was received, "deadline" when only the time to save and score is left, or SAVE."""
+        if self.request.reason is not None:
+            return self.request.reason
+        if self.deadline.end is not None:
+            scoring = self.scoring_seconds
+            if scoring is None:  # not measured yet: a forward pass is about a third of a step's work
+                # The fastest of the recent ones: the first steps also compile kernels and read the corpus.
+                scoring = self.parts.dev.num_frames * min(self.recent_paces, default=0.0) / 2
+            if self.deadline.reached(2.0 + 1.5 * scoring + 2 * self.saving_seconds):
+                return "deadline"
+        due = time.monotonic() - self.last_saved > 60 * self.parts.config.checkpoint.every_minutes
+        return SAVE if due else None
+
+    def log(self, rate: float, batches: int) -> None:
+        """Fetch the sums of the interval since the last line, write them, and look at where the loss is going."""
+        progress, step = self.progress, self.parts.step
+        sums = self.parts.state.metrics.sums()
+        interval = sums - FrameSums(*progress.logged)
+        progress.logged = sums.as_list()
+        now = time.monotonic()
+        seconds, self.last_logged = now - self.last_logged, now
+        told = interval.result()
+        if not self.sees_every_step:  # the host is ahead of the device but here
+            self.recent_paces.append(seconds / max(told["frames"], 1))
+        line = {"loss": told["loss"], "accuracy": told["accuracy"], "lr": rate,
+                "frames_per_second": told["frames"] / max(seconds, 1e-9),
+                "gradient_norm": float(step.books.gradient_norm)}
+        scale = {}
+        if step.loss_scale is not None:
+            skipped = int(step.loss_scale.overflows) / progress.step
+            scale = {"loss_scale": float(step.loss_scale.scale), "skipped": skipped}
+        self.write_metric("train", **line, **scale, seconds=progress.epoch_seconds)
+        shown = {name: line[name] for name in ("loss", "accuracy", "lr", "frames_per_second")}
+        if self.parts.compute.device.type == "cuda":
+            shown["memory"] = torch.cuda.memory_allocated(self.parts.compute.device)
+        self.console.progress(epoch=progress.epoch, step_in_epoch=progress.batch, steps_per_epoch=batches,
+                              **shown, **scale)
+        if (warning := self.watch.look(told["loss"], progress.step, rate)) is not None:
+            self.warn(warning)
+
+    def write_metric(self, kind: str, **numbers: Any) -> None:
+        """One line to metrics.jsonl, the same to the tracker."""
+        progress = self.progress
+        line = {"kind": kind, "segment": progress.segment, "epoch": progress.epoch, "step": progress.step, **numbers}
+        self.run.append_metric(line)
+        self.tracker.log(line, progress.step)
+
+    def end_epoch(self) -> None:
+        """Score, tell the schedule, record the epoch's line, keep the best, save."""
+        parts, progress = self.parts, self.progress
+        trained = parts.state.metrics.result()
+        dev = self.score()
+        rates = parts.state.schedule.rates(progress.epoch, parts.train.batches_per_epoch)
+        best = self.is_best(dev)
+        line = {
+            "train_loss": trained["loss"], "train_accuracy": trained["accuracy"], "dev_loss": dev["loss"],
+            "dev_accuracy": dev["accuracy"], "lr": float(rates[-1]) * progress.rate_scale,
+            "seconds": progress.epoch_seconds, "frames": trained["frames"], "scoring_seconds": self.scoring_seconds,
+            "best": best,
+        }
+        self.write_metric("epoch", **line)
+        self.console.epoch_row({"epoch": progress.epoch, **line})
+        if math.isfinite(dev["loss"]):
+            self.check_life(dev)
+        else:
+            self.warn(f"the dev loss is {dev['loss']}, so this epoch is not taken for the best: "
+                      f"{why_not_finite(parts.corpus, parts.roles.dev)}")
+        parts.state.schedule.end_epoch({name: line[name] for name in
+                                        ("train_loss", "train_accuracy", "dev_loss", "dev_accuracy")})
+        progress.seconds += progress.epoch_seconds
+        progress.epoch, progress.batch, progress.epoch_seconds = progress.epoch + 1, 0, 0.0
+        progress.logged = [0.0, 0, 0]
+        progress.finished = progress.epoch >= self.plans[-1].stop
+        parts.state.metrics.reset()
+        self.run.drop_pointer("sound")
+        self.save()
+        if best:
+            self.run.write_pointer("best", progress.step)
+        # The next line's interval begins with the epoch, as its sums do.
+        self.last_logged = time.monotonic()
+
+    def score(self) -> dict[str, float | int]:
+        """Scores of the dev partition in the training precision; answered: how many phonemes were answered at all."""
+        parts, began = self.parts, time.monotonic()
+        self.console.progress(epoch=self.progress.epoch, step_in_epoch=self.progress.batch, phase=parts.roles.dev)
+        sums = score(parts.scored_model, parts.dev, parts.compute, len(parts.corpus.phonemes), confusion=True)
+        result = sums.result() | {"answered": int(sums.confusion.any(0).sum())}
+        self.scoring_seconds = time.monotonic() - began
+        self.last_logged += self.scoring_seconds
+        return result
+
+    def is_best(self, dev: dict[str, float | int]) -> bool:
+        """Note the epoch's scores; True if none before were as good. Where the loss is not finite they mean nothing."""
+        progress, accuracy = self.progress, dev["accuracy"]
+        if not math.isfinite(dev["loss"]) or (progress.best_score is not None and not accuracy > progress.best_score):
+            progress.epochs_since_best += 1
+            return False
+        progress.best_score, progress.best_epoch, progress.best_step = accuracy, progress.epoch, progress.step
+        progress.epochs_since_best = 0
+        return True
+
+    def score_inside_epoch(self) -> None:
+        """Before a deadline: score the weights as they are, keep them if they are the best so far."""
+        dev = self.score()
+        best = math.isfinite(dev["loss"]) and dev["accuracy"] > (self.progress.best_score or 0.0)
+        self.write_metric("evaluate", partition=self.parts.roles.dev, dev_loss=dev["loss"],
+                          dev_accuracy=dev["accuracy"], best=best)
+        if best:
+            self.progress.best_score, self.progress.best_epoch = dev["accuracy"], self.progress.epoch
+            self.progress.best_step = self.progress.step
+            self.save()
+            self.run.write_pointer("best", self.progress.step)
+
+    def check_life(self, dev: dict[str, float | int]) -> None:
+        """Say once if the net is dead, at the end of the first epochs: from the first that ends well after warm-up on,
+        or the last where warm-up is longer than the run."""
+        batches = self.parts.train.batches_per_epoch
+        first = min(2 * self.parts.state.schedule.warmup_steps(batches) // batches, self.plans[-1].stop - 1)
+        if self.told_dead or not first <= self.progress.epoch < first + LIFE_EPOCHS:
+            return
+        message = guard.dead_net(dev["loss"], dev["answered"], len(self.parts.corpus.phonemes))
+        if message is not None:
+            self.told_dead = True
+            self.warn(message)
+
+    def save(self) -> None:
+        """Write a checkpoint of the present position."""
+        began, parts = time.monotonic(), self.parts
+        about = identity(parts.corpus, parts.run_config, parts.roles) | {
+            "machine": describe_machine(parts.compute), "config": parts.run_config.to_dict(), "stage": parts.plan.start,
+            "factory": parts.factory,
+        }
+        self.run.sync_metrics()
+        path, size = checkpoint.save(self.run, parts.state, about, parts.config.checkpoint.keep)
+        self.last_saved = time.monotonic()
+        self.saving_seconds = self.last_saved - began
+        self.last_logged += self.saving_seconds
+        if self.progress.step and (self.saved is None or not self.saved[0]):  # before any step there are no moments
+            kept = parts.config.checkpoint.keep
+            self.console.say(f"a checkpoint takes {short(size)}B; the newest {kept} and the best are kept")
+        self.saved = self.progress.step, size
+        self.event("checkpoint_saved", batch=self.progress.batch, path=path.name, bytes=size)

@@ -1,0 +1,158 @@
+"""Packing works through the raw protocol alone: layouts without length hints cost a pass, not a frame."""
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import tracemalloc
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from phonedata import PackedCorpus, RawDataError, SpecError, pack
+from phonedata.packing.checks import LARGEST_DIM, find_feature_dim
+from phonedata.packing.chunk_writer import copy_for_worker
+from phonedata.packing.ordered_pool import Team
+from phonedata.packing.plan import PartitionPlan
+from phonedata.raw.open import open_raw
+from tests.conftest import place_features, place_label, write_hw1p2
+
+
+def tree_bytes(root):
+    return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture
+def raw(tmp_path):
+    utterances = {f"1-{u}-0": (place_features(u, 20 + 9 * u, 3), place_label(u, 20 + 9 * u)) for u in range(5)}
+    write_hw1p2(tmp_path / "raw", "train", utterances)
+    return tmp_path / "raw"
+
+
+@pytest.mark.parametrize("options", [{}, {"cmvn": "speaker"}, {"cmvn": "train", "train_partition": "train"}])
+@pytest.mark.parametrize("hint", ["none", "wrong"])
+def test_lengths_need_no_hint(raw, tmp_path, monkeypatch, options, hint):
+    pack(raw, tmp_path / "hinted", **options)
+
+    def open_without_hints(path, layout=None):
+        corpus = open_raw(path, layout)
+        for p in corpus.partitions:
+            p.lengths_hint = None if hint == "none" else [t * 3 + 1 for t in p.lengths_hint]
+        return replace(corpus, notes=())
+
+    monkeypatch.setattr("phonedata.packing.pack.open_raw", open_without_hints)
+    pack(raw, tmp_path / "packed", **options)
+    assert tree_bytes(tmp_path / "packed") == tree_bytes(tmp_path / "hinted")
+    for i in (1, 2):
+        if options:
+            pack(raw, tmp_path / "parted", part=(i, 2), stats_only=True, **options)
+    pack(raw, tmp_path / "parted", part=(2, 2), **options)
+    assert PackedCorpus(tmp_path / "parted.parts/2-of-2")["train"].num_utterances == 3
+
+
+def test_systems_without_readv_and_pwrite_pack_the_same_bytes(raw, tmp_path, monkeypatch):
+    pack(raw, tmp_path / "usual")
+    for call in ("readv", "pwrite"):
+        monkeypatch.delattr(os, call, raising=False)
+    monkeypatch.setattr("phonedata.files._exchange", lambda a, b: False)
+    pack(raw, tmp_path / "packed", workers=3)
+    pack(raw, tmp_path / "packed", workers=3, replace=True)
+    assert tree_bytes(tmp_path / "packed") == tree_bytes(tmp_path / "usual")
+
+
+def test_ids_in_two_partitions_are_noted(raw, tmp_path):
+    write_hw1p2(raw, "dev", {"1-2-0": (place_features(9, 12, 3), place_label(9, 12))})
+    assert "1 utterance ids are in both dev and train, e.g. 1-2-0" in str(pack(raw, tmp_path / "packed"))
+
+
+def test_workers_share_lists_and_nothing_else(raw):
+    for u in range(150):
+        write_hw1p2(raw, "train", {f"2-{u:04d}-0": (place_features(u, 3, 3), place_label(u, 3))})
+    partition = open_raw(raw).partitions[0]
+    partition.read(0)
+    copy = copy_for_worker(partition)
+    assert copy.utterance_ids is partition.utterance_ids
+    mine, _ = partition.read(3)
+    before = mine.copy()
+    theirs, _ = copy.read(100)
+    assert not np.shares_memory(mine, theirs)
+    assert np.array_equal(mine, before)
+
+
+def test_one_odd_file_does_not_rule_the_others(raw):
+    file = sorted((raw / "train/mfcc").iterdir())[0]
+    np.save(file, np.ones((20, 7), np.float32))
+    dim, where = find_feature_dim(open_raw(raw))
+    assert dim == 3 and where.endswith("1-1-0.npy")
+
+
+def test_absurd_dimensions_are_refused(raw, tmp_path):
+    for file in (raw / "train/mfcc").iterdir():
+        np.save(file, np.ones((20, LARGEST_DIM + 1), np.float32))
+    with pytest.raises(RawDataError, match="4097 coefficients a frame, wanted 1 to 4096"):
+        pack(raw, tmp_path / "packed")
+
+
+def test_team_returns_results_in_order_with_one_tool_per_thread():
+    tools = []
+
+    def make():
+        tools.append(threading.get_ident())
+        return len(tools)
+
+    team = Team(3, make)
+    got = list(team.in_order(lambda tool, task: task * task, list(range(50))))
+    assert got == [(i, i * i) for i in range(50)]
+    assert 1 <= len(tools) <= 3
+
+
+def test_team_raises_the_first_error_in_order():
+    def work(tool, task):
+        if task % 7 == 3:
+            raise SpecError(f"task {task}")
+        return task
+
+    for workers in (1, 4):
+        seen = []
+        with pytest.raises(SpecError, match="task 3"):
+            for task, _ in Team(workers, object).in_order(work, list(range(40))):
+                seen.append(task)
+        assert seen == [0, 1, 2]
+
+
+def test_the_tasks_of_960_hours_hold_no_arrays_of_their_own():
+    """Each once kept the lengths of the whole corpus alive: 12 GB at 960 h."""
+    lengths = np.full(272_000, 1270)
+    plan = PartitionPlan("train", 50, lengths, np.arange(len(lengths)), "float16")
+    tracemalloc.start()
+    tasks = [plan.task(chunk) for chunk in range(plan.chunks)]
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(tasks) > 5000 and peak < 20e6
+    assert sum(task.own_frames for task in tasks) == lengths.sum()
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads Linux's /proc")
+def test_memory_stays_flat(tmp_path):
+    """680 MB of raw files (hard links to one) through four workers: under 500 MB, and no more than a tenth of it."""
+    features, classes = np.random.default_rng(0).normal(size=(1270, 28)).astype("f4"), np.arange(1270) % 40
+    peaks = []
+    for count in (40, 4000):
+        root = tmp_path / str(count)
+        write_hw1p2(root / "raw", "train", {"0-0-0": (features, classes)})
+        for u in range(1, count):
+            for folder in ("mfcc", "transcript"):
+                os.link(root / f"raw/train/{folder}/0-0-0.npy", root / f"raw/train/{folder}/{u}-0-0.npy")
+        code = (
+            "import sys, phonedata; phonedata.pack(sys.argv[1] + '/raw', sys.argv[1] + '/packed', workers=4);"
+            # Not getrusage: its peak is inherited from the process of the tests.
+            "status = open('/proc/self/status').read().split(); print(int(status[status.index('VmHWM:') + 1]) / 1024)"
+        )
+        done = subprocess.run([sys.executable, "-c", code, root], capture_output=True, text=True, check=True)
+        peaks.append(float(done.stdout))
+        shutil.rmtree(root)
+    print(peaks)
+    assert peaks[1] < 500 and peaks[1] - peaks[0] < 68

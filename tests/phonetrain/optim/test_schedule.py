@@ -1,0 +1,378 @@
+"""Schedules: equal to torch's own step by step, computed from any epoch, asked before a length changes."""
+
+import numpy as np
+import pytest
+import torch
+from torch.optim import lr_scheduler as theirs
+
+from phonetrain.config.changes import diff, extension_question, refuse_silent_extension
+from phonetrain.config.run_config import RunConfig
+from phonetrain.errors import ConfigError
+from phonetrain.optim.schedule import build_schedule
+
+EPOCHS, STEPS, LR = 8, 12, 0.04
+
+
+def config_of(epochs: int = EPOCHS, optimizer: dict | None = None, **schedule) -> RunConfig:
+    table = {"epochs": epochs, "optimizer": {"lr": LR, **(optimizer or {})}, "schedule": schedule}
+    return RunConfig.from_dict(table)
+
+
+def tables(config: RunConfig, steps: int = STEPS) -> np.ndarray:
+    """(epochs, steps) rates of a schedule that is fed no scores."""
+    schedule = build_schedule(config, steps)
+    return np.stack([schedule.rates(epoch, steps) for epoch in range(config.epochs)])
+
+
+def stepped_by_torch(make, every: str, lr: float = LR, epochs: int = EPOCHS) -> tuple[np.ndarray, np.ndarray]:
+    """(epochs, STEPS) rates and beta1 that torch's scheduler gives when a loop steps it."""
+    optimizer = torch.optim.AdamW([torch.zeros(1, requires_grad=True)], lr=lr)
+    scheduler = make(optimizer)
+    rates, momenta = np.empty((epochs, STEPS)), np.empty((epochs, STEPS))
+    for epoch in range(epochs):
+        for step in range(STEPS):
+            rates[epoch, step] = optimizer.param_groups[0]["lr"]
+            momenta[epoch, step] = optimizer.param_groups[0]["betas"][0]
+            optimizer.step()
+            last = epoch == epochs - 1 and step == STEPS - 1
+            if every == "step" and not last:
+                scheduler.step()
+            elif every == "fraction":
+                scheduler.step(epoch + (step + 1) / STEPS)
+        if every == "epoch":
+            scheduler.step()
+    return rates, momenta
+
+
+CASES = {
+    "step": ({"name": "step", "step_size": 3, "gamma": 0.5}, "epoch", lambda o: theirs.StepLR(o, 3, 0.5)),
+    "exponential": ({"name": "exponential", "gamma": 0.9}, "epoch", lambda o: theirs.ExponentialLR(o, 0.9)),
+    "exponential by step": (
+        {"name": "exponential", "gamma": 0.9, "every": "step"}, "step",
+        lambda o: theirs.ExponentialLR(o, 0.9 ** (1 / STEPS)),
+    ),
+    "cosine": (
+        {"name": "cosine", "min_lr": 1e-4}, "epoch", lambda o: theirs.CosineAnnealingLR(o, EPOCHS, eta_min=1e-4),
+    ),
+    "cosine by step": (
+        {"name": "cosine", "every": "step"}, "step", lambda o: theirs.CosineAnnealingLR(o, EPOCHS * STEPS),
+    ),
+    "cosine restarts": (
+        {"name": "cosine_restarts", "restart_epochs": 2, "restart_multiply": 2, "min_lr": 1e-5}, "epoch",
+        lambda o: theirs.CosineAnnealingWarmRestarts(o, 2, 2, eta_min=1e-5),
+    ),
+    "cosine restarts by step": (
+        {"name": "cosine_restarts", "restart_epochs": 1, "restart_multiply": 2, "every": "step"}, "fraction",
+        lambda o: theirs.CosineAnnealingWarmRestarts(o, 1, 2),
+    ),
+    "cosine restarts of one length": (
+        {"name": "cosine_restarts", "restart_epochs": 3, "every": "step"}, "fraction",
+        lambda o: theirs.CosineAnnealingWarmRestarts(o, 3),
+    ),
+    "onecycle": ({"name": "onecycle"}, "step", lambda o: theirs.OneCycleLR(o, LR, total_steps=EPOCHS * STEPS)),
+    "onecycle in three": (
+        {"name": "onecycle", "three_phase": True, "pct_start": 0.4, "div_factor": 10.0, "anneal": "linear"}, "step",
+        lambda o: theirs.OneCycleLR(o, LR, epochs=EPOCHS, steps_per_epoch=STEPS, three_phase=True, pct_start=0.4,
+                                    div_factor=10.0, anneal_strategy="linear"),
+    ),
+    "warm-up, then cosine": (
+        {"name": "cosine", "every": "step", "warmup_steps": 20, "warmup_start": 0.1}, "step",
+        lambda o: theirs.SequentialLR(
+            o, [theirs.LinearLR(o, 0.1, total_iters=20), theirs.CosineAnnealingLR(o, EPOCHS * STEPS - 20)], [20],
+        ),
+    ),
+    "chain of step and exponential": (
+        {"name": "chain", "chain": [{"name": "step", "step_size": 2, "gamma": 0.5, "epochs": 3},
+                                    {"name": "exponential", "gamma": 0.9}]}, "epoch",
+        lambda o: theirs.SequentialLR(o, [theirs.StepLR(o, 2, 0.5), theirs.ExponentialLR(o, 0.9)], [3]),
+    ),
+    "chain of three by step": (
+        {"name": "chain", "chain": [{"name": "cosine", "every": "step", "epochs": 3, "min_lr": 1e-4},
+                                    {"name": "constant", "epochs": 2},
+                                    {"name": "exponential", "every": "step", "gamma": 0.8}]}, "step",
+        lambda o: theirs.SequentialLR(
+            o, [theirs.CosineAnnealingLR(o, 3 * STEPS, eta_min=1e-4), theirs.ConstantLR(o, 1.0),
+                theirs.ExponentialLR(o, 0.8 ** (1 / STEPS))], [3 * STEPS, 5 * STEPS],
+        ),
+    ),
+    "warm-up in epochs, then exponential by step": (
+        {"name": "exponential", "gamma": 0.8, "every": "step", "warmup_epochs": 2, "warmup_start": 0.25}, "step",
+        lambda o: theirs.SequentialLR(
+            o, [theirs.LinearLR(o, 0.25, total_iters=24), theirs.ExponentialLR(o, 0.8 ** (1 / STEPS))], [24],
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.filterwarnings("ignore:The epoch parameter in `scheduler.step")  # SequentialLR passes it itself
+def test_rates_are_those_of_torch_at_every_step(case):
+    settings, every, make = CASES[case]
+    wanted, _ = stepped_by_torch(make, every)
+    np.testing.assert_allclose(tables(config_of(**settings)), wanted, rtol=0, atol=1e-12 * LR)
+
+
+@pytest.mark.parametrize("three_phase", [False, True])
+def test_onecycle_moves_momentum_as_torch_does(three_phase):
+    schedule = build_schedule(config_of(name="onecycle", three_phase=three_phase), STEPS)
+    ours = np.stack([schedule.momenta(epoch, STEPS) for epoch in range(EPOCHS)])
+    total = EPOCHS * STEPS
+    _, wanted = stepped_by_torch(lambda o: theirs.OneCycleLR(o, LR, total_steps=total, three_phase=three_phase), "step")
+    np.testing.assert_allclose(ours, wanted, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("anneal", ["cos", "linear"])
+def test_momentum_waits_at_its_largest_while_onecycle_warms_up(anneal):
+    schedule = build_schedule(config_of(name="onecycle", anneal=anneal, warmup_steps=2 * STEPS + 5), STEPS)
+    momenta = np.concatenate([schedule.momenta(epoch, STEPS) for epoch in range(EPOCHS)])
+    np.testing.assert_allclose(momenta[: 2 * STEPS + 6], 0.95, rtol=1e-12)
+    assert 0.85 - 1e-12 <= momenta.min() <= 0.853 and momenta.max() <= 0.95 + 1e-12
+
+
+def test_schedules_without_onecycle_leave_momentum_alone():
+    assert build_schedule(config_of(name="cosine"), STEPS).momenta(0, STEPS) is None
+    assert build_schedule(config_of(name="onecycle", cycle_momentum=False), STEPS).momenta(0, STEPS) is None
+
+
+@pytest.mark.parametrize("watch", ["dev_loss", "dev_accuracy"])
+@pytest.mark.parametrize("settings", [
+    {"patience": 1}, {"patience": 0, "cooldown": 2, "factor": 0.5},
+    {"patience": 1, "threshold": 0.05, "threshold_mode": "abs"},
+    {"patience": 0, "min_lr": 1e-3}, {"patience": 0, "eps": 0.01},
+])
+def test_plateau_cuts_when_torch_cuts(watch, settings):
+    epochs = 60
+    scores = np.cumsum(np.random.default_rng(3).normal(0.02, 0.1, epochs)) + 1
+    scores[[0, 20, 30]] = np.inf, np.nan, np.inf
+    scores = scores if watch == "dev_accuracy" else np.where(np.isinf(scores), scores, -scores + 10)
+    if watch == "dev_accuracy":
+        scores[[0, 30]] = -np.inf
+    schedule = build_schedule(config_of(epochs, name="plateau", watch=watch, **settings), STEPS)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=LR)
+    mode = "max" if watch == "dev_accuracy" else "min"
+    rival = theirs.ReduceLROnPlateau(optimizer, mode, **{"factor": 0.1, **settings})
+    cuts = set()
+    for epoch, score in enumerate(scores):
+        rates = schedule.rates(epoch, STEPS)
+        cuts.add(rates[0])
+        np.testing.assert_allclose(rates, optimizer.param_groups[0]["lr"], rtol=1e-12)
+        schedule.end_epoch({watch: float(score), "train_loss": 0.0})
+        rival.step(score)
+    assert len(cuts) > 1
+
+
+def test_plateau_names_the_score_it_misses():
+    schedule = build_schedule(config_of(name="plateau", watch="dev_accuracy"), STEPS)
+    with pytest.raises(ConfigError, match="schedule.watch = dev_accuracy: not scored; there are train_loss"):
+        schedule.end_epoch({"train_loss": 1.0})
+
+
+def test_chain_is_its_phases_one_after_the_other():
+    chain = [{"name": "onecycle", "epochs": 3}, {"name": "step", "step_size": 2, "gamma": 0.1, "lr": 0.5, "epochs": 4},
+             {"name": "plateau", "patience": 0, "lr": "previous"}]
+    config = config_of(10, name="chain", chain=chain)
+    schedule = build_schedule(config, STEPS)
+    one = build_schedule(config_of(3, name="onecycle"), STEPS)
+    for epoch in range(3):
+        np.testing.assert_array_equal(schedule.rates(epoch, STEPS), one.rates(epoch, STEPS))
+    assert [schedule.rates(epoch, STEPS)[0] for epoch in range(3, 8)] == pytest.approx([0.5, 0.5, 0.05, 0.05, 0.05])
+    for _ in range(8):
+        schedule.end_epoch({"dev_loss": 1.0})
+    assert schedule.rates(8, STEPS)[0] == pytest.approx(0.05)
+    schedule.end_epoch({"dev_loss": 1.0})
+    assert schedule.rates(9, STEPS)[0] == pytest.approx(0.005)
+
+
+def test_momentum_is_the_configured_one_outside_onecycle_in_a_chain():
+    chain = [{"name": "onecycle", "epochs": 3}, {"name": "plateau"}]
+    schedule = build_schedule(config_of(8, name="chain", chain=chain, optimizer={"betas": [0.8, 0.99]}), STEPS)
+    assert schedule.momenta(2, STEPS)[-1] == 0.95
+    assert set(schedule.momenta(3, STEPS)) == {0.8}
+
+
+def test_warmup_meets_the_schedule_without_a_jump_under_every_name():
+    extra = {"step": {"step_size": 2, "gamma": 0.5}, "exponential": {"gamma": 0.9},
+             "cosine_restarts": {"restart_epochs": 2}}
+    for name in ("constant", "step", "exponential", "plateau", "cosine", "cosine_restarts", "onecycle"):
+        rates = tables(config_of(name=name, warmup_steps=STEPS + 5, **extra.get(name, {}))).ravel()
+        bare = tables(config_of(name=name, **extra.get(name, {}))).ravel()
+        warm = rates[: STEPS + 5]
+        assert warm[0] == pytest.approx(0.01 * bare[0]), name
+        np.testing.assert_allclose(np.diff(warm), np.diff(warm)[0], atol=1e-15)
+        assert rates[STEPS + 5] == pytest.approx(bare[0]), name
+
+
+def test_state_restored_in_the_middle_goes_on_as_if_never_stopped():
+    chain = [{"name": "onecycle", "epochs": 3}, {"name": "plateau", "patience": 0, "lr": "previous"}]
+    config = config_of(10, name="chain", chain=chain, warmup_steps=5)
+    whole = build_schedule(config, STEPS)
+    for epoch in range(10):
+        copy = build_schedule(config, STEPS)
+        copy.load_state_dict(whole.state_dict())
+        np.testing.assert_array_equal(copy.rates(epoch, STEPS), whole.rates(epoch, STEPS))
+        np.testing.assert_array_equal(copy.momenta(epoch, STEPS), whole.momenta(epoch, STEPS))
+        whole.end_epoch({"dev_loss": 1.0 + epoch % 3})
+
+
+def test_rate_set_by_hand_is_the_rate_from_there_on():
+    names = {"name": "step", "step_size": 2, "gamma": 0.1}, {"name": "plateau", "patience": 0}, {"name": "constant"}
+    for settings in names:
+        schedule = build_schedule(config_of(**settings), STEPS)
+        for _ in range(5):
+            schedule.end_epoch({"dev_loss": 1.0})
+        resumed = build_schedule(config_of(optimizer={"lr": 7e-4}, **settings), STEPS)
+        resumed.load_state_dict(schedule.state_dict())
+        resumed.changed_by_hand(5, {"optimizer.lr": None})
+        assert resumed.rates(5, STEPS) == pytest.approx(7e-4)
+        again = build_schedule(config_of(optimizer={"lr": 7e-4}, **settings), STEPS)
+        again.load_state_dict(resumed.state_dict())
+        np.testing.assert_array_equal(again.rates(6, STEPS), resumed.rates(6, STEPS))
+
+
+def test_cosine_set_by_hand_starts_anew_over_the_epochs_left():
+    schedule = build_schedule(config_of(name="cosine", every="step", optimizer={"lr": 0.5}), STEPS)
+    schedule.changed_by_hand(5, {"optimizer.lr": None})
+    short = tables(config_of(EPOCHS - 5, name="cosine", every="step", optimizer={"lr": 0.5}))
+    np.testing.assert_allclose(np.stack([schedule.rates(epoch, STEPS) for epoch in range(5, EPOCHS)]), short)
+
+
+def test_rate_set_by_hand_in_a_chain_restarts_its_present_phase_only():
+    chain = [{"name": "onecycle", "epochs": 3}, {"name": "plateau", "patience": 0, "lr": "previous"}]
+    schedule = build_schedule(config_of(10, name="chain", chain=chain), STEPS)
+    for _ in range(6):
+        schedule.end_epoch({"dev_loss": 1.0})
+    schedule.changed_by_hand(6, {"optimizer.lr": None})
+    assert schedule.rates(6, STEPS) == pytest.approx(LR)
+
+
+def test_another_schedule_by_hand_starts_anew_where_training_is():
+    old = build_schedule(config_of(name="plateau", patience=0), STEPS)
+    for _ in range(4):
+        old.end_epoch({"dev_loss": 1.0})
+    new = build_schedule(config_of(name="onecycle"), STEPS)
+    new.load_state_dict(old.state_dict())
+    new.changed_by_hand(4, {"schedule.name": None})
+    wanted = tables(config_of(EPOCHS - 4, name="onecycle"))
+    np.testing.assert_allclose(np.stack([new.rates(epoch, STEPS) for epoch in range(4, EPOCHS)]), wanted)
+
+
+@pytest.mark.parametrize("name", ["cosine", "onecycle"])
+def test_more_epochs_under_a_schedule_with_a_length_are_refused_until_said(name):
+    old = config_of(name=name)
+    with pytest.raises(ConfigError, match=r"epochs 8 -> 12: .* schedule.on_extend=stretch .*schedule.on_extend=hold"):
+        refuse_silent_extension(old, old.override(["epochs=12"]))
+    assert extension_question(old, old.override(["epochs=12", "schedule.on_extend=hold"])) is None
+    assert extension_question(old, old.override(["epochs=12", "optimizer.lr=1e-3"])) is None
+    chain = [{"name": "plateau", "epochs": 2}, {"name": name}]
+    assert extension_question(config_of(name="chain", chain=chain), config_of(9, name="chain", chain=chain))
+
+
+def test_more_epochs_under_other_schedules_need_no_word():
+    for settings in ({"name": "plateau"}, {"name": "cosine_restarts", "restart_epochs": 2}, {"name": "constant"}):
+        assert extension_question(config_of(**settings), config_of(20, **settings)) is None
+
+
+@pytest.mark.parametrize("settings", [
+    {"name": "cosine"}, {"name": "cosine", "every": "step"}, {"name": "onecycle"},
+    {"name": "step", "step_size": 3, "gamma": 0.5}, {"name": "exponential", "gamma": 0.9},
+    {"name": "exponential", "gamma": 0.9, "every": "step"}, {"name": "cosine_restarts", "restart_epochs": 3},
+    {"name": "cosine_restarts", "restart_epochs": 3, "every": "step"},
+])
+def test_hold_keeps_the_old_rates_and_then_the_last_one(settings):
+    old = build_schedule(config_of(**settings), STEPS)
+    new = build_schedule(config_of(12, on_extend="hold", **settings), STEPS)
+    new.load_state_dict(old.state_dict())
+    for epoch in range(EPOCHS):
+        np.testing.assert_array_equal(new.rates(epoch, STEPS), old.rates(epoch, STEPS))
+    np.testing.assert_array_equal(new.rates(10, STEPS), np.full(STEPS, old.rates(EPOCHS - 1, STEPS)[-1]))
+
+
+def test_stretch_lays_the_schedule_out_over_the_new_length():
+    old = build_schedule(config_of(name="onecycle"), STEPS)
+    new = build_schedule(config_of(12, name="onecycle", on_extend="stretch"), STEPS)
+    new.load_state_dict(old.state_dict())
+    wanted = build_schedule(config_of(12, name="onecycle"), STEPS)
+    np.testing.assert_array_equal(new.rates(9, STEPS), wanted.rates(9, STEPS))
+
+
+def test_other_number_of_steps_later_keeps_the_place_in_the_schedule():
+    schedule = build_schedule(config_of(name="cosine", every="step", warmup_steps=6), STEPS)
+    longer = schedule.rates(4, 2 * STEPS)
+    np.testing.assert_allclose(longer[::2], schedule.rates(4, STEPS), rtol=1e-12)
+
+
+def test_stage_schedule_starts_at_its_first_epoch():
+    whole = config_of(name="cosine")
+    staged = RunConfig.from_dict({**whole.to_dict(), "epochs": 16, "stage": [
+        {"epochs": 8}, {"epochs": 3, "subset": 0.5}, {"epochs": 5, "optimizer.lr": 0.01},
+    ]})
+    first, second, third = staged.stages()
+    assert (first.schedule_start, first.schedule_stop, second.schedule_start, third.schedule_start) == (0, 11, 0, 11)
+    assert second.config.subset == third.config.subset == 0.5
+    schedule = build_schedule(third.config, STEPS, first_epoch=third.schedule_start)
+    assert schedule.rates(11, STEPS)[0] == 0.01
+    np.testing.assert_allclose(schedule.rates(13, STEPS), 0.005 * (1 + np.cos(np.pi * 2 / 5)))
+
+
+@pytest.mark.parametrize("change", [("optimizer.lr", 1e-4), ("schedule.min_lr", 1e-6)])
+def test_change_by_hand_after_a_held_end_lasts_to_the_end_of_the_run(change):
+    held = config_of(14, name="cosine", on_extend="hold")
+    old = build_schedule(config_of(name="cosine"), STEPS)
+    old.epoch = 10
+    config = held.replaced(dict([change]))
+    new = build_schedule(config, STEPS)
+    new.load_state_dict({**old.state_dict(), "length": EPOCHS})
+    new.changed_by_hand(10, {change[0]: None})
+    rates = [new.rates(epoch, STEPS)[0] for epoch in range(10, 14)]
+    alone = config_of(4, {"lr": config.optimizer.lr}, name="cosine", min_lr=config.schedule.min_lr)
+    wanted = tables(alone)[:, 0]
+    np.testing.assert_allclose(rates, wanted)
+
+
+@pytest.mark.parametrize(("key", "value"), [
+    ("patience", 5), ("watch", "train_loss"), ("factor", 0.9), ("min_lr", 0.01),
+])
+@pytest.mark.parametrize("chained", [False, True])
+def test_settings_of_plateau_changed_by_hand_keep_the_rate_that_it_had_come_to(key, value, chained):
+    plateau = {"name": "plateau", "patience": 0, "factor": 0.5}
+    chain = [{"name": "onecycle", "epochs": 3}, {**plateau, "lr": 0.02}]
+    config = config_of(20, name="chain", chain=chain) if chained else config_of(20, **plateau)
+    schedule = build_schedule(config, STEPS)
+    for _ in range(8):
+        schedule.end_epoch({"dev_loss": 1.0, "train_loss": 1.0})
+    before = schedule.rates(8, STEPS)[0]
+    assert before < 0.02 / 4
+    key = f"schedule.chain.1.{key}" if chained else f"schedule.{key}"
+    changed = config.replaced({key: value})
+    new = build_schedule(changed, STEPS)
+    new.load_state_dict(schedule.state_dict())
+    assert not new.changed_by_hand(8, {key: old for key, old, _ in diff(config, changed)})
+    assert new.rates(8, STEPS)[0] == before
+    again = build_schedule(changed, STEPS)
+    again.load_state_dict(new.state_dict())
+    for epoch in range(8, 12):
+        assert again.rates(epoch, STEPS)[0] <= before
+        again.end_epoch({"dev_loss": 1.0, "train_loss": 1.0})
+    if key.endswith("factor"):
+        assert again.rates(12, STEPS)[0] == pytest.approx(before * 0.9**4)
+
+
+def test_chain_changed_by_hand_in_a_later_phase_goes_on_and_in_an_earlier_ones_length_starts_anew():
+    chain = [{"name": "onecycle", "epochs": 3}, {"name": "exponential", "gamma": 0.9, "epochs": 4, "lr": 0.02},
+             {"name": "constant"}]
+    config = config_of(10, name="chain", chain=chain)
+    before = build_schedule(config, STEPS).rates(5, STEPS)
+
+    def changed(key, value):
+        new = build_schedule(config.replaced({key: value}), STEPS)
+        anew = new.changed_by_hand(5, {key: None})
+        return anew, new.rates(5, STEPS)
+
+    anew, rates = changed("schedule.chain.2.lr", 1e-5)
+    assert not anew and list(rates) == list(before)
+    anew, rates = changed("schedule.chain.1.lr", 1e-5)
+    assert anew and list(rates) == [1e-5] * STEPS
+    anew, rates = changed("schedule.chain.1.gamma", 0.5)
+    assert anew and list(rates) == [0.02] * STEPS
+    anew, rates = changed("schedule.chain.0.epochs", 2)
+    assert anew and rates[0] == pytest.approx(LR / 25)
