@@ -23,8 +23,9 @@ class Fed:
     """Our step as a run makes it: epoch after epoch, captured on CUDA with what the loader lets it."""
 
     def __init__(self, case: Case, selection: Selection, kind: str) -> None:
-        self.loader = open_loader(selection, window=WINDOW, batch_size=case.batch_size, kind=kind,
-                                  device=str(case.device), **LOADERS[kind])
+        self.loader = open_loader(
+            selection, window=WINDOW, batch_size=case.batch_size, kind=kind, device=str(case.device), **LOADERS[kind]
+        )
         self.updates = Updates(Ours(case, capture=False).step, self.loader, capture=case.device.type == "cuda")
         self.steps = self.forever()
 
@@ -54,8 +55,9 @@ class NotebookFed:
     def __call__(self) -> None:
         batch = next(self.batches, None)
         if batch is None:
-            self.batches = iter(torch.utils.data.DataLoader(
-                self.source, self.case.batch_size, shuffle=True, drop_last=True))
+            self.batches = iter(
+                torch.utils.data.DataLoader(self.source, self.case.batch_size, shuffle=True, drop_last=True)
+            )
             batch = next(self.batches)
         self.notebook.on(*batch)
 
@@ -63,8 +65,9 @@ class NotebookFed:
         self.batches = iter(())
 
 
-def with_loaders(cases: list[tuple[Case, tuple[str, ...]]], utterances: int, folder: Path, rounds: int,
-                 seconds: float) -> list[dict]:
+def with_loaders(
+    cases: list[tuple[Case, tuple[str, ...]]], utterances: int, folder: Path, rounds: int, seconds: float
+) -> list[dict]:
     """Frames/s of each case by each named way; "given" is the step without a loader.
 
     On CUDA also `gather_us`, the resident loader's part of the graph, and its share of the step.
@@ -72,12 +75,23 @@ def with_loaders(cases: list[tuple[Case, tuple[str, ...]]], utterances: int, fol
     corpus = make_corpora(folder, utterances)["float16"]
     selection, rows = Selection.of(corpus, PARTITION), []
     for case, names in cases:
-        ways = {name: Ours(case) if name == "given" else NotebookFed(case, selection) if name == "notebook"
-                else Fed(case, selection, name) for name in names}
+        ways = {
+            name: Ours(case)
+            if name == "given"
+            else NotebookFed(case, selection)
+            if name == "notebook"
+            else Fed(case, selection, name)
+            for name in names
+        }
         found = measure(case, ways, rounds, seconds)
-        row = {"net": case.net, "parameters": case.model.num_parameters, "batch_size": case.batch_size,
-               "frames_per_second": {name: case.batch_size / statistics.median(clocks["wall"])
-                                     for name, clocks in found.items()}}
+        row = {
+            "net": case.net,
+            "parameters": case.model.num_parameters,
+            "batch_size": case.batch_size,
+            "frames_per_second": {
+                name: case.batch_size / statistics.median(clocks["wall"]) for name, clocks in found.items()
+            },
+        }
         for name, way in ways.items():
             if name != "given":
                 way.close()

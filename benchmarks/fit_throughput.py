@@ -29,8 +29,10 @@ NETS = ("cylinder5", "hourglass17")
 SIZES = (2_000_000, 20_000_000)
 BATCHES = (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
 GOALS = {  # share of the products, and how many times the notebook's step
-    ("cylinder5", 2_000_000): (0.75, 2.0), ("cylinder5", 20_000_000): (0.85, 1.6),
-    ("hourglass17", 2_000_000): (0.60, 2.0), ("hourglass17", 20_000_000): (0.78, 1.6),
+    ("cylinder5", 2_000_000): (0.75, 2.0),
+    ("cylinder5", 20_000_000): (0.85, 1.6),
+    ("hourglass17", 2_000_000): (0.60, 2.0),
+    ("hourglass17", 20_000_000): (0.78, 1.6),
 }
 # NVIDIA T4, assumed: fp16 products as users report them, 80 % of its 320 GB/s, what a launch usually costs.
 T4 = {"flops": 24e12, "bytes": 0.8 * 320e9, "eager_launch": 6e-6, "captured_launch": 1.5e-6}
@@ -62,12 +64,20 @@ def run_case(case: Case, names: tuple[str, ...], options: argparse.Namespace) ->
     if main_case:
         check(case)
     found = measure(case, ways, options.rounds if main_case else max(2, options.rounds // 2), options.seconds)
-    result = {"net": case.net, "parameters": case.model.num_parameters, "batch_size": case.batch_size,
-              "precision": case.compute.precision, "widths": list(case.model.widths),
-              "seconds_a_step": {name: {clock: spread(times) for clock, times in clocks.items()}
-                                 for name, clocks in found.items()},
-              "frames_per_second": {name: getattr(ways[name], "frames", case.batch_size)
-                                    / statistics.median(clocks["wall"]) for name, clocks in found.items()}}
+    result = {
+        "net": case.net,
+        "parameters": case.model.num_parameters,
+        "batch_size": case.batch_size,
+        "precision": case.compute.precision,
+        "widths": list(case.model.widths),
+        "seconds_a_step": {
+            name: {clock: spread(times) for clock, times in clocks.items()} for name, clocks in found.items()
+        },
+        "frames_per_second": {
+            name: getattr(ways[name], "frames", case.batch_size) / statistics.median(clocks["wall"])
+            for name, clocks in found.items()
+        },
+    }
     for clock in ("wall", "cpu"):
         result[f"of_products_{clock}"] = ratio(found, "products", "ours", clock)
         if main_case:
@@ -84,23 +94,43 @@ def ratio(found: dict, first: str, second: str, clock: str) -> float:
 
 
 PARTS = {
-    "matrix products": ("aten::mm", "aten::addmm"), "norm, activation, dropout": (
-        "Batch", "BatchBackward", "Plain", "PlainBackward", "Rows", "RowsBackward", "aten::native_batch_norm",
-        "aten::native_batch_norm_backward", "aten::silu", "aten::silu_backward", "aten::native_dropout",
-        "aten::cudnn_batch_norm", "aten::cudnn_batch_norm_backward", "aten::bernoulli_"),
+    "matrix products": ("aten::mm", "aten::addmm"),
+    "norm, activation, dropout": (
+        "Batch",
+        "BatchBackward",
+        "Plain",
+        "PlainBackward",
+        "Rows",
+        "RowsBackward",
+        "aten::native_batch_norm",
+        "aten::native_batch_norm_backward",
+        "aten::silu",
+        "aten::silu_backward",
+        "aten::native_dropout",
+        "aten::cudnn_batch_norm",
+        "aten::cudnn_batch_norm_backward",
+        "aten::bernoulli_",
+    ),
     "optimizer": ("aten::_fused_adamw_", "Optimizer.step#AdamW.step"),
     "copies and casts": ("aten::copy_", "aten::fill_", "aten::constant_pad_nd", "aten::zero_"),
     "averaged weights": ("aten::lerp_", "aten::_foreach_lerp_"),
     "gradient norm": ("aten::linalg_vector_norm", "aten::_foreach_norm"),
-    "loss": ("aten::_log_softmax", "aten::_log_softmax_backward_data", "aten::nll_loss_forward",
-             "aten::nll_loss_backward"), "metrics": ("aten::argmax",),
+    "loss": (
+        "aten::_log_softmax",
+        "aten::_log_softmax_backward_data",
+        "aten::nll_loss_forward",
+        "aten::nll_loss_backward",
+    ),
+    "metrics": ("aten::argmax",),
 }
 
 
 KERNELS = {  # words in the names of CUDA kernels; the first part that has one takes it
     "norm, activation, dropout": ("whole_", "columns_", "column_", "batch_norm", "silu", "dropout", "masked_scale"),
-    "optimizer": ("FusedOptimizer", "Adam"), "gradient norm": ("LpNorm", "lpnorm", "NormTwoOps"),
-    "loss": ("frame_losses", "loss_gradients", "softmax", "nll_loss"), "metrics": ("settle", "ArgMax"),
+    "optimizer": ("FusedOptimizer", "Adam"),
+    "gradient norm": ("LpNorm", "lpnorm", "NormTwoOps"),
+    "loss": ("frame_losses", "loss_gradients", "softmax", "nll_loss"),
+    "metrics": ("settle", "ArgMax"),
     "matrix products": ("nvjet", "gemm", "cutlass", "splitK", "xmma"),
     "copies and casts": ("copy", "Copy", "Memcpy", "Memset", "Fill", "CatArray"),
 }
@@ -117,8 +147,9 @@ def profile(ours: Ours, case: Case, steps: int) -> dict[str, float]:
         for _ in range(steps):
             ours()
         case.wait()
-    times = {each.key: each.self_device_time_total if on_cuda else each.self_cpu_time_total
-             for each in seen.key_averages()}
+    times = {
+        each.key: each.self_device_time_total if on_cuda else each.self_cpu_time_total for each in seen.key_averages()
+    }
     total = sum(times.values()) or 1.0
     if on_cuda:
         shares = dict.fromkeys(KERNELS, 0.0)
@@ -136,8 +167,11 @@ def fed_cases(options: argparse.Namespace, compute):
     small = (100_000, 64) if options.quick else (SIZES[0], 2048)
     cases = [(Case("cylinder5", *small, compute), ("given", *LOADERS, "notebook"))]
     if compute.device.type == "cuda":
-        cases += [(Case(net, SIZES[1], batch, compute), ("given", "resident", "slab"))
-                  for net in NETS for batch in (1024, 8192)]
+        cases += [
+            (Case(net, SIZES[1], batch, compute), ("given", "resident", "slab"))
+            for net in NETS
+            for batch in (1024, 8192)
+        ]
     return cases
 
 
@@ -145,8 +179,10 @@ def first_step(recipe: str = "default") -> float:
     """Seconds from a fresh interpreter to the end of the first step."""
     import subprocess
 
-    code = ("from benchmarks.steps import Case, Ours; from phonetrain.device import choose_compute;"
-            f"Ours(Case({recipe!r}, 20_000_000, 2048, choose_compute()))()")
+    code = (
+        "from benchmarks.steps import Case, Ours; from phonetrain.device import choose_compute;"
+        f"Ours(Case({recipe!r}, 20_000_000, 2048, choose_compute()))()"
+    )
     began = time.perf_counter()
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
     return time.perf_counter() - began
@@ -159,8 +195,15 @@ def calculated_t4(compute, quick: bool) -> list[dict]:
         for size in (100_000,) if quick else SIZES:
             batch = 64 if quick else 1024
             seen = tally(Case(net, size, batch, compute))
-            row = {"calculated": True, "net": net, "parameters": size, "batch_size": batch,
-                   "launches": seen.launches, "bytes_a_frame": seen.bytes / batch, "flops_a_frame": seen.flops / batch}
+            row = {
+                "calculated": True,
+                "net": net,
+                "parameters": size,
+                "batch_size": batch,
+                "launches": seen.launches,
+                "bytes_a_frame": seen.bytes / batch,
+                "flops_a_frame": seen.flops / batch,
+            }
             for how in ("eager", "captured"):
                 least = T4[f"{how}_launch"]
                 seconds = sum(max(least, moved / T4["bytes"], flops / T4["flops"]) for moved, flops in seen.calls)
@@ -197,14 +240,21 @@ def goals(results: list[dict], fed: list[dict], on_cuda: bool) -> list[dict]:
 
 
 def show(case: Case, result: dict) -> None:
-    print(f"\n{case.name}: {result['parameters']:,} parameters, products at "
-          f"{result['products_flops_per_second'] / 1e9:,.0f} GFLOP/s")
+    print(
+        f"\n{case.name}: {result['parameters']:,} parameters, products at "
+        f"{result['products_flops_per_second'] / 1e9:,.0f} GFLOP/s"
+    )
     for name, clocks in result["seconds_a_step"].items():
         wall, cpu = clocks["wall"], clocks["cpu"]
-        print(f"  {name:<10}{case.batch_size / wall['median']:>12,.0f} frames/s   {1e3 * wall['median']:8.1f} ms "
-              f"({1e3 * wall['low']:.1f} to {1e3 * wall['high']:.1f}), CPU {1e3 * cpu['median']:.1f} ms")
-    notebook = f", {result['times_notebook_wall']:.2f} times the notebook's (CPU {result['times_notebook_cpu']:.2f})" \
-        if "times_notebook_wall" in result else ""
+        print(
+            f"  {name:<10}{case.batch_size / wall['median']:>12,.0f} frames/s   {1e3 * wall['median']:8.1f} ms "
+            f"({1e3 * wall['low']:.1f} to {1e3 * wall['high']:.1f}), CPU {1e3 * cpu['median']:.1f} ms"
+        )
+    notebook = (
+        f", {result['times_notebook_wall']:.2f} times the notebook's (CPU {result['times_notebook_cpu']:.2f})"
+        if "times_notebook_wall" in result
+        else ""
+    )
     print(f"  step: {result['of_products_wall']:.3f} of products (CPU {result['of_products_cpu']:.3f}){notebook}")
     for part, share in result.get("profile", {}).items():
         print(f"    {part:<28}{100 * share:6.1f} %")

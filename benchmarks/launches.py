@@ -79,10 +79,12 @@ def tally(case: Case) -> Tally:
     """What one step of ours launches on a GPU that Triton makes kernels for; its products and casts as autocast's."""
     ours, found = Ours(case, capture=False), Tally()
     CountedLayer.found = found
-    with (patch.object(fused, "kernels_are_there", lambda: False),
-          patch.object(step, "total_norm", nn.utils.get_total_norm),
-          patch.object(gpu_layer, "is_covered", lambda hidden, norm, *_: gpu_layer.are_known(norm, *_)),
-          patch.object(gpu_layer, "hidden_layer", lambda hidden, norm, *_: CountedLayer.apply(hidden, norm))):
+    with (
+        patch.object(fused, "kernels_are_there", lambda: False),
+        patch.object(step, "total_norm", nn.utils.get_total_norm),
+        patch.object(gpu_layer, "is_covered", lambda hidden, norm, *_: gpu_layer.are_known(norm, *_)),
+        patch.object(gpu_layer, "hidden_layer", lambda hidden, norm, *_: CountedLayer.apply(hidden, norm)),
+    ):
         ours()
         with found:
             found.launches, found.bytes, found.calls = 0, 0, []

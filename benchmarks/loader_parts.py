@@ -109,6 +109,7 @@ def cold_start(folder: Path) -> dict | None:
 
 def profile(case: ways.Case, batches: int) -> dict:
     """Microseconds of a batch: order, the kernel with and without its copy, the hand-over between threads."""
+
     def timed(work) -> float:
         began = time.perf_counter()
         for n in range(batches):

@@ -77,9 +77,14 @@ class Ours:
         augment = Augment(config.augment, WindowSpec(config.window.left, config.window.right), FEATURE_DIM)
         decay = config.averaging.decay
         self.step = TrainStep(
-            model, build_optimizer(config.optimizer, model, case.device), FrameMetrics(CLASSES, case.device),
-            case.compute, seed=config.seed, augment=augment if augment.active else None,
-            averaged=None if decay is None else AveragedWeights(model, decay), clip_norm=config.optimizer.clip_norm,
+            model,
+            build_optimizer(config.optimizer, model, case.device),
+            FrameMetrics(CLASSES, case.device),
+            case.compute,
+            seed=config.seed,
+            augment=augment if augment.active else None,
+            averaged=None if decay is None else AveragedWeights(model, decay),
+            clip_norm=config.optimizer.clip_norm,
             loss_scale=LossScale(case.device) if case.compute.scales_loss else None,
         )
         self.captured: CapturedStep | None = None
@@ -179,8 +184,9 @@ class Products:
         self.values = [random(case.batch_size, size) for size in sizes]
         self.gradients = [random(case.batch_size, size) for size in sizes]
         self.updates = [torch.empty_like(weight) for weight in self.weights]
-        self.flops = sum(2 * case.batch_size * weight.numel() * (2 if place == 0 else 3)
-                         for place, weight in enumerate(self.weights))
+        self.flops = sum(
+            2 * case.batch_size * weight.numel() * (2 if place == 0 else 3) for place, weight in enumerate(self.weights)
+        )
         self.replay: Callable[[], None] = self.multiply
         if case.device.type == "cuda":
             self.multiply()
@@ -227,8 +233,13 @@ WAYS = {"ours": Ours, "notebook": Notebook, "products": Products, "scoring": Sco
 
 def check(case: Case) -> None:
     """Ours and the notebook's net, without dropout and masks, have the same losses over three steps."""
-    plain = Case(case.net, case.parameters, case.batch_size, case.compute,
-                 (*case.overrides, "model.dropout=0.0", "augment.time_mask=0", "augment.freq_mask=0"))
+    plain = Case(
+        case.net,
+        case.parameters,
+        case.batch_size,
+        case.compute,
+        (*case.overrides, "model.dropout=0.0", "augment.time_mask=0", "augment.freq_mask=0"),
+    )
     ours, notebook = Ours(plain), Notebook(plain)
     notebook.scaler = torch.amp.GradScaler(case.device.type, enabled=False)  # its first steps may be skipped
     for _ in range(3):

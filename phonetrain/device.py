@@ -60,8 +60,10 @@ def choose_compute(device: str = "auto", precision: str = "auto") -> Compute:
     if chosen.type == "cuda":
         count = torch.cuda.device_count()
         if (chosen.index or 0) >= count:
-            raise ConfigError(f"device: got {device!r}, but torch {torch.__version__} sees {count} CUDA devices; "
-                              "use device=cpu, or run `phonetrain doctor` to see why")
+            raise ConfigError(
+                f"device: got {device!r}, but torch {torch.__version__} sees {count} CUDA devices; "
+                "use device=cpu, or run `phonetrain doctor` to see why"
+            )
         # Tensors know the number of their device: "cuda" without one equals none of theirs.
         index = torch.cuda.current_device() if chosen.index is None else chosen.index
         return _cuda_compute(torch.device("cuda", index), precision)

@@ -142,8 +142,10 @@ def joined(device: str = "auto") -> Iterator[Ranks]:
     local = int(os.environ.get("LOCAL_RANK", "0"))
     if on_cuda:
         if local >= (count := torch.cuda.device_count()):
-            raise ConfigError(f"torchrun started process number {local + 1} on a machine with {counted(count, 'GPU')}; "
-                              f"use --nproc-per-node {count}, or device=cpu")
+            raise ConfigError(
+                f"torchrun started process number {local + 1} on a machine with {counted(count, 'GPU')}; "
+                f"use --nproc-per-node {count}, or device=cpu"
+            )
         torch.cuda.set_device(local)
     rank, restarts = int(os.environ["RANK"]), int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
     # torchrun's store outlives the processes: without a room of its own, an attempt finds the addresses of the dead.

@@ -4,8 +4,9 @@
 # Training
 
 
-def train_plainly(model, batches, *, lr, weight_decay, betas=(0.9, 0.999), eps=1e-8, label_smoothing=0.0,
-                  clip_norm=None):
+def train_plainly(
+    model, batches, *, lr, weight_decay, betas=(0.9, 0.999), eps=1e-8, label_smoothing=0.0, clip_norm=None
+):
     """The loop of a textbook: AdamW in float32, one group for matrices with decay and one without. Losses (steps,)."""
     import torch
 
@@ -55,8 +56,10 @@ def train_recipe_plainly(config, model, batches):
     import torch
     from torch.optim import lr_scheduler
 
-    groups = [{"params": [p for p in model.parameters() if p.ndim == 2], "weight_decay": config.optimizer.weight_decay},
-              {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0}]
+    groups = [
+        {"params": [p for p in model.parameters() if p.ndim == 2], "weight_decay": config.optimizer.weight_decay},
+        {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},
+    ]
     optimizer = torch.optim.AdamW(groups, lr=config.optimizer.lr, betas=config.optimizer.betas)
     total, schedule = len(batches), config.schedule
     if schedule.name == "onecycle":

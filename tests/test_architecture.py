@@ -52,8 +52,12 @@ def python_files(*folders: str) -> list[str]:
 def imports(path: str) -> set[str]:
     """Files of this repository that a file imports anywhere, type checking excepted, as paths from the root."""
     tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
-    typing_only = {id(inner) for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in
-                   ast.dump(node.test) for inner in ast.walk(node)}
+    typing_only = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+        for inner in ast.walk(node)
+    }
     found = set()
     for node in ast.walk(tree):
         if id(node) in typing_only:
@@ -143,12 +147,14 @@ def test_start_up_imports_nothing_heavy(command, unwanted):
 
 def test_packing_runs_without_torch(tiny_raw, tmp_path):
     packed = str(tmp_path / "packed")
-    code = ("import sys; sys.modules['torch'] = None\n"
-            "from phonedata.cli import main\n"
-            f"raw, packed = {str(tiny_raw)!r}, {packed!r}\n"
-            "for words in (['pack', raw, packed], ['verify', packed], ['inspect', packed]):\n"
-            "    try: main(words)\n"
-            "    except SystemExit as end: assert not end.code, (words, end.code)\n"
-            "print('all three ran')")
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from phonedata.cli import main\n"
+        f"raw, packed = {str(tiny_raw)!r}, {packed!r}\n"
+        "for words in (['pack', raw, packed], ['verify', packed], ['inspect', packed]):\n"
+        "    try: main(words)\n"
+        "    except SystemExit as end: assert not end.code, (words, end.code)\n"
+        "print('all three ran')"
+    )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert told.stdout.endswith("all three ran\n"), told.stderr

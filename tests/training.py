@@ -30,9 +30,19 @@ torch.set_num_threads(1)
 DEVICE = os.environ.get("TEST_DEVICE", "cpu")
 TIMES = {"seconds", "scoring_seconds", "frames_per_second", "segment"}
 TINY = (
-    "epochs=3", "batch_size=256", "model.hidden=32", "model.depth=2", "window.left=5", "window.right=5",
-    "tracking.wandb=off", "tracking.log_every=4", f"device={DEVICE}", "schedule.warmup_steps=5", "averaging.decay=0.9",
-    "augment.time_mask=3", "augment.freq_mask=2",
+    "epochs=3",
+    "batch_size=256",
+    "model.hidden=32",
+    "model.depth=2",
+    "window.left=5",
+    "window.right=5",
+    "tracking.wandb=off",
+    "tracking.log_every=4",
+    f"device={DEVICE}",
+    "schedule.warmup_steps=5",
+    "averaging.decay=0.9",
+    "augment.time_mask=3",
+    "augment.freq_mask=2",
 )
 
 

@@ -137,5 +137,3 @@ def resident_share(array: np.ndarray) -> float:
         wanted += pages
         found += sum(byte & 1 for byte in answer[:pages])
     return found / wanted
-
-

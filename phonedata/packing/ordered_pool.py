@@ -48,5 +48,3 @@ class Team:
             return function(tool, task)
         finally:
             self._idle.append(tool)
-
-

@@ -224,9 +224,7 @@ def _read_keys(file: OpenFile, ark: str) -> dict[int, bytes]:
         keys[offset], at = key, start + num_bytes
 
 
-def _ark_place(
-    text: str, utterance: str, scp: Path, root: Path, folder: Path, arks: dict[str, str]
-) -> tuple[str, int]:
+def _ark_place(text: str, utterance: str, scp: Path, root: Path, folder: Path, arks: dict[str, str]) -> tuple[str, int]:
     """File and byte offset of an scp entry. Commands are never run, and nothing outside `root` is opened.
 
     `arks` has the given path of every file so far: two paths that lead to one file are two arks of one name.

@@ -83,8 +83,9 @@ def _checked(tokens: Sequence[str]) -> int:
             bound.arguments["overrides"] = overrides
         elif overrides:
             where = " ".join(rest[:1]) or "phonetrain"
-            raise ConfigError(f"{overrides[0]}: {where} takes no settings; "
-                              "`fit`, `resume`, `doctor` and `recipes show` do")
+            raise ConfigError(
+                f"{overrides[0]}: {where} takes no settings; `fit`, `resume`, `doctor` and `recipes show` do"
+            )
         code = command(*bound.args, **bound.kwargs)
         return code if isinstance(code, int) else 0
     except CycloptsError as error:

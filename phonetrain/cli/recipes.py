@@ -32,9 +32,7 @@ def list_recipes(*, json: Flag = False) -> None:
 
 
 @recipes.command(name="show")
-def show_recipe(
-    name: str, /, *, corpus: Path | None = None, json: Flag = False, overrides: Overrides = ()
-) -> None:
+def show_recipe(name: str, /, *, corpus: Path | None = None, json: Flag = False, overrides: Overrides = ()) -> None:
     """A recipe's settings and its layers, with parameters and FLOPs a frame; takes key=value settings too.
 
     Parameters

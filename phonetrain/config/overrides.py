@@ -27,7 +27,7 @@ def parsed(texts: Iterable[str]) -> dict[str, object]:
     changes: dict[str, object] = {}
     for text in texts:
         if not isinstance(text, str):
-            raise ConfigError(f"{shown(text)}: wanted every setting as a text of its own, as \"epochs=5\", \"seed=1\"")
+            raise ConfigError(f'{shown(text)}: wanted every setting as a text of its own, as "epochs=5", "seed=1"')
         key, value = parse_override(text)
         if key in changes and changes[key] != value:
             raise ConfigError(f"{key}: said twice, as {shown(changes[key])} and as {shown(value)}")
@@ -43,8 +43,9 @@ def refuse_keywords(call: str, said: Mapping[str, object]) -> None:
         raise ConfigError(f"{setting}: is no argument of its own; settings are texts: {instead}")
 
 
-def applied(table: dict[str, object], changes: Mapping[str, object], root: type[Section],
-            epoch: int | None = None) -> dict[str, object]:
+def applied(
+    table: dict[str, object], changes: Mapping[str, object], root: type[Section], epoch: int | None = None
+) -> dict[str, object]:
     """`table` (as `to_dict` gives it) with dotted keys set; list places are numbers, as `schedule.chain.0.epochs`.
 
     `epochs` of a run with stages cuts them where the run ends, or makes the last one longer; changed stages without
@@ -82,8 +83,14 @@ def said_by(stage: Mapping[str, object], key: str) -> str | None:
     return next((own for own in stage if own != "epochs" and (key == own or key.startswith(f"{own}."))), None)
 
 
-def set_in_stages(stages: list[dict[str, object]], first: int, key: str, value: object, changes: Mapping[str, object],
-                  root: type[Section]) -> None:
+def set_in_stages(
+    stages: list[dict[str, object]],
+    first: int,
+    key: str,
+    value: object,
+    changes: Mapping[str, object],
+    root: type[Section],
+) -> None:
     """Set `key` in each stage from number `first` on that says it: what is said by hand is said after all of them."""
     for stage in stages[first:]:
         for rival in rivals(key, value, stage, root) if value is not None and value != "none" else ():

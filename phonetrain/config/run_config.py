@@ -81,8 +81,10 @@ class RunConfig(Section):
             )
         if self.schedule.name == "onecycle" and self.schedule.cycle_momentum:
             usual = defaults(OptimizerConfig)
-            for name, got, unsaid in (("momentum", self.optimizer.momentum, usual["momentum"]),
-                                      ("betas.0", self.optimizer.betas[0], usual["betas"][0])):
+            for name, got, unsaid in (
+                ("momentum", self.optimizer.momentum, usual["momentum"]),
+                ("betas.0", self.optimizer.betas[0], usual["betas"][0]),
+            ):
                 if got != unsaid:
                     raise ConfigError(
                         f"optimizer.{name} = {got}: onecycle moves it, from schedule.max_momentum to base_momentum and "

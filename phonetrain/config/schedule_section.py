@@ -108,7 +108,7 @@ class ScheduleConfig(ShapeConfig):
     name: Literal[Phase, "chain"] = "constant"
     "Which schedule; chain is the phases of schedule.chain one after the other."
     chain: tuple[PhaseConfig, ...] = ()
-    "The phases: [{name = \"onecycle\", epochs = 15}, {name = \"plateau\"}]."
+    'The phases: [{name = "onecycle", epochs = 15}, {name = "plateau"}].'
     warmup_steps: Count | None = None
     "Steps of linear warm-up before the schedule starts."
     warmup_epochs: Count | None = None
@@ -136,4 +136,4 @@ class ScheduleConfig(ShapeConfig):
             if phase.epochs is None:
                 raise ConfigError(f"schedule.chain.{place}.epochs is missing: only the last phase takes the rest")
         if self.chain and self.chain[0].lr == "previous":
-            raise ConfigError("schedule.chain.0.lr = \"previous\": the first phase has none before it")
+            raise ConfigError('schedule.chain.0.lr = "previous": the first phase has none before it')

@@ -9,8 +9,17 @@ from .validation import shown
 
 # What a stage may change. The rest (model, data, window, seed, precision, ...) belongs to the whole run: changing it
 # in the middle would be another run, and time limits are a process's.
-CHANGEABLE = ("subset", "batch_size", "optimizer.", "loss.", "schedule.", "augment.", "guard.", "averaging.",
-              "stop.patience")
+CHANGEABLE = (
+    "subset",
+    "batch_size",
+    "optimizer.",
+    "loss.",
+    "schedule.",
+    "augment.",
+    "guard.",
+    "averaging.",
+    "stop.patience",
+)
 FIXED = ("optimizer.name", "optimizer.decay_all", "optimizer.accumulation")
 
 

@@ -95,8 +95,15 @@ class PanelConsole(Console):
         content.add_row(bars)
         content.add_row(Text("\n".join(flow(self.told_numbers() or ["starting"], width - 4))))
         title = str(self.plan.get("run", ""))
-        return Panel(content, title=Text(title), title_align="left", subtitle=Text(self.best), subtitle_align="right",
-                     border_style="dim", width=width)
+        return Panel(
+            content,
+            title=Text(title),
+            title_align="left",
+            subtitle=Text(self.best),
+            subtitle_align="right",
+            border_style="dim",
+            width=width,
+        )
 
 
 def flow(pieces: list[str], width: int) -> list[str]:

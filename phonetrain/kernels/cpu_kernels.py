@@ -22,8 +22,29 @@ TASK_VALUES = 1 << 15
 SUMMED_ROWS = 64
 """Rows whose sum is a float32 sum; what comes after is float64."""
 
-(NEXT, TASKS, TASK_ROWS, ROWS, COLUMNS, PITCH, INPUT, OUTPUT, SLOPES, GRADIENT, SCALE, SHIFT, CENTRE, FIRST, SECOND,
- SUMS, MOMENTS, SETTINGS, KEY, SECOND_KEY, LEAST) = range(21)
+(
+    NEXT,
+    TASKS,
+    TASK_ROWS,
+    ROWS,
+    COLUMNS,
+    PITCH,
+    INPUT,
+    OUTPUT,
+    SLOPES,
+    GRADIENT,
+    SCALE,
+    SHIFT,
+    CENTRE,
+    FIRST,
+    SECOND,
+    SUMS,
+    MOMENTS,
+    SETTINGS,
+    KEY,
+    SECOND_KEY,
+    LEAST,
+) = range(21)
 """Places in the block. INPUT, OUTPUT, SLOPES, GRADIENT: (ROWS, COLUMNS) values of one dtype; in a conversion OUTPUT
 has another, and rows of INPUT begin PITCH values apart. SCALE, SHIFT, CENTRE, FIRST, SECOND: (COLUMNS,) float32.
 SUMS: (TASKS, 2, COLUMNS) float32. MOMENTS: (ROWS, 2) float32. SETTINGS: (3,) float32: slope below zero (leak), factor
@@ -249,7 +270,12 @@ def rows_backward(kind: int, centred: bool):
     @cfunc(SIGNATURE, cache=True, **EXACT)
     def kernel(block):
         columns, source, target, scale, moments = (
-            block[COLUMNS], block[INPUT], block[OUTPUT], block[SCALE], block[MOMENTS])
+            block[COLUMNS],
+            block[INPUT],
+            block[OUTPUT],
+            block[SCALE],
+            block[MOMENTS],
+        )
         slopes, gradients, factor = block[SLOPES], block[GRADIENT], load(FLOAT, block[SETTINGS], 1)
         while True:
             task, first, last = rows_of_next_task(block)

@@ -51,9 +51,16 @@ def kernels_are_there() -> bool:
 
 def runs_here(hidden: Tensor) -> bool:
     """Whether a tensor is one that the kernels take: (B, H) on the CPU, of a known dtype, and nobody is tracing."""
-    return (type(hidden) is Tensor and hidden.device.type == "cpu" and hidden.ndim == 2 and hidden.dtype in KINDS
-            and 0 < hidden.numel() < 2**32 and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
-            and kernels_are_there())
+    return (
+        type(hidden) is Tensor
+        and hidden.device.type == "cpu"
+        and hidden.ndim == 2
+        and hidden.dtype in KINDS
+        and 0 < hidden.numel() < 2**32
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and kernels_are_there()
+    )
 
 
 def is_covered(hidden: Tensor, norm: nn.Module | None, activation: nn.Module, dropout: nn.Module | None) -> bool:
@@ -89,8 +96,9 @@ class Work:
     learns: whether forward leaves slopes, (B, H), for a backward pass.
     """
 
-    def __init__(self, hidden: Tensor, activation: nn.Module | None, dropout: nn.Module | None, *,
-                 learns: bool = False) -> None:
+    def __init__(
+        self, hidden: Tensor, activation: nn.Module | None, dropout: nn.Module | None, *, learns: bool = False
+    ) -> None:
         from . import cpu_kernels as kernels
 
         self.kernels = kernels
@@ -133,8 +141,9 @@ class Plain(torch.autograd.Function):
         output = torch.empty_like(hidden)
         ones, zeros = np.ones(work.columns, np.float32), np.zeros(work.columns, np.float32)
         slopes = torch.empty_like(hidden) if work.learns else None
-        work.run(work.kernels.columns_forward(*work.how), input=hidden, output=output, slopes=slopes, scale=ones,
-                 shift=zeros)
+        work.run(
+            work.kernels.columns_forward(*work.how), input=hidden, output=output, slopes=slopes, scale=ones, shift=zeros
+        )
         context.save_for_backward(slopes)
         context.work = work
         return output
@@ -144,8 +153,13 @@ class Plain(torch.autograd.Function):
         refuse_second_derivative()
         (slopes,), work, gradient = context.saved_tensors, context.work, gradient.contiguous()
         output, scale = torch.empty_like(gradient), np.full(work.columns, work.factor, np.float32)
-        work.run(work.kernels.columns_backward(work.kind, False), output=output, slopes=slopes, gradient=gradient,
-                 scale=scale)
+        work.run(
+            work.kernels.columns_backward(work.kind, False),
+            output=output,
+            slopes=slopes,
+            gradient=gradient,
+            scale=scale,
+        )
         return output, None
 
 
@@ -168,8 +182,9 @@ class Batch(torch.autograd.Function):
         scale = weight.detach().numpy() / deviation
         shift = bias.detach().numpy() - mean * scale
         output, slopes = torch.empty_like(hidden), torch.empty_like(hidden) if work.learns else None
-        work.run(kernels.columns_forward(*work.how), input=hidden, output=output, slopes=slopes, scale=scale,
-                 shift=shift)
+        work.run(
+            kernels.columns_forward(*work.how), input=hidden, output=output, slopes=slopes, scale=scale, shift=shift
+        )
         context.save_for_backward(hidden, slopes)
         context.work, context.vectors = work, (mean, deviation, scale)
         return output
@@ -180,13 +195,23 @@ class Batch(torch.autograd.Function):
         (hidden, slopes), work, (mean, deviation, scale) = context.saved_tensors, context.work, context.vectors
         kernels, sums = work.kernels, work.sums()
         gradient, output = gradient.contiguous(), torch.empty_like(hidden)
-        work.run(kernels.columns_gradient(work.kind), input=hidden, slopes=slopes, gradient=gradient, centre=mean,
-                 sums=sums)
+        work.run(
+            kernels.columns_gradient(work.kind), input=hidden, slopes=slopes, gradient=gradient, centre=mean, sums=sums
+        )
         by_shift, by_product = kernels.total(sums)
         first = (by_shift / work.rows).astype(np.float32)
         second = (by_product / work.rows / np.square(deviation, dtype=np.float64)).astype(np.float32)
-        work.run(kernels.columns_backward(work.kind, True), input=hidden, output=output, slopes=slopes,
-                 gradient=gradient, scale=scale * np.float32(work.factor), centre=mean, first=first, second=second)
+        work.run(
+            kernels.columns_backward(work.kind, True),
+            input=hidden,
+            output=output,
+            slopes=slopes,
+            gradient=gradient,
+            scale=scale * np.float32(work.factor),
+            centre=mean,
+            first=first,
+            second=second,
+        )
         by_shift, by_product = by_shift * work.factor, by_product * work.factor
         by_weight = (by_product / deviation).astype(np.float32)
         return output, torch.from_numpy(by_weight), torch.from_numpy(by_shift.astype(np.float32)), None, None
@@ -209,8 +234,15 @@ class Rows(torch.autograd.Function):
         output, slopes = torch.empty_like(hidden), torch.empty_like(hidden) if work.learns else None
         moments = np.empty((work.rows, 2), np.float32)
         shift = np.zeros(work.columns, np.float32) if bias is None else bias.detach().numpy()
-        work.run(work.kernels.rows_forward(*work.how, bias is not None), input=hidden, output=output,
-                 slopes=slopes, scale=weight.detach(), shift=shift, moments=moments)
+        work.run(
+            work.kernels.rows_forward(*work.how, bias is not None),
+            input=hidden,
+            output=output,
+            slopes=slopes,
+            scale=weight.detach(),
+            shift=shift,
+            moments=moments,
+        )
         context.save_for_backward(hidden, weight, slopes)
         context.work, context.moments, context.centred = work, moments, bias is not None
         return output
@@ -220,7 +252,15 @@ class Rows(torch.autograd.Function):
         refuse_second_derivative()
         (hidden, weight, slopes), work, moments = context.saved_tensors, context.work, context.moments
         gradient, output, sums = gradient.contiguous(), torch.empty_like(hidden), work.sums()
-        work.run(work.kernels.rows_backward(work.kind, context.centred), input=hidden, output=output,
-                 slopes=slopes, gradient=gradient, scale=weight, moments=moments, sums=sums)
+        work.run(
+            work.kernels.rows_backward(work.kind, context.centred),
+            input=hidden,
+            output=output,
+            slopes=slopes,
+            gradient=gradient,
+            scale=weight,
+            moments=moments,
+            sums=sums,
+        )
         by_shift, by_weight = torch.from_numpy((work.kernels.total(sums) * work.factor).astype(np.float32))
         return output, by_weight, by_shift if context.centred else None, None

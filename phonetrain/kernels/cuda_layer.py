@@ -27,9 +27,16 @@ from .known import (
 
 def runs_here(hidden: Tensor) -> bool:
     """Whether a tensor is one that the kernels take: (B, H) on a GPU, of a known dtype, and nobody is tracing."""
-    return (type(hidden) is Tensor and hidden.device.type == "cuda" and hidden.ndim == 2 and hidden.dtype in KINDS
-            and 0 < hidden.numel() < 2**32 and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
-            and why_not(hidden.device) is None)
+    return (
+        type(hidden) is Tensor
+        and hidden.device.type == "cuda"
+        and hidden.ndim == 2
+        and hidden.dtype in KINDS
+        and 0 < hidden.numel() < 2**32
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and why_not(hidden.device) is None
+    )
 
 
 @functools.cache
@@ -83,7 +90,8 @@ def padded(windows: Tensor, padding: int, dtype: torch.dtype) -> Tensor:
     output = torch.empty((rows, width), dtype=dtype, device=flat.device)
     with torch.cuda.device_of(flat):
         kernels.padded_copy[rows, -(-width // kernels.COPIED)](
-            flat, output, columns, flat.stride(0), width, ALIGNED=aligned(width), BLOCK=kernels.COPIED)
+            flat, output, columns, flat.stride(0), width, ALIGNED=aligned(width), BLOCK=kernels.COPIED
+        )
     return output
 
 
@@ -110,10 +118,19 @@ def prepare(linears: list[nn.Linear], dropouts: list[nn.Module | None], inputs: 
 
 def takes_product(linear: nn.Linear, inputs: Tensor) -> bool:
     """Whether it is one that learns, under autocast on a GPU, and nobody watches."""
-    return (type(inputs) is Tensor and inputs.device.type == "cuda" and inputs.ndim == 2 and torch.is_grad_enabled()
-            and torch.is_autocast_enabled("cuda") and type(linear) is nn.Linear and not is_watched(linear)
-            and linear.weight.requires_grad and linear.weight.dtype == torch.float32
-            and not torch.compiler.is_compiling() and not torch.jit.is_tracing())
+    return (
+        type(inputs) is Tensor
+        and inputs.device.type == "cuda"
+        and inputs.ndim == 2
+        and torch.is_grad_enabled()
+        and torch.is_autocast_enabled("cuda")
+        and type(linear) is nn.Linear
+        and not is_watched(linear)
+        and linear.weight.requires_grad
+        and linear.weight.dtype == torch.float32
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+    )
 
 
 def product(linear: nn.Linear, inputs: Tensor, half: Tensor | None = None) -> Tensor:
@@ -160,8 +177,9 @@ def float_product(left: Tensor, right: Tensor) -> Tensor:
 class Work:
     """What the kernels of one call share: the grid, the activation, dropout's key and factor."""
 
-    def __init__(self, hidden: Tensor, norm: nn.Module | None, activation: nn.Module,
-                 dropout: nn.Module | None) -> None:
+    def __init__(
+        self, hidden: Tensor, norm: nn.Module | None, activation: nn.Module, dropout: nn.Module | None
+    ) -> None:
         from . import triton_layer as kernels
 
         self.kernels = kernels
@@ -179,18 +197,28 @@ class Work:
             self.factor = 1 / (1 - dropout.p) if dropout.p < 1 else 0.0
             self.least = min(round(dropout.p * 2**32), 2**32 - 1)
         how: dict[str, Any] = {
-            "WHICH": ACTIVATIONS.get(type(activation), IDENTITY), "DROPS": self.drops, "ALIGNED": aligned(columns)}
+            "WHICH": ACTIVATIONS.get(type(activation), IDENTITY),
+            "DROPS": self.drops,
+            "ALIGNED": aligned(columns),
+        }
         if self.whole:
             self.size, self.grid = (rows, columns), (-(-columns // kernels.WHOLE_C),)
-            self.how = how | {"ROWS": max(16, 1 << (rows - 1).bit_length()), "BLOCK_C": kernels.WHOLE_C,
-                              "num_warps": kernels.WHOLE_WARPS}
+            self.how = how | {
+                "ROWS": max(16, 1 << (rows - 1).bit_length()),
+                "BLOCK_C": kernels.WHOLE_C,
+                "num_warps": kernels.WHOLE_WARPS,
+            }
             return
         tiles = max(2, -(-rows // (kernels.MOST_CHUNKS * kernels.BLOCK_R)))
         chunk_rows = tiles * kernels.BLOCK_R
         self.chunks, self.size = -(-rows // chunk_rows), (rows, columns, chunk_rows)
         self.grid = -(-columns // kernels.BLOCK_C), self.chunks
-        self.shape = {"ALIGNED": aligned(columns), "BLOCK_R": kernels.BLOCK_R, "BLOCK_C": kernels.BLOCK_C,
-                      "num_warps": kernels.WARPS}
+        self.shape = {
+            "ALIGNED": aligned(columns),
+            "BLOCK_R": kernels.BLOCK_R,
+            "BLOCK_C": kernels.BLOCK_C,
+            "num_warps": kernels.WARPS,
+        }
         self.how = how | self.shape
 
     def partial(self, hidden: Tensor) -> Tensor:
@@ -201,8 +229,14 @@ class Layer(torch.autograd.Function):
     """dropout(activation(norm(hidden))): of batch norm in training, of one with running moments, or of none."""
 
     @staticmethod
-    def forward(context: Any, hidden: Tensor, weight: Tensor | None, bias: Tensor | None, norm: nn.BatchNorm1d | None,
-                work: Work) -> Tensor:
+    def forward(
+        context: Any,
+        hidden: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        norm: nn.BatchNorm1d | None,
+        work: Work,
+    ) -> Tensor:
         kernels, output, moments, buffers = work.kernels, torch.empty_like(hidden), None, (None, None, None)
         epsilon = momentum = unbiased = 0.0
         if norm is not None:
@@ -214,15 +248,29 @@ class Layer(torch.autograd.Function):
         with torch.cuda.device_of(hidden):
             if work.whole:
                 kernels.whole_forward[work.grid](
-                    hidden, output, weight, bias, *buffers, moments, work.key, *work.size, *numbers, **work.how)
+                    hidden, output, weight, bias, *buffers, moments, work.key, *work.size, *numbers, **work.how
+                )
             else:
                 partial = None
                 if moments is not None:
                     partial = work.partial(hidden)
                     kernels.column_sums[work.grid](hidden, partial, *work.size, **work.shape)
                 kernels.columns_forward[work.grid](
-                    hidden, output, partial, weight, bias, *buffers, moments, work.key, *work.size, work.chunks,
-                    *numbers, NORM=work.norm, CHUNKS=kernels.MOST_CHUNKS, **work.how)
+                    hidden,
+                    output,
+                    partial,
+                    weight,
+                    bias,
+                    *buffers,
+                    moments,
+                    work.key,
+                    *work.size,
+                    work.chunks,
+                    *numbers,
+                    NORM=work.norm,
+                    CHUNKS=kernels.MOST_CHUNKS,
+                    **work.how,
+                )
         context.save_for_backward(hidden, weight, bias, moments)
         context.work = work
         return output
@@ -239,14 +287,41 @@ class Layer(torch.autograd.Function):
         with torch.cuda.device_of(hidden):
             if work.whole:
                 kernels.whole_backward[work.grid](
-                    hidden, gradient, output, moments, weight, bias, by_weight, by_bias, work.key, *work.size, *numbers,
-                    **work.how)
+                    hidden,
+                    gradient,
+                    output,
+                    moments,
+                    weight,
+                    bias,
+                    by_weight,
+                    by_bias,
+                    work.key,
+                    *work.size,
+                    *numbers,
+                    **work.how,
+                )
             else:
                 if moments is not None:
                     partial = work.partial(hidden)
                     kernels.column_gradients[work.grid](
-                        hidden, gradient, moments, weight, bias, partial, work.key, *work.size, *numbers, **work.how)
+                        hidden, gradient, moments, weight, bias, partial, work.key, *work.size, *numbers, **work.how
+                    )
                 kernels.columns_backward[work.grid](
-                    hidden, gradient, output, moments, weight, bias, partial, by_weight, by_bias, work.key, *work.size,
-                    work.chunks, *numbers, NORM=work.norm, CHUNKS=kernels.MOST_CHUNKS, **work.how)
+                    hidden,
+                    gradient,
+                    output,
+                    moments,
+                    weight,
+                    bias,
+                    partial,
+                    by_weight,
+                    by_bias,
+                    work.key,
+                    *work.size,
+                    work.chunks,
+                    *numbers,
+                    NORM=work.norm,
+                    CHUNKS=kernels.MOST_CHUNKS,
+                    **work.how,
+                )
         return output, by_weight, by_bias, None, None

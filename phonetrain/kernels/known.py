@@ -7,15 +7,23 @@ from torch import Tensor, nn
 
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 ACTIVATIONS = {
-    nn.ReLU: 0, nn.LeakyReLU: 1, nn.GELU: 2, nn.SiLU: 3, nn.Mish: 4, nn.Softplus: 5, nn.Tanh: 6, nn.Sigmoid: 7,
+    nn.ReLU: 0,
+    nn.LeakyReLU: 1,
+    nn.GELU: 2,
+    nn.SiLU: 3,
+    nn.Mish: 4,
+    nn.Softplus: 5,
+    nn.Tanh: 6,
+    nn.Sigmoid: 7,
 }
 IDENTITY = 8
 
 
 def is_watched(module: nn.Module) -> bool:
     """Whether somebody put a hook on it, who wants to see it called."""
-    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
-                or module._backward_pre_hooks)
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
 
 
 def masks_are_hashed(dropout: nn.Module) -> bool:
@@ -52,5 +60,7 @@ def batch_norm_is_known(hidden: Tensor, norm: nn.BatchNorm1d) -> bool:
 def refuse_second_derivative() -> None:
     """Raises RuntimeError in a backward pass that is itself recorded: its kernels leave nothing to go back by."""
     if torch.is_grad_enabled():
-        raise RuntimeError("kernels of phonetrain have no second derivative (create_graph=True); put a forward hook on "
-                           "each linear layer and activation, and torch's own modules compute it")
+        raise RuntimeError(
+            "kernels of phonetrain have no second derivative (create_graph=True); put a forward hook on "
+            "each linear layer and activation, and torch's own modules compute it"
+        )

@@ -112,8 +112,9 @@ def _total(partial, columns, chunks, column, inside, CHUNKS: tl.constexpr):
 
 
 @triton.jit
-def _record(mean, variance, inverse, running_mean, running_var, tracked, moments, momentum, unbiased, column, columns,
-            inside):
+def _record(
+    mean, variance, inverse, running_mean, running_var, tracked, moments, momentum, unbiased, column, columns, inside
+):
     """Leave the moments for the backward pass and move the running ones, as torch's batch norm does."""
     tl.store(moments + column, mean, mask=inside)
     tl.store(moments + columns + column, inverse, mask=inside)
@@ -136,8 +137,9 @@ def _normed_by(moments, weight, bias, column, columns, inside):
 
 
 @triton.jit
-def column_sums(hidden, partial, rows, columns, chunk_rows,
-                ALIGNED: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
+def column_sums(
+    hidden, partial, rows, columns, chunk_rows, ALIGNED: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr
+):
     """Sums of hidden (rows, columns) and of its squares over each chunk of rows, about its first row: squares about a
     row of their own lose few digits, however far the mean is from 0. partial: (chunks, 2, columns) float32."""
     columns = columns // ALIGNED * ALIGNED  # tells the compiler that rows begin on whole vectors
@@ -162,10 +164,35 @@ def column_sums(hidden, partial, rows, columns, chunk_rows,
 
 
 @triton.jit
-def columns_forward(hidden, output, partial, weight, bias, running_mean, running_var, tracked, moments, key, rows,
-                    columns, chunk_rows, chunks, epsilon, momentum, unbiased, leak, factor, least,
-                    NORM: tl.constexpr, WHICH: tl.constexpr, DROPS: tl.constexpr, CHUNKS: tl.constexpr,
-                    ALIGNED: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
+def columns_forward(
+    hidden,
+    output,
+    partial,
+    weight,
+    bias,
+    running_mean,
+    running_var,
+    tracked,
+    moments,
+    key,
+    rows,
+    columns,
+    chunk_rows,
+    chunks,
+    epsilon,
+    momentum,
+    unbiased,
+    leak,
+    factor,
+    least,
+    NORM: tl.constexpr,
+    WHICH: tl.constexpr,
+    DROPS: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
     """output = dropout(activation(norm(hidden))), (rows, columns). In BATCH the moments of this batch, (2, columns)
     mean and 1 / deviation, are left for the backward pass, and the running ones move."""
     columns = columns // ALIGNED * ALIGNED
@@ -184,8 +211,20 @@ def columns_forward(hidden, output, partial, weight, bias, running_mean, running
         variance = tl.where(variance < 0.0, 0.0, variance)  # a maximum would hide NaN
         inverse = 1.0 / tl.sqrt(variance + epsilon)
         if tl.program_id(1) == 0:
-            _record(mean, variance, inverse, running_mean, running_var, tracked, moments, momentum, unbiased, column,
-                    columns, inside)
+            _record(
+                mean,
+                variance,
+                inverse,
+                running_mean,
+                running_var,
+                tracked,
+                moments,
+                momentum,
+                unbiased,
+                column,
+                columns,
+                inside,
+            )
     elif NORM == RUNNING:
         mean = tl.load(running_mean + column, mask=inside, other=0.0)
         inverse = 1.0 / tl.sqrt(tl.load(running_var + column, mask=inside, other=1.0) + epsilon)
@@ -206,9 +245,26 @@ def columns_forward(hidden, output, partial, weight, bias, running_mean, running
 
 
 @triton.jit
-def column_gradients(hidden, gradient, moments, weight, bias, partial, key, rows, columns, chunk_rows, leak, factor,
-                     least, WHICH: tl.constexpr, DROPS: tl.constexpr, ALIGNED: tl.constexpr, BLOCK_R: tl.constexpr,
-                     BLOCK_C: tl.constexpr):
+def column_gradients(
+    hidden,
+    gradient,
+    moments,
+    weight,
+    bias,
+    partial,
+    key,
+    rows,
+    columns,
+    chunk_rows,
+    leak,
+    factor,
+    least,
+    WHICH: tl.constexpr,
+    DROPS: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
     """Sums over each chunk of the derivative by the norm's output, and of that times the normalised value: what the
     bias and the weight of a batch norm get, and what a derivative by its input needs. partial: (chunks, 2, columns)."""
     columns = columns // ALIGNED * ALIGNED
@@ -240,10 +296,32 @@ def column_gradients(hidden, gradient, moments, weight, bias, partial, key, rows
 
 
 @triton.jit
-def columns_backward(hidden, gradient, output, moments, weight, bias, partial, by_weight, by_bias, key, rows, columns,
-                     chunk_rows, chunks, leak, factor, least, NORM: tl.constexpr, WHICH: tl.constexpr,
-                     DROPS: tl.constexpr, CHUNKS: tl.constexpr, ALIGNED: tl.constexpr, BLOCK_R: tl.constexpr,
-                     BLOCK_C: tl.constexpr):
+def columns_backward(
+    hidden,
+    gradient,
+    output,
+    moments,
+    weight,
+    bias,
+    partial,
+    by_weight,
+    by_bias,
+    key,
+    rows,
+    columns,
+    chunk_rows,
+    chunks,
+    leak,
+    factor,
+    least,
+    NORM: tl.constexpr,
+    WHICH: tl.constexpr,
+    DROPS: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
     """output = derivative by hidden, (rows, columns), for NO_NORM and BATCH (Ioffe and Szegedy 2015, section 3); of
     BATCH also by_weight and by_bias (columns,)."""
     columns = columns // ALIGNED * ALIGNED
@@ -280,9 +358,30 @@ def columns_backward(hidden, gradient, output, moments, weight, bias, partial, b
 
 
 @triton.jit
-def whole_forward(hidden, output, weight, bias, running_mean, running_var, tracked, moments, key, rows, columns,
-                  epsilon, momentum, unbiased, leak, factor, least, WHICH: tl.constexpr, DROPS: tl.constexpr,
-                  ALIGNED: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr):
+def whole_forward(
+    hidden,
+    output,
+    weight,
+    bias,
+    running_mean,
+    running_var,
+    tracked,
+    moments,
+    key,
+    rows,
+    columns,
+    epsilon,
+    momentum,
+    unbiased,
+    leak,
+    factor,
+    least,
+    WHICH: tl.constexpr,
+    DROPS: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
     """`column_sums` and `columns_forward` in BATCH, for a batch of up to ROWS rows."""
     columns = columns // ALIGNED * ALIGNED
     column = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -298,8 +397,20 @@ def whole_forward(hidden, output, weight, bias, running_mean, running_var, track
     away = tl.where((row < rows)[:, None], values - mean[None, :], 0.0)
     variance = tl.sum(away * away, 0) / rows
     inverse = 1.0 / tl.sqrt(variance + epsilon)
-    _record(centre + mean, variance, inverse, running_mean, running_var, tracked, moments, momentum, unbiased, column,
-            columns, inside)
+    _record(
+        centre + mean,
+        variance,
+        inverse,
+        running_mean,
+        running_var,
+        tracked,
+        moments,
+        momentum,
+        unbiased,
+        column,
+        columns,
+        inside,
+    )
     result = _activated(away * (inverse * weights)[None, :] + shift[None, :], leak, WHICH)
     if DROPS:
         result = tl.where(_kept(row, column, columns, word, least), result * factor, 0.0)
@@ -307,9 +418,27 @@ def whole_forward(hidden, output, weight, bias, running_mean, running_var, track
 
 
 @triton.jit
-def whole_backward(hidden, gradient, output, moments, weight, bias, by_weight, by_bias, key, rows, columns, leak,
-                   factor, least, WHICH: tl.constexpr, DROPS: tl.constexpr, ALIGNED: tl.constexpr,
-                   ROWS: tl.constexpr, BLOCK_C: tl.constexpr):
+def whole_backward(
+    hidden,
+    gradient,
+    output,
+    moments,
+    weight,
+    bias,
+    by_weight,
+    by_bias,
+    key,
+    rows,
+    columns,
+    leak,
+    factor,
+    least,
+    WHICH: tl.constexpr,
+    DROPS: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
     """`column_gradients` and `columns_backward` in BATCH, for a batch of up to ROWS rows."""
     columns = columns // ALIGNED * ALIGNED
     column = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)

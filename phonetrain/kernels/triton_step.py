@@ -42,8 +42,9 @@ def frame_losses(logits, labels, partial, rows, classes, smoothing, BLOCK_R: tl.
 
 
 @triton.jit
-def loss_gradients(logits, labels, by_loss, output, rows, classes, smoothing, BLOCK_R: tl.constexpr,
-                   BLOCK_C: tl.constexpr):
+def loss_gradients(
+    logits, labels, by_loss, output, rows, classes, smoothing, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr
+):
     """output = derivative by the logits, (rows, classes); by_loss: the derivative by the sum of losses, one number."""
     row, number, at, seen, values, total, label = _row_of(logits, labels, rows, classes, BLOCK_R, BLOCK_C)
     wanted = tl.where(number[None, :] == label[:, None], 1.0 - smoothing, 0.0) + smoothing / classes
@@ -52,8 +53,20 @@ def loss_gradients(logits, labels, by_loss, output, rows, classes, smoothing, BL
 
 
 @triton.jit(do_not_specialize=["frames"])
-def settle(loss, correct, norm, number, halted, halted_at, gradient_norm, loss_sum, correct_sum, frames_sum, frames,
-           WATCH_NORM: tl.constexpr):
+def settle(
+    loss,
+    correct,
+    norm,
+    number,
+    halted,
+    halted_at,
+    gradient_norm,
+    loss_sum,
+    correct_sum,
+    frames_sum,
+    frames,
+    WATCH_NORM: tl.constexpr,
+):
     """`Books.settle` of one batch; all but `frames` are numbers on the device."""
     lost, size = tl.load(loss).to(tl.float64), tl.load(norm)
     watched = lost + size.to(tl.float64) if WATCH_NORM else lost
@@ -84,12 +97,14 @@ COPIED = 1024  # values of a row that a program copies
 
 
 # SplitMix64's numbers, as in step/augment.py: signed, since products wrap either way; and what is added for each draw.
-GOLDEN, MIX_1, MIX_2 = (tl.constexpr(number - 2**64) for number in (
-    0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+GOLDEN, MIX_1, MIX_2 = (
+    tl.constexpr(number - 2**64) for number in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+)
 
 
 APPLY, TIME_WIDTH, TIME_START, FREQ_WIDTH, FREQ_START = (
-    tl.constexpr(((which + 1) * 0x9E3779B97F4A7C15 + 2**63) % 2**64 - 2**63) for which in range(5))
+    tl.constexpr(((which + 1) * 0x9E3779B97F4A7C15 + 2**63) % 2**64 - 2**63) for which in range(5)
+)
 
 
 @triton.jit
@@ -118,8 +133,20 @@ def _below(draw, bound):
 
 
 @triton.jit
-def masked_copy(windows, frames, key, output, pitch, time_mask, freq_mask, applied, PER_FRAME: tl.constexpr,
-                WIDTH: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr):
+def masked_copy(
+    windows,
+    frames,
+    key,
+    output,
+    pitch,
+    time_mask,
+    freq_mask,
+    applied,
+    PER_FRAME: tl.constexpr,
+    WIDTH: tl.constexpr,
+    DIM: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """output (B, WIDTH * DIM) = windows, whose rows lie `pitch` values apart, with the masks of `Augment.masked`.
 
     PER_FRAME: `key` is the epoch's and meets each frame; else it is the batch's own hash. applied: of 2^53 draws, how
@@ -137,7 +164,8 @@ def masked_copy(windows, frames, key, output, pitch, time_mask, freq_mask, appli
     place = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     time, freq = place // DIM, place % DIM
     hidden = ((time >= time_start) & (time < time_start + time_width)) | (
-        (freq >= freq_start) & (freq < freq_start + freq_width))
+        (freq >= freq_start) & (freq < freq_start + freq_width)
+    )
     inside = place < WIDTH * DIM
     values = tl.load(windows + row * pitch + place, mask=inside, other=0.0)
     tl.store(output + row * WIDTH * DIM + place, tl.where(hidden & masks, 0.0, values), mask=inside)

@@ -134,8 +134,9 @@ class FrameClassifier(nn.Module):
     def forward(self, windows: Tensor) -> Tensor:
         hidden = padded(windows, self.padding, self.output.weight.dtype)
         ours = [layer for layer in self.hidden if isinstance(layer, HiddenLayer)]  # somebody may have exchanged some
-        *halves, last = prepare([*(layer.linear for layer in ours), self.output], [layer.dropout for layer in ours],
-                                hidden)
+        *halves, last = prepare(
+            [*(layer.linear for layer in ours), self.output], [layer.dropout for layer in ours], hidden
+        )
         given = dict(zip(ours, halves))
         for layer in self.hidden:
             hidden = layer(hidden, given[layer]) if layer in given else layer(hidden)
@@ -154,17 +155,19 @@ class FrameClassifier(nn.Module):
             spare = self.padding * self.widths[0] if place == 0 else 0
             weights = sum(matrix.weight.numel() for matrix in matrices) - spare
             hidden = layer if isinstance(layer, HiddenLayer) else None
-            rows.append(LayerRow(
-                layer="output" if hidden is None else f"hidden {place + 1}",
-                inputs=self.input_size if place == 0 else matrices[0].in_features,
-                outputs=matrices[0].out_features,
-                norm="" if hidden is None or hidden.norm is None else type(hidden.norm).__name__,
-                activation="" if hidden is None else type(hidden.activation).__name__,
-                dropout=0.0 if hidden is None or hidden.dropout is None else hidden.dropout.p,
-                parameters=sum(p.numel() for p in layer.parameters()) - spare,
-                forward_flops=2 * weights,
-                training_flops=(4 if place == 0 else 6) * weights,
-            ))
+            rows.append(
+                LayerRow(
+                    layer="output" if hidden is None else f"hidden {place + 1}",
+                    inputs=self.input_size if place == 0 else matrices[0].in_features,
+                    outputs=matrices[0].out_features,
+                    norm="" if hidden is None or hidden.norm is None else type(hidden.norm).__name__,
+                    activation="" if hidden is None else type(hidden.activation).__name__,
+                    dropout=0.0 if hidden is None or hidden.dropout is None else hidden.dropout.p,
+                    parameters=sum(p.numel() for p in layer.parameters()) - spare,
+                    forward_flops=2 * weights,
+                    training_flops=(4 if place == 0 else 6) * weights,
+                )
+            )
         return rows
 
 

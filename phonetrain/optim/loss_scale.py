@@ -20,8 +20,14 @@ class LossScale:
     initial: first scale. growth: factor after `interval` good updates in a row. backoff: factor after an overflow.
     """
 
-    def __init__(self, device: torch.device | str, initial: float = 65536.0, growth: float = 2.0,
-                 backoff: float = 0.5, interval: int = 2000) -> None:
+    def __init__(
+        self,
+        device: torch.device | str,
+        initial: float = 65536.0,
+        growth: float = 2.0,
+        backoff: float = 0.5,
+        interval: int = 2000,
+    ) -> None:
         self.scale = torch.full((), initial, dtype=torch.float32, device=device)
         self.good_updates = torch.zeros((), dtype=torch.int32, device=device)
         # Of the whole run, so that a resumed one shows the same rate: a checkpoint holds them.
@@ -48,8 +54,9 @@ class LossScale:
         self.good_updates.copy_(torch.where(frozen > 0, good, self.good_updates))
         counted = (overflow * (1 - frozen)).long()
         self.overflows += counted
-        self.overflows_in_a_row.copy_(torch.where(frozen > 0, self.overflows_in_a_row,
-                                                  (self.overflows_in_a_row + 1) * counted))
+        self.overflows_in_a_row.copy_(
+            torch.where(frozen > 0, self.overflows_in_a_row, (self.overflows_in_a_row + 1) * counted)
+        )
 
     def begin_anew(self) -> None:
         """Back to the first scale: a row that no scale ended had another cause, and at the scale that it led to nothing
@@ -60,8 +67,12 @@ class LossScale:
 
     def state_dict(self) -> dict[str, Tensor]:
         """The scale, good updates since it last changed, overflows of the whole run and since the last good update."""
-        return {"scale": self.scale, "good_updates": self.good_updates, "overflows": self.overflows,
-                "overflows_in_a_row": self.overflows_in_a_row}
+        return {
+            "scale": self.scale,
+            "good_updates": self.good_updates,
+            "overflows": self.overflows,
+            "overflows_in_a_row": self.overflows_in_a_row,
+        }
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Copy in place."""

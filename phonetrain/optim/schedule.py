@@ -206,7 +206,10 @@ class Schedule:
     def state_dict(self) -> dict[str, object]:
         """What cannot be computed: the length it was laid out for, restarts by hand, plateau's memory, entry rates."""
         return {
-            "origin": self.origin, "length": self.length, "first_steps": self.first_steps, "epoch": self.epoch,
+            "origin": self.origin,
+            "length": self.length,
+            "first_steps": self.first_steps,
+            "epoch": self.epoch,
             "by_hand": None if self.by_hand is None else list(self.by_hand),
             "entries": {str(phase): rate for phase, rate in self.entries.items()},
             "plateau": vars(self.plateau).copy(),
@@ -283,5 +286,3 @@ def concerned(key: str, present: int, keeps: Collection[str]) -> str | None:
     if number == present and name in keeps:
         return name
     return "phase" if of_phase and name != "epochs" else "schedule"
-
-

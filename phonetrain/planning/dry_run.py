@@ -47,11 +47,24 @@ def plan(
         stages = []
         for each in config.stages():
             frames = training_selection(packed, roles, each.config).num_frames
-            needs = memory(each.config, built["model"]["parameters"], _hidden_units(parts.state.model), sizes,
-                           compute.precision, resident)
-            stages.append({"start_epoch": each.start, "stop_epoch": each.stop, "frames": frames,
-                           "batch_size": each.config.batch_size, "batches_per_epoch": frames // each.config.batch_size,
-                           "memory": needs})
+            needs = memory(
+                each.config,
+                built["model"]["parameters"],
+                _hidden_units(parts.state.model),
+                sizes,
+                compute.precision,
+                resident,
+            )
+            stages.append(
+                {
+                    "start_epoch": each.start,
+                    "stop_epoch": each.stop,
+                    "frames": frames,
+                    "batch_size": each.config.batch_size,
+                    "batches_per_epoch": frames // each.config.batch_size,
+                    "memory": needs,
+                }
+            )
         return {
             "recipe": str(recipe), "summary": summary(recipe), "config": config.to_dict(), "toml": config.to_toml(),
             "sizes": sizes | {"source": str(packed.path)}, **_layers(config, sizes),

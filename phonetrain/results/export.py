@@ -1,9 +1,9 @@
 """A trained model for use with torch (or ONNX) alone: a torch.export program, its weights, and what they expect.
 
-    EXPORT/model.pt2           torch.export.load("model.pt2").module()(windows) -> logits, any batch size
-    EXPORT/model.safetensors   the same weights by name, padded columns included
-    EXPORT/model.json          phonemes in class order, window, normalisation, conditions
-    EXPORT/model.onnx          with onnx=True, which needs `pip install onnx onnxscript`
+EXPORT/model.pt2           torch.export.load("model.pt2").module()(windows) -> logits, any batch size
+EXPORT/model.safetensors   the same weights by name, padded columns included
+EXPORT/model.json          phonemes in class order, window, normalisation, conditions
+EXPORT/model.onnx          with onnx=True, which needs `pip install onnx onnxscript`
 """
 
 from __future__ import annotations

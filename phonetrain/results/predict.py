@@ -123,8 +123,11 @@ def label_frames(trained: Trained, partition: str) -> np.ndarray:
     if missing:
         raise PhonetrainError(f"{partition}: {missing} of {len(classes)} frames got no label; please report this")
     if lost:
-        print(f"warning: the labels of {lost:,} of {len(classes):,} frames mean nothing: "
-              f"{why_not_finite(trained.corpus, partition)}", file=sys.stderr)
+        print(
+            f"warning: the labels of {lost:,} of {len(classes):,} frames mean nothing: "
+            f"{why_not_finite(trained.corpus, partition)}",
+            file=sys.stderr,
+        )
     return classes
 
 

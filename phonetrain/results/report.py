@@ -121,8 +121,11 @@ def ablation(runs: Sequence[Run]) -> tuple[list[str], list[list[str]], int | Non
     rows, scores = [], []
     for run in runs:
         told = summary(run)
-        changed = "; ".join(f"{key} {show(old)} → {show(new)}" for key, old, new in changes(first, flat_config(run))
-                            if not key.startswith(NO_EXPERIMENT))
+        changed = "; ".join(
+            f"{key} {show(old)} → {show(new)}"
+            for key, old, new in changes(first, flat_config(run))
+            if not key.startswith(NO_EXPERIMENT)
+        )
         exact = kept_evaluation(run)
         dev = exact["accuracy"] if exact else told["best_accuracy"]
         scores.append(-1.0 if dev is None else dev)

@@ -56,8 +56,11 @@ def evaluation_text(told: dict[str, Any]) -> str:
     ]
     before = told["in_training"]
     if before is not None and before["precision"] != told["precision"]:
-        lines.insert(-1, f"in training       {percent(before['accuracy'])} %     (in {before['precision']}: the "
-                         "difference is rounding)")
+        lines.insert(
+            -1,
+            f"in training       {percent(before['accuracy'])} %     (in {before['precision']}: the "
+            "difference is rounding)",
+        )
     if not told["corpus_is_the_trained_one"]:
         lines.insert(2, f"note: {told['corpus']} is not the corpus this run was trained on (its digest differs)")
     half = -(-len(told["phonemes"]) // 2)

@@ -85,9 +85,11 @@ def open_trained(
             averaged.load_state_dict(saved.averaged)
             model = averaged.model
     except RuntimeError as error:  # a model.factory whose file has changed, or that makes another net of this corpus
-        raise CheckpointError(f"{saved.path}: its weights do not fit the model that is built for {packed.path} "
-                              f"({' '.join(str(error).split())[:300]}); give the corpus and the model.factory that "
-                              "it was trained with") from error
+        raise CheckpointError(
+            f"{saved.path}: its weights do not fit the model that is built for {packed.path} "
+            f"({' '.join(str(error).split())[:300]}); give the corpus and the model.factory that "
+            "it was trained with"
+        ) from error
     return Trained(run, config, packed, compute, model.to(compute.device).eval(), saved)
 
 

@@ -1,10 +1,10 @@
 """Run: the directory of one run. Its paths are made only here; its files are whole or absent, its logs only grow.
 
-    runs/NAME/
-      config.toml        what was asked for, resolved           built.json        what was really built
-      environment.json   versions, device, corpus digests       checkpoints/step-N/   best, last, sound: a line each
-      metrics.jsonl      numbers, a line each                    evidence/         what the guard kept
-      events.jsonl       what happened, a line each              predictions/  evaluations/  report.html  wandb/
+runs/NAME/
+  config.toml        what was asked for, resolved           built.json        what was really built
+  environment.json   versions, device, corpus digests       checkpoints/step-N/   best, last, sound: a line each
+  metrics.jsonl      numbers, a line each                    evidence/         what the guard kept
+  events.jsonl       what happened, a line each              predictions/  evaluations/  report.html  wandb/
 """
 
 from __future__ import annotations
@@ -176,8 +176,10 @@ class Run(History):
             return None
         match = re.fullmatch(r"step-(\d+)", text)
         if not match:
-            raise CheckpointError(f"{self.checkpoints / name}: got {text[:40]!r}, wanted one line like step-1200; "
-                                  "write it, or delete the file")
+            raise CheckpointError(
+                f"{self.checkpoints / name}: got {text[:40]!r}, wanted one line like step-1200; "
+                "write it, or delete the file"
+            )
         return int(match[1])
 
     def read_json(self, path: Path) -> dict[str, Any]:

@@ -79,9 +79,7 @@ def _beginning(run: Run, events: list[dict[str, Any]]) -> str:
     return told + "."
 
 
-def _segment(
-    events: list[dict[str, Any]], run: Run, reached: int, following: list[dict[str, Any]] | None
-) -> list[str]:
+def _segment(events: list[dict[str, Any]], run: Run, reached: int, following: list[dict[str, Any]] | None) -> list[str]:
     start, last = events[0], events[-1]
     number = int(start["segment"]) + 1
     steps = [reached, *(int(event["step"]) for event in events if "step" in event)]

@@ -74,8 +74,10 @@ def after_bad_numbers(run: Run, ways: Mapping[str, str], where: str) -> str:
     told = ", or ".join(f"`{resume(run)} {setting}` {does}" for setting, does in ways.items())
     if where == "windows":
         return f"the net is not at fault: {told}{'; better, ' * bool(ways)}mend the features and pack them again"
-    return told or ("no setting that a resume may change mends that: begin a new run with a norm (model.norm=batch), "
-                    "another model.init or a lower optimizer.lr")
+    return told or (
+        "no setting that a resume may change mends that: begin a new run with a norm (model.norm=batch), "
+        "another model.init or a lower optimizer.lr"
+    )
 
 
 def settings(run: Run) -> dict[str, Any]:

@@ -17,7 +17,10 @@ MIX_1 = 0xBF58476D1CE4E5B9 - 2**64
 MIX_2 = 0x94D049BB133111EB - 2**64
 APPLY, TIME_WIDTH, TIME_START, FREQ_WIDTH, FREQ_START = range(5)
 WHOLE = {
-    torch.float16: torch.int16, torch.bfloat16: torch.int16, torch.float32: torch.int32, torch.float64: torch.int64,
+    torch.float16: torch.int16,
+    torch.bfloat16: torch.int16,
+    torch.float32: torch.int32,
+    torch.float64: torch.int64,
 }  # whole numbers of the same size
 NOISE_ROWS = 64  # windows a CPU makes noise for at a time: their hashes stay in its caches
 
@@ -56,8 +59,12 @@ class Augment:
     def describe(self) -> dict[str, object]:
         """What is applied, as built."""
         return {
-            "active": self.active, "time_mask": self.time_mask, "freq_mask": self.freq_mask,
-            "noise": self.config.noise, "mask_mode": self.config.mask_mode, "probability": self.config.probability,
+            "active": self.active,
+            "time_mask": self.time_mask,
+            "freq_mask": self.freq_mask,
+            "noise": self.config.noise,
+            "mask_mode": self.config.mask_mode,
+            "probability": self.config.probability,
         }
 
     def set_epoch(self, epoch: int, device: torch.device) -> None:
@@ -86,8 +93,12 @@ class Augment:
             return windows
         self.set_epoch(epoch, windows.device)
         flat = windows.flatten(1)
-        by_kernel = (self.masks and windows.shape[1:] == (self.width, self.feature_dim) and flat.stride(1) == 1
-                     and gpu_layer.runs_here(flat))
+        by_kernel = (
+            self.masks
+            and windows.shape[1:] == (self.width, self.feature_dim)
+            and flat.stride(1) == 1
+            and gpu_layer.runs_here(flat)
+        )
         if self.config.noise > 0 or not by_kernel:
             hashes = mix(frames * GOLDEN + self.key)
         if self.config.noise > 0:
@@ -104,9 +115,19 @@ class Augment:
         per_frame, frames = self.config.mask_mode != "batch", frames.contiguous()
         with torch.cuda.device_of(windows):
             kernels.masked_copy[len(flat), -(-flat.shape[1] // kernels.COPIED)](
-                flat, frames, self.key if per_frame else self.batch_key, output, flat.stride(0), self.time_mask,
-                self.freq_mask, math.ceil(self.config.probability * 2**53), PER_FRAME=per_frame, WIDTH=self.width,
-                DIM=self.feature_dim, BLOCK=kernels.COPIED)
+                flat,
+                frames,
+                self.key if per_frame else self.batch_key,
+                output,
+                flat.stride(0),
+                self.time_mask,
+                self.freq_mask,
+                math.ceil(self.config.probability * 2**53),
+                PER_FRAME=per_frame,
+                WIDTH=self.width,
+                DIM=self.feature_dim,
+                BLOCK=kernels.COPIED,
+            )
         return output
 
     def masked(self, windows: Tensor, hashes: Tensor) -> Tensor:

@@ -49,8 +49,14 @@ class CapturedStep:
     record: how a sequence of device operations becomes a replay.
     """
 
-    def __init__(self, step: TrainStep, loader: Any, *, whole: bool,
-                 record: Callable[[Callable[[], None]], Callable[[], None]] = record_graph) -> None:
+    def __init__(
+        self,
+        step: TrainStep,
+        loader: Any,
+        *,
+        whole: bool,
+        record: Callable[[Callable[[], None]], Callable[[], None]] = record_graph,
+    ) -> None:
         self.step, self.loader, self.whole, self.record = step, loader, whole, record
         device = step.compute.device
         self.index = torch.zeros((), dtype=torch.int64, device=device)
@@ -88,8 +94,9 @@ class CapturedStep:
         self.place.zero_()
         self.left_in_table = self.loader.table_batches
 
-    def __call__(self, epoch: int, index: int, number: int, batch: Any = None, rate: float = 0.0,
-                 momentum: float | None = None) -> None:
+    def __call__(
+        self, epoch: int, index: int, number: int, batch: Any = None, rate: float = 0.0, momentum: float | None = None
+    ) -> None:
         """Make the update from batch `index` of `epoch`, which is the next. batch: where the loader's batches are not
         part of the graph. rate, momentum: read only where the update is not."""
         if not self.on_device:

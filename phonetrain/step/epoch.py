@@ -43,8 +43,16 @@ class Updates:
             self.how = "captured whole" if only is None else f"forward and backward captured: {only}"
             self.captured = CapturedStep(step, loader, whole=only is None)
 
-    def epoch(self, epoch: int, start_batch: int, number: int, rates: np.ndarray, momenta: np.ndarray | None = None, *,
-              warn: Callable[[str], None] = warnings.warn) -> Iterator[int]:
+    def epoch(
+        self,
+        epoch: int,
+        start_batch: int,
+        number: int,
+        rates: np.ndarray,
+        momenta: np.ndarray | None = None,
+        *,
+        warn: Callable[[str], None] = warnings.warn,
+    ) -> Iterator[int]:
         """Make the updates of `epoch` from batch `start_batch` on, which is the run's step `number`.
 
         rates, momenta: (batches_per_epoch,) float64 of the epoch; momenta None where nothing moves it. warn: told in

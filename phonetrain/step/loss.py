@@ -67,5 +67,6 @@ class FrameLoss(torch.autograd.Function):
         output = torch.empty_like(logits)
         with torch.cuda.device_of(logits):
             kernels.loss_gradients[context.grid](
-                logits, labels, by_loss.contiguous(), output, *logits.shape, context.smoothing, **context.block)
+                logits, labels, by_loss.contiguous(), output, *logits.shape, context.smoothing, **context.block
+            )
         return output, None, None

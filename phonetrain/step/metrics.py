@@ -27,9 +27,7 @@ class FrameMetrics:
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         self.correct = torch.zeros((), dtype=torch.int64, device=device)
         self.frames = torch.zeros((), dtype=torch.int64, device=device)
-        self.confusion = (
-            torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device) if confusion else None
-        )
+        self.confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device) if confusion else None
 
     @torch.no_grad()
     def add(self, loss_sum: Tensor, correct: Tensor, frames: int | Tensor, keep: Tensor | None = None) -> None:
@@ -83,9 +81,7 @@ class FrameSums:
         self.loss_sum, self.correct, self.frames = loss_sum, correct, frames
 
     def __sub__(self, earlier: FrameSums) -> FrameSums:
-        return FrameSums(
-            self.loss_sum - earlier.loss_sum, self.correct - earlier.correct, self.frames - earlier.frames
-        )
+        return FrameSums(self.loss_sum - earlier.loss_sum, self.correct - earlier.correct, self.frames - earlier.frames)
 
     def as_list(self) -> list[float | int]:
         """[loss_sum, correct, frames], for a checkpoint."""

@@ -21,8 +21,9 @@ class Batches(Protocol):
 
 
 @torch.no_grad()
-def score(model: nn.Module, loader: Batches, compute: Compute, num_classes: int, *,
-          confusion: bool = False) -> FrameMetrics:
+def score(
+    model: nn.Module, loader: Batches, compute: Compute, num_classes: int, *, confusion: bool = False
+) -> FrameMetrics:
     """Sums over every frame of `loader` once; cross entropy is plain (no label smoothing), dropout off.
 
     The model's training flag is put back afterwards.

@@ -25,8 +25,9 @@ class Books:
         self.gradient_norm = torch.zeros((), dtype=torch.float32, device=device)
 
     @torch.no_grad()
-    def settle(self, loss: Tensor, correct: Tensor, frames: int | Tensor, norm: Tensor, number: Tensor, *,
-               watch_norm: bool) -> None:
+    def settle(
+        self, loss: Tensor, correct: Tensor, frames: int | Tensor, norm: Tensor, number: Tensor, *, watch_norm: bool
+    ) -> None:
         """Halt if the loss, or the norm where that is watched, is not finite; else add the batch to the sums.
 
         loss, correct: () sums over the batch's `frames`. norm: () of its gradient. number: () int64 of the step.
@@ -41,15 +42,29 @@ class Books:
         self.gradient_norm.copy_(norm)
         self.metrics.add(loss, correct, frames, self.halted == 0)
 
-    def settle_by_kernel(self, loss: Tensor, correct: Tensor, frames: int, norm: Tensor, number: Tensor,
-                         watch_norm: bool) -> None:
+    def settle_by_kernel(
+        self, loss: Tensor, correct: Tensor, frames: int, norm: Tensor, number: Tensor, watch_norm: bool
+    ) -> None:
         """The same as one launch in place of twenty, each of which takes as long as this one."""
         from ..kernels import triton_step as kernels
 
         sums = self.metrics
         with torch.cuda.device_of(loss):
-            kernels.settle[1,](loss, correct, norm, number, self.halted, self.halted_at, self.gradient_norm,
-                               sums.loss_sum, sums.correct, sums.frames, frames, WATCH_NORM=watch_norm, num_warps=1)
+            kernels.settle[1,](
+                loss,
+                correct,
+                norm,
+                number,
+                self.halted,
+                self.halted_at,
+                self.gradient_norm,
+                sums.loss_sum,
+                sums.correct,
+                sums.frames,
+                frames,
+                WATCH_NORM=watch_norm,
+                num_warps=1,
+            )
 
     def reopen(self) -> None:
         """Clear the flag: the host has looked and decided."""

@@ -46,11 +46,23 @@ class TrainStep:
     network: what is called in place of `model`, with the same parameters and buffers: a compiled form of it, or None.
     """
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, metrics: FrameMetrics, compute: Compute, *,
-                 seed: int, augment: Callable[[Tensor, Tensor, int], Tensor] | None = None,
-                 averaged: AveragedWeights | None = None, clip_norm: float | None = None, accumulation: int = 1,
-                 label_smoothing: float = 0.0, loss_scale: LossScale | None = None,
-                 ranks: Ranks | None = None, network: Callable[[Tensor], Tensor] | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        metrics: FrameMetrics,
+        compute: Compute,
+        *,
+        seed: int,
+        augment: Callable[[Tensor, Tensor, int], Tensor] | None = None,
+        averaged: AveragedWeights | None = None,
+        clip_norm: float | None = None,
+        accumulation: int = 1,
+        label_smoothing: float = 0.0,
+        loss_scale: LossScale | None = None,
+        ranks: Ranks | None = None,
+        network: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         self.model, self.optimizer, self.metrics, self.compute = model, optimizer, metrics, compute
         self.network = model if network is None else network
         self.seed, self.augment, self.averaged = seed, augment, averaged
@@ -70,8 +82,17 @@ class TrainStep:
         if device.type != "cpu" and self.skips_on_device:
             self.put_rates_on_device()
 
-    def __call__(self, windows: Tensor, labels: Tensor, frames: Tensor, *, epoch: int, step: int, rate: float,
-                 momentum: float | None = None) -> None:
+    def __call__(
+        self,
+        windows: Tensor,
+        labels: Tensor,
+        frames: Tensor,
+        *,
+        epoch: int,
+        step: int,
+        rate: float,
+        momentum: float | None = None,
+    ) -> None:
         """Make one update.
 
         windows: (B, W, D) float. labels: (B,) int64. frames: (B,) int64, for the augmentation's randomness.

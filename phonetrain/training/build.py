@@ -83,9 +83,17 @@ def window_dtype(corpus: PackedCorpus, compute: Compute) -> str:
 def open_training_loader(selection: Selection, config: RunConfig, compute: Compute):
     """The loader of training batches, in the run's order, last incomplete batch dropped."""
     return open_loader(
-        selection, window=WindowSpec(config.window.left, config.window.right), batch_size=config.batch_size,
-        seed=config.seed, order=config.loader.order, kind=config.loader.kind, device=str(compute.device),
-        threads=config.loader.threads, drop_last=True, rank=here().rank, world_size=here().world_size,
+        selection,
+        window=WindowSpec(config.window.left, config.window.right),
+        batch_size=config.batch_size,
+        seed=config.seed,
+        order=config.loader.order,
+        kind=config.loader.kind,
+        device=str(compute.device),
+        threads=config.loader.threads,
+        drop_last=True,
+        rank=here().rank,
+        world_size=here().world_size,
         dtype=window_dtype(selection.corpus, compute),
     )
 
@@ -97,9 +105,18 @@ def open_scoring_loader(corpus: PackedCorpus, partitions: str, config: RunConfig
 
     def opened(kind: str, batch_size: int):
         return open_loader(
-            corpus, partitions, window=WindowSpec(config.window.left, config.window.right), batch_size=batch_size,
-            order="sequential", kind=kind, device=str(compute.device), threads=config.loader.threads, drop_last=False,
-            rank=here().rank, world_size=here().world_size, dtype=window_dtype(corpus, compute),
+            corpus,
+            partitions,
+            window=WindowSpec(config.window.left, config.window.right),
+            batch_size=batch_size,
+            order="sequential",
+            kind=kind,
+            device=str(compute.device),
+            threads=config.loader.threads,
+            drop_last=False,
+            rank=here().rank,
+            world_size=here().world_size,
+            dtype=window_dtype(corpus, compute),
         )
 
     if compute.device.type == "cuda" and kind != "host":
@@ -132,16 +149,37 @@ def assemble(run_config: RunConfig, plan: StagePlan, corpus: PackedCorpus, roles
     state = TrainState(model, optimizer, schedule, metrics, averaged, loss_scale, Progress())
     network, compiling = compiled(model, compute.device) if config.compile == "on" else (None, "off")
     step = TrainStep(
-        model, optimizer, metrics, compute, seed=config.seed, augment=augment if augment.active else None,
-        averaged=averaged, clip_norm=config.optimizer.clip_norm, accumulation=config.optimizer.accumulation,
-        label_smoothing=config.loss.label_smoothing, loss_scale=loss_scale, ranks=here(),
+        model,
+        optimizer,
+        metrics,
+        compute,
+        seed=config.seed,
+        augment=augment if augment.active else None,
+        averaged=averaged,
+        clip_norm=config.optimizer.clip_norm,
+        accumulation=config.optimizer.accumulation,
+        label_smoothing=config.loss.label_smoothing,
+        loss_scale=loss_scale,
+        ranks=here(),
         network=network,
     )
     dev = open_scoring_loader(corpus, roles.dev, config, compute)
     moves_momentum = schedule.momenta(plan.start, train.batches_per_epoch) is not None
     updates = Updates(step, train, capture=config.capture == "auto", cycles_momentum=moves_momentum)
-    parts = Parts(run_config, plan, corpus, roles, compute, train, dev, state, step, updates, compiling,
-                  None if config.model.factory is None else digest(config.model.factory))
+    parts = Parts(
+        run_config,
+        plan,
+        corpus,
+        roles,
+        compute,
+        train,
+        dev,
+        state,
+        step,
+        updates,
+        compiling,
+        None if config.model.factory is None else digest(config.model.factory),
+    )
     set_next_rates(parts)
     return parts
 
@@ -182,8 +220,10 @@ def carry_optimizer(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> 
     current = optimizer.state_dict()
     groups, wanted = state["param_groups"], current["param_groups"]
     if [group["params"] for group in groups] != [group["params"] for group in wanted]:
-        raise CheckpointError("optimizer: its parameter groups are not those of the checkpoint; "
-                              "optimizer.name and decay_all belong to the whole run")
+        raise CheckpointError(
+            "optimizer: its parameter groups are not those of the checkpoint; "
+            "optimizer.name and decay_all belong to the whole run"
+        )
     optimizer.load_state_dict({**state, "param_groups": wanted})
 
 
@@ -233,12 +273,20 @@ def describe(parts: Parts) -> dict[str, Any]:
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "loss_scale": None if state.loss_scale is None else float(state.loss_scale.scale),
         "machine": describe_machine(parts.compute),
-        "loader": {"kind": parts.train.kind, "reason": parts.train.reason, "order": parts.train.plan.order,
-                   "partitions": parts.roles.train, "subset": parts.train.selection.subset,
-                   "seed": parts.train.selection.seed, "utterances": parts.train.selection.num_utterances,
-                   "frames": parts.train.num_frames, "frames_per_epoch": parts.train.frames_per_epoch,
-                   "batches_per_epoch": parts.train.batches_per_epoch, "batch_size": parts.train.batch_size,
-                   "window": [parts.train.window.left, parts.train.window.right]},
+        "loader": {
+            "kind": parts.train.kind,
+            "reason": parts.train.reason,
+            "order": parts.train.plan.order,
+            "partitions": parts.roles.train,
+            "subset": parts.train.selection.subset,
+            "seed": parts.train.selection.seed,
+            "utterances": parts.train.selection.num_utterances,
+            "frames": parts.train.num_frames,
+            "frames_per_epoch": parts.train.frames_per_epoch,
+            "batches_per_epoch": parts.train.batches_per_epoch,
+            "batch_size": parts.train.batch_size,
+            "window": [parts.train.window.left, parts.train.window.right],
+        },
         "scoring": {"partitions": parts.roles.dev, "frames": parts.dev.num_frames},
     }
 

@@ -53,8 +53,12 @@ def save(run: Run, state: TrainState, identity: dict[str, Any], keep: int) -> tu
         for name, content in files.items():
             (partial / name).write_bytes(content)
             digests[name] = _digest(content)
-        summary = {"format": FORMAT, "progress": dataclasses.asdict(state.progress), "identity": identity,
-                   "digests": digests}
+        summary = {
+            "format": FORMAT,
+            "progress": dataclasses.asdict(state.progress),
+            "identity": identity,
+            "digests": digests,
+        }
         (partial / STATE).write_text(state_text(summary), encoding="utf-8")
         size = 0
         for path in partial.iterdir():
@@ -92,8 +96,10 @@ def _state(path: Path) -> dict[str, Any]:
     """What state.json of a checkpoint holds, checked. Raises CheckpointError, and whatever damaged JSON raises."""
     summary = json.loads((path / STATE).read_text(encoding="utf-8"))
     if summary["format"] != FORMAT:
-        raise CheckpointError(f"{path}: checkpoint format {summary['format']}, this phonetrain reads {FORMAT}; "
-                              "use the version that wrote it")
+        raise CheckpointError(
+            f"{path}: checkpoint format {summary['format']}, this phonetrain reads {FORMAT}; "
+            "use the version that wrote it"
+        )
     _check(path / STATE, _digest_of_values(summary), summary.get("digest"))
     return summary
 
@@ -183,9 +189,11 @@ def mend_best(run: Run, progress: Progress) -> list[str]:
     """
     pointed, problems = pointed_to(run, "best")
     if progress.best_step is not None and not run.checkpoint_dir(progress.best_step).is_dir():
-        problems.append(f"the best checkpoint so far, step-{progress.best_step} of epoch {progress.best_epoch + 1} "
-                        f"with {100 * progress.best_score:.2f} %, is not there any more: the best is sought anew from "
-                        "here on")
+        problems.append(
+            f"the best checkpoint so far, step-{progress.best_step} of epoch {progress.best_epoch + 1} "
+            f"with {100 * progress.best_score:.2f} %, is not there any more: the best is sought anew from "
+            "here on"
+        )
         progress.best_score = progress.best_epoch = progress.best_step = None
     if pointed is not None and pointed != progress.best_step and pointed > progress.step:
         run.write_pointer(f"best-before-segment-{progress.segment}", pointed)
@@ -234,8 +242,9 @@ def read(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
     except CheckpointError:
         raise
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: {Path(error.filename or '').name} is missing: the checkpoint is "
-                              "not whole") from error
+        raise CheckpointError(
+            f"{path}: {Path(error.filename or '').name} is missing: the checkpoint is not whole"
+        ) from error
     except Exception as error:  # json, safetensors and torch each have their own errors for damaged bytes
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"{path}: cannot be read ({first_line}): the checkpoint is damaged or is none") from error
@@ -279,8 +288,9 @@ def read_newest(run: Run, device: torch.device | str = "cpu") -> tuple[Checkpoin
     raise CheckpointError(f"{run.path}: no whole checkpoint to resume from: {said}; {again}")
 
 
-def read_before(run: Run, step: int, tried: int | None, stage: int,
-                device: torch.device | str = "cpu") -> tuple[Checkpoint | None, list[str]]:
+def read_before(
+    run: Run, step: int, tried: int | None, stage: int, device: torch.device | str = "cpu"
+) -> tuple[Checkpoint | None, list[str]]:
     """The newest whole checkpoint of before `step`, None where there is none, and sentences as `read_newest` has them.
 
     tried: the step that was gone back to already, which comes after older ones of the same `stage` (its first epoch):

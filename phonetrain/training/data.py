@@ -38,8 +38,10 @@ def open_corpus(config: RunConfig, given: str | os.PathLike[str] | None = None) 
     path = Path(given or config.data.corpus or DEFAULT_CORPUS)
     if not path.exists():
         where = "" if given or config.data.corpus else " here"
-        raise ConfigError(f"no packed corpus at {path}{os.sep}{where}; `phonedata pack raw/ {path}{os.sep}` makes one, "
-                          "`--corpus DIR` names another")
+        raise ConfigError(
+            f"no packed corpus at {path}{os.sep}{where}; `phonedata pack raw/ {path}{os.sep}` makes one, "
+            "`--corpus DIR` names another"
+        )
     return PackedCorpus(path)
 
 
@@ -70,10 +72,14 @@ def corpus_of(run: Run, config: RunConfig, given: str | os.PathLike[str] | None 
         raise broken[0]
     if others:
         now = f"{others[0].path} holds now{differing(known, others[0])}"
-        raise CheckpointError(f"{run.path} was not trained on what {now}; where is the corpus with digest "
-                              f"{known['digest']}? `--corpus DIR`")
-    raise ConfigError(f"the corpus that {run.path} was trained on is not at {' nor at '.join(map(str, places))}; where "
-                      "is it? `--corpus DIR`")
+        raise CheckpointError(
+            f"{run.path} was not trained on what {now}; where is the corpus with digest "
+            f"{known['digest']}? `--corpus DIR`"
+        )
+    raise ConfigError(
+        f"the corpus that {run.path} was trained on is not at {' nor at '.join(map(str, places))}; where "
+        "is it? `--corpus DIR`"
+    )
 
 
 def differing(known: Mapping[str, Any], corpus: PackedCorpus) -> str:
@@ -104,8 +110,9 @@ def choose_roles(corpus: PackedCorpus, data: DataConfig) -> Roles:
                 if name not in corpus.partitions:
                     near = get_close_matches(name, corpus.partitions, n=1)
                     hint = f"; did you mean {near[0]}?" if near else "; several are joined with +" * ("," in name)
-                    raise ConfigError(f"data.{role}: got {name!r}, {corpus.path} has "
-                                      f"{', '.join(corpus.partitions)}{hint}")
+                    raise ConfigError(
+                        f"data.{role}: got {name!r}, {corpus.path} has {', '.join(corpus.partitions)}{hint}"
+                    )
         else:
             names = [name for name in corpus.partitions if name.lower().startswith(prefixes)]
             if role != "test":
@@ -117,8 +124,10 @@ def choose_roles(corpus: PackedCorpus, data: DataConfig) -> Roles:
             if bare:
                 raise ConfigError(f"data.{role}: {', '.join(bare)} has no labels; it can only be predicted")
             if not names:
-                raise ConfigError(f"data.{role}: none of {', '.join(corpus.partitions)} is labelled and named like "
-                                  f"{role}; say which one: data.{role}=NAME")
+                raise ConfigError(
+                    f"data.{role}: none of {', '.join(corpus.partitions)} is labelled and named like "
+                    f"{role}; say which one: data.{role}=NAME"
+                )
         chosen[role] = " + ".join(names) or None
     if set(chosen["train"].split(" + ")) & set(chosen["dev"].split(" + ")):
         raise ConfigError(f"data.dev: {chosen['dev']} is also trained on; a score on it would say nothing")
@@ -129,9 +138,11 @@ def check_window(corpus: PackedCorpus, config: RunConfig) -> None:
     """Refuse more context than was packed, with the command that repacks."""
     wanted = max(config.window.left, config.window.right)
     if wanted > corpus.context:
-        raise ConfigError(f"window: {config.window.left} frames left and {config.window.right} right, but "
-                          f"{corpus.path} was packed with context {corpus.context}; pack it again: "
-                          f"phonedata pack RAW {corpus.path} --context {wanted} --replace")
+        raise ConfigError(
+            f"window: {config.window.left} frames left and {config.window.right} right, but "
+            f"{corpus.path} was packed with context {corpus.context}; pack it again: "
+            f"phonedata pack RAW {corpus.path} --context {wanted} --replace"
+        )
 
 
 # The demo warms up over a sixth of its steps and is the better for it; beyond a fifth little is left to learn in.
@@ -144,14 +155,20 @@ def warnings_before_training(corpus: PackedCorpus, roles: Roles, train: Selectio
     said = []
     batches = train.num_frames // config.batch_size
     if batches == 0:
-        raise ConfigError(f"{train.num_frames:,} training frames ({roles.train}, subset {config.subset:g}) do not fill "
-                          f"one batch of {config.batch_size:,}; use a larger subset or a smaller batch_size")
+        raise ConfigError(
+            f"{train.num_frames:,} training frames ({roles.train}, subset {config.subset:g}) do not fill "
+            f"one batch of {config.batch_size:,}; use a larger subset or a smaller batch_size"
+        )
     if config.augment.freq_mask > corpus.feature_dim:
-        raise ConfigError(f"augment.freq_mask = {config.augment.freq_mask}: a frame has {corpus.feature_dim} "
-                          "coefficients; wanted at most that many")
+        raise ConfigError(
+            f"augment.freq_mask = {config.augment.freq_mask}: a frame has {corpus.feature_dim} "
+            "coefficients; wanted at most that many"
+        )
     if batches < 20:
-        said.append(f"an epoch is only {batches} updates ({train.num_frames:,} frames, batch_size "
-                    f"{config.batch_size:,}); a smaller batch_size learns more from so little")
+        said.append(
+            f"an epoch is only {batches} updates ({train.num_frames:,} frames, batch_size "
+            f"{config.batch_size:,}); a smaller batch_size learns more from so little"
+        )
     said += long_warmup(config, batches)
     symbols = corpus.phonemes.symbols
     trained = label_counts(train)
@@ -160,12 +177,15 @@ def warnings_before_training(corpus: PackedCorpus, roles: Roles, train: Selectio
     if never.size:
         share = 100.0 * scored[never].sum() / scored.sum()
         source = roles.train if config.subset == 1 else f"subset {config.subset:g} of {roles.train}"
-        said.append(f"{roles.dev} has {_names(symbols, never)}, which {source} never shows: {share:.2f} % of its "
-                    "frames cannot be right")
+        said.append(
+            f"{roles.dev} has {_names(symbols, never)}, which {source} never shows: {share:.2f} % of its "
+            "frames cannot be right"
+        )
     absent = np.flatnonzero((trained == 0) & (scored == 0))
     if absent.size:
-        said.append(f"no frame is labelled {_names(symbols, absent)}: {absent.size} of {len(symbols)} outputs "
-                    "learn nothing")
+        said.append(
+            f"no frame is labelled {_names(symbols, absent)}: {absent.size} of {len(symbols)} outputs learn nothing"
+        )
     return said
 
 
@@ -179,8 +199,10 @@ def why_not_finite(corpus: PackedCorpus, partitions: str) -> str:
                 row = first + int(bad.argmax())
                 utterance = int(np.searchsorted(part.utterance_start_row, row, side="right")) - 1
                 named = f"utterance {part.utterance_ids[max(utterance, 0)]} in {part.path}"
-                return (f"the features of {named} are not finite, the net is not at fault; "
-                        f"`phonedata verify {corpus.path}` says what is damaged, packing again mends it")
+                return (
+                    f"the features of {named} are not finite, the net is not at fault; "
+                    f"`phonedata verify {corpus.path}` says what is damaged, packing again mends it"
+                )
     return "numbers in the net went out of range; lower optimizer.lr"
 
 
@@ -205,8 +227,10 @@ def long_warmup(config: RunConfig, batches: int) -> list[str]:
     setting = f"schedule.warmup_epochs = {schedule.warmup_epochs}" if by_epochs else "schedule.warmup_steps"
     fitting = f"schedule.warmup_steps={max(1, round(FITTING_WARMUP * updates))}"
     cut = " and is cut to it" if warm > updates else ""
-    return [f"warm-up ({setting}, {warm:,} updates) is long for a run of {updates:,} updates{cut}, which learns little "
-            f"meanwhile; {fitting} fits, none leaves it out" + " (with schedule.warmup_epochs=none)" * by_epochs]
+    return [
+        f"warm-up ({setting}, {warm:,} updates) is long for a run of {updates:,} updates{cut}, which learns little "
+        f"meanwhile; {fitting} fits, none leaves it out" + " (with schedule.warmup_epochs=none)" * by_epochs
+    ]
 
 
 def _names(symbols: tuple[str, ...], indices: np.ndarray) -> str:

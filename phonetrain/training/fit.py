@@ -24,9 +24,15 @@ from .resume import (
 from .session import environment, prepare, seen_by, shown_by, train, with_place
 
 
-def fit(recipe: str | os.PathLike[str] | None = None, *overrides: str, config: RunConfig | None = None,
-        corpus: str | os.PathLike[str] | None = None, run: str | os.PathLike[str] | None = None,
-        console: Console | None = None, **unknown: object) -> Run:
+def fit(
+    recipe: str | os.PathLike[str] | None = None,
+    *overrides: str,
+    config: RunConfig | None = None,
+    corpus: str | os.PathLike[str] | None = None,
+    run: str | os.PathLike[str] | None = None,
+    console: Console | None = None,
+    **unknown: object,
+) -> Run:
     """Train a recipe on a packed corpus in a new run directory.
 
     Parameters
@@ -80,8 +86,9 @@ def check_place(run: str | os.PathLike[str], corpus: PackedCorpus) -> None:
     if not os.fspath(run):
         raise ConfigError("--run: got nothing, wanted a directory for the run")
     if Path(run).resolve().is_relative_to(corpus.path.resolve()):
-        raise ConfigError(f"--run {run}: lies in the corpus {corpus.path}, which holds nothing else; "
-                          "give another place")
+        raise ConfigError(
+            f"--run {run}: lies in the corpus {corpus.path}, which holds nothing else; give another place"
+        )
 
 
 def launch(ranks: Ranks) -> dict[str, Any]:
@@ -107,5 +114,3 @@ def begun_before(run: str | os.PathLike[str] | None) -> Path | None:
         return None
     launches = [event.get("launch") for event in where.events("run_started")]
     return where.path if launch_id() in launches else None
-
-

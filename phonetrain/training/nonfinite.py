@@ -47,8 +47,10 @@ class Finding:
         if self.bad_frames:
             named = ", ".join(self.bad_utterances[:3]) + ", ..." * (len(self.bad_utterances) > 3)
             frames = f"; {len(self.bad_frames)} of its windows were bad before the net saw them (utterance {named})"
-        return (f"not finite at step {self.step} (epoch {self.epoch + 1}, batch {self.batch}): {self.tensor} of "
-                f"{self.where} [{self.kind}]{largest}; learning rate {self.rate:.3g}, {self.precision}{scale}{frames}")
+        return (
+            f"not finite at step {self.step} (epoch {self.epoch + 1}, batch {self.batch}): {self.tensor} of "
+            f"{self.where} [{self.kind}]{largest}; learning rate {self.rate:.3g}, {self.precision}{scale}{frames}"
+        )
 
 
 def replay(step: TrainStep, batch: WindowBatch, *, epoch: int, number: int) -> Finding:
@@ -65,8 +67,9 @@ def replay(step: TrainStep, batch: WindowBatch, *, epoch: int, number: int) -> F
             if found or not isinstance(output, Tensor) or bool(torch.isfinite(output).all()):
                 return
             tensors = [value for value in inputs if isinstance(value, Tensor)]
-            bad_weight = next((key for key, p in module.named_parameters(recurse=False)
-                               if not bool(torch.isfinite(p).all())), None)
+            bad_weight = next(
+                (key for key, p in module.named_parameters(recurse=False) if not bool(torch.isfinite(p).all())), None
+            )
             came_in_bad = any(not bool(torch.isfinite(tensor).all()) for tensor in tensors)
             what = bad_weight or ("input" if came_in_bad else "output")
             found.append(Finding(name or "the model", type(module).__name__, what, _largest(tensors)))
@@ -83,15 +86,19 @@ def replay(step: TrainStep, batch: WindowBatch, *, epoch: int, number: int) -> F
         loss = sum(float(part.loss) for part in parts) / batch.labels.shape[0]
         bad_windows = ~torch.isfinite(batch.windows.flatten(1)).all(1)
         if bool(bad_windows.any()):
-            finding = Finding("windows", "features of the corpus", "input", _largest([batch.windows]),
-                              bad_frames=batch.frames[bad_windows].tolist())
+            finding = Finding(
+                "windows",
+                "features of the corpus",
+                "input",
+                _largest([batch.windows]),
+                bad_frames=batch.frames[bad_windows].tolist(),
+            )
         elif found:
             finding = found[0]
         elif not math.isfinite(loss):
             finding = Finding("loss", "cross entropy", "output", _largest([part.logits for part in parts]))
         else:
-            finding = _bad_gradient(step) or Finding(
-                NOT_REPRODUCED, f"loss {loss:.4g} on replay", "output", None)
+            finding = _bad_gradient(step) or Finding(NOT_REPRODUCED, f"loss {loss:.4g} on replay", "output", None)
     finally:
         step.network = network
         for handle in handles:
@@ -164,17 +171,23 @@ class DivergenceWatch:
         if self.warned:
             return None
         self.warned = True
-        return (f"the loss is diverging: {loss:.4g} at step {step}, its running level was {level:.4g}; learning rate "
-                f"{rate:.3g}; `phonetrain fit --find-lr` shows which rates this net bears")
+        return (
+            f"the loss is diverging: {loss:.4g} at step {step}, its running level was {level:.4g}; learning rate "
+            f"{rate:.3g}; `phonetrain fit --find-lr` shows which rates this net bears"
+        )
 
 
 def dead_net(dev_loss: float, answered: int, num_classes: int) -> str | None:
     """A sentence when a net has learnt nothing so far, else None. answered: phonemes that any dev frame was given."""
     chance = math.log(num_classes)
     if dev_loss >= 0.98 * chance:
-        return (f"the net has learnt nothing so far: dev loss {dev_loss:.3f}, guessing blindly gives "
-                f"ln {num_classes} = {chance:.3f}; look at the learning rate, the initialiser and the norm")
+        return (
+            f"the net has learnt nothing so far: dev loss {dev_loss:.3f}, guessing blindly gives "
+            f"ln {num_classes} = {chance:.3f}; look at the learning rate, the initialiser and the norm"
+        )
     if answered == 1:
-        return ("the net answers the same phoneme for every frame of the dev partition; look at the learning rate and "
-                "the activation")
+        return (
+            "the net answers the same phoneme for every frame of the dev partition; look at the learning rate and "
+            "the activation"
+        )
     return None

@@ -72,8 +72,10 @@ class Recovery:
             return True
         if not self.warned_of_overflows:
             self.warned_of_overflows = True
-            trainer.warn(f"gradients overflowed fp16 in the last {row} updates, all left out; the loss scale fell to "
-                         f"{float(scale.scale):g}: lower optimizer.lr, set optimizer.clip_norm, or use precision=fp32")
+            trainer.warn(
+                f"gradients overflowed fp16 in the last {row} updates, all left out; the loss scale fell to "
+                f"{float(scale.scale):g}: lower optimizer.lr, set optimizer.clip_norm, or use precision=fp32"
+            )
         return False
 
     def investigate(self, step: int, index: int, rate: float) -> guard.Finding:
@@ -90,8 +92,14 @@ class Recovery:
         seen = here().gather((finding, guard.on_host(batch)) if here().together else (finding, batch))
         finding, batch = next((each for each in seen if each[0].where != guard.NOT_REPRODUCED), seen[0])
         self.kept = self.keep(finding, batch) if trainer.run.writes else None
-        trainer.event("nonfinite", policy=policy, message=finding.sentence(), where=finding.where, lr=finding.rate,
-                      evidence=None if self.kept is None else self.kept.name)
+        trainer.event(
+            "nonfinite",
+            policy=policy,
+            message=finding.sentence(),
+            where=finding.where,
+            lr=finding.rate,
+            evidence=None if self.kept is None else self.kept.name,
+        )
         trainer.console.warn(finding.sentence())
         return finding
 
@@ -101,8 +109,11 @@ class Recovery:
         Named with the segment too: a rollback comes to the same step again.
         """
         trainer = self.trainer
-        kept = sorted((int(match[1]), int(match[2]), path) for path in trainer.run.evidence.glob("*")
-                      if (match := re.fullmatch(r"segment-(\d+)-step-(\d+)", path.name)))
+        kept = sorted(
+            (int(match[1]), int(match[2]), path)
+            for path in trainer.run.evidence.glob("*")
+            if (match := re.fullmatch(r"segment-(\d+)-step-(\d+)", path.name))
+        )
         for _, _, path in kept[: max(0, len(kept) + 1 - KEPT_EVIDENCE)]:
             shutil.rmtree(path, ignore_errors=True)
         directory = trainer.run.evidence / f"segment-{trainer.progress.segment}-step-{finding.step}"
@@ -151,8 +162,10 @@ class Recovery:
             trainer.run.write_pointer("sound", sound.progress.step)
         trainer.save()
         kept = "" if self.kept is None else f"evidence is in {self.kept}, "
-        raise TrainingStopped(f"stopped{tried}: {finding.sentence()}; {kept}the weights are as before that batch; "
-                              f"{advice.after_bad_numbers(trainer.run, ways, finding.where)}")
+        raise TrainingStopped(
+            f"stopped{tried}: {finding.sentence()}; {kept}the weights are as before that batch; "
+            f"{advice.after_bad_numbers(trainer.run, ways, finding.where)}"
+        )
 
     def ways_on(self, finding: guard.Finding, policy: str, sound: checkpoint.Checkpoint | None) -> dict[str, str]:
         """Settings of a resume that can go on from here, none of which the run had, and what each does."""
@@ -191,15 +204,20 @@ class Recovery:
         checkpoint.restore(trainer.parts.state, saved)
         restored, factor = trainer.progress, trainer.parts.config.guard.rollback_factor
         trainer.parts.state.progress = replace(
-            restored, segment=before.segment + 1, rollbacks=rollbacks, back_to=restored.step,
+            restored,
+            segment=before.segment + 1,
+            rollbacks=rollbacks,
+            back_to=restored.step,
             rate_scale=restored.rate_scale * factor ** (rollbacks - restored.rollbacks),
         )
         progress = trainer.progress
         trainer.watch.forget()
         trainer.event("segment_started", parent=restored.segment, by="rollback")
         trainer.event("recovered", by="rollback", rate_scale=progress.rate_scale, from_step=before.step)
-        trainer.console.warn(f"rolled back from step {before.step} to step {restored.step}; learning rates are "
-                             f"multiplied by {progress.rate_scale:g} from here on")
+        trainer.console.warn(
+            f"rolled back from step {before.step} to step {restored.step}; learning rates are "
+            f"multiplied by {progress.rate_scale:g} from here on"
+        )
         # A process killed from here on must not try the old rate again. A full disk only costs that.
         with contextlib.suppress(TrainingStopped):
             trainer.save()

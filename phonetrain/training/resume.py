@@ -46,8 +46,9 @@ def find_checkpoint(run: Run, wanted: str | int | None) -> tuple[checkpoint.Chec
     name = str(wanted).removeprefix("step-")
     steps = checkpoint.saved_steps(run)
     if not name.isdigit() or int(name) not in steps:
-        raise CheckpointError(f"{run.path}: no checkpoint {wanted!r}; there are "
-                              f"{', '.join(f'step-{step}' for step in steps) or 'none'}")
+        raise CheckpointError(
+            f"{run.path}: no checkpoint {wanted!r}; there are {', '.join(f'step-{step}' for step in steps) or 'none'}"
+        )
     return checkpoint.read(run.checkpoint_dir(int(name))), lost
 
 
@@ -60,16 +61,20 @@ def changes_by_hand(old: RunConfig, new: RunConfig, epoch: int) -> list[tuple[st
     said = [change for change in diff(old, new) if change[0] != "data.corpus"]
     if len(old.stage) != len(new.stage) or not old.stage:
         return said
-    number, before, after = next((number, *both) for number, both in reversed(list(enumerate(zip(
-        plan_stages(old), plan_stages(new))))) if both[0].start <= epoch)
+    number, before, after = next(
+        (number, *both)
+        for number, both in reversed(list(enumerate(zip(plan_stages(old), plan_stages(new)))))
+        if both[0].start <= epoch
+    )
     here = [change for change in diff(before.config, after.config) if change[0] not in ("epochs", "data.corpus")]
     shown = {key for key, _, _ in here}
     begun = {f"stage.{place}.{key}" for place in range(number + 1) for key in shown}
     return [change for change in said if change[0] not in shown | begun] + here
 
 
-def check_changes(run: Run, changes: Sequence[tuple[str, Any, Any]], old: RunConfig, new: RunConfig,
-                  progress: Progress) -> None:
+def check_changes(
+    run: Run, changes: Sequence[tuple[str, Any, Any]], old: RunConfig, new: RunConfig, progress: Progress
+) -> None:
     """Refuse a change that would make another experiment, or that cannot take effect in the middle of an epoch."""
     over = [f"stage.{place}." for place, plan in enumerate(plan_stages(old)) if plan.stop <= progress.epoch]
     for key, before, after in changes:
@@ -79,12 +84,17 @@ def check_changes(run: Run, changes: Sequence[tuple[str, Any, Any]], old: RunCon
         if key.startswith(fixed) or key in FIXED_KEYS or re.fullmatch(r"stage\.\d+\.epochs", key):
             raise ConfigError(f"{key}: {before} -> {after} would be another experiment; start one: phonetrain fit")
         if key in ORDER_KEYS and progress.batch:
-            ends = [event["step"] for event in run.events("checkpoint_saved") if event["batch"] == 0
-                    and event["step"] <= progress.step and run.checkpoint_dir(event["step"]).is_dir()]
+            ends = [
+                event["step"]
+                for event in run.events("checkpoint_saved")
+                if event["batch"] == 0 and event["step"] <= progress.step and run.checkpoint_dir(event["step"]).is_dir()
+            ]
             again = f"; or go back to the last epoch's end: --from step-{max(ends)}" if ends else ""
-            raise ConfigError(f"{key}: {before} -> {after} changes which frames come next, and the run stands inside "
-                              f"epoch {progress.epoch + 1} (batch {progress.batch}); resume without it until the epoch "
-                              f"ends{again}")
+            raise ConfigError(
+                f"{key}: {before} -> {after} changes which frames come next, and the run stands inside "
+                f"epoch {progress.epoch + 1} (batch {progress.batch}); resume without it until the epoch "
+                f"ends{again}"
+            )
     refuse_silent_extension(old, new)
 
 
@@ -103,8 +113,10 @@ def check_identity(saved: checkpoint.Checkpoint, now: dict[str, Any], run: Run) 
     for name, value in now.items():
         before = saved.identity.get(name)
         if before != value:
-            raise CheckpointError(f"{run.path}: {name} is {value}, but the run was trained with {before}; it goes on "
-                                  "with the same corpus only (`--corpus DIR`); `phonetrain fit` starts a new run")
+            raise CheckpointError(
+                f"{run.path}: {name} is {value}, but the run was trained with {before}; it goes on "
+                "with the same corpus only (`--corpus DIR`); `phonetrain fit` starts a new run"
+            )
 
 
 def restore_machine(before: dict[str, Any], compute: Compute) -> list[str]:
@@ -113,6 +125,7 @@ def restore_machine(before: dict[str, Any], compute: Compute) -> list[str]:
     Threads stay as they are on a machine that differs in other ways too, or has not so many cores: there is no equality
     to be had by them, and more threads than cores wait for each other.
     """
+
     def differing() -> dict[str, Any]:
         return {name: value for name, value in describe_machine(compute).items() if before.get(name) != value}
 
@@ -122,8 +135,10 @@ def restore_machine(before: dict[str, Any], compute: Compute) -> list[str]:
     if not told:
         return []
     ranks = "; the order of the frames stays, dropout differs with the number of ranks" * ("ranks" in differing())
-    return [f"this machine is not the one before ({', '.join(told)}): training goes on, but bit for bit equality "
-            f"with an uninterrupted run is not promised{ranks}"]
+    return [
+        f"this machine is not the one before ({', '.join(told)}): training goes on, but bit for bit equality "
+        f"with an uninterrupted run is not promised{ranks}"
+    ]
 
 
 def restore_parts(parts: Parts, saved: checkpoint.Checkpoint, changes: Sequence[tuple[str, Any, Any]]) -> None:
@@ -142,8 +157,14 @@ def restore_parts(parts: Parts, saved: checkpoint.Checkpoint, changes: Sequence[
             parts.state.progress.rate_scale, parts.state.progress.rollbacks = 1.0, 0
 
 
-def resume(run: str | os.PathLike[str] | None = None, *overrides: str, corpus: str | os.PathLike[str] | None = None,
-           from_checkpoint: str | int | None = None, console: Console | None = None, **unknown: object) -> Run:
+def resume(
+    run: str | os.PathLike[str] | None = None,
+    *overrides: str,
+    corpus: str | os.PathLike[str] | None = None,
+    from_checkpoint: str | int | None = None,
+    console: Console | None = None,
+    **unknown: object,
+) -> Run:
     """Continue a run from its newest whole checkpoint, exactly as if it had not stopped, or with changes that are said.
 
     Parameters
@@ -214,8 +235,11 @@ def resume(run: str | os.PathLike[str] | None = None, *overrides: str, corpus: s
         for key, before, after in changes:
             where.append_event("config_changed", key=key, old=before, new=after, by="resume", **place)
         position = f"epoch {progress.epoch + 1}, batch {progress.batch}, step {progress.step}"
-        shown.say(f"{where.path}: all {progress.epoch} epochs are done; only the end was not recorded" if only_the_end
-                  else f"resuming {where.path} at {position}")
+        shown.say(
+            f"{where.path}: all {progress.epoch} epochs are done; only the end was not recorded"
+            if only_the_end
+            else f"resuming {where.path} at {position}"
+        )
         for key, later, then in diff(newest, begins):
             shown.say(f"as it was at {saved.path.name}: {key} {_told(later)} -> {_told(then)}")
         for key, before, after in changes:

@@ -83,11 +83,18 @@ def looked_through(corpus: PackedCorpus, roles: Roles, plans: Sequence[StagePlan
 def environment(corpus: PackedCorpus, compute: Compute, run: Run) -> dict[str, Any]:
     """Versions, device, commit, corpus digests and where the corpus lies from the run; no host and no user name."""
     return {
-        "python": platform.python_version(), "packages": {name: version(name) for name in PACKAGES},
-        "device": compute.reason, "machine": describe_machine(compute), "commit": commit(),
-        "corpus": {"digest": corpus.digest, "from_run": place_from_run(corpus, run),
-                   "phonemes": corpus.phonemes.fingerprint, "cmvn": corpus.cmvn["kind"],
-                   "partitions": {name: part.digest for name, part in corpus.partitions.items()}},
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in PACKAGES},
+        "device": compute.reason,
+        "machine": describe_machine(compute),
+        "commit": commit(),
+        "corpus": {
+            "digest": corpus.digest,
+            "from_run": place_from_run(corpus, run),
+            "phonemes": corpus.phonemes.fingerprint,
+            "cmvn": corpus.cmvn["kind"],
+            "partitions": {name: part.digest for name, part in corpus.partitions.items()},
+        },
     }
 
 
@@ -95,15 +102,21 @@ def commit() -> str | None:
     """The git commit of this package's checkout, `-dirty` where files differ from it; None outside a checkout."""
     here = Path(__file__).parent
     try:
-        told = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=40"], cwd=here, text=True,
-                              capture_output=True, timeout=10)
+        told = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
+            cwd=here,
+            text=True,
+            capture_output=True,
+            timeout=10,
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return told.stdout.strip() or None if told.returncode == 0 else None
 
 
-def train(run: Run, parts: Parts, console: Console, warnings: Sequence[str], save_first: bool, ranks: Ranks,
-          began: float) -> None:
+def train(
+    run: Run, parts: Parts, console: Console, warnings: Sequence[str], save_first: bool, ranks: Ranks, began: float
+) -> None:
     """Run the loop under signal handlers, and record how it ended, whatever happens.
 
     save_first: the present state is in no checkpoint yet; with one, a process that is killed at once can be resumed.
@@ -114,11 +127,14 @@ def train(run: Run, parts: Parts, console: Console, warnings: Sequence[str], sav
     settings = {"config": config.to_dict()}
     tracker = open_tracker(config.tracking, run, settings, console.say, console.warn) if ranks.is_main else Tracker()
     plan = {
-        "run": str(run.path), "epochs": plan_stages(config)[-1].stop, "steps_per_epoch": parts.train.batches_per_epoch,
+        "run": str(run.path),
+        "epochs": plan_stages(config)[-1].stop,
+        "steps_per_epoch": parts.train.batches_per_epoch,
         "model": f"{describe(parts)['model']['parameters']:,} parameters",
         "data": f"{parts.train.num_frames:,} frames of {parts.roles.train}; scored on {parts.roles.dev} "
-                f"in {parts.compute.precision}",
-        "device": f"{parts.compute.reason}, {parts.compute.precision}", "loader": parts.train.reason,
+        f"in {parts.compute.precision}",
+        "device": f"{parts.compute.reason}, {parts.compute.precision}",
+        "loader": parts.train.reason,
     }
     with noticed_signals() as request:
         trainer = Trainer(run, parts, console, tracker, request, began)

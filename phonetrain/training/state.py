@@ -57,6 +57,10 @@ class TrainState:
 
     def training_parts(self) -> dict[str, Any]:
         """The moving parts that are not weights, by name; absent parts are left out."""
-        parts = {"optimizer": self.optimizer, "schedule": self.schedule, "metrics": self.metrics,
-                 "loss_scale": self.loss_scale}
+        parts = {
+            "optimizer": self.optimizer,
+            "schedule": self.schedule,
+            "metrics": self.metrics,
+            "loss_scale": self.loss_scale,
+        }
         return {name: part for name, part in parts.items() if part is not None}

@@ -43,8 +43,9 @@ class Trainer:
     began: monotonic time from which on the run's time is counted.
     """
 
-    def __init__(self, run: Run, parts: Parts, console: Console, tracker: Tracker, request: StopRequest,
-                 began: float) -> None:
+    def __init__(
+        self, run: Run, parts: Parts, console: Console, tracker: Tracker, request: StopRequest, began: float
+    ) -> None:
         self.run, self.parts, self.console, self.tracker, self.request = run, parts, console, tracker, request
         self.plans = plan_stages(parts.run_config)
         stop = parts.run_config.stop
@@ -140,8 +141,9 @@ class Trainer:
         log_every = parts.config.tracking.log_every
         start, clock, entered = progress.epoch_seconds, time.monotonic(), progress.batch
         began = clock
-        stream = parts.updates.epoch(progress.epoch, progress.batch, progress.step, rates * progress.rate_scale,
-                                     momenta, warn=self.not_captured)
+        stream = parts.updates.epoch(
+            progress.epoch, progress.batch, progress.step, rates * progress.rate_scale, momenta, warn=self.not_captured
+        )
         try:
             for frames in stream:
                 progress.batch += 1
@@ -222,9 +224,13 @@ class Trainer:
         told = interval.result()
         if not self.sees_every_step:  # the host is ahead of the device but here
             self.recent_paces.append(seconds / max(told["frames"], 1))
-        line = {"loss": told["loss"], "accuracy": told["accuracy"], "lr": rate,
-                "frames_per_second": told["frames"] / max(seconds, 1e-9),
-                "gradient_norm": float(step.books.gradient_norm)}
+        line = {
+            "loss": told["loss"],
+            "accuracy": told["accuracy"],
+            "lr": rate,
+            "frames_per_second": told["frames"] / max(seconds, 1e-9),
+            "gradient_norm": float(step.books.gradient_norm),
+        }
         scale = {}
         if step.loss_scale is not None:
             skipped = int(step.loss_scale.overflows) / progress.step
@@ -233,8 +239,9 @@ class Trainer:
         shown = {name: line[name] for name in ("loss", "accuracy", "lr", "frames_per_second")}
         if self.parts.compute.device.type == "cuda":
             shown["memory"] = torch.cuda.memory_allocated(self.parts.compute.device)
-        self.console.progress(epoch=progress.epoch, step_in_epoch=progress.batch, steps_per_epoch=batches,
-                              **shown, **scale)
+        self.console.progress(
+            epoch=progress.epoch, step_in_epoch=progress.batch, steps_per_epoch=batches, **shown, **scale
+        )
         if (warning := self.watch.look(told["loss"], progress.step, rate)) is not None:
             self.warn(warning)
 
@@ -253,9 +260,14 @@ class Trainer:
         rates = parts.state.schedule.rates(progress.epoch, parts.train.batches_per_epoch)
         best = self.is_best(dev)
         line = {
-            "train_loss": trained["loss"], "train_accuracy": trained["accuracy"], "dev_loss": dev["loss"],
-            "dev_accuracy": dev["accuracy"], "lr": float(rates[-1]) * progress.rate_scale,
-            "seconds": progress.epoch_seconds, "frames": trained["frames"], "scoring_seconds": self.scoring_seconds,
+            "train_loss": trained["loss"],
+            "train_accuracy": trained["accuracy"],
+            "dev_loss": dev["loss"],
+            "dev_accuracy": dev["accuracy"],
+            "lr": float(rates[-1]) * progress.rate_scale,
+            "seconds": progress.epoch_seconds,
+            "frames": trained["frames"],
+            "scoring_seconds": self.scoring_seconds,
             "best": best,
         }
         self.write_metric("epoch", **line)
@@ -263,10 +275,13 @@ class Trainer:
         if math.isfinite(dev["loss"]):
             self.check_life(dev)
         else:
-            self.warn(f"the dev loss is {dev['loss']}, so this epoch is not taken for the best: "
-                      f"{why_not_finite(parts.corpus, parts.roles.dev)}")
-        parts.state.schedule.end_epoch({name: line[name] for name in
-                                        ("train_loss", "train_accuracy", "dev_loss", "dev_accuracy")})
+            self.warn(
+                f"the dev loss is {dev['loss']}, so this epoch is not taken for the best: "
+                f"{why_not_finite(parts.corpus, parts.roles.dev)}"
+            )
+        parts.state.schedule.end_epoch(
+            {name: line[name] for name in ("train_loss", "train_accuracy", "dev_loss", "dev_accuracy")}
+        )
         progress.seconds += progress.epoch_seconds
         progress.epoch, progress.batch, progress.epoch_seconds = progress.epoch + 1, 0, 0.0
         progress.logged = [0.0, 0, 0]
@@ -303,8 +318,9 @@ class Trainer:
         """Before a deadline: score the weights as they are, keep them if they are the best so far."""
         dev = self.score()
         best = math.isfinite(dev["loss"]) and dev["accuracy"] > (self.progress.best_score or 0.0)
-        self.write_metric("evaluate", partition=self.parts.roles.dev, dev_loss=dev["loss"],
-                          dev_accuracy=dev["accuracy"], best=best)
+        self.write_metric(
+            "evaluate", partition=self.parts.roles.dev, dev_loss=dev["loss"], dev_accuracy=dev["accuracy"], best=best
+        )
         if best:
             self.progress.best_score, self.progress.best_epoch = dev["accuracy"], self.progress.epoch
             self.progress.best_step = self.progress.step
@@ -327,7 +343,9 @@ class Trainer:
         """Write a checkpoint of the present position."""
         began, parts = time.monotonic(), self.parts
         about = identity(parts.corpus, parts.run_config, parts.roles) | {
-            "machine": describe_machine(parts.compute), "config": parts.run_config.to_dict(), "stage": parts.plan.start,
+            "machine": describe_machine(parts.compute),
+            "config": parts.run_config.to_dict(),
+            "stage": parts.plan.start,
             "factory": parts.factory,
         }
         self.run.sync_metrics()

@@ -11,10 +11,16 @@ import torch
 from phonetrain import device
 
 
-@pytest.mark.parametrize(("vendor", "amx", "avx512", "wanted"), [
-    ("AuthenticAMD", False, True, "bf16"), ("GenuineIntel", False, True, "fp32"), ("GenuineIntel", True, True, "bf16"),
-    ("AuthenticAMD", False, False, "fp32"), ("", False, False, "fp32"),
-])
+@pytest.mark.parametrize(
+    ("vendor", "amx", "avx512", "wanted"),
+    [
+        ("AuthenticAMD", False, True, "bf16"),
+        ("GenuineIntel", False, True, "fp32"),
+        ("GenuineIntel", True, True, "bf16"),
+        ("AuthenticAMD", False, False, "fp32"),
+        ("", False, False, "fp32"),
+    ],
+)
 def test_auto_takes_bf16_on_cpus_that_gain_by_it(monkeypatch, vendor, amx, avx512, wanted):
     monkeypatch.setattr(device, "cpu_vendor", lambda: vendor)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
@@ -42,8 +48,15 @@ def test_memory_that_is_freed_stays_for_the_next_step():
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
 
     def faults(keeps: bool, **variables: str) -> int:
-        return int(subprocess.run([sys.executable, "-c", FAULTS.format(keeps=keeps)], text=True, capture_output=True,
-                                  env=environment | variables, check=True).stdout)
+        return int(
+            subprocess.run(
+                [sys.executable, "-c", FAULTS.format(keeps=keeps)],
+                text=True,
+                capture_output=True,
+                env=environment | variables,
+                check=True,
+            ).stdout
+        )
 
     pages = 10 * (64 << 20) // os.sysconf("SC_PAGE_SIZE")
     assert faults(True) < pages / 10

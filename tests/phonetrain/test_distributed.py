@@ -86,7 +86,8 @@ def test_two_processes_have_the_losses_of_one(name, runs_of_two, learnable_corpu
     one, two = fit_plainly(name, learnable_corpus.path, tmp_path / "one"), Run(runs_of_two / name)
     assert losses(two) == pytest.approx(losses(one), rel=2e-4)
     assert [line["accuracy"] for line in two.metrics("train")] == pytest.approx(
-        [line["accuracy"] for line in one.metrics("train")], abs=3e-3)
+        [line["accuracy"] for line in one.metrics("train")], abs=3e-3
+    )
     assert two.metrics("epoch")[0]["frames"] == one.metrics("epoch")[0]["frames"]
     # One writer: every event and every line of a step stands once.
     steps = [line["step"] for line in two.all_metrics("train")]

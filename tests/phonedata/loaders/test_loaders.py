@@ -51,7 +51,8 @@ def assert_same(first, second):
 @pytest.mark.parametrize(("left", "right"), [(0, 0), (3, 2), (12, 12), (0, 12), (11, 0)])
 @pytest.mark.parametrize(
     # Values that name their place do not fit float16.
-    ("stored", "dtype"), [("tiny_corpus", "float16"), ("tiny_corpus", "float32"), ("tiny_exact_corpus", "float32")]
+    ("stored", "dtype"),
+    [("tiny_corpus", "float16"), ("tiny_corpus", "float32"), ("tiny_exact_corpus", "float32")],
 )
 def test_every_window_of_an_epoch_is_the_reference_window(request, stored, order, kind, left, right, dtype, device):
     corpus = request.getfixturevalue(stored)
@@ -113,9 +114,7 @@ def test_same_batches_whoever_wherever(
     for rank in range(world):
         parts = []
         for kind in KINDS_OF[order]:
-            with open_tiny(
-                tiny_corpus, kind, order, threads=threads, rank=rank, world_size=world, **options
-            ) as loader:
+            with open_tiny(tiny_corpus, kind, order, threads=threads, rank=rank, world_size=world, **options) as loader:
                 mine = [owned(b) for b in loader.epoch(epoch, start)]
                 assert len(mine) == len(batches) - start
                 if mine:

@@ -200,8 +200,16 @@ def test_kill_at_any_file_operation_of_a_job_array_costs_nothing(raw, tmp_path, 
     *lines, left = done.stdout.splitlines()
     killed = [line.split()[0] for line in lines if line.endswith("killed")]
     assert set(killed) == {"stats", "part", "first", "merge", "whole"}
-    assert left.split() == ["1-of-2", "2-of-2", "merged.json", "packed", "packed.parts", "stats-1-of-2.json",
-                            "stats-2-of-2.json", "truth"]
+    assert left.split() == [
+        "1-of-2",
+        "2-of-2",
+        "merged.json",
+        "packed",
+        "packed.parts",
+        "stats-1-of-2.json",
+        "stats-2-of-2.json",
+        "truth",
+    ]
 
 
 @pytest.mark.parametrize("cmvn", ["utterance", "speaker"])

@@ -432,8 +432,11 @@ def test_ids_that_copy_data_dir_has_changed_are_those_of_the_ark(tmp_path, compr
     (tmp_path / "train/ali.txt").unlink()
     truth = [features for _, (features, _) in sorted(read_all(open_raw(tmp_path))["train"].items())]
     for pattern in ("sp0.9-{}", "{}-rev", "x_{}_y"):
-        scp.write_text("".join(pattern.format(*line.split(" ", 1)) + " " + line.split(" ", 1)[1] + "\n"
-                               for line in plain.splitlines()))
+        scp.write_text(
+            "".join(
+                pattern.format(*line.split(" ", 1)) + " " + line.split(" ", 1)[1] + "\n" for line in plain.splitlines()
+            )
+        )
         partition = open_raw(tmp_path).partitions[0]
         for index, features in enumerate(truth):
             np.testing.assert_array_equal(partition.read(index)[0], features)
@@ -452,8 +455,10 @@ def test_an_ark_that_promises_more_than_any_memory_is_one_bad_utterance(tmp_path
     write_kaldi(tmp_path / "raw/train", utterances({"a": 3, "b": 4}))
     ark = tmp_path / "raw/train/huge.ark"
     rows, columns = (1 << 31) - 1, 400
-    for head in (b"c \0BFM \4" + struct.pack("<i", rows) + b"\4" + struct.pack("<i", columns),
-                 b"c \0BCM2 " + struct.pack("<ffii", 0, 1, rows, columns)):
+    for head in (
+        b"c \0BFM \4" + struct.pack("<i", rows) + b"\4" + struct.pack("<i", columns),
+        b"c \0BCM2 " + struct.pack("<ffii", 0, 1, rows, columns),
+    ):
         ark.write_bytes(head)
         os.truncate(ark, 4 * rows * columns + 100)
         (tmp_path / "raw/train/feats.scp").write_text("a mfcc/feats.ark:2\nc huge.ark:2\n")

@@ -99,8 +99,10 @@ def test_mistakes_are_one_line_that_says_what_to_do(there, capsys, tokens, words
     assert not (there / "runs").exists()
 
 
-@pytest.mark.parametrize(("where", "words"), [("packed", "holds nothing else"), ("packed/run", "holds nothing else"),
-                                              ("", "one of the words is empty")])
+@pytest.mark.parametrize(
+    ("where", "words"),
+    [("packed", "holds nothing else"), ("packed/run", "holds nothing else"), ("", "one of the words is empty")],
+)
 def test_a_run_is_not_put_into_the_corpus_nor_nowhere(learnable_corpus, tmp_path, monkeypatch, capsys, where, words):
     shutil.copytree(learnable_corpus.path, tmp_path / "packed")
     before = sorted(tmp_path.rglob("*"))
@@ -227,10 +229,16 @@ def test_ctrl_c_that_a_library_turns_into_another_error_is_no_traceback_either()
     assert (done.returncode, done.stderr) == (130, "interrupted\n")
 
 
-@pytest.mark.parametrize(("options", "named"), [
-    (("--max-time", "5m"), "--max-time"), (("--run", "here"), "--run"), (("--dry-run", "--stop-at", "23:30"),
-                                                                       "--stop-at and --dry-run")])
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (("--max-time", "5m"), "--max-time"),
+        (("--run", "here"), "--run"),
+        (("--dry-run", "--stop-at", "23:30"), "--stop-at and --dry-run"),
+    ],
+)
 def test_options_that_mean_nothing_beside_a_range_test_are_refused(there, capsys, options, named):
     assert f"--find-lr trains no run, so it does not take {named}; leave that out" in refused(
-        capsys, "fit", "--find-lr", *options)
+        capsys, "fit", "--find-lr", *options
+    )
     assert sorted(path.name for path in there.iterdir()) == ["packed"]

@@ -81,15 +81,15 @@ REFUSED = {
     "stop.max_time=0h": "wanted a duration",
     "stop.stop_at=23:30:00": 'stop.stop_at = "23:30:00": wanted a time of day such as 23:30',
     "stop.stop_at=24:30": 'stop.stop_at = "24:30": wanted a time of day such as 23:30',
-    "data.train=2020": "data.train = 2020: wanted \"auto\", or partition names joined by +",
+    "data.train=2020": 'data.train = 2020: wanted "auto", or partition names joined by +',
     'data.train=" "': 'data.train = " ": wanted "auto"',
     "version=2": "version = 2: this phonetrain reads recipes of version 1; upgrade phonetrain",
     'version="1"': 'version = "1": wanted 1',
     "version=0": "version = 0: wanted 1",
     "version=true": "version = true: wanted 1",
     "optimizer.lr=1" + 400 * "0": "optimizer.lr = 1000",
-    "optimizer.lr=1" + 5000 * "0": "optimizer.lr = \"1000",
-    "epochs=1" + 5000 * "0": "epochs = \"1000",
+    "optimizer.lr=1" + 5000 * "0": 'optimizer.lr = "1000',
+    "epochs=1" + 5000 * "0": 'epochs = "1000',
     "stage=3": "stage = 3: wanted a list, each a table",
     "stage=[{subset=0.5}]": "stage.0.epochs is missing: wanted a whole number, at least 1",
     "stage=[{epochs=1.5}]": "stage.0.epochs = 1.5: wanted a whole number",
@@ -97,7 +97,7 @@ REFUSED = {
     "stage=[{epochs=2, stop.max_time='1h'}]": "stage.0.stop.max_time: belongs to the whole run; a stage may change",
     "stage=[{epochs=2, optimizer.lrr=3}]": "stage.0: optimizer.lrr: unknown setting; did you mean optimizer.lr?",
     "stage=[{epochs=2}, {epochs=1, subset=2}]": "stage.1: subset = 2: wanted a number",
-    "model.factory=": "model.factory = \"\": wanted file.py:function or package.module:function",
+    "model.factory=": 'model.factory = "": wanted file.py:function or package.module:function',
     "justtext": '"justtext": wanted key=value, as optimizer.lr=1e-4',
     "a b=3": '"a b=3": wanted key=value',
 }
@@ -128,9 +128,13 @@ def test_rivals_said_together_are_refused():
         DEFAULT.override(["optimizer.lr=0.1", "optimizer.lr=0.2"])
 
 
-@pytest.mark.parametrize(("settings", "key"), [
-    (["optimizer.name=sgd", "optimizer.momentum=0.8"], "momentum"), (["optimizer.betas=[0.8, 0.99]"], "betas.0"),
-])
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [
+        (["optimizer.name=sgd", "optimizer.momentum=0.8"], "momentum"),
+        (["optimizer.betas=[0.8, 0.99]"], "betas.0"),
+    ],
+)
 def test_momentum_that_onecycle_moves_is_not_said_elsewhere(settings, key):
     with pytest.raises(ConfigError, match=f"optimizer.{key} = 0.8: onecycle moves it"):
         DEFAULT.override(["schedule.name=onecycle", *settings])
@@ -153,12 +157,20 @@ def test_a_setting_said_later_takes_the_place_of_its_rival():
     assert sgd.optimizer.betas == OptimizerConfig().betas
 
 
-@pytest.mark.parametrize("overrides", [
-    [], ["averaging.decay=none"], ["schedule.name=chain", CHAIN], [STAGES], ["model.widths=[64]", "precision=bf16"],
-    ["optimizer.name=muon", "optimizer.lr=3"], ["data.corpus=C:\\new\\table \"x\""],
-    ["stop.stop_at=23:30", "stop.max_time=1h30m"],
-    ["optimizer.eps=1e-300", "optimizer.lr=0.1000000000000000055"],
-])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["averaging.decay=none"],
+        ["schedule.name=chain", CHAIN],
+        [STAGES],
+        ["model.widths=[64]", "precision=bf16"],
+        ["optimizer.name=muon", "optimizer.lr=3"],
+        ['data.corpus=C:\\new\\table "x"'],
+        ["stop.stop_at=23:30", "stop.max_time=1h30m"],
+        ["optimizer.eps=1e-300", "optimizer.lr=0.1000000000000000055"],
+    ],
+)
 def test_toml_reads_back_exactly(overrides):
     config = DEFAULT.override(overrides)
     assert read_back(config) == config
@@ -227,7 +239,8 @@ def test_configs_cannot_be_changed_in_place():
 def test_diff_names_old_and_new():
     changed = DEFAULT.override(["optimizer.lr=1e-4", "epochs=3", "averaging.decay=none"])
     assert diff(DEFAULT, changed) == [
-        ("epochs", DEFAULT.epochs, 3), ("optimizer.lr", DEFAULT.optimizer.lr, 1e-4),
+        ("epochs", DEFAULT.epochs, 3),
+        ("optimizer.lr", DEFAULT.optimizer.lr, 1e-4),
         ("averaging.decay", DEFAULT.averaging.decay, None),
     ]
     assert diff(DEFAULT, DEFAULT) == []
@@ -238,7 +251,9 @@ def test_stages_apply_one_after_the_other():
     assert config.epochs == 9
     plans = config.stages()
     assert [(plan.start, plan.stop, plan.schedule_start, plan.schedule_stop) for plan in plans] == [
-        (0, 2, 0, 5), (2, 5, 0, 5), (5, 9, 5, 9),
+        (0, 2, 0, 5),
+        (2, 5, 0, 5),
+        (5, 9, 5, 9),
     ]
     assert [plan.config.subset for plan in plans] == [0.5, 1.0, 1.0]
     assert plans[2].config.averaging.decay is None
@@ -313,8 +328,12 @@ def test_list_of_settings_in_place_of_texts_is_refused_with_a_sentence():
 
 
 def test_changed_by_hand_is_set_where_the_present_value_is_said_and_in_later_stages():
-    config = DEFAULT.override(["optimizer.lr=1e-2", "stage=[{epochs=2}, {epochs=2, optimizer.lr=1e-3, subset=0.5}, "
-                               "{epochs=2}, {epochs=2, optimizer.lr=1e-4}]"])
+    config = DEFAULT.override(
+        [
+            "optimizer.lr=1e-2",
+            "stage=[{epochs=2}, {epochs=2, optimizer.lr=1e-3, subset=0.5}, {epochs=2}, {epochs=2, optimizer.lr=1e-4}]",
+        ]
+    )
 
     def rates(changes, epoch):
         changed = config.override(changes, epoch)

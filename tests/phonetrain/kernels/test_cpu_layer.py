@@ -99,8 +99,9 @@ def test_large_mean_beside_a_small_deviation_loses_no_digits_of_the_variance():
     hidden, gradient = inputs(mean=3000.0)
     norm = make_norm("batch")
     hidden_layer(hidden, norm, nn.SiLU(), None)
-    torch.testing.assert_close(norm.running_var.double(), 0.9 + 0.1 * hidden.detach().double().var(0), rtol=1e-5,
-                               atol=1e-5)
+    torch.testing.assert_close(
+        norm.running_var.double(), 0.9 + 0.1 * hidden.detach().double().var(0), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_gradients_agree_with_finite_differences():
@@ -276,8 +277,12 @@ def test_code_for_other_processors_gives_torchs_values(features, tmp_path):
     has_f16c = "+f16c" in features
     if has_f16c and "avx2" not in Path("/proc/cpuinfo").read_text():
         pytest.skip("this processor cannot run code with AVX2")
-    environment = {**os.environ, "NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": features,
-                   "NUMBA_CACHE_DIR": str(tmp_path)}
+    environment = {
+        **os.environ,
+        "NUMBA_CPU_NAME": "generic",
+        "NUMBA_CPU_FEATURES": features,
+        "NUMBA_CACHE_DIR": str(tmp_path),
+    }
     subprocess.run([sys.executable, "-c", OTHER_PROCESSOR.format(has_f16c=has_f16c)], env=environment, check=True)
 
 

@@ -72,8 +72,13 @@ def test_every_row_and_column_counts_whatever_the_chunks(rows, columns):
     output.backward(gradient)
     true.backward(gradient.double())
     assert norm.num_batches_tracked == 1
-    for found, wanted in ((output, true), (hidden.grad, copy.grad), (norm.weight.grad, true_norm.weight.grad),
-                          (norm.running_mean, true_norm.running_mean), (norm.running_var, true_norm.running_var)):
+    for found, wanted in (
+        (output, true),
+        (hidden.grad, copy.grad),
+        (norm.weight.grad, true_norm.weight.grad),
+        (norm.running_mean, true_norm.running_mean),
+        (norm.running_var, true_norm.running_var),
+    ):
         scale = 1e-5 * max(1, float(wanted.detach().abs().max()))
         torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=scale)
 
@@ -236,8 +241,16 @@ def test_activations_are_numbered_as_on_a_cpu():
     from phonetrain.kernels import cpu_layer as fused
     from phonetrain.kernels import triton_layer as gpu_kernels
 
-    names = {nn.ReLU: "RELU", nn.LeakyReLU: "LEAKY_RELU", nn.GELU: "GELU", nn.SiLU: "SILU", nn.Mish: "MISH",
-             nn.Softplus: "SOFTPLUS", nn.Tanh: "TANH", nn.Sigmoid: "SIGMOID"}
+    names = {
+        nn.ReLU: "RELU",
+        nn.LeakyReLU: "LEAKY_RELU",
+        nn.GELU: "GELU",
+        nn.SiLU: "SILU",
+        nn.Mish: "MISH",
+        nn.Softplus: "SOFTPLUS",
+        nn.Tanh: "TANH",
+        nn.Sigmoid: "SIGMOID",
+    }
     assert {kind: getattr(gpu_kernels, name).value for kind, name in names.items()} == fused.ACTIVATIONS
 
 
@@ -245,5 +258,6 @@ def test_a_second_derivative_through_a_product_is_refused():
     inputs = torch.randn(8, 8, device=DEVICE).bfloat16().requires_grad_()
     weight = torch.randn(8, 8, device=DEVICE, requires_grad=True)
     with pytest.raises(RuntimeError, match="no second derivative"):
-        torch.autograd.grad(Product.apply(inputs, weight, None, weight.detach().bfloat16()).sum(), inputs,
-                            create_graph=True)
+        torch.autograd.grad(
+            Product.apply(inputs, weight, None, weight.detach().bfloat16()).sum(), inputs, create_graph=True
+        )

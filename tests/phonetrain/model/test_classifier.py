@@ -31,10 +31,15 @@ def build(**model) -> FrameClassifier:
     return build_model(config_of(**model), feature_dim=5, num_classes=C)
 
 
-COMBINATIONS = list(itertools.product(
-    ARCHETYPES, (1, 2, 3, 7, 15, 20, 40), (500_000, 2_000_000, 20_000_000), ((13, 1), (28, 61), (39, 101)),
-    (False, True),
-))
+COMBINATIONS = list(
+    itertools.product(
+        ARCHETYPES,
+        (1, 2, 3, 7, 15, 20, 40),
+        (500_000, 2_000_000, 20_000_000),
+        ((13, 1), (28, 61), (39, 101)),
+        (False, True),
+    )
+)
 
 
 @pytest.mark.parametrize("archetype", ARCHETYPES)
@@ -143,10 +148,17 @@ def test_dropout_is_constant_or_grows_with_depth_and_is_off_in_evaluation():
     assert torch.equal(growing.eval()(windows), growing(windows))
 
 
-@pytest.mark.parametrize(("init", "deviation"), [
-    ("torch", (1 / 3 / 35) ** 0.5), ("xavier_normal", (2 / 547) ** 0.5), ("xavier_uniform", (2 / 547) ** 0.5),
-    ("kaiming_normal", (2 / 35) ** 0.5), ("kaiming_uniform", (2 / 35) ** 0.5), ("uniform", (1 / 12) ** 0.5),
-])
+@pytest.mark.parametrize(
+    ("init", "deviation"),
+    [
+        ("torch", (1 / 3 / 35) ** 0.5),
+        ("xavier_normal", (2 / 547) ** 0.5),
+        ("xavier_uniform", (2 / 547) ** 0.5),
+        ("kaiming_normal", (2 / 35) ** 0.5),
+        ("kaiming_uniform", (2 / 35) ** 0.5),
+        ("uniform", (1 / 12) ** 0.5),
+    ],
+)
 def test_initialisers_have_the_deviation_of_their_formula_over_the_true_inputs(init, deviation):
     weight = build(widths=[512], init=init).hidden[0].linear.weight
     assert float(weight[:, :35].detach().std()) == pytest.approx(deviation, rel=0.03)
@@ -214,14 +226,17 @@ def test_a_model_of_ones_own_is_built_and_capped(factory):
         build(factory=f"{factory}:build", max_parameters=1000)
 
 
-@pytest.mark.parametrize(("name", "wanted"), [
-    ("absent", "has no function absent"),
-    ("fails", r"failed when called with feature_dim, window_width, num_classes (ZeroDivisionError: no luck)"),
-    ("nothing", "returned a NoneType, wanted a torch.nn.Module"),
-    ("empty", "its model has no parameters to train"),
-    ("narrow", "windows (2, 7, 5) gave (2, 3), wanted logits (2, 40)"),
-    ("hard", "its model failed on windows (2, 7, 5) (RuntimeError: "),
-])
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("absent", "has no function absent"),
+        ("fails", r"failed when called with feature_dim, window_width, num_classes (ZeroDivisionError: no luck)"),
+        ("nothing", "returned a NoneType, wanted a torch.nn.Module"),
+        ("empty", "its model has no parameters to train"),
+        ("narrow", "windows (2, 7, 5) gave (2, 3), wanted logits (2, 40)"),
+        ("hard", "its model failed on windows (2, 7, 5) (RuntimeError: "),
+    ],
+)
 def test_factories_that_do_not_deliver_are_refused_in_one_line(factory, name, wanted):
     with pytest.raises(ConfigError, match=re.escape(wanted)) as error:
         build(factory=f"{factory}:{name}")

@@ -14,10 +14,13 @@ NAMES = ("sgd", "nesterov", "rmsprop", "adam", "adamw", "muon")
 
 
 def config_of(name: str, **settings) -> RunConfig:
-    return RunConfig.from_dict({
-        "window": {"left": 2, "right": 2}, "model": {"archetype": "diamond", "depth": 3, "hidden": 32},
-        "optimizer": {"name": name, "lr": 0.01, "weight_decay": 0.1, **settings},
-    })
+    return RunConfig.from_dict(
+        {
+            "window": {"left": 2, "right": 2},
+            "model": {"archetype": "diamond", "depth": 3, "hidden": 32},
+            "optimizer": {"name": name, "lr": 0.01, "weight_decay": 0.1, **settings},
+        }
+    )
 
 
 def model_and_optimizer(name: str, **settings):
@@ -83,12 +86,15 @@ def test_adamw_equals_a_bare_torch_call_when_everything_decays():
     assert train(model, optimizer, 0, 5) == pytest.approx(train(other, bare, 0, 5), rel=1e-6)
 
 
-@pytest.mark.parametrize(("name", "make"), [
-    ("sgd", lambda p: torch.optim.SGD(p, lr=0.01, weight_decay=0.1, momentum=0.9)),
-    ("nesterov", lambda p: torch.optim.SGD(p, lr=0.01, weight_decay=0.1, momentum=0.9, nesterov=True)),
-    ("rmsprop", lambda p: torch.optim.RMSprop(p, lr=0.01, weight_decay=0.1, momentum=0.9)),
-    ("adam", lambda p: torch.optim.Adam(p, lr=0.01, weight_decay=0.1)),
-])
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("sgd", lambda p: torch.optim.SGD(p, lr=0.01, weight_decay=0.1, momentum=0.9)),
+        ("nesterov", lambda p: torch.optim.SGD(p, lr=0.01, weight_decay=0.1, momentum=0.9, nesterov=True)),
+        ("rmsprop", lambda p: torch.optim.RMSprop(p, lr=0.01, weight_decay=0.1, momentum=0.9)),
+        ("adam", lambda p: torch.optim.Adam(p, lr=0.01, weight_decay=0.1)),
+    ],
+)
 def test_the_others_equal_torchs_too(name, make):
     model, optimizer = model_and_optimizer(name, decay_all=True)
     other, _ = model_and_optimizer(name)
@@ -136,9 +142,15 @@ def test_fused_kernels_skip_a_step_on_the_device(name):
 def test_a_first_update_that_is_skipped_leaves_no_garbage_behind(name):
     model, optimizer = model_and_optimizer(name)
     plain = copy.deepcopy(model)
-    other = torch.optim.SGD([{"params": [parameter], "weight_decay": 0.1 if parameter.ndim == 2 else 0.0}
-                             for parameter in plain.parameters()],
-                            lr=0.01, momentum=0.9, nesterov=name == "nesterov")
+    other = torch.optim.SGD(
+        [
+            {"params": [parameter], "weight_decay": 0.1 if parameter.ndim == 2 else 0.0}
+            for parameter in plain.parameters()
+        ],
+        lr=0.01,
+        momentum=0.9,
+        nesterov=name == "nesterov",
+    )
     for parameter in model.parameters():
         parameter.grad = torch.full_like(parameter, torch.inf)
     junk = [torch.full_like(parameter, 1e30) for parameter in model.parameters()]
@@ -154,8 +166,10 @@ def test_a_first_update_that_is_skipped_leaves_no_garbage_behind(name):
 @pytest.mark.parametrize("loaded", [False, True])
 def test_momentum_may_begin_late(name, loaded):
     model, optimizer = model_and_optimizer(name, momentum=0.0)
-    plain, (kind, settings) = copy.deepcopy(model), {
-        "sgd": (torch.optim.SGD, {}), "rmsprop": (torch.optim.RMSprop, {"alpha": 0.99})}[name]
+    plain, (kind, settings) = (
+        copy.deepcopy(model),
+        {"sgd": (torch.optim.SGD, {}), "rmsprop": (torch.optim.RMSprop, {"alpha": 0.99})}[name],
+    )
     groups = [{"params": [p], "weight_decay": 0.1 if p.ndim == 2 else 0.0} for p in plain.parameters()]
     other = kind(groups, lr=0.01, momentum=0.9, **settings)
     for group in other.param_groups:

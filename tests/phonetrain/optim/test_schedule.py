@@ -48,57 +48,97 @@ CASES = {
     "step": ({"name": "step", "step_size": 3, "gamma": 0.5}, "epoch", lambda o: theirs.StepLR(o, 3, 0.5)),
     "exponential": ({"name": "exponential", "gamma": 0.9}, "epoch", lambda o: theirs.ExponentialLR(o, 0.9)),
     "exponential by step": (
-        {"name": "exponential", "gamma": 0.9, "every": "step"}, "step",
+        {"name": "exponential", "gamma": 0.9, "every": "step"},
+        "step",
         lambda o: theirs.ExponentialLR(o, 0.9 ** (1 / STEPS)),
     ),
     "cosine": (
-        {"name": "cosine", "min_lr": 1e-4}, "epoch", lambda o: theirs.CosineAnnealingLR(o, EPOCHS, eta_min=1e-4),
+        {"name": "cosine", "min_lr": 1e-4},
+        "epoch",
+        lambda o: theirs.CosineAnnealingLR(o, EPOCHS, eta_min=1e-4),
     ),
     "cosine by step": (
-        {"name": "cosine", "every": "step"}, "step", lambda o: theirs.CosineAnnealingLR(o, EPOCHS * STEPS),
+        {"name": "cosine", "every": "step"},
+        "step",
+        lambda o: theirs.CosineAnnealingLR(o, EPOCHS * STEPS),
     ),
     "cosine restarts": (
-        {"name": "cosine_restarts", "restart_epochs": 2, "restart_multiply": 2, "min_lr": 1e-5}, "epoch",
+        {"name": "cosine_restarts", "restart_epochs": 2, "restart_multiply": 2, "min_lr": 1e-5},
+        "epoch",
         lambda o: theirs.CosineAnnealingWarmRestarts(o, 2, 2, eta_min=1e-5),
     ),
     "cosine restarts by step": (
-        {"name": "cosine_restarts", "restart_epochs": 1, "restart_multiply": 2, "every": "step"}, "fraction",
+        {"name": "cosine_restarts", "restart_epochs": 1, "restart_multiply": 2, "every": "step"},
+        "fraction",
         lambda o: theirs.CosineAnnealingWarmRestarts(o, 1, 2),
     ),
     "cosine restarts of one length": (
-        {"name": "cosine_restarts", "restart_epochs": 3, "every": "step"}, "fraction",
+        {"name": "cosine_restarts", "restart_epochs": 3, "every": "step"},
+        "fraction",
         lambda o: theirs.CosineAnnealingWarmRestarts(o, 3),
     ),
     "onecycle": ({"name": "onecycle"}, "step", lambda o: theirs.OneCycleLR(o, LR, total_steps=EPOCHS * STEPS)),
     "onecycle in three": (
-        {"name": "onecycle", "three_phase": True, "pct_start": 0.4, "div_factor": 10.0, "anneal": "linear"}, "step",
-        lambda o: theirs.OneCycleLR(o, LR, epochs=EPOCHS, steps_per_epoch=STEPS, three_phase=True, pct_start=0.4,
-                                    div_factor=10.0, anneal_strategy="linear"),
+        {"name": "onecycle", "three_phase": True, "pct_start": 0.4, "div_factor": 10.0, "anneal": "linear"},
+        "step",
+        lambda o: theirs.OneCycleLR(
+            o,
+            LR,
+            epochs=EPOCHS,
+            steps_per_epoch=STEPS,
+            three_phase=True,
+            pct_start=0.4,
+            div_factor=10.0,
+            anneal_strategy="linear",
+        ),
     ),
     "warm-up, then cosine": (
-        {"name": "cosine", "every": "step", "warmup_steps": 20, "warmup_start": 0.1}, "step",
+        {"name": "cosine", "every": "step", "warmup_steps": 20, "warmup_start": 0.1},
+        "step",
         lambda o: theirs.SequentialLR(
-            o, [theirs.LinearLR(o, 0.1, total_iters=20), theirs.CosineAnnealingLR(o, EPOCHS * STEPS - 20)], [20],
+            o,
+            [theirs.LinearLR(o, 0.1, total_iters=20), theirs.CosineAnnealingLR(o, EPOCHS * STEPS - 20)],
+            [20],
         ),
     ),
     "chain of step and exponential": (
-        {"name": "chain", "chain": [{"name": "step", "step_size": 2, "gamma": 0.5, "epochs": 3},
-                                    {"name": "exponential", "gamma": 0.9}]}, "epoch",
+        {
+            "name": "chain",
+            "chain": [
+                {"name": "step", "step_size": 2, "gamma": 0.5, "epochs": 3},
+                {"name": "exponential", "gamma": 0.9},
+            ],
+        },
+        "epoch",
         lambda o: theirs.SequentialLR(o, [theirs.StepLR(o, 2, 0.5), theirs.ExponentialLR(o, 0.9)], [3]),
     ),
     "chain of three by step": (
-        {"name": "chain", "chain": [{"name": "cosine", "every": "step", "epochs": 3, "min_lr": 1e-4},
-                                    {"name": "constant", "epochs": 2},
-                                    {"name": "exponential", "every": "step", "gamma": 0.8}]}, "step",
+        {
+            "name": "chain",
+            "chain": [
+                {"name": "cosine", "every": "step", "epochs": 3, "min_lr": 1e-4},
+                {"name": "constant", "epochs": 2},
+                {"name": "exponential", "every": "step", "gamma": 0.8},
+            ],
+        },
+        "step",
         lambda o: theirs.SequentialLR(
-            o, [theirs.CosineAnnealingLR(o, 3 * STEPS, eta_min=1e-4), theirs.ConstantLR(o, 1.0),
-                theirs.ExponentialLR(o, 0.8 ** (1 / STEPS))], [3 * STEPS, 5 * STEPS],
+            o,
+            [
+                theirs.CosineAnnealingLR(o, 3 * STEPS, eta_min=1e-4),
+                theirs.ConstantLR(o, 1.0),
+                theirs.ExponentialLR(o, 0.8 ** (1 / STEPS)),
+            ],
+            [3 * STEPS, 5 * STEPS],
         ),
     ),
     "warm-up in epochs, then exponential by step": (
-        {"name": "exponential", "gamma": 0.8, "every": "step", "warmup_epochs": 2, "warmup_start": 0.25}, "step",
+        {"name": "exponential", "gamma": 0.8, "every": "step", "warmup_epochs": 2, "warmup_start": 0.25},
+        "step",
         lambda o: theirs.SequentialLR(
-            o, [theirs.LinearLR(o, 0.25, total_iters=24), theirs.ExponentialLR(o, 0.8 ** (1 / STEPS))], [24],
+            o,
+            [theirs.LinearLR(o, 0.25, total_iters=24), theirs.ExponentialLR(o, 0.8 ** (1 / STEPS))],
+            [24],
         ),
     ),
 }
@@ -135,11 +175,16 @@ def test_schedules_without_onecycle_leave_momentum_alone():
 
 
 @pytest.mark.parametrize("watch", ["dev_loss", "dev_accuracy"])
-@pytest.mark.parametrize("settings", [
-    {"patience": 1}, {"patience": 0, "cooldown": 2, "factor": 0.5},
-    {"patience": 1, "threshold": 0.05, "threshold_mode": "abs"},
-    {"patience": 0, "min_lr": 1e-3}, {"patience": 0, "eps": 0.01},
-])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"patience": 1},
+        {"patience": 0, "cooldown": 2, "factor": 0.5},
+        {"patience": 1, "threshold": 0.05, "threshold_mode": "abs"},
+        {"patience": 0, "min_lr": 1e-3},
+        {"patience": 0, "eps": 0.01},
+    ],
+)
 def test_plateau_cuts_when_torch_cuts(watch, settings):
     epochs = 60
     scores = np.cumsum(np.random.default_rng(3).normal(0.02, 0.1, epochs)) + 1
@@ -168,8 +213,11 @@ def test_plateau_names_the_score_it_misses():
 
 
 def test_chain_is_its_phases_one_after_the_other():
-    chain = [{"name": "onecycle", "epochs": 3}, {"name": "step", "step_size": 2, "gamma": 0.1, "lr": 0.5, "epochs": 4},
-             {"name": "plateau", "patience": 0, "lr": "previous"}]
+    chain = [
+        {"name": "onecycle", "epochs": 3},
+        {"name": "step", "step_size": 2, "gamma": 0.1, "lr": 0.5, "epochs": 4},
+        {"name": "plateau", "patience": 0, "lr": "previous"},
+    ]
     config = config_of(10, name="chain", chain=chain)
     schedule = build_schedule(config, STEPS)
     one = build_schedule(config_of(3, name="onecycle"), STEPS)
@@ -191,8 +239,11 @@ def test_momentum_is_the_configured_one_outside_onecycle_in_a_chain():
 
 
 def test_warmup_meets_the_schedule_without_a_jump_under_every_name():
-    extra = {"step": {"step_size": 2, "gamma": 0.5}, "exponential": {"gamma": 0.9},
-             "cosine_restarts": {"restart_epochs": 2}}
+    extra = {
+        "step": {"step_size": 2, "gamma": 0.5},
+        "exponential": {"gamma": 0.9},
+        "cosine_restarts": {"restart_epochs": 2},
+    }
     for name in ("constant", "step", "exponential", "plateau", "cosine", "cosine_restarts", "onecycle"):
         rates = tables(config_of(name=name, warmup_steps=STEPS + 5, **extra.get(name, {}))).ravel()
         bare = tables(config_of(name=name, **extra.get(name, {}))).ravel()
@@ -272,12 +323,19 @@ def test_more_epochs_under_other_schedules_need_no_word():
         assert extension_question(config_of(**settings), config_of(20, **settings)) is None
 
 
-@pytest.mark.parametrize("settings", [
-    {"name": "cosine"}, {"name": "cosine", "every": "step"}, {"name": "onecycle"},
-    {"name": "step", "step_size": 3, "gamma": 0.5}, {"name": "exponential", "gamma": 0.9},
-    {"name": "exponential", "gamma": 0.9, "every": "step"}, {"name": "cosine_restarts", "restart_epochs": 3},
-    {"name": "cosine_restarts", "restart_epochs": 3, "every": "step"},
-])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"name": "cosine"},
+        {"name": "cosine", "every": "step"},
+        {"name": "onecycle"},
+        {"name": "step", "step_size": 3, "gamma": 0.5},
+        {"name": "exponential", "gamma": 0.9},
+        {"name": "exponential", "gamma": 0.9, "every": "step"},
+        {"name": "cosine_restarts", "restart_epochs": 3},
+        {"name": "cosine_restarts", "restart_epochs": 3, "every": "step"},
+    ],
+)
 def test_hold_keeps_the_old_rates_and_then_the_last_one(settings):
     old = build_schedule(config_of(**settings), STEPS)
     new = build_schedule(config_of(12, on_extend="hold", **settings), STEPS)
@@ -303,9 +361,17 @@ def test_other_number_of_steps_later_keeps_the_place_in_the_schedule():
 
 def test_stage_schedule_starts_at_its_first_epoch():
     whole = config_of(name="cosine")
-    staged = RunConfig.from_dict({**whole.to_dict(), "epochs": 16, "stage": [
-        {"epochs": 8}, {"epochs": 3, "subset": 0.5}, {"epochs": 5, "optimizer.lr": 0.01},
-    ]})
+    staged = RunConfig.from_dict(
+        {
+            **whole.to_dict(),
+            "epochs": 16,
+            "stage": [
+                {"epochs": 8},
+                {"epochs": 3, "subset": 0.5},
+                {"epochs": 5, "optimizer.lr": 0.01},
+            ],
+        }
+    )
     first, second, third = staged.stages()
     assert (first.schedule_start, first.schedule_stop, second.schedule_start, third.schedule_start) == (0, 11, 0, 11)
     assert second.config.subset == third.config.subset == 0.5
@@ -329,9 +395,15 @@ def test_change_by_hand_after_a_held_end_lasts_to_the_end_of_the_run(change):
     np.testing.assert_allclose(rates, wanted)
 
 
-@pytest.mark.parametrize(("key", "value"), [
-    ("patience", 5), ("watch", "train_loss"), ("factor", 0.9), ("min_lr", 0.01),
-])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("patience", 5),
+        ("watch", "train_loss"),
+        ("factor", 0.9),
+        ("min_lr", 0.01),
+    ],
+)
 @pytest.mark.parametrize("chained", [False, True])
 def test_settings_of_plateau_changed_by_hand_keep_the_rate_that_it_had_come_to(key, value, chained):
     plateau = {"name": "plateau", "patience": 0, "factor": 0.5}
@@ -358,8 +430,11 @@ def test_settings_of_plateau_changed_by_hand_keep_the_rate_that_it_had_come_to(k
 
 
 def test_chain_changed_by_hand_in_a_later_phase_goes_on_and_in_an_earlier_ones_length_starts_anew():
-    chain = [{"name": "onecycle", "epochs": 3}, {"name": "exponential", "gamma": 0.9, "epochs": 4, "lr": 0.02},
-             {"name": "constant"}]
+    chain = [
+        {"name": "onecycle", "epochs": 3},
+        {"name": "exponential", "gamma": 0.9, "epochs": 4, "lr": 0.02},
+        {"name": "constant"},
+    ]
     config = config_of(10, name="chain", chain=chain)
     before = build_schedule(config, STEPS).rates(5, STEPS)
 

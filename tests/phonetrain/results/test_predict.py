@@ -54,7 +54,8 @@ def rows(path) -> list[list[str]]:
 
 
 def test_corpus_is_found_from_anywhere_and_another_one_in_its_place_is_refused(
-        learnable_corpus, tiny_corpus, tmp_path, monkeypatch):
+    learnable_corpus, tiny_corpus, tmp_path, monkeypatch
+):
     home, away = tmp_path / "home", tmp_path / "away"
     shutil.copytree(learnable_corpus.path, home / "packed")
     shutil.copytree(tiny_corpus.path, away / "packed")
@@ -181,16 +182,19 @@ def test_another_corpus_is_noted_and_one_normalised_otherwise_is_refused(trained
             use(trained_run, "dev-clean", corpus=tmp_path / "none")
 
 
-def test_damaged_features_of_a_scored_partition_are_named_and_not_the_learning_rate(
-        learnable_corpus, tmp_path, capsys):
+def test_damaged_features_of_a_scored_partition_are_named_and_not_the_learning_rate(learnable_corpus, tmp_path, capsys):
     shutil.copytree(learnable_corpus.path, tmp_path / "packed")
     part = learnable_corpus["dev-clean"]
     row = int(part.utterance_start_row[2])
     with open(tmp_path / "packed/dev-clean/features/c/0/0", "r+b") as file:
         file.seek(row * part.features[0].nbytes)
         file.write(b"\xff" * 8)
-    run = fit(config=load_recipe("default").override([*TINY[1:], "epochs=1"]), run=tmp_path / "run",
-              corpus=tmp_path / "packed", console=Console())
+    run = fit(
+        config=load_recipe("default").override([*TINY[1:], "epochs=1"]),
+        run=tmp_path / "run",
+        corpus=tmp_path / "packed",
+        console=Console(),
+    )
     wanted = f"the features of utterance {part.utterance_ids[2]} in "
     (told,) = [event["message"] for event in run.events("warning") if "dev loss" in event["message"]]
     assert wanted in told and "optimizer.lr" not in told and "phonedata verify" in told

@@ -183,10 +183,12 @@ def wandb_records(content: bytes):
 
 
 def test_wandb_is_told_what_the_config_and_what_was_built_are_after_the_last_stage_too(
-        learnable_corpus, tmp_path, monkeypatch):
+    learnable_corpus, tmp_path, monkeypatch
+):
     monkeypatch.setenv("WANDB_MODE", "offline")
-    run = fit_tiny(learnable_corpus, tmp_path / "run", "stage=[{epochs=1}, {epochs=1, subset=0.5}]",
-                   "tracking.wandb=offline")
+    run = fit_tiny(
+        learnable_corpus, tmp_path / "run", "stage=[{epochs=1}, {epochs=1, subset=0.5}]", "tracking.wandb=offline"
+    )
     told = recorded(run.path)
     assert RunConfig.from_dict(told["config"]) == RunConfig.from_toml(run.config_path)
     built = json.loads(run.built_path.read_text())
@@ -196,8 +198,13 @@ def test_wandb_is_told_what_the_config_and_what_was_built_are_after_the_last_sta
 def test_a_run_that_is_open_already_is_left_alone(tmp_path):
     (tmp_path / "ours").mkdir()
     clean = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
-    done = subprocess.run([sys.executable, "-c", BESIDE, str(tmp_path)], env=clean | {"WANDB_DIR": str(tmp_path)},
-                          capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", BESIDE, str(tmp_path)],
+        env=clean | {"WANDB_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert done.stdout == "[True, False, 1]\n", done.stderr
 
 

@@ -143,8 +143,9 @@ def test_noise_is_gaussian_of_the_deviation_asked_and_independent_between_places
 def test_masked_values_are_zero_under_noise_too():
     windows, frames = windows_of(500)
     settings = {"time_mask": 8, "freq_mask": 4}
-    assert torch.equal(augment(noise=0.3, **settings)(windows, frames, 1) == 0,
-                       augment(**settings)(windows, frames, 1) == 0)
+    assert torch.equal(
+        augment(noise=0.3, **settings)(windows, frames, 1) == 0, augment(**settings)(windows, frames, 1) == 0
+    )
 
 
 def test_nothing_asked_is_inactive_and_returns_the_windows_themselves():

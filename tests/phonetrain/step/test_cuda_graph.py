@@ -44,10 +44,16 @@ class Tape(TorchDispatchMode):
         if function is torch.ops.aten._local_scalar_dense.default:
             raise RuntimeError("the host asks for a number")
         made = function(*arguments, **named)
-        before = {leaf.untyped_storage().data_ptr() for leaf in tree_flatten((arguments, named))[0]
-                  if isinstance(leaf, Tensor)}
-        fresh = [leaf for leaf in tree_flatten(made)[0]
-                 if isinstance(leaf, Tensor) and leaf.untyped_storage().data_ptr() not in before]
+        before = {
+            leaf.untyped_storage().data_ptr()
+            for leaf in tree_flatten((arguments, named))[0]
+            if isinstance(leaf, Tensor)
+        }
+        fresh = [
+            leaf
+            for leaf in tree_flatten(made)[0]
+            if isinstance(leaf, Tensor) and leaf.untyped_storage().data_ptr() not in before
+        ]
         self.calls.append((function, arguments, named, made, bool(fresh)))
         return made
 
@@ -71,8 +77,7 @@ def record_tape(unit):
 def as_on_cuda(monkeypatch):
     """The code that runs on a CUDA device, on this one: no kernels of our own, nothing that the host decides."""
     monkeypatch.setattr(fused, "kernels_are_there", lambda: False)
-    monkeypatch.setattr(AveragedWeights, "update",
-                        lambda self, skip: AveragedWeights.update_on_device(self, skip))
+    monkeypatch.setattr(AveragedWeights, "update", lambda self, skip: AveragedWeights.update_on_device(self, skip))
     monkeypatch.setattr(NormBuffers, "restore", torch.no_grad()(NormBuffers.restore_on_device))
 
 
@@ -85,8 +90,17 @@ def tables_run_out(monkeypatch):
 
 def net(dim: int, classes: int, dropout: float = 0.3) -> nn.Module:
     torch.manual_seed(1)
-    return nn.Sequential(nn.Flatten(), nn.Linear(WINDOW.width * dim, 24), nn.BatchNorm1d(24), nn.SiLU(),
-                         nn.Dropout(dropout), nn.Linear(24, 24), nn.LayerNorm(24), nn.GELU(), nn.Linear(24, classes))
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(WINDOW.width * dim, 24),
+        nn.BatchNorm1d(24),
+        nn.SiLU(),
+        nn.Dropout(dropout),
+        nn.Linear(24, 24),
+        nn.LayerNorm(24),
+        nn.GELU(),
+        nn.Linear(24, classes),
+    )
 
 
 def classifier(dim: int, classes: int) -> nn.Module:
@@ -96,17 +110,25 @@ def classifier(dim: int, classes: int) -> nn.Module:
     return FrameClassifier(config, dim, WINDOW.width, classes)
 
 
-def make_step(corpus, device="cpu", *, name="adamw", precision="fp32", accumulation=1, clip_norm=None, averaged=True,
-              model=None) -> TrainStep:
+def make_step(
+    corpus, device="cpu", *, name="adamw", precision="fp32", accumulation=1, clip_norm=None, averaged=True, model=None
+) -> TrainStep:
     classes, dim = len(corpus.phonemes), corpus.feature_dim
     model = (classifier(dim, classes) if model == "classifier" else model or net(dim, classes)).to(device)
     config = OptimizerConfig(name=name, lr=1e-3, weight_decay=0.1)
     augment = Augment(AugmentConfig(time_mask=2, freq_mask=2, noise=0.1), WINDOW, dim, seed=SEED)
     compute = choose_compute("cpu", precision) if device == "cpu" else Compute(torch.device(device), precision, "")
     step = TrainStep(
-        model, build_optimizer(config, model, device), FrameMetrics(classes, device), compute, seed=SEED,
-        augment=augment, averaged=AveragedWeights(model, 0.9) if averaged else None, clip_norm=clip_norm,
-        accumulation=accumulation, label_smoothing=0.1,
+        model,
+        build_optimizer(config, model, device),
+        FrameMetrics(classes, device),
+        compute,
+        seed=SEED,
+        augment=augment,
+        averaged=AveragedWeights(model, 0.9) if averaged else None,
+        clip_norm=clip_norm,
+        accumulation=accumulation,
+        label_smoothing=0.1,
         loss_scale=LossScale(device, initial=2.0**10, interval=4) if precision == "fp16" else None,
     )
     if step.skips_on_device and step.rates is None:
@@ -138,8 +160,9 @@ def loader_of(corpus, kind="resident", device="cpu"):
     """About nine batches an epoch."""
     selection = Selection.of(corpus, "train-clean", subset=0.05, seed=0)
     order = "slab" if kind == "slab" else "global"
-    return open_loader(selection, window=WINDOW, batch_size=BATCH, seed=5, kind=kind, order=order, device=device,
-                       drop_last=True)
+    return open_loader(
+        selection, window=WINDOW, batch_size=BATCH, seed=5, kind=kind, order=order, device=device, drop_last=True
+    )
 
 
 def rates_of(loader, epoch: int) -> np.ndarray:
@@ -169,15 +192,25 @@ def train(updates: Updates, first: int = 0, last: int = 20, momenta: bool = Fals
 
 
 CASES = [
-    {}, {"model": "classifier"}, {"name": "adam"}, {"name": "sgd"}, {"name": "nesterov"},
-    {"precision": "bf16"}, {"precision": "fp16"},
-    {"accumulation": 4}, {"clip_norm": 0.1}, {"averaged": False},
+    {},
+    {"model": "classifier"},
+    {"name": "adam"},
+    {"name": "sgd"},
+    {"name": "nesterov"},
+    {"precision": "bf16"},
+    {"precision": "fp16"},
+    {"accumulation": 4},
+    {"clip_norm": 0.1},
+    {"averaged": False},
     {"name": "sgd", "precision": "fp16", "accumulation": 2, "clip_norm": 0.5},
 ]
 
 
-@pytest.mark.parametrize(("case", "kind"), [*((case, "resident") for case in CASES), ({}, "host"), ({}, "slab"),
-                                            (CASES[-1], "host")], ids=str)
+@pytest.mark.parametrize(
+    ("case", "kind"),
+    [*((case, "resident") for case in CASES), ({}, "host"), ({}, "slab"), (CASES[-1], "host")],
+    ids=str,
+)
 def test_replays_equal_eager_steps_bit_for_bit(corpus, as_on_cuda, case, kind):
     with loader_of(corpus, kind) as loader:
         count = loader.batches_per_epoch + 5  # over an epoch's end
@@ -187,8 +220,9 @@ def test_replays_equal_eager_steps_bit_for_bit(corpus, as_on_cuda, case, kind):
         assert same(eager, captured)
 
 
-@pytest.mark.parametrize("case", [{"name": "rmsprop"}, {"name": "muon"}, {"name": "adamw"}, {"precision": "fp16"}],
-                         ids=str)
+@pytest.mark.parametrize(
+    "case", [{"name": "rmsprop"}, {"name": "muon"}, {"name": "adamw"}, {"precision": "fp16"}], ids=str
+)
 def test_forward_and_backward_alone_equal_eager_steps_too(corpus, as_on_cuda, case):
     with loader_of(corpus) as loader:
         eager, captured = make_step(corpus, **case), make_step(corpus, **case)
@@ -299,10 +333,18 @@ def test_a_model_that_asks_the_device_runs_eagerly_and_says_so(corpus, as_on_cud
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize(("case", "kind"), [*((case, "resident") for case in CASES), ({}, "host"), ({}, "slab"),
-                                            ({"name": "muon"}, "resident"), ({"name": "rmsprop"}, "host"),
-                                            *(({"model": "classifier", "precision": precision}, "resident")
-                                              for precision in ("fp32", "bf16", "fp16"))], ids=str)
+@pytest.mark.parametrize(
+    ("case", "kind"),
+    [
+        *((case, "resident") for case in CASES),
+        ({}, "host"),
+        ({}, "slab"),
+        ({"name": "muon"}, "resident"),
+        ({"name": "rmsprop"}, "host"),
+        *(({"model": "classifier", "precision": precision}, "resident") for precision in ("fp32", "bf16", "fp16")),
+    ],
+    ids=str,
+)
 def test_graphs_equal_eager_steps_on_a_cuda_device(corpus, case, kind):
     if case.get("precision") == "bf16" and torch.cuda.get_device_capability()[0] < 8:
         pytest.skip("this device only emulates bf16")

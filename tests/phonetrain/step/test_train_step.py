@@ -22,8 +22,14 @@ CLASSES, WIDTH, DIM = 7, 5, 6
 
 def net(dropout: float = 0.0, seed: int = 1) -> nn.Module:
     torch.manual_seed(seed)
-    return nn.Sequential(nn.Flatten(), nn.Linear(WIDTH * DIM, 32), nn.BatchNorm1d(32), nn.SiLU(), nn.Dropout(dropout),
-                         nn.Linear(32, CLASSES))
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(WIDTH * DIM, 32),
+        nn.BatchNorm1d(32),
+        nn.SiLU(),
+        nn.Dropout(dropout),
+        nn.Linear(32, CLASSES),
+    )
 
 
 def batches(count: int, frames: int = 48):
@@ -40,9 +46,16 @@ def build(model, *, precision="fp32", name="adamw", accumulation=1, averaged=Fal
     config = OptimizerConfig(name=name, lr=2e-3, weight_decay=0.1)
     compute = choose_compute("cpu", precision)
     return TrainStep(
-        model, build_optimizer(config, model, "cpu"), FrameMetrics(CLASSES), compute, seed=3, accumulation=accumulation,
-        averaged=AveragedWeights(model, 0.9) if averaged else None, clip_norm=clip_norm,
-        loss_scale=LossScale("cpu", initial=2.0**10) if precision == "fp16" else None, **options,
+        model,
+        build_optimizer(config, model, "cpu"),
+        FrameMetrics(CLASSES),
+        compute,
+        seed=3,
+        accumulation=accumulation,
+        averaged=AveragedWeights(model, 0.9) if averaged else None,
+        clip_norm=clip_norm,
+        loss_scale=LossScale("cpu", initial=2.0**10) if precision == "fp16" else None,
+        **options,
     )
 
 

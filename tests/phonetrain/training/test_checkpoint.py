@@ -245,10 +245,21 @@ def test_best_that_was_pruned_is_forgotten(run):
 
 def staged() -> RunConfig:
     config = load_recipe("default").override(TINY)
-    return RunConfig.from_dict(config.to_dict() | {"stage": [
-        {"epochs": 1, "subset": 0.5},
-        {"epochs": 2, "subset": 1.0, "optimizer.lr": 3e-4, "optimizer.weight_decay": 0.3, "averaging.decay": 0.8},
-    ]})
+    return RunConfig.from_dict(
+        config.to_dict()
+        | {
+            "stage": [
+                {"epochs": 1, "subset": 0.5},
+                {
+                    "epochs": 2,
+                    "subset": 1.0,
+                    "optimizer.lr": 3e-4,
+                    "optimizer.weight_decay": 0.3,
+                    "averaging.decay": 0.8,
+                },
+            ]
+        }
+    )
 
 
 @pytest.mark.parametrize("name", ["just_saved", "inside"])
@@ -266,8 +277,12 @@ def test_run_with_stages_interrupted_at_their_edge_equals_the_uninterrupted_one(
                 self.phase = "train"
                 self.on_progress()
 
-    run = fit(config=staged(), corpus=learnable_corpus.path, run=tmp_path / "run",
-              console=StopAtTheEdge(10**9 if name == "just_saved" else edge + 4))
+    run = fit(
+        config=staged(),
+        corpus=learnable_corpus.path,
+        run=tmp_path / "run",
+        console=StopAtTheEdge(10**9 if name == "just_saved" else edge + 4),
+    )
     assert run.status == "SIGTERM"
     resume_tiny(run)
     assert weights(run) == weights(whole)

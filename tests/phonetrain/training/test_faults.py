@@ -255,10 +255,18 @@ def test_clock_that_jumps_changes_nothing(learnable_corpus, whole, tmp_path, mon
 
 def start(path: Path, corpus: PackedCorpus, **options) -> subprocess.Popen:
     """A process that trains for a long time; returns when it has begun."""
-    code = ("import sys; from pathlib import Path; from tests.training import *; from phonetrain import fit; "
-            "fit('default', *TINY[1:], 'epochs=10000', corpus=sys.argv[2], run=sys.argv[1], console=Announcing())")
-    child = subprocess.Popen([sys.executable, "-c", code, path, corpus.path], stdout=subprocess.PIPE,
-                             stderr=subprocess.PIPE, text=True, cwd=ROOT, **options)
+    code = (
+        "import sys; from pathlib import Path; from tests.training import *; from phonetrain import fit; "
+        "fit('default', *TINY[1:], 'epochs=10000', corpus=sys.argv[2], run=sys.argv[1], console=Announcing())"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, path, corpus.path],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        **options,
+    )
     assert child.stdout.readline() == "training\n", child.communicate()
     return child
 
@@ -295,15 +303,32 @@ def test_closed_terminal_saves_and_the_run_goes_on(learnable_corpus, whole, tmp_
     outer, inner = pty.openpty()
     # Slow steps: it is in the middle of its training when it is seen to have begun.
     # The signal's own meaning: under nohup, which the tests may run under, it is ignored.
-    code = ("import fcntl, signal, sys, termios, time; signal.signal(signal.SIGHUP, signal.SIG_DFL); "
-            "fcntl.ioctl(0, termios.TIOCSCTTY, 0); from phonetrain.cli.main import main; "
-            "from phonetrain.step.train_step import TrainStep; real = TrainStep.apply; "
-            "TrainStep.apply = lambda *parts: (time.sleep(0.05), real(*parts))[1]; main(sys.argv[1:])")
+    code = (
+        "import fcntl, signal, sys, termios, time; signal.signal(signal.SIGHUP, signal.SIG_DFL); "
+        "fcntl.ioctl(0, termios.TIOCSCTTY, 0); from phonetrain.cli.main import main; "
+        "from phonetrain.step.train_step import TrainStep; real = TrainStep.apply; "
+        "TrainStep.apply = lambda *parts: (time.sleep(0.05), real(*parts))[1]; main(sys.argv[1:])"
+    )
     run = Run(tmp_path / "run")
-    words = ["fit", "default", "--corpus", learnable_corpus.path, "--run", run.path, *TINY,
-             "checkpoint.every_minutes=0.001"]
-    child = subprocess.Popen([sys.executable, "-c", code, *words], stdin=inner, stdout=inner, stderr=inner,
-                             start_new_session=True, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    words = [
+        "fit",
+        "default",
+        "--corpus",
+        learnable_corpus.path,
+        "--run",
+        run.path,
+        *TINY,
+        "checkpoint.every_minutes=0.001",
+    ]
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, *words],
+        stdin=inner,
+        stdout=inner,
+        stderr=inner,
+        start_new_session=True,
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
     os.close(inner)
     fcntl.ioctl(outer, termios.TIOCSWINSZ, b"\x18\0\x50\0\0\0\0\0")
     os.set_blocking(outer, False)

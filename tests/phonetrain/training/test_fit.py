@@ -119,8 +119,7 @@ def test_what_cannot_run_is_refused_before_a_directory_is_made(learnable_corpus,
 
 
 def test_stage_that_cannot_train_is_refused_on_resume_too(learnable_corpus, tmp_path):
-    run = fit_tiny(learnable_corpus, tmp_path / "run", "stage=[{epochs=1}, {epochs=1, subset=0.5}]",
-                   console=StopAt(8))
+    run = fit_tiny(learnable_corpus, tmp_path / "run", "stage=[{epochs=1}, {epochs=1, subset=0.5}]", console=StopAt(8))
     with pytest.raises(ConfigError, match="stage.1: .* training frames .* do not fill one batch of 256"):
         resume_tiny(run, "stage.1.subset=0.025")
 
@@ -155,8 +154,9 @@ def test_class_that_training_never_shows_is_named(tmp_path):
     without = next(seed for seed, ids in chosen.items() if "a-0-0" not in ids)
     symbol = corpus.phonemes.symbols[39]
     (message,) = told(0.5, without)
-    assert message == (f"dev-clean has {symbol}, which subset 0.5 of train-clean never shows: 1.67 % of its frames "
-                       "cannot be right")
+    assert message == (
+        f"dev-clean has {symbol}, which subset 0.5 of train-clean never shows: 1.67 % of its frames cannot be right"
+    )
 
 
 def test_epoch_whose_dev_loss_is_not_finite_is_never_the_best(learnable_corpus, tmp_path, monkeypatch):
@@ -208,8 +208,15 @@ def test_time_of_day_is_the_next_one_and_the_earlier_limit_holds():
 
 
 def test_early_stopping_ends_after_patience_epochs_without_improvement(learnable_corpus, tmp_path):
-    run = fit_tiny(learnable_corpus, tmp_path / "run", "epochs=20", "stop.patience=2", "optimizer.lr=1e-12",
-                   "model.norm=none", "averaging.decay=none")
+    run = fit_tiny(
+        learnable_corpus,
+        tmp_path / "run",
+        "epochs=20",
+        "stop.patience=2",
+        "optimizer.lr=1e-12",
+        "model.norm=none",
+        "averaging.decay=none",
+    )
     assert run.status == "early_stopped"
     assert [line["best"] for line in run.metrics("epoch")] == [True, False, False]
 
@@ -217,39 +224,71 @@ def test_early_stopping_ends_after_patience_epochs_without_improvement(learnable
 def test_patience_and_divergence_are_those_of_the_stage(learnable_corpus, tmp_path, monkeypatch):
     factors = []
     look = guard.DivergenceWatch.look
-    monkeypatch.setattr(guard.DivergenceWatch, "look", lambda watch, *line: factors.append(watch.factor)
-                        or look(watch, *line))
-    run = fit_tiny(learnable_corpus, tmp_path / "run", "optimizer.lr=1e-12", "model.norm=none", "averaging.decay=none",
-                   "schedule.name=constant",
-                   "stage=[{epochs=3}, {epochs=9, stop.patience=4, guard.divergence=7.0}]")
+    monkeypatch.setattr(
+        guard.DivergenceWatch, "look", lambda watch, *line: factors.append(watch.factor) or look(watch, *line)
+    )
+    run = fit_tiny(
+        learnable_corpus,
+        tmp_path / "run",
+        "optimizer.lr=1e-12",
+        "model.norm=none",
+        "averaging.decay=none",
+        "schedule.name=constant",
+        "stage=[{epochs=3}, {epochs=9, stop.patience=4, guard.divergence=7.0}]",
+    )
     assert run.status == "early_stopped" and len(run.metrics("epoch")) == 5
     assert set(factors[:12]) == {2.0} and set(factors[-8:]) == {7.0}
 
 
 def test_dead_net_is_named_after_the_first_epoch(learnable_corpus, tmp_path):
-    run = fit_tiny(learnable_corpus, tmp_path / "run", "epochs=1", "optimizer.lr=1e-12", "averaging.decay=none",
-                   "model.activation=sigmoid", "model.norm=none", "model.depth=6")
-    assert any("learnt nothing" in event["message"] or "same phoneme" in event["message"]
-               for event in run.events("warning"))
+    run = fit_tiny(
+        learnable_corpus,
+        tmp_path / "run",
+        "epochs=1",
+        "optimizer.lr=1e-12",
+        "averaging.decay=none",
+        "model.activation=sigmoid",
+        "model.norm=none",
+        "model.depth=6",
+    )
+    assert any(
+        "learnt nothing" in event["message"] or "same phoneme" in event["message"] for event in run.events("warning")
+    )
 
 
-@pytest.mark.parametrize(("settings", "dies_in", "told"), [
-    ((), 1, 1), ((), 4, 0), (("schedule.warmup_steps=200",), 4, 1),
-])
+@pytest.mark.parametrize(
+    ("settings", "dies_in", "told"),
+    [
+        ((), 1, 1),
+        ((), 4, 0),
+        (("schedule.warmup_steps=200",), 4, 1),
+    ],
+)
 def test_net_that_dies_in_the_first_epochs_is_named_once(
-        learnable_corpus, tmp_path, monkeypatch, settings, dies_in, told):
+    learnable_corpus, tmp_path, monkeypatch, settings, dies_in, told
+):
     real = Trainer.score
-    monkeypatch.setattr(Trainer, "score", lambda trainer: real(trainer) | (
-        {"loss": math.log(40)} if trainer.progress.epoch >= dies_in else {}))
+    monkeypatch.setattr(
+        Trainer,
+        "score",
+        lambda trainer: real(trainer) | ({"loss": math.log(40)} if trainer.progress.epoch >= dies_in else {}),
+    )
     run = fit_tiny(learnable_corpus, tmp_path / "run", "epochs=5", *settings)
     assert sum("learnt nothing" in event["message"] for event in run.events("warning")) == told
 
 
 def test_stages_change_settings_at_epoch_boundaries_and_are_recorded(learnable_corpus, tmp_path):
     recipe = tmp_path / "staged.toml"
-    recipe.write_text(RunConfig.from_toml(_recipe(tmp_path)).override([
-        "stage=[{epochs = 2, subset = 0.5}, {epochs = 1, subset = 1.0, 'optimizer.lr' = 1e-4}]", "epochs=3",
-    ]).to_toml())
+    recipe.write_text(
+        RunConfig.from_toml(_recipe(tmp_path))
+        .override(
+            [
+                "stage=[{epochs = 2, subset = 0.5}, {epochs = 1, subset = 1.0, 'optimizer.lr' = 1e-4}]",
+                "epochs=3",
+            ]
+        )
+        .to_toml()
+    )
     run = fit(recipe, corpus=learnable_corpus.path, run=tmp_path / "run", console=StopAt(10**9))
     frames = [line["frames"] for line in run.metrics("epoch")]
     assert frames[0] == frames[1] < frames[2]
@@ -292,8 +331,15 @@ def test_slow_first_step_after_a_resume_is_not_taken_for_the_pace(learnable_corp
 
 @pytest.mark.parametrize("policy", ["stop", "skip", "rollback"])
 def test_guard_names_the_first_bad_layer_and_keeps_evidence(learnable_corpus, tmp_path, policy):
-    options = ("optimizer.lr=1e30", "schedule.name=constant", "averaging.decay=none", f"guard.policy={policy}",
-               "model.norm=none", "precision=fp32", "epochs=2")
+    options = (
+        "optimizer.lr=1e30",
+        "schedule.name=constant",
+        "averaging.decay=none",
+        f"guard.policy={policy}",
+        "model.norm=none",
+        "precision=fp32",
+        "epochs=2",
+    )
     with pytest.raises(TrainingStopped, match="not finite at step") as stopped:
         fit_tiny(learnable_corpus, tmp_path / "run", *options)
     run = Run.open(tmp_path / "run")

@@ -31,12 +31,29 @@ from tests.phonetrain.step.test_cuda_graph import loader_of, make_step
 from tests.training import TINY, StopAt, change_state, fit_tiny, numbers, resume_tiny
 
 POISONED = "t3-13-0000"
-ONE_FRAME = ("window.left=0", "window.right=0", "augment.time_mask=0", "augment.freq_mask=0", "averaging.decay=none",
-             "batch_size=128", "epochs=2")
+ONE_FRAME = (
+    "window.left=0",
+    "window.right=0",
+    "augment.time_mask=0",
+    "augment.freq_mask=0",
+    "averaging.decay=none",
+    "batch_size=128",
+    "epochs=2",
+)
 PLAIN_RATE = ("optimizer.lr=1e-3", "schedule.name=constant", "schedule.warmup_steps=none")
 # 20 layers of nan20 as small as they still overflow; what they do on this data is checked below without the guard.
-NAN20 = ("model.max_parameters=100000", "batch_size=128", "window.left=5", "window.right=5", "optimizer.lr=0.2",
-         "subset=1.0", "epochs=2", "tracking.wandb=off", "tracking.log_every=4", "device=cpu")
+NAN20 = (
+    "model.max_parameters=100000",
+    "batch_size=128",
+    "window.left=5",
+    "window.right=5",
+    "optimizer.lr=0.2",
+    "subset=1.0",
+    "epochs=2",
+    "tracking.wandb=off",
+    "tracking.log_every=4",
+    "device=cpu",
+)
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +128,8 @@ def test_stopped_for_a_bad_frame_and_resumed_with_skip_equals_skipping_at_once(p
 
 
 def test_step_that_went_bad_unseen_is_found_before_a_checkpoint_hides_it(
-        poisoned_corpus, skipping, tmp_path, monkeypatch):
+    poisoned_corpus, skipping, tmp_path, monkeypatch
+):
     """As on CUDA, where the host looks at its log interval: here a signal comes between the bad step and that."""
     monkeypatch.setattr(Trainer, "sees_every_step", False)
     bad = skipping.events("nonfinite")[0]["step"]
@@ -159,8 +177,10 @@ def test_rate_of_a_stage_is_trained_with_after_rollbacks_and_rolled_back_in_its_
 def test_values_that_float16_cannot_hold_train_in_fp32(tmp_path):
     random = np.random.default_rng(4)
     for partition in ("train-clean", "dev-clean"):
-        made = {f"{u}-0-0000": ((random.normal(size=(200, 5)) * 1e5).astype(np.float32), random.integers(0, 40, 200))
-                for u in range(4)}
+        made = {
+            f"{u}-0-0000": ((random.normal(size=(200, 5)) * 1e5).astype(np.float32), random.integers(0, 40, 200))
+            for u in range(4)
+        }
         write_hw1p2(tmp_path / "raw", partition, made)
     pack(tmp_path / "raw", tmp_path / "packed", cmvn="none", dtype="float32")
     run = fit_tiny(PackedCorpus(tmp_path / "packed"), tmp_path / "run", *ONE_FRAME, "precision=fp32")
@@ -176,8 +196,15 @@ def test_rollback_cannot_mend_data_and_stops_after_its_tries(poisoned_corpus, tm
 
 def test_skip_stops_where_every_batch_is_bad(learnable_corpus, tmp_path):
     with pytest.raises(TrainingStopped, match=f"{CONSECUTIVE_SKIPS} batches in a row") as stopped:
-        fit_tiny(learnable_corpus, tmp_path / "run", "optimizer.lr=1e30", "schedule.warmup_steps=none",
-                 "averaging.decay=none", "model.norm=none", "guard.policy=skip")
+        fit_tiny(
+            learnable_corpus,
+            tmp_path / "run",
+            "optimizer.lr=1e30",
+            "schedule.warmup_steps=none",
+            "averaging.decay=none",
+            "model.norm=none",
+            "guard.policy=skip",
+        )
     run = Run.open(tmp_path / "run")
     assert len(run.events("recovered")) == CONSECUTIVE_SKIPS
     assert len(run.events("nonfinite")) == CONSECUTIVE_SKIPS + 1
@@ -236,8 +263,15 @@ def test_nan20_without_the_guard_is_nan_and_stays_so(learnable_corpus):
 @pytest.fixture(scope="module")
 def rolled_back(learnable_corpus, tmp_path_factory) -> Run:
     path = tmp_path_factory.mktemp("nan20") / "run"
-    return fit("nan20", *NAN20, "guard.policy=rollback", "guard.rollback_factor=0.1", corpus=learnable_corpus.path,
-               run=path, console=Console())
+    return fit(
+        "nan20",
+        *NAN20,
+        "guard.policy=rollback",
+        "guard.rollback_factor=0.1",
+        corpus=learnable_corpus.path,
+        run=path,
+        console=Console(),
+    )
 
 
 def test_nan20_stops_and_says_why(learnable_corpus, tmp_path):
@@ -251,8 +285,14 @@ def test_every_command_that_a_stopped_run_tells_goes_past_the_bad_step(learnable
     """The checkpoint of a stop holds the weights that went bad, whose next step goes bad at any rate."""
     run = Run(tmp_path / "a run")
     with pytest.raises(TrainingStopped) as stopped:
-        fit("nan20", *(text.replace("epochs=2", "epochs=1").replace("subset=1.0", "subset=0.3") for text in NAN20),
-            "checkpoint.keep=1", corpus=learnable_corpus.path, run=run.path, console=Console())
+        fit(
+            "nan20",
+            *(text.replace("epochs=2", "epochs=1").replace("subset=1.0", "subset=0.3") for text in NAN20),
+            "checkpoint.keep=1",
+            corpus=learnable_corpus.path,
+            run=run.path,
+            console=Console(),
+        )
     bad, told = run.events("nonfinite")[-1]["step"], str(stopped.value).split("`")[1::2]
     assert bad == run.read_pointer("last") and told == explain(run)[-1].split("`")[1::2]
     shutil.copytree(run.path, tmp_path / "kept")
@@ -280,8 +320,16 @@ def test_only_the_segment_that_ended_by_bad_numbers_asks_for_a_change(learnable_
 def test_rollback_without_an_older_checkpoint_stops_and_says_so(learnable_corpus, tmp_path):
     """A checkpoint of every step, of which the newest is kept: it holds the weights that go bad next."""
     with pytest.raises(TrainingStopped, match="no checkpoint of before it is there") as stopped:
-        fit("nan20", *NAN20, "guard.policy=rollback", "checkpoint.every_minutes=1e-9", "checkpoint.keep=1",
-            corpus=learnable_corpus.path, run=tmp_path / "run", console=Console())
+        fit(
+            "nan20",
+            *NAN20,
+            "guard.policy=rollback",
+            "checkpoint.every_minutes=1e-9",
+            "checkpoint.keep=1",
+            corpus=learnable_corpus.path,
+            run=tmp_path / "run",
+            console=Console(),
+        )
     run = Run(tmp_path / "run")
     assert not run.events("recovered")
     (command,) = str(stopped.value).split("`")[1::2]
@@ -300,8 +348,15 @@ def test_nan20_trains_through_with_rollback(rolled_back):
 
 def test_rolled_back_run_interrupted_equals_the_uninterrupted_one(learnable_corpus, rolled_back, tmp_path):
     path = tmp_path / "run"
-    fit("nan20", *NAN20, "guard.policy=rollback", "guard.rollback_factor=0.1", corpus=learnable_corpus.path, run=path,
-        console=StopAt(60))
+    fit(
+        "nan20",
+        *NAN20,
+        "guard.policy=rollback",
+        "guard.rollback_factor=0.1",
+        corpus=learnable_corpus.path,
+        run=path,
+        console=StopAt(60),
+    )
     run = Run.open(path)
     assert run.status == "SIGTERM"
     resume_tiny(run)
@@ -309,10 +364,17 @@ def test_rolled_back_run_interrupted_equals_the_uninterrupted_one(learnable_corp
 
 
 def test_rollback_over_the_edge_of_a_stage_takes_that_stages_parts(learnable_corpus, tmp_path):
-    config = tiny_config("averaging.decay=none", "model.norm=none", "guard.policy=rollback", "epochs=2",
-                         "guard.rollback_factor=1e-6", "schedule.warmup_steps=none")
-    config = RunConfig.from_dict(config.to_dict() | {"stage": [
-        {"epochs": 1}, {"epochs": 1, "optimizer.lr": 1e6, "optimizer.weight_decay": 0.3}]})
+    config = tiny_config(
+        "averaging.decay=none",
+        "model.norm=none",
+        "guard.policy=rollback",
+        "epochs=2",
+        "guard.rollback_factor=1e-6",
+        "schedule.warmup_steps=none",
+    )
+    config = RunConfig.from_dict(
+        config.to_dict() | {"stage": [{"epochs": 1}, {"epochs": 1, "optimizer.lr": 1e6, "optimizer.weight_decay": 0.3}]}
+    )
     run = fit(config=config, corpus=learnable_corpus.path, run=tmp_path / "run", console=Console())
     assert run.status == "finished"
     assert run.events("recovered")
@@ -323,10 +385,12 @@ def test_rollback_over_the_edge_of_a_stage_takes_that_stages_parts(learnable_cor
 
 def test_rollback_over_the_edge_of_a_stage_that_no_rate_mends_stops(learnable_corpus, tmp_path):
     """Every time it comes to the edge, the stage's own rate is set and its rollbacks are counted from 0."""
-    config = tiny_config("averaging.decay=none", "model.norm=none", "guard.policy=rollback", "epochs=2",
-                         "schedule.warmup_steps=none")
-    config = RunConfig.from_dict(config.to_dict() | {"stage": [
-        {"epochs": 1}, {"epochs": 1, "optimizer.lr": 5e-4, "augment.noise": 1e38}]})
+    config = tiny_config(
+        "averaging.decay=none", "model.norm=none", "guard.policy=rollback", "epochs=2", "schedule.warmup_steps=none"
+    )
+    config = RunConfig.from_dict(
+        config.to_dict() | {"stage": [{"epochs": 1}, {"epochs": 1, "optimizer.lr": 5e-4, "augment.noise": 1e38}]}
+    )
     with pytest.raises(TrainingStopped, match="stopped after 3 rollbacks"):
         fit(config=config, corpus=learnable_corpus.path, run=tmp_path / "run", console=Console())
     run = Run(tmp_path / "run")
@@ -353,10 +417,16 @@ def test_divergence_is_told_once_an_excursion():
     assert watch.look(1e9, 0, 1e-3) is None
 
 
-@pytest.mark.parametrize(("loss", "answered", "said"), [
-    (math.log(40), 40, "learnt nothing"), (3.0, 1, "same phoneme"), (3.0, 2, None), (3.5, 40, None),
-    (math.nan, 1, "same phoneme"),
-])
+@pytest.mark.parametrize(
+    ("loss", "answered", "said"),
+    [
+        (math.log(40), 40, "learnt nothing"),
+        (3.0, 1, "same phoneme"),
+        (3.0, 2, None),
+        (3.5, 40, None),
+        (math.nan, 1, "same phoneme"),
+    ],
+)
 def test_dead_net_is_told_from_a_slow_one(loss, answered, said):
     message = guard.dead_net(loss, answered, num_classes=40)
     assert (message is None) if said is None else said in message
@@ -444,14 +514,21 @@ def test_rate_of_overflows_goes_on_after_a_resume(learnable_corpus, tmp_path):
     shorter = fit_steep(learnable_corpus, tmp_path / "again", "3e5", "epochs=1", "schedule.name=constant")
     resume_tiny(shorter, "epochs=2")
     assert [line["skipped"] for line in shorter.metrics("train")] == [
-        line["skipped"] for line in whole.metrics("train")]
+        line["skipped"] for line in whole.metrics("train")
+    ]
 
 
 @pytest.mark.parametrize("policy", ["stop", "skip", "rollback"])
 def test_gradient_overflow_without_end_is_warned_of_and_then_stops(learnable_corpus, tmp_path, policy):
     with pytest.raises(TrainingStopped, match=r"gradient of first\.(weight|bias)"):
-        fit_steep(learnable_corpus, tmp_path, "float('inf')", f"guard.policy={policy}", "guard.max_rollbacks=1",
-                  "batch_size=128")
+        fit_steep(
+            learnable_corpus,
+            tmp_path,
+            "float('inf')",
+            f"guard.policy={policy}",
+            "guard.max_rollbacks=1",
+            "batch_size=128",
+        )
     run = Run.open(tmp_path / "run")
     assert f"last {ODD_OVERFLOWS} updates" in run.events("warning")[0]["message"]
     assert run.events("nonfinite")[0]["step"] == ENDLESS_OVERFLOWS
@@ -483,10 +560,13 @@ class Doubling(nn.Module):
         return self.part(values) * 3e38 + values
 
 
-@pytest.mark.parametrize(("layers", "where", "tensor"), [
-    ([nn.Flatten(), Doubling(), nn.Linear(4, 3)], "1", "output"),
-    ([nn.Flatten(), nn.Linear(4, 4), nn.Linear(4, 3)], "1", "weight"),
-])
+@pytest.mark.parametrize(
+    ("layers", "where", "tensor"),
+    [
+        ([nn.Flatten(), Doubling(), nn.Linear(4, 3)], "1", "output"),
+        ([nn.Flatten(), nn.Linear(4, 4), nn.Linear(4, 3)], "1", "weight"),
+    ],
+)
 def test_first_module_in_forward_order_is_named(layers, where, tensor):
     from phonetrain.config.sections import OptimizerConfig
     from phonetrain.device import choose_compute
@@ -497,8 +577,9 @@ def test_first_module_in_forward_order_is_named(layers, where, tensor):
     model = nn.Sequential(*layers)
     if tensor == "weight":
         model[1].weight.data[2, 1] = math.nan
-    step = TrainStep(model, build_optimizer(OptimizerConfig(), model, "cpu"), FrameMetrics(3),
-                     choose_compute("cpu", "fp32"), seed=0)
+    step = TrainStep(
+        model, build_optimizer(OptimizerConfig(), model, "cpu"), FrameMetrics(3), choose_compute("cpu", "fp32"), seed=0
+    )
     batch = WindowBatch(torch.full((8, 2, 2), 4.0), torch.zeros(8, dtype=torch.int64), torch.arange(8))
     found = guard.replay(step, batch, epoch=0, number=5)
     assert (found.where, found.tensor) == (where, tensor)

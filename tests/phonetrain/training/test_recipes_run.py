@@ -16,8 +16,13 @@ from tests import reference
 torch.set_num_threads(1)  # nets this small only wait for each other's threads
 
 SMALL = [
-    "window.left=5", "window.right=5", "model.max_parameters=100_000", "batch_size=256", "device=cpu",
-    "tracking.wandb=off", "tracking.log_every=4",
+    "window.left=5",
+    "window.right=5",
+    "model.max_parameters=100_000",
+    "batch_size=256",
+    "device=cpu",
+    "tracking.wandb=off",
+    "tracking.log_every=4",
 ]
 SHORT = {
     "chain": ["epochs=2", "schedule.chain.0.epochs=1"],
@@ -34,8 +39,12 @@ def trained(request, learnable_corpus, tmp_path_factory) -> Run:
     config = load_recipe(request.param)
     masks = ["augment.time_mask=3"] if config.augment.time_mask > 11 else []
     short = config.override([*SMALL, *masks, *SHORT.get(request.param, ["epochs=2"])])
-    return fit(config=short, corpus=learnable_corpus.path, run=tmp_path_factory.mktemp("runs") / request.param,
-               console=Console())
+    return fit(
+        config=short,
+        corpus=learnable_corpus.path,
+        run=tmp_path_factory.mktemp("runs") / request.param,
+        console=Console(),
+    )
 
 
 def test_every_recipe_trains(trained):
@@ -105,8 +114,17 @@ def test_recorded_rates_are_those_of_the_schedule(trained):
 @pytest.mark.parametrize("name", ["default", "demo", "diamond", "onecycle", "start"])
 def test_fifty_steps_of_a_recipe_are_those_of_a_plain_loop(name, learnable_corpus):
     """Real parts from recipe to update against torch's own modules, optimizer and scheduler, in float32."""
-    few = ["model.dropout=0", "augment.time_mask=0", "augment.freq_mask=0", "augment.noise=0", "precision=fp32",
-           "epochs=2", "subset=1.0", "averaging.decay=none", "loss.label_smoothing=0"]
+    few = [
+        "model.dropout=0",
+        "augment.time_mask=0",
+        "augment.freq_mask=0",
+        "augment.noise=0",
+        "precision=fp32",
+        "epochs=2",
+        "subset=1.0",
+        "averaging.decay=none",
+        "loss.label_smoothing=0",
+    ]
     config = load_recipe(name)
     few += ["schedule.warmup_steps=10"] if config.schedule.warmup_steps else []
     few += ["model.depth=4"] if (config.model.depth or 0) > 5 else []  # rounding grows with every layer
@@ -115,12 +133,14 @@ def test_fifty_steps_of_a_recipe_are_those_of_a_plain_loop(name, learnable_corpu
     try:
         plain = reference.plain_net(parts.state.model, getattr(torch.nn, ACTIVATIONS[config.model.activation]))
         batches, losses, before = parts.train.batches_per_epoch, [], 0.0
-        made = [(batch.windows.clone(), batch.labels.clone()) for epoch in range(2)
-                for batch in parts.train.epoch(epoch)]
+        made = [
+            (batch.windows.clone(), batch.labels.clone()) for epoch in range(2) for batch in parts.train.epoch(epoch)
+        ]
         wanted = reference.train_recipe_plainly(config, plain, made)
         for epoch in range(2):
-            rates, momenta = (table(epoch, batches) for table in
-                              (parts.state.schedule.rates, parts.state.schedule.momenta))
+            rates, momenta = (
+                table(epoch, batches) for table in (parts.state.schedule.rates, parts.state.schedule.momenta)
+            )
             for frames in parts.updates.epoch(epoch, 0, epoch * batches, rates, momenta):
                 total = float(parts.state.metrics.loss_sum)
                 losses.append((total - before) / frames)

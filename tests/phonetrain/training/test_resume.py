@@ -47,12 +47,16 @@ def test_interrupted_run_equals_uninterrupted_one_bit_for_bit(learnable_corpus, 
     assert numbers(run) == numbers(whole)
 
 
-@pytest.mark.parametrize("options", [
-    ("schedule.name=plateau", "schedule.patience=0", "schedule.factor=0.5"),
-    ("schedule.name=onecycle",),
-    ("optimizer.name=muon",), ("optimizer.name=sgd",),
-    ("augment.noise=0.2", "precision=fp16"),
-])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("schedule.name=plateau", "schedule.patience=0", "schedule.factor=0.5"),
+        ("schedule.name=onecycle",),
+        ("optimizer.name=muon",),
+        ("optimizer.name=sgd",),
+        ("augment.noise=0.2", "precision=fp16"),
+    ],
+)
 def test_equality_holds_for_every_kind_of_state(learnable_corpus, tmp_path, options):
     options = (*options, "schedule.warmup_steps=none")
     uninterrupted = fit_tiny(learnable_corpus, tmp_path / "whole", *options)
@@ -139,7 +143,8 @@ def test_model_of_ones_own_is_found_from_elsewhere_and_an_edited_one_is_said(lea
     (tmp_path / "elsewhere" / "moved.py").write_text(FACTORY + "# edited")
     resume_tiny(run)
     assert [event["message"] for event in run.events("warning")] == [
-        f"{tmp_path}/elsewhere/moved.py:build: its text is not the one that the run was trained with so far"]
+        f"{tmp_path}/elsewhere/moved.py:build: its text is not the one that the run was trained with so far"
+    ]
     assert run.read_json(run.built_path)["model"]["factory_digest"]
 
 
@@ -235,8 +240,7 @@ def test_pickle_bomb_in_a_checkpoint_is_refused(learnable_corpus, tmp_path):
         checkpoint.read(refused)
 
 
-def test_moved_corpus_is_recognised_and_another_one_refused_with_both_digests(
-        learnable_corpus, tiny_corpus, tmp_path):
+def test_moved_corpus_is_recognised_and_another_one_refused_with_both_digests(learnable_corpus, tiny_corpus, tmp_path):
     moved = tmp_path / "elsewhere"
     shutil.copytree(learnable_corpus.path, moved)
     run = interrupted(learnable_corpus, tmp_path / "run", step=8)
@@ -368,14 +372,21 @@ def places_to_kill_at(seed: int) -> list[str]:
     places = ["step", "step", "step", "score", "write", "write", "write", "write"]
     chance.shuffle(places)
     most = {"step": 5, "score": 1, "write": 25}
-    return [*(f"moment-{chance.randrange(80)}" for _ in range(2)),
-            *(f"{kind}-{chance.randint(1, most[kind])}" for kind in places)]
+    return [
+        *(f"moment-{chance.randrange(80)}" for _ in range(2)),
+        *(f"{kind}-{chance.randint(1, most[kind])}" for kind in places),
+    ]
 
 
 def check_killed_run(corpus, whole, path, seed):
     places = places_to_kill_at(seed)
-    done = subprocess.run([sys.executable, "-m", "tests.training", path, corpus.path, *places], text=True,
-                          capture_output=True, cwd=Path(__file__).parents[3], timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.training", path, corpus.path, *places],
+        text=True,
+        capture_output=True,
+        cwd=Path(__file__).parents[3],
+        timeout=300,
+    )
     ends = [f"{place} was killed" for place in places]
     assert done.stdout.splitlines() == [*ends, " ended with 0"], done.stderr
     run = Run(path)
