@@ -23,7 +23,7 @@ from benchmarks.conditions import spread, write_results
 from benchmarks.fed_steps import LOADERS, with_loaders
 from benchmarks.launches import tally
 from benchmarks.steps import CLASSES, WAYS, Case, Ours, check, measure
-from phonetrain.device import choose_compute
+from phonetrain.device import choose_device
 
 NETS = ("cylinder5", "hourglass17")
 SIZES = (2_000_000, 20_000_000)
@@ -293,7 +293,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick:
         options.rounds, options.seconds = 2, 0.0
-    compute = choose_compute(options.device, options.precision)
+    compute = choose_device(options.device, options.precision)
     print(f"{compute.reason}, {compute.precision}, {torch.get_num_threads()} threads, {CLASSES} classes")
     results = []
     for case, names in cases(options, compute):

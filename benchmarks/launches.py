@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from benchmarks.steps import Case, Ours
-from phonetrain.kernels import cpu_layer as fused
-from phonetrain.kernels import cuda_layer as gpu_layer
+from phonetrain.kernels import cpu_layer, cuda_layer
 from phonetrain.step import train_step as step
 
 
@@ -80,10 +79,10 @@ def tally(case: Case) -> Tally:
     ours, found = Ours(case, capture=False), Tally()
     CountedLayer.found = found
     with (
-        patch.object(fused, "kernels_are_there", lambda: False),
+        patch.object(cpu_layer, "kernels_are_there", lambda: False),
         patch.object(step, "total_norm", nn.utils.get_total_norm),
-        patch.object(gpu_layer, "is_covered", lambda hidden, norm, *_: gpu_layer.are_known(norm, *_)),
-        patch.object(gpu_layer, "hidden_layer", lambda hidden, norm, *_: CountedLayer.apply(hidden, norm)),
+        patch.object(cuda_layer, "is_covered", lambda hidden, norm, *_: cuda_layer.are_known(norm, *_)),
+        patch.object(cuda_layer, "hidden_layer", lambda hidden, norm, *_: CountedLayer.apply(hidden, norm)),
     ):
         ours()
         with found:

@@ -14,7 +14,7 @@ from benchmarks.corpora import PARTITION, repeat_corpus
 from phonedata import EpochOrder, PackedCorpus, WindowSpec, open_loader
 from phonedata.loaders.gather import FrameTable, buckets_of, pool_rows
 from phonedata.loaders.mapped_files import resident_share
-from phonedata.loaders.prefetch import Crew
+from phonedata.loaders.prefetch import Prefetcher
 
 
 def lookup_times(quick: bool) -> dict:
@@ -132,7 +132,7 @@ def profile(case: ways.Case, batches: int) -> dict:
             )
         ),
     }
-    crew = Crew(lambda index, slot: index, 0, batches, 3, 1, helps=True)
-    found["hand-over"] = timed(lambda n: (crew.take(), crew.release()))
-    crew.close()
+    prefetcher = Prefetcher(lambda index, slot: index, 0, batches, 3, 1, helps=True)
+    found["hand-over"] = timed(lambda n: (prefetcher.take(), prefetcher.release()))
+    prefetcher.close()
     return found

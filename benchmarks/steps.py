@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from phonedata import WindowSpec
 from phonetrain.config.run_config import RunConfig, load_recipe
-from phonetrain.device import Compute
+from phonetrain.device import DeviceSpec
 from phonetrain.model.classifier import ACTIVATIONS, FrameClassifier, build_model
 from phonetrain.model.ema import AveragedWeights
 from phonetrain.optim.loss_scale import LossScale
@@ -37,7 +37,7 @@ class Case:
     net: str
     parameters: int
     batch_size: int
-    compute: Compute
+    compute: DeviceSpec
     overrides: tuple[str, ...] = ()
     config: RunConfig = field(init=False)
 

@@ -13,7 +13,7 @@ from importlib import metadata
 
 import torch
 
-from .distributed import here
+from .distributed import current
 from .errors import ConfigError
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
@@ -21,7 +21,7 @@ AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
-class Compute:
+class DeviceSpec:
     """Where and in which precision a run computes."""
 
     device: torch.device
@@ -45,7 +45,7 @@ class Compute:
         return self.precision == "fp16"
 
 
-def choose_compute(device: str = "auto", precision: str = "auto") -> Compute:
+def choose_device(device: str = "auto", precision: str = "auto") -> DeviceSpec:
     """The device and precision for `device` (auto, cpu, cuda, cuda:1, ...) and `precision` (auto, fp32, bf16, fp16).
 
     On a CPU the process keeps freed memory from then on (`keep_freed_memory`). Raises ConfigError for a device that is
@@ -70,12 +70,12 @@ def choose_compute(device: str = "auto", precision: str = "auto") -> Compute:
     keep_freed_memory()
     if precision == "auto":
         if cpu_gains_by_bf16():
-            return Compute(chosen, "bf16", "cpu with bf16 instructions")
-        return Compute(chosen, "fp32", "cpu that bf16 would not speed up")
-    return Compute(chosen, precision, f"cpu, {precision} as asked")
+            return DeviceSpec(chosen, "bf16", "cpu with bf16 instructions")
+        return DeviceSpec(chosen, "fp32", "cpu that bf16 would not speed up")
+    return DeviceSpec(chosen, precision, f"cpu, {precision} as asked")
 
 
-def _cuda_compute(device: torch.device, precision: str) -> Compute:
+def _cuda_compute(device: torch.device, precision: str) -> DeviceSpec:
     capability = torch.cuda.get_device_capability(device)
     name = f"{torch.cuda.get_device_name(device)}, compute capability {capability[0]}.{capability[1]}"
     # torch.cuda.is_bf16_supported() also counts emulation, which a T4 (7.5) offers at a fraction of fp16's speed.
@@ -84,7 +84,7 @@ def _cuda_compute(device: torch.device, precision: str) -> Compute:
         raise ConfigError(f"precision: got bf16, but {name} only emulates it; use precision=fp16")
     if precision == "auto":
         precision = "bf16" if native_bf16 else "fp16"
-    return Compute(device, precision, name)
+    return DeviceSpec(device, precision, name)
 
 
 @contextlib.contextmanager
@@ -160,7 +160,7 @@ def version(package: str) -> str | None:
         return None
 
 
-def describe_machine(compute: Compute) -> dict[str, str | int | None]:
+def describe_machine(compute: DeviceSpec) -> dict[str, str | int | None]:
     """What equality of two runs depends on besides the configuration: machine type, versions, threads; no host."""
     gpu = torch.cuda.get_device_name(compute.device) if compute.device.type == "cuda" else None
     return {
@@ -174,5 +174,5 @@ def describe_machine(compute: Compute) -> dict[str, str | int | None]:
         "cuda": torch.version.cuda if gpu else None,
         "threads": torch.get_num_threads(),
         "precision": compute.precision,
-        "ranks": here().world_size,
+        "ranks": current().world_size,
     }

@@ -28,7 +28,7 @@ PATIENCE = timedelta(minutes=30)  # for a rank that packs, compiles or reads a c
 
 
 @dataclass
-class Ranks:
+class ProcessGroup:
     """This process's place. `sums` is off while one rank looks at something on its own."""
 
     rank: int = 0
@@ -100,7 +100,7 @@ class Ranks:
         return wanted
 
     @contextlib.contextmanager
-    def apart(self) -> Iterator[None]:
+    def local_only(self) -> Iterator[None]:
         """Within the block this rank meets nobody: it may do what the others do not."""
         before, self.sums = self.sums, False
         try:
@@ -109,12 +109,12 @@ class Ranks:
             self.sums = before
 
 
-_here = Ranks()
+_here = ProcessGroup()
 _hosts: list[Any] = []
 
 
-def here() -> Ranks:
-    """This process among those that `joined` brought together; alone outside of it."""
+def current() -> ProcessGroup:
+    """This process among those that `init` brought together; alone outside of it."""
     return _here
 
 
@@ -124,7 +124,7 @@ def _host_group() -> Any:
 
 
 @contextlib.contextmanager
-def joined(device: str = "auto") -> Iterator[Ranks]:
+def init(device: str = "auto") -> Iterator[ProcessGroup]:
     """Meet the other processes that torchrun started, for the length of the block; nothing at all without torchrun.
 
     device: the run's setting, which decides between NCCL and gloo.
@@ -152,11 +152,11 @@ def joined(device: str = "auto") -> Iterator[Ranks]:
     store = dist.PrefixStore(f"phonetrain attempt {restarts}", next(dist.rendezvous("env://", timeout=PATIENCE))[0])
     dist.init_process_group("nccl" if on_cuda else "gloo", store=store, rank=rank, world_size=size, timeout=PATIENCE)
     _hosts[:] = [dist.new_group(backend="gloo", timeout=PATIENCE) if on_cuda else dist.group.WORLD]
-    _here = Ranks(rank, size, local, restarts)
+    _here = ProcessGroup(rank, size, local, restarts)
     try:
         yield _here
     finally:
-        _here = Ranks()
+        _here = ProcessGroup()
         _hosts.clear()
         dist.destroy_process_group()
 
@@ -166,7 +166,7 @@ def reduce_norms(model: nn.Module) -> nn.Module:
 
     Raises ConfigError for a norm with running statistics that cannot: every rank would keep statistics of its own.
     """
-    if here().world_size == 1:
+    if current().world_size == 1:
         return model
     for name, module in model.named_modules():
         if not isinstance(module, _NormBase) or isinstance(module, nn.SyncBatchNorm):
@@ -176,7 +176,7 @@ def reduce_norms(model: nn.Module) -> nn.Module:
             module.__class__ = ReducedBatchNorm1d
         elif isinstance(module, _BatchNorm) or module.track_running_stats:
             raise ConfigError(
-                f"model: {name} is {module}, which cannot be summed over {here().world_size} processes; wanted "
+                f"model: {name} is {module}, which cannot be summed over {current().world_size} processes; wanted "
                 "nn.BatchNorm1d(affine=True, track_running_stats=True, momentum=a number), LayerNorm or GroupNorm: "
                 "use one of them in model.factory, or train in one process"
             )
@@ -190,7 +190,7 @@ class ReducedBatchNorm1d(nn.BatchNorm1d):
     """
 
     def forward(self, hidden: Tensor) -> Tensor:
-        if not (self.training and here().together):
+        if not (self.training and current().together):
             return super().forward(hidden)
         self._check_input_dim(hidden)
         rows = hidden if hidden.ndim == 2 else hidden.transpose(1, 2).flatten(0, 1)
@@ -211,7 +211,7 @@ class NormOverRanks(torch.autograd.Function):
         values = hidden.float() - about
         count = torch.full((1,), float(len(hidden)), dtype=torch.float64, device=hidden.device)
         sums, squares = values.sum(0).double(), values.square().sum(0).double()
-        here().sum_(sums, squares, count)
+        current().sum_(sums, squares, count)
         away = sums / count
         variance = (squares / count - away * away).clamp_min(0)
         inverse = (variance + epsilon).rsqrt().float()
@@ -229,7 +229,7 @@ class NormOverRanks(torch.autograd.Function):
         by_bias, by_weight = gradient.sum(0), (gradient * normal).sum(0)
         # The parameters' own derivatives stay local: they are added over the ranks with all the others.
         plain, product = by_bias.double(), by_weight.double()
-        here().sum_(plain, product)
+        current().sum_(plain, product)
         mean, slope = (plain / count).float(), (product / count).float()
         by_hidden = weight * inverse * (gradient - mean - normal * slope)
         return by_hidden.to(context.dtype), by_weight, by_bias, None, None

@@ -155,7 +155,7 @@ class Loader:
         self.num_frames = plan.num_frames
         self.batches_per_epoch, self.frames_per_epoch = plan.batches_per_epoch, plan.frames_per_epoch
         self._closed = False
-        self._crews: weakref.WeakSet = weakref.WeakSet()
+        self._prefetchers: weakref.WeakSet = weakref.WeakSet()
 
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[WindowBatch]:
         """The batches `start_batch`, `start_batch + 1`, ... of one epoch; starting late costs nothing.
@@ -187,8 +187,8 @@ class Loader:
     def close(self) -> None:
         """End all epochs that are still open and let the corpus go."""
         self._closed = True
-        for crew in list(self._crews):
-            crew.close()
+        for prefetcher in list(self._prefetchers):
+            prefetcher.close()
 
     def __enter__(self):
         return self

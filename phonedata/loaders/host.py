@@ -19,7 +19,7 @@ from ..system import available_cores
 from .base import BatchPlan, Loader, whole_number
 from .gather import LINE, FrameTable
 from .mapped_files import MappedFiles
-from .prefetch import Crew
+from .prefetch import Prefetcher
 from .windows import WindowBatch
 
 MEMORIES = ("map", "ram")
@@ -65,15 +65,15 @@ class HostLoader(Loader):
         slots = self.threads + (2 if self.device.type == "cuda" else 1)
         ring = Ring(self.plan, self.device, slots)
         make, stop = partial(self._produce, order, ring), self.batches_per_epoch
-        crew = Crew(make, start_batch, stop, slots, self.threads - 1, helps=True)
-        self._crews.add(crew)
+        prefetcher = Prefetcher(make, start_batch, stop, slots, self.threads - 1, helps=True)
+        self._prefetchers.add(prefetcher)
         try:
             for index in range(start_batch, stop):
-                yield ring.batch(index % slots, crew.take())
+                yield ring.batch(index % slots, prefetcher.take())
                 ring.release(index % slots)
-                crew.release()
+                prefetcher.release()
         finally:
-            crew.close()
+            prefetcher.close()
             ring.close()
 
     def _one_batch(self, order, index: int) -> WindowBatch:

@@ -12,7 +12,7 @@ from ..errors import SpecError
 CLOSED = "the loader was closed while one of its epochs was being read; open another one"
 
 
-class Crew:
+class Prefetcher:
     """`threads` daemon threads that call `produce(index, slot)` for index in [start, stop), at most `slots` ahead.
 
     With `helps` the consumer is one more of them while it waits: where it would sleep until the next result is there
@@ -21,7 +21,7 @@ class Crew:
 
     A slot is `index % slots`; it is produced into again only after its `release`, so no two threads ever hold the
     same one. `take()` returns what `produce` returned, in order of index, and raises what it raised, with the thread's
-    traceback. When the crew is closed or collected, or the interpreter exits, its threads end.
+    traceback. When the prefetcher is closed or collected, or the interpreter exits, its threads end.
     """
 
     def __init__(self, produce: Callable, start: int, stop: int, slots: int, threads: int, *, helps: bool = False):
@@ -33,7 +33,7 @@ class Crew:
             self._tasks.put(index)
         self._produce, self._helps, self._helper_lock = produce, helps, threading.RLock()
         self._stopped = stopped = threading.Event()
-        # The threads hold no reference to the crew: a forgotten one is collected, and its finalizer ends them.
+        # The threads hold no reference to the prefetcher: a forgotten one is collected, and its finalizer ends them.
         self._threads = [
             threading.Thread(
                 target=_work, args=(produce, self._tasks, self._ready, stopped), name=f"phonedata-{n}", daemon=True

@@ -18,7 +18,7 @@ from .base import BatchPlan, Loader
 from .gather import buckets_of, pool_rows
 from .host import HostLoader, Transfer
 from .order import SlabOrder, num_slabs, slab_bounds
-from .prefetch import Crew
+from .prefetch import Prefetcher
 from .resident import RowStore
 from .rows import JoinedRows
 from .windows import WindowBatch
@@ -60,22 +60,22 @@ class SlabLoader(Loader):
         notes = Notes(self.plan.slots, self.device)
         released = taken = order.step_of(self.plan.bounds(start_batch)[0]) - order.num_cells + 1
         last_load = order.step_of(end - 1)
-        crew = Crew(partial(self._load, order, pool), taken, last_load + 1, slots, 1)
-        self._crews.add(crew)
+        prefetcher = Prefetcher(partial(self._load, order, pool), taken, last_load + 1, slots, 1)
+        self._prefetchers.add(prefetcher)
         try:
             for index in range(start_batch, self.batches_per_epoch):
                 start, stop = self.plan.bounds(index)
                 if stop > start:
                     while released + order.num_cells <= order.step_of(start):
                         pool.release(released % slots)
-                        crew.release()
+                        prefetcher.release()
                         released += 1
                     while taken <= order.step_of(stop - 1):
-                        pool.receive(crew.take())
+                        pool.receive(prefetcher.take())
                         taken += 1
                 yield self._gather(order, pool, notes, start, stop)
         finally:
-            crew.close()
+            prefetcher.close()
             pool.close()
 
     def _gather(self, order: SlabOrder, pool: Pool, notes: Notes, start: int, stop: int) -> WindowBatch:

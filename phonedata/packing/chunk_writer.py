@@ -9,7 +9,7 @@ from numba import njit
 from ..cmvn import moments, normalise_half, normalise_single, scale_into
 from ..errors import RawDataError
 from ..format.zarr_files import CHUNK_ROWS, ShardFile, digest
-from .journal import ChunkResult, Reading
+from .journal import ChunkResult, Measurements
 from .plan import ChunkTask
 
 _LARGEST = {"float16": 65504.0, "float32": float(np.finfo(np.float32).max)}
@@ -85,7 +85,7 @@ class UtteranceReader:
             )
         return features, labels
 
-    def measure(self, name: str, indices) -> Reading:
+    def measure(self, name: str, indices) -> Measurements:
         """Raw moments of some utterances, without writing anything."""
         good, counts, bad = [], [], {}
         means, squares = np.empty((2, len(indices), self.feature_dim))
@@ -99,7 +99,7 @@ class UtteranceReader:
             good.append(index)
             counts.append(len(features))
         lengths = dict(zip(good, counts))
-        return Reading.of(good, counts, means[: len(good)], squares[: len(good)], lengths=lengths, bad=bad)
+        return Measurements.of(good, counts, means[: len(good)], squares[: len(good)], lengths=lengths, bad=bad)
 
 
 class ChunkFiller:
@@ -119,7 +119,9 @@ class ChunkFiller:
         self._labels = np.empty(CHUNK_ROWS, label_dtype)
         self._padding = np.iinfo(label_dtype).max
 
-    def fill(self, task: ChunkTask, features_file: ShardFile, labels_file: ShardFile | None) -> ChunkResult | Reading:
+    def fill(
+        self, task: ChunkTask, features_file: ShardFile, labels_file: ShardFile | None
+    ) -> ChunkResult | Measurements:
         """Write the chunk and return its result; or, if the plan was wrong about it, only what reading has shown."""
         rows, row_labels, dim = self._rows, self._labels, self.reader.feature_dim
         starts = task.start_row - task.chunk * CHUNK_ROWS
@@ -161,11 +163,11 @@ class ChunkFiller:
                 row_labels[a:b] = labels if inside else labels[a - start : b - start]
         if bad or lengths:
             nothing = np.empty((0, dim))
-            return Reading.of([], [], nothing, nothing, lengths=lengths, bad=bad)
+            return Measurements.of([], [], nothing, nothing, lengths=lengths, bad=bad)
         for index, mean, square in zip(task.index.tolist(), means, squares):
             self.check(task.partition, index, mean, square)
         stored = (means[own] - centres[own]) * scales[own], squares[own] * scales[own] ** 2
-        reading = Reading.of(task.index[own], task.length[own], *stored)
+        reading = Measurements.of(task.index[own], task.length[own], *stored)
         features_file.write(task.chunk, rows)
         if labels_file is None:
             return ChunkResult(digest(rows), None, None, reading)
@@ -188,7 +190,7 @@ class ChunkFiller:
 
     def _fill_usual(self, task: ChunkTask, starts: np.ndarray, statistics: np.ndarray) -> np.ndarray:
         """Which utterances (n,) a faster way of their layout has already put in place."""
-        fill = getattr(self.reader.partitions[task.partition], "fill_usual", None)
+        fill = getattr(self.reader.partitions[task.partition], "fill_fast", None)
         if fill is None:
             return np.zeros(len(starts), bool)
         own = self.statistics is None

@@ -53,7 +53,7 @@ def extract(
     workers: int | None = None,
     progress: Callable[..., None] | None = None,
 ) -> ExtractReport:
-    """Compute MFCC and frame labels of the folder `audio` and write them to the new folder `raw`.
+    """DeviceSpec MFCC and frame labels of the folder `audio` and write them to the new folder `raw`.
 
     The label of a frame is the phone that covers its centre. `progress(stage, done, total, unit)` counts them. An
     interrupted call continues where it stopped when it is repeated. `workers` processes (default: the cores this one

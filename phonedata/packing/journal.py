@@ -158,7 +158,7 @@ class Staging:
 
 
 @dataclass
-class Reading:
+class Measurements:
     """What reading n utterances has shown.
 
     Attributes:
@@ -178,7 +178,7 @@ class Reading:
     bad: dict[int, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, index, counts, means: np.ndarray, squares: np.ndarray, **more) -> "Reading":
+    def of(cls, index, counts, means: np.ndarray, squares: np.ndarray, **more) -> "Measurements":
         """From lists or arrays of integers, and (n, D) arrays."""
         return cls(np.array(index, np.int64), np.array(counts, np.int64), means, squares, **more)
 
@@ -193,7 +193,7 @@ class Reading:
         }
 
     @classmethod
-    def from_record(cls, entry: dict, dim: int) -> "Reading":
+    def from_record(cls, entry: dict, dim: int) -> "Measurements":
         index, counts = _decode(entry["index"], "<i8"), _decode(entry["counts"], "<i8")
         means, squares = (_decode(entry[k], "<f8").reshape(-1, dim) for k in ("means", "squares"))
         lengths = dict(zip(index.tolist(), counts.tolist()))
@@ -208,7 +208,7 @@ class ChunkResult:
     features: str
     labels: str | None
     histogram: np.ndarray | None
-    reading: Reading
+    reading: Measurements
 
     def to_record(self) -> dict:
         """Plain values for JSON."""
@@ -218,7 +218,7 @@ class ChunkResult:
     @classmethod
     def from_record(cls, entry: dict, dim: int) -> "ChunkResult":
         histogram = None if entry["histogram"] is None else np.array(entry["histogram"], np.int64)
-        return cls(entry["features"], entry["labels"], histogram, Reading.from_record(entry, dim))
+        return cls(entry["features"], entry["labels"], histogram, Measurements.from_record(entry, dim))
 
 
 def _encode(array: np.ndarray, dtype: str) -> str:

@@ -1,11 +1,11 @@
-"""Team: worker threads whose results come back in the order of their tasks."""
+"""Worker threads whose results come back in the order of their tasks."""
 
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 
-class Team:
+class OrderedPool:
     """Runs `function(tool, task)` on up to `workers` threads, each with a tool of its own made by `make_tool`.
 
     Threads suffice: reading files, the kernels, digests and writing all release the interpreter's lock.

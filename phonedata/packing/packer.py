@@ -13,9 +13,9 @@ from ..errors import RawDataError
 from ..format.zarr_files import CHUNK_ROWS, ShardFile
 from .checks import check_space
 from .chunk_writer import ChunkFiller, UtteranceReader
-from .journal import ChunkResult, Reading
+from .journal import ChunkResult, Measurements
 from .metadata import WrittenPartition, cmvn_attributes, finish_partition, finish_root, root_attributes
-from .ordered_pool import Team
+from .ordered_pool import OrderedPool
 from .parts import part_range
 from .plan import PartitionPlan
 from .report import LeftOut
@@ -38,9 +38,9 @@ class Packing:
         self.raw = {p.name: p for p in corpus.partitions}
         self.done: dict[tuple[str, int], tuple[str, ChunkResult]] = {}
         self.group_moments: dict = {}
-        self._measured: dict[str, tuple[list[int], list[Reading]]] = {}
+        self._measured: dict[str, tuple[list[int], list[Measurements]]] = {}
         self.reused = 0
-        self.team = Team(workers, lambda: self._new_filler(dim_from))
+        self.team = OrderedPool(workers, lambda: self._new_filler(dim_from))
         self.plans = {}
         for p in corpus.partitions:
             count = len(p.utterance_ids)
@@ -56,7 +56,7 @@ class Packing:
         phonemes = self.corpus.phonemes
         return ChunkFiller(reader, self.options.dtype, phonemes.label_dtype, len(phonemes), statistics, self._check)
 
-    def run(self, statistics: dict[str, list[Reading]] | None) -> None:
+    def run(self, statistics: dict[str, list[Measurements]] | None) -> None:
         """Everything between the listing and the rename. `statistics` are those of all parts, if there are parts."""
         if statistics is None and (self._measured_partitions() or self._hintless()):
             statistics = self.measure()
@@ -79,14 +79,14 @@ class Packing:
     def _hintless(self) -> set[str]:
         return {name for name in self.plans if self.raw[name].lengths_hint is None}
 
-    def measure(self) -> dict[str, list[Reading]]:
+    def measure(self) -> dict[str, list[Measurements]]:
         """First pass: raw moments, and true lengths where nothing hints at them; by partition, in utterance order."""
         tasks = []
         for name in sorted(self._measured_partitions() | self._hintless()):
             index = np.array(part_range(len(self.raw[name].utterance_ids), self.options.part))
             tasks += [(name, index[i : i + _BATCH]) for i in range(0, len(index), _BATCH)]
         total, done = sum(len(index) for _, index in tasks), 0
-        readings: dict[str, list[Reading]] = {}
+        readings: dict[str, list[Measurements]] = {}
         for (name, index), reading in self.team.in_order(self._measure, tasks):
             if (name, int(index[0])) not in self._earlier_readings:
                 self.staging.record({"partition": name, "first": int(index[0]), **reading.to_record()})
@@ -98,12 +98,12 @@ class Packing:
             self.progress("measuring", done, total, "utterances")
         return readings
 
-    def _measure(self, filler, task) -> Reading:
+    def _measure(self, filler, task) -> Measurements:
         name, index = task
         earlier = self._earlier_readings.get((name, int(index[0])))
         return filler.reader.measure(name, index) if earlier is None else earlier
 
-    def _group(self, statistics: dict[str, list[Reading]]) -> None:
+    def _group(self, statistics: dict[str, list[Measurements]]) -> None:
         """Merge utterances into speakers of a partition, or into the one training group, in utterance order."""
         for name in sorted(statistics):
             if self.options.cmvn == "train" and name not in self.options.train_partitions:
@@ -146,7 +146,7 @@ class Packing:
 
     # -- what reading has shown
 
-    def _correct(self, name: str, reading: Reading) -> bool:
+    def _correct(self, name: str, reading: Measurements) -> bool:
         """Take over true lengths and bad utterances; True if the plan changed."""
         plan = self.plans[name]
         if reading.bad and not self.options.skip_bad:
@@ -162,7 +162,7 @@ class Packing:
             raise RawDataError(f"{self.corpus.path}: partition {name} has no utterance left to pack; first: {first}")
         return True
 
-    def _correct_own(self, statistics: dict[str, list[Reading]]) -> None:
+    def _correct_own(self, statistics: dict[str, list[Measurements]]) -> None:
         """Take over what measuring has shown of this part's utterances; other parts' are none of its plan."""
         for name in statistics.keys() & self.plans.keys():
             own = part_range(len(self.raw[name].utterance_ids), self.options.part)
@@ -184,7 +184,7 @@ class Packing:
             if "chunk" in entry:
                 chunks[name, entry["chunk"]] = entry
             elif "first" in entry:
-                readings[name, entry["first"]] = Reading.from_record(entry, self.feature_dim)
+                readings[name, entry["first"]] = Measurements.from_record(entry, self.feature_dim)
             else:
                 self.plans[name].correct({int(i): t for i, t in entry["lengths"]}, {int(i): m for i, m in entry["bad"]})
         return chunks, readings
@@ -223,11 +223,11 @@ class Packing:
         total = sum(int(p.utterance_end[-1]) for p in self.plans.values() if len(p.index))
         done = total - sum(t.own_frames for t in tasks)
         self.progress("packing", done, total)
-        refuted: dict[str, Reading] = {}
+        refuted: dict[str, Measurements] = {}
         for task, result in self.team.in_order(self._fill, tasks):
             done += task.own_frames
             self.progress("packing", done, total)
-            if isinstance(result, Reading):
+            if isinstance(result, Measurements):
                 if result.bad and not self.options.skip_bad:
                     raise RawDataError(result.bad[min(result.bad)])
                 found = refuted.setdefault(task.partition, result)
@@ -240,7 +240,7 @@ class Packing:
         changed = [self._correct(name, reading) for name, reading in refuted.items()]
         return any(changed)
 
-    def _fill(self, filler, task) -> ChunkResult | Reading:
+    def _fill(self, filler, task) -> ChunkResult | Measurements:
         return filler.fill(task, *self.files[task.partition])
 
     def _is_done(self, task) -> bool:

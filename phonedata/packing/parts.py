@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..errors import CorpusExists, FormatError, SpecError
 from ..format.zarr_files import digest, write_file
-from .journal import Reading
+from .journal import Measurements
 
 
 def parts_folder(target: Path) -> Path:
@@ -38,7 +38,7 @@ def part_range(count: int, part: tuple[int, int] | None) -> range:
     return range(count * (i - 1) // n, count * i // n)
 
 
-def write_stats(target: Path, part: tuple[int, int], fingerprint: str, readings: dict[str, list[Reading]]) -> Path:
+def write_stats(target: Path, part: tuple[int, int], fingerprint: str, readings: dict[str, list[Measurements]]) -> Path:
     """Keep the raw moments of a part's utterances; returns the file. Replaced as a whole."""
     path = _stats_path(target, part)
     content = {"fingerprint": fingerprint, "readings": {k: [r.to_record() for r in v] for k, v in readings.items()}}
@@ -49,7 +49,9 @@ def write_stats(target: Path, part: tuple[int, int], fingerprint: str, readings:
     return path
 
 
-def read_stats(target: Path, of: int, fingerprint: str, dim: int, command: str) -> tuple[dict[str, list[Reading]], str]:
+def read_stats(
+    target: Path, of: int, fingerprint: str, dim: int, command: str
+) -> tuple[dict[str, list[Measurements]], str]:
     """The raw moments of all `of` parts, in utterance order, and a digest of them.
 
     Raises SpecError when some are missing (it names the command that makes one), FormatError when one is damaged or
@@ -62,7 +64,7 @@ def read_stats(target: Path, of: int, fingerprint: str, dim: int, command: str) 
             "this CMVN "
             f"needs them before any part is written; run: {command} --part {missing[0]}/{of} --stats-only"
         )
-    found: dict[str, list[Reading]] = {}
+    found: dict[str, list[Measurements]] = {}
     heads = []
     for i in range(1, of + 1):
         path = _stats_path(target, (i, of))
@@ -76,5 +78,5 @@ def read_stats(target: Path, of: int, fingerprint: str, dim: int, command: str) 
                 f"{path}: made from other raw files or options; run: {command} --part {i}/{of} --stats-only"
             )
         for name, records in content["readings"].items():
-            found.setdefault(name, []).extend(Reading.from_record(r, dim) for r in records)
+            found.setdefault(name, []).extend(Measurements.from_record(r, dim) for r in records)
     return found, digest(b"".join(heads))

@@ -271,7 +271,7 @@ class Hw1p2Partition:
             self._table = SymbolTable(self.phonemes)
         return self._table
 
-    def fill_usual(self, indices: list[int], *chunk) -> np.ndarray:
+    def fill_fast(self, indices: list[int], *chunk) -> np.ndarray:
         """See UsualFiles.fill; `indices` name the utterances."""
         if self._usual is None:
             from .usual import UsualFiles

@@ -39,7 +39,7 @@ class Console:
     """The quiet console, and what all consoles share: where training stands and how much time is left."""
 
     def __init__(self, stream: TextIO | None = None):
-        self.stream = Steady(stream if stream is not None else sys.stderr)
+        self.stream = SafeStream(stream if stream is not None else sys.stderr)
         self.plan: dict[str, Any] = {}
         self.epoch = self.step_in_epoch = 0
         self.phase = "train"
@@ -126,7 +126,7 @@ class Console:
         return tuple(clock(self.pace.seconds(end - done)) for end in (self.epoch + 1, self.epochs))
 
 
-class Mute(Console):
+class SilentConsole(Console):
     """The console of processes whose words another one already says."""
 
     def warn(self, text: str) -> None:
@@ -160,7 +160,7 @@ class Pace:
         return max(0.0, epochs * per_epoch - (time.monotonic() - last_time))
 
 
-class Steady:
+class SafeStream:
     """A text stream that never raises: a closed terminal or a full log disk must not end a training run."""
 
     def __init__(self, stream: TextIO):

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 from collections.abc import Callable
 
 import numpy as np
+import torch
 from numba import cfunc, njit, types
 
 from .cpu_math import EXACT, FLOAT, ONE, ZERO, F, activation, load, next_task, random_bits, store
@@ -334,15 +336,25 @@ def run(kernel, block: np.ndarray, threads: int) -> None:
     counter = np.zeros(1, np.int64)
     block[NEXT] = counter.ctypes.data
     threads = min(threads, int(block[TASKS]))
-    parallel = team() if threads > 1 else None
+    parallel = openmp_parallel() if threads > 1 else None
     if parallel is None:
         kernel.ctypes(ctypes.cast(block.ctypes.data, ctypes.POINTER(ctypes.c_int64)))
     else:
         parallel(kernel.address, block.ctypes.data, threads, 0)
 
 
+def torchs_library(loaded: set[str], package: str) -> str | None:
+    """Which of the `loaded` libraries is torch's: the one in torch's `package` folder, or in `torch.libs` beside it,
+    where wheels bring one; else the only one there is. None where that leaves several."""
+    package = os.path.realpath(package)
+    own = (f"{package}{os.sep}", f"{package}.libs{os.sep}")
+    brought = [path for path in loaded if os.path.realpath(path).startswith(own)]
+    found = brought or list(loaded)
+    return found[0] if len(found) == 1 else None
+
+
 @functools.cache
-def team() -> Callable | None:
+def openmp_parallel() -> Callable | None:
     """GNU OpenMP's `GOMP_parallel(function, data, threads, flags)` of the very library that torch computes with.
 
     A second pool of threads would wait for cores on which torch's threads spin. None where torch has another library:
@@ -353,10 +365,10 @@ def team() -> Callable | None:
             loaded = {line.split(maxsplit=5)[-1].strip() for line in maps if "libgomp" in line}
     except OSError:
         return None
-    ours = [path for path in loaded if "torch" in path] or sorted(loaded)
-    if len(ours) != 1:
+    library = torchs_library(loaded, os.path.dirname(torch.__file__))
+    if library is None:
         return None
-    parallel = ctypes.CDLL(ours[0]).GOMP_parallel
+    parallel = ctypes.CDLL(library).GOMP_parallel
     parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
     parallel.restype = None
     return parallel

@@ -78,15 +78,15 @@ def hidden_layer(hidden: Tensor, norm: nn.Module | None, activation: nn.Module, 
     frozen = type(norm) is nn.BatchNorm1d and not norm.training
     work = Work(hidden, activation, dropout, learns=torch.is_grad_enabled() and not frozen)
     if norm is None:
-        return Plain.apply(hidden, work)
+        return ActivationOnly.apply(hidden, work)
     if type(norm) is nn.BatchNorm1d:
         if not norm.training:
             return batch_with_running_moments(hidden, norm, work)
-        return Batch.apply(hidden, norm.weight, norm.bias, norm, work)
+        return BatchNormLayer.apply(hidden, norm.weight, norm.bias, norm, work)
     bias = norm.bias if type(norm) is nn.LayerNorm else None
     # torch reckons in float32 whatever the dtype, and takes that one's epsilon where none is given.
     work.settings[2] = norm.eps if norm.eps is not None else torch.finfo(torch.float32).eps
-    return Rows.apply(hidden, norm.weight, bias, work)
+    return RowNormLayer.apply(hidden, norm.weight, bias, work)
 
 
 class Work:
@@ -110,7 +110,7 @@ class Work:
         self.factor = 1.0
         drops = dropout is not None and dropout.training and dropout.p > 0
         self.kind, self.learns = KINDS[hidden.dtype], learns
-        self.how = (self.kind, IDENTITY if activation is None else ACTIVATIONS[type(activation)], drops, learns)
+        self.kernel_key = (self.kind, IDENTITY if activation is None else ACTIVATIONS[type(activation)], drops, learns)
         if drops:
             key = int(torch.randint(0, 2**62, ()))
             self.factor = 1 / (1 - dropout.p) if dropout.p < 1 else 0.0
@@ -133,7 +133,7 @@ class Work:
         return np.empty((self.tasks, 2, self.columns), np.float32)
 
 
-class Plain(torch.autograd.Function):
+class ActivationOnly(torch.autograd.Function):
     """dropout(activation(hidden)); either may be absent."""
 
     @staticmethod
@@ -142,7 +142,12 @@ class Plain(torch.autograd.Function):
         ones, zeros = np.ones(work.columns, np.float32), np.zeros(work.columns, np.float32)
         slopes = torch.empty_like(hidden) if work.learns else None
         work.run(
-            work.kernels.columns_forward(*work.how), input=hidden, output=output, slopes=slopes, scale=ones, shift=zeros
+            work.kernels.columns_forward(*work.kernel_key),
+            input=hidden,
+            output=output,
+            slopes=slopes,
+            scale=ones,
+            shift=zeros,
         )
         context.save_for_backward(slopes)
         context.work = work
@@ -163,7 +168,7 @@ class Plain(torch.autograd.Function):
         return output, None
 
 
-class Batch(torch.autograd.Function):
+class BatchNormLayer(torch.autograd.Function):
     """dropout(activation(batch norm of hidden)) in training: moments of this batch (Ioffe and Szegedy 2015)."""
 
     @staticmethod
@@ -183,7 +188,12 @@ class Batch(torch.autograd.Function):
         shift = bias.detach().numpy() - mean * scale
         output, slopes = torch.empty_like(hidden), torch.empty_like(hidden) if work.learns else None
         work.run(
-            kernels.columns_forward(*work.how), input=hidden, output=output, slopes=slopes, scale=scale, shift=shift
+            kernels.columns_forward(*work.kernel_key),
+            input=hidden,
+            output=output,
+            slopes=slopes,
+            scale=scale,
+            shift=shift,
         )
         context.save_for_backward(hidden, slopes)
         context.work, context.vectors = work, (mean, deviation, scale)
@@ -222,11 +232,11 @@ def batch_with_running_moments(hidden: Tensor, norm: nn.BatchNorm1d, work: Work)
     scale = (norm.weight * (norm.running_var + norm.eps).rsqrt()).detach()
     shift = (norm.bias - norm.running_mean * scale).detach()
     output = torch.empty_like(hidden)
-    work.run(work.kernels.columns_forward(*work.how), input=hidden, output=output, scale=scale, shift=shift)
+    work.run(work.kernels.columns_forward(*work.kernel_key), input=hidden, output=output, scale=scale, shift=shift)
     return output
 
 
-class Rows(torch.autograd.Function):
+class RowNormLayer(torch.autograd.Function):
     """dropout(activation(layer norm of hidden)), or of its RMS norm where there is no bias."""
 
     @staticmethod
@@ -235,7 +245,7 @@ class Rows(torch.autograd.Function):
         moments = np.empty((work.rows, 2), np.float32)
         shift = np.zeros(work.columns, np.float32) if bias is None else bias.detach().numpy()
         work.run(
-            work.kernels.rows_forward(*work.how, bias is not None),
+            work.kernels.rows_forward(*work.kernel_key, bias is not None),
             input=hidden,
             output=output,
             slopes=slopes,

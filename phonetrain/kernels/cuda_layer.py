@@ -47,7 +47,7 @@ def why_not(device: torch.device) -> str | None:
     noticed at the first kernel.
     """
     try:
-        from . import triton_layer as gpu_kernels  # noqa: F401
+        from . import triton_layer  # noqa: F401
 
         values = torch.zeros((8, 8), device=device)
         norm, activation = nn.BatchNorm1d(8).to(device), nn.ReLU()
@@ -196,14 +196,14 @@ class Work:
                 self.key = torch.randint(2**62, (1,), device=hidden.device)
             self.factor = 1 / (1 - dropout.p) if dropout.p < 1 else 0.0
             self.least = min(round(dropout.p * 2**32), 2**32 - 1)
-        how: dict[str, Any] = {
+        kernel_key: dict[str, Any] = {
             "WHICH": ACTIVATIONS.get(type(activation), IDENTITY),
             "DROPS": self.drops,
             "ALIGNED": aligned(columns),
         }
         if self.whole:
             self.size, self.grid = (rows, columns), (-(-columns // kernels.WHOLE_C),)
-            self.how = how | {
+            self.kernel_key = kernel_key | {
                 "ROWS": max(16, 1 << (rows - 1).bit_length()),
                 "BLOCK_C": kernels.WHOLE_C,
                 "num_warps": kernels.WHOLE_WARPS,
@@ -219,7 +219,7 @@ class Work:
             "BLOCK_C": kernels.BLOCK_C,
             "num_warps": kernels.WARPS,
         }
-        self.how = how | self.shape
+        self.kernel_key = kernel_key | self.shape
 
     def partial(self, hidden: Tensor) -> Tensor:
         return torch.empty((self.chunks, 2, hidden.shape[1]), dtype=torch.float32, device=hidden.device)
@@ -248,7 +248,7 @@ class Layer(torch.autograd.Function):
         with torch.cuda.device_of(hidden):
             if work.whole:
                 kernels.whole_forward[work.grid](
-                    hidden, output, weight, bias, *buffers, moments, work.key, *work.size, *numbers, **work.how
+                    hidden, output, weight, bias, *buffers, moments, work.key, *work.size, *numbers, **work.kernel_key
                 )
             else:
                 partial = None
@@ -269,7 +269,7 @@ class Layer(torch.autograd.Function):
                     *numbers,
                     NORM=work.norm,
                     CHUNKS=kernels.MOST_CHUNKS,
-                    **work.how,
+                    **work.kernel_key,
                 )
         context.save_for_backward(hidden, weight, bias, moments)
         context.work = work
@@ -298,13 +298,22 @@ class Layer(torch.autograd.Function):
                     work.key,
                     *work.size,
                     *numbers,
-                    **work.how,
+                    **work.kernel_key,
                 )
             else:
                 if moments is not None:
                     partial = work.partial(hidden)
                     kernels.column_gradients[work.grid](
-                        hidden, gradient, moments, weight, bias, partial, work.key, *work.size, *numbers, **work.how
+                        hidden,
+                        gradient,
+                        moments,
+                        weight,
+                        bias,
+                        partial,
+                        work.key,
+                        *work.size,
+                        *numbers,
+                        **work.kernel_key,
                     )
                 kernels.columns_backward[work.grid](
                     hidden,
@@ -322,6 +331,6 @@ class Layer(torch.autograd.Function):
                     *numbers,
                     NORM=work.norm,
                     CHUNKS=kernels.MOST_CHUNKS,
-                    **work.how,
+                    **work.kernel_key,
                 )
         return output, by_weight, by_bias, None, None

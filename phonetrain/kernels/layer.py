@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .cpu_layer import Plain, Work, runs_here
+from .cpu_layer import ActivationOnly, Work, runs_here
 
 
 class Dropout(nn.Dropout):
@@ -22,9 +22,11 @@ class Dropout(nn.Dropout):
     def forward(self, hidden: Tensor) -> Tensor:
         if self.training and self.p > 0:
             if runs_here(hidden):
-                return Plain.apply(hidden.contiguous(), Work(hidden, None, self, learns=torch.is_grad_enabled()))
-            from . import cuda_layer as gpu_layer
+                return ActivationOnly.apply(
+                    hidden.contiguous(), Work(hidden, None, self, learns=torch.is_grad_enabled())
+                )
+            from . import cuda_layer
 
-            if gpu_layer.runs_here(hidden):
-                return gpu_layer.hidden_layer(hidden, None, nn.Identity(), self)
+            if cuda_layer.runs_here(hidden):
+                return cuda_layer.hidden_layer(hidden, None, nn.Identity(), self)
         return F.dropout(hidden, self.p, self.training)

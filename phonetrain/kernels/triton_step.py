@@ -1,5 +1,5 @@
-"""Triton kernels of a step's loss and books on a GPU: cross entropy and correct frames in one pass over the logits, the
-derivative in another; what a step came to."""
+"""Triton kernels of a training step: cross entropy with correct frames, its derivative, the step's status, and masks
+and padding of windows."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ def loss_gradients(
 
 
 @triton.jit(do_not_specialize=["frames"])
-def settle(
+def update(
     loss,
     correct,
     norm,
     number,
-    halted,
-    halted_at,
+    nonfinite,
+    nonfinite_at,
     gradient_norm,
     loss_sum,
     correct_sum,
@@ -67,14 +67,14 @@ def settle(
     frames,
     WATCH_NORM: tl.constexpr,
 ):
-    """`Books.settle` of one batch; all but `frames` are numbers on the device."""
+    """`StepStatus.update` for one batch; all but `frames` are numbers on the device."""
     lost, size = tl.load(loss).to(tl.float64), tl.load(norm)
     watched = lost + size.to(tl.float64) if WATCH_NORM else lost
     bad = (watched - watched) != 0.0
-    before = tl.load(halted_at)
-    tl.store(halted_at, tl.where(bad & (before < 0), tl.load(number), before))
-    stopped = (tl.load(halted) > 0.0) | bad
-    tl.store(halted, stopped.to(tl.float32))
+    before = tl.load(nonfinite_at)
+    tl.store(nonfinite_at, tl.where(bad & (before < 0), tl.load(number), before))
+    stopped = (tl.load(nonfinite) > 0.0) | bad
+    tl.store(nonfinite, stopped.to(tl.float32))
     tl.store(gradient_norm, size)
     tl.store(loss_sum, tl.load(loss_sum) + tl.where(stopped, 0.0, lost))
     tl.store(correct_sum, tl.load(correct_sum) + tl.where(stopped, 0, tl.load(correct).to(tl.int64)))

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from ..config.run_config import RunConfig
 from ..config.sections import ModelConfig
-from ..kernels import cpu_layer as fused
-from ..kernels import cuda_layer as gpu_layer
+from ..kernels import cpu_layer, cuda_layer
 from ..kernels.cpu_layer import converted
 from ..kernels.cuda_layer import padded, prepare, product
 from ..kernels.layer import Dropout
@@ -79,7 +78,7 @@ class HiddenLayer(nn.Module):
 
     def finish(self, hidden: Tensor) -> Tensor:
         """Norm, activation and dropout: in one operation, where there are kernels that know these modules."""
-        for kernels in (fused, gpu_layer) if self.norm is None or self.norm_first else ():
+        for kernels in (cpu_layer, cuda_layer) if self.norm is None or self.norm_first else ():
             if kernels.is_covered(hidden, self.norm, self.activation, self.dropout):
                 return kernels.hidden_layer(hidden, self.norm, self.activation, self.dropout)
         if self.norm is None:

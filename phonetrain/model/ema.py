@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from ..kernels import cuda_layer as gpu_layer
+from ..kernels import cuda_layer
 
 
 class AveragedWeights:
@@ -58,7 +58,7 @@ class AveragedWeights:
 
     def step_on_device(self, skip: Tensor) -> Tensor:
         """How far the averages go towards the weights, () float32, exactly 0 where they skip; counts the update."""
-        if gpu_layer.runs_here(skip.view(1, 1)):
+        if cuda_layer.runs_here(skip.view(1, 1)):
             from ..kernels import triton_step as kernels
 
             step = torch.empty_like(skip)

@@ -16,7 +16,7 @@ import numpy as np
 from ..config.run_config import RunConfig
 from ..config.schedule_section import PhaseConfig, ShapeConfig
 from ..errors import ConfigError
-from .lr_curves import Place, Table, momentum_shape, shape
+from .lr_curves import SchedulePosition, Table, momentum_shape, shape
 
 # Settings under which plateau goes on, from the rate it has come to, when they change.
 OF_PLATEAU = ("factor", "patience", "threshold", "threshold_mode", "cooldown", "eps", "watch", "min_lr")
@@ -79,7 +79,7 @@ class Schedule:
             base = self.plateau.rate(base, config)
         rates = shape(config, base, place)
         if warm > 0:
-            first = Place(np.zeros(1, np.int64), 0, place.total_steps, place.total_epochs, 1)
+            first = SchedulePosition(np.zeros(1, np.int64), 0, place.total_steps, place.total_epochs, 1)
             target = shape(config, base, first)[0]
             below = self.config.schedule.warmup_start
             ages = place.steps + warm
@@ -99,7 +99,7 @@ class Schedule:
         optimizer = self.config.optimizer
         return np.full(num_steps, optimizer.betas[0] if optimizer.name in ("adam", "adamw") else optimizer.momentum)
 
-    def locate(self, epoch: int, num_steps: int) -> tuple[int, Place, int]:
+    def locate(self, epoch: int, num_steps: int) -> tuple[int, SchedulePosition, int]:
         """Number of the phase that `epoch` is in, its place there, and the steps of warm-up before the phase.
 
         Steps of the warm-up itself have negative numbers there; formulas meet them held at 0.
@@ -115,7 +115,7 @@ class Schedule:
         delay = warm // num_steps
         total = (phase.stop - phase.start) * num_steps - warm
         whole = max(phase.stop - phase.start - delay, 1)
-        return number, Place(steps, max(epoch - phase.start - delay, 0), total, whole, num_steps), warm
+        return number, SchedulePosition(steps, max(epoch - phase.start - delay, 0), total, whole, num_steps), warm
 
     def warmup_steps(self, num_steps: int) -> int:
         """Steps of warm-up in epochs of `num_steps`: what was said in steps covers the same share of an epoch later."""

@@ -72,7 +72,7 @@ def _sweep(parts: Any, rates: np.ndarray, show: Callable[[int], None]) -> tuple[
             show(step)
             parts.step(batch.windows, batch.labels, batch.frames, epoch=epoch, step=step, rate=float(rates[step]))
             sums = parts.state.metrics.sums()
-            bad = int(parts.step.books.halted_at) >= 0
+            bad = int(parts.step.status.nonfinite_at) >= 0
             losses.append(math.inf if bad else (sums - before).result()["loss"])
             before = sums
             level = smooth(losses)[-1]

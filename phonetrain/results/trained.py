@@ -12,7 +12,7 @@ from torch import nn
 from phonedata import PackedCorpus
 
 from ..config.run_config import RunConfig
-from ..device import Compute, choose_compute
+from ..device import DeviceSpec, choose_device
 from ..errors import CheckpointError
 from ..model.classifier import build_model
 from ..model.ema import AveragedWeights
@@ -28,7 +28,7 @@ class Trained:
     run: Run
     config: RunConfig
     corpus: PackedCorpus
-    compute: Compute
+    compute: DeviceSpec
     model: nn.Module
     saved: checkpoints.Checkpoint
 
@@ -75,7 +75,7 @@ def open_trained(
     _check_normalisation(packed, run)
     _check_coefficients(packed, config, run)
     check_window(packed, config)
-    compute = choose_compute(device, "fp32")
+    compute = choose_device(device, "fp32")
     model = build_model(config, feature_dim=packed.feature_dim, num_classes=len(packed.phonemes))
     try:
         if saved.averaged is None:

@@ -2,7 +2,7 @@
 
 runs/NAME/
   config.toml        what was asked for, resolved           built.json        what was really built
-  environment.json   versions, device, corpus digests       checkpoints/step-N/   best, last, sound: a line each
+  environment.json   versions, device, corpus digests       checkpoints/step-N/   best, last, before_nonfinite
   metrics.jsonl      numbers, a line each                    evidence/         what the guard kept
   events.jsonl       what happened, a line each              predictions/  evaluations/  report.html  wandb/
 """
@@ -250,7 +250,7 @@ class Run(History):
         return f"Run({str(self.path)!r}{told})"
 
 
-class Onlooker(Run):
+class ReadOnlyRun(Run):
     """A run as the ranks other than 0 see it: everything can be read, nothing is written."""
 
     writes = False

@@ -15,7 +15,7 @@ from .files import append_line, read_lines, sync_file
 
 
 @dataclass(frozen=True)
-class Stretch:
+class LineageSpan:
     """The part of a run's life that one segment holds: steps `after <= step <= until` (None: up to its end)."""
 
     segment: int
@@ -55,7 +55,7 @@ class History:
         """All events, or those of one name, in the order in which they happened, abandoned segments included."""
         return [line for line in read_lines(self.events_path) if event is None or line.get("event") == event]
 
-    def lineage(self) -> list[Stretch]:
+    def lineage(self) -> list[LineageSpan]:
         """The path from the first step to the last segment: which steps of which segments are this run's life."""
         started: dict[int, tuple[int, int | None]] = {}
         for event in self.events("segment_started"):
@@ -65,7 +65,7 @@ class History:
         path, segment, until = [], max(started, default=None), None
         while segment is not None and segment in started:
             step, parent = started.pop(segment)
-            path.append(Stretch(segment, step, until))
+            path.append(LineageSpan(segment, step, until))
             segment, until = (parent, step) if until is None else (parent, min(step, until))
         return path[::-1]
 

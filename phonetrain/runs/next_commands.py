@@ -70,7 +70,8 @@ def against_overfitting(run: Run) -> list[str]:
 
 
 def after_bad_numbers(run: Run, ways: Mapping[str, str], where: str) -> str:
-    """What goes on where numbers went bad. ways: settings of a resume -> what they do; where: a Finding's."""
+    """What goes on where numbers went bad. ways: settings of a resume -> what they do; where: a
+    NonfiniteReport's."""
     told = ", or ".join(f"`{resume(run)} {setting}` {does}" for setting, does in ways.items())
     if where == "windows":
         return f"the net is not at fault: {told}{'; better, ' * bool(ways)}mend the features and pack them again"

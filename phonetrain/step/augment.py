@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..config.sections import AugmentConfig
-from ..kernels import cuda_layer as gpu_layer
+from ..kernels import cuda_layer
 
 GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # 2^64 / golden ratio, odd, as a signed 64-bit number
 MIX_1 = 0xBF58476D1CE4E5B9 - 2**64
@@ -97,7 +97,7 @@ class Augment:
             self.masks
             and windows.shape[1:] == (self.width, self.feature_dim)
             and flat.stride(1) == 1
-            and gpu_layer.runs_here(flat)
+            and cuda_layer.runs_here(flat)
         )
         if self.config.noise > 0 or not by_kernel:
             hashes = mix(frames * GOLDEN + self.key)

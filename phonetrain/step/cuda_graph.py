@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .loss import Part
+from .loss import ForwardResult
 from .train_step import TrainStep
 
 WARM_UP = 3  # eager steps before a capture: libraries choose their kernels and ask for their workspaces in the first
@@ -69,7 +69,7 @@ class CapturedStep:
             self.inputs = [tensor.clone() for tensor in loader.batch(0, 0)]
         self.replay: Callable[[], None] | None = None
         self.bound_to: list[int] = []
-        self.parts: list[Part] = []
+        self.parts: list[ForwardResult] = []
         self.gradients: list[Tensor | None] = []
 
     def begin(self, epoch: int, index: int, number: int, rates: np.ndarray) -> None:
@@ -139,7 +139,7 @@ class CapturedStep:
         """Record `unit`, which changes nothing but the counters meanwhile."""
         step = self.step
         self.replay = None
-        step.books.halted.fill_(1)
+        step.status.nonfinite.fill_(1)
         buffers = [buffer.clone() for buffer in step.buffers]
         try:
             with nothing_collected(), side_stream(step.compute.device):
@@ -156,7 +156,7 @@ class CapturedStep:
             if buffers:
                 torch._foreach_copy_(step.buffers, buffers)
             step.optimizer.zero_grad()
-            step.books.reopen()
+            step.status.clear()
         self.replay, self.bound_to = replay, self.addresses()
 
     def to_first(self) -> None:

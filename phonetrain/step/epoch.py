@@ -29,18 +29,18 @@ class Updates:
         self.captured: CapturedStep | None = None
         device = step.compute.device
         if device.type != "cuda":
-            self.how = f"eager on {device.type}"
+            self.capture_mode = f"eager on {device.type}"
         elif not capture:
-            self.how = "eager, as asked"
+            self.capture_mode = "eager, as asked"
         elif step.ranks.together:
-            self.how = "eager: several processes meet in every step"
+            self.capture_mode = "eager: several processes meet in every step"
         else:
             only = None
             if not step.skips_on_device:
                 only = f"the host decides about every update of {type(step.optimizer).__name__}"
             elif cycles_momentum:
                 only = "fused optimizers read the momentum, which the schedule moves, from the host"
-            self.how = "captured whole" if only is None else f"forward and backward captured: {only}"
+            self.capture_mode = "captured whole" if only is None else f"forward and backward captured: {only}"
             self.captured = CapturedStep(step, loader, whole=only is None)
 
     def epoch(
@@ -63,7 +63,7 @@ class Updates:
                 self.captured.begin(epoch, start_batch, number, rates)
             except RuntimeError as error:
                 first = (str(error).splitlines() or [type(error).__name__])[0]
-                self.captured, self.how = None, f"eager: the step cannot be captured ({first})"
+                self.captured, self.capture_mode = None, f"eager: the step cannot be captured ({first})"
                 warn(f"this step cannot be captured as a CUDA graph and runs eagerly, which is slower: {first}")
         if self.captured is not None and self.captured.on_device:
             start, stop = self.loader.plan.bounds(0)

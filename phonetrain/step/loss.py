@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..kernels import cuda_layer as gpu_layer
+from ..kernels import cuda_layer
 from ..kernels.known import refuse_second_derivative
 
 MOST_CLASSES = 1024  # that one program's registers hold
 
 
-class Part(NamedTuple):
+class ForwardResult(NamedTuple):
     """What one forward pass came to: loss () sum over its frames, correct () of them, and their logits (B, C), in
     float32 or, on a GPU, as the network gave them."""
 
@@ -24,19 +24,19 @@ class Part(NamedTuple):
     logits: Tensor
 
 
-def frame_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Part:
+def frame_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> ForwardResult:
     """Cross entropy, as in `torch.nn.functional.cross_entropy(reduction="sum")`, float32.
 
     logits: (B, C) of any dtype; reckoned in float32. labels: (B,) int64, every one a class: another is an error or, on
     a GPU, a loss of NaN. smoothing: of labels.
     """
-    if gpu_layer.runs_here(logits) and logits.shape[1] <= MOST_CLASSES:
+    if cuda_layer.runs_here(logits) and logits.shape[1] <= MOST_CLASSES:
         loss, correct = FrameLoss.apply(logits.contiguous(), labels, smoothing)
     else:
         logits = logits.float()
         loss = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)
         correct = (logits.detach().argmax(1) == labels).sum()
-    return Part(loss, correct, labels.shape[0], logits)
+    return ForwardResult(loss, correct, labels.shape[0], logits)
 
 
 class FrameLoss(torch.autograd.Function):

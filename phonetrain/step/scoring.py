@@ -7,8 +7,8 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from ..device import Compute
-from ..distributed import here
+from ..device import DeviceSpec
+from ..distributed import current
 from ..model.classifier import windows_for
 from .loss import frame_loss
 from .metrics import FrameMetrics
@@ -22,7 +22,7 @@ class Batches(Protocol):
 
 @torch.no_grad()
 def score(
-    model: nn.Module, loader: Batches, compute: Compute, num_classes: int, *, confusion: bool = False
+    model: nn.Module, loader: Batches, compute: DeviceSpec, num_classes: int, *, confusion: bool = False
 ) -> FrameMetrics:
     """Sums over every frame of `loader` once; cross entropy is plain (no label smoothing), dropout off.
 
@@ -41,5 +41,5 @@ def score(
                 metrics.add_confusion(part.logits, batch.labels)
     finally:
         model.train(was_training)
-    here().sum_(*metrics.state_dict().values())
+    current().sum_(*metrics.state_dict().values())
     return metrics

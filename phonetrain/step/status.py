@@ -1,48 +1,49 @@
-"""Books: what a step came to, settled on the device without a look from the host."""
+"""Per-step status on the device: non-finite flag, gradient norm, metric sums. Never synchronises."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from ..kernels import cuda_layer as gpu_layer
+from ..kernels import cuda_layer
 from .metrics import FrameMetrics
 
 
-class Books:
-    """Whether and where a run has halted, the size of the last gradient, and the sums of the epoch.
+class StepStatus:
+    """Whether a step was not finite, and which; the norm of the last gradient; the sums of the epoch.
 
     Attributes
     ----------
-    halted: () float32, 1 from the first bad step until the host has looked. halted_at: () int64, that step, else -1.
+    nonfinite: () float32, 1 from the first bad step until the host has looked.
+    nonfinite_at: () int64, the number of that step, or -1.
     gradient_norm: () float32. metrics: sums over frames that were learnt from.
     """
 
     def __init__(self, metrics: FrameMetrics, device: torch.device) -> None:
         self.metrics = metrics
-        self.halted = torch.zeros((), dtype=torch.float32, device=device)
-        self.halted_at = torch.full((), -1, dtype=torch.int64, device=device)
+        self.nonfinite = torch.zeros((), dtype=torch.float32, device=device)
+        self.nonfinite_at = torch.full((), -1, dtype=torch.int64, device=device)
         self.gradient_norm = torch.zeros((), dtype=torch.float32, device=device)
 
     @torch.no_grad()
-    def settle(
+    def update(
         self, loss: Tensor, correct: Tensor, frames: int | Tensor, norm: Tensor, number: Tensor, *, watch_norm: bool
     ) -> None:
         """Halt if the loss, or the norm where that is watched, is not finite; else add the batch to the sums.
 
         loss, correct: () sums over the batch's `frames`. norm: () of its gradient. number: () int64 of the step.
         """
-        if isinstance(frames, int) and gpu_layer.runs_here(norm.view(1, 1)):
-            self.settle_by_kernel(loss, correct, frames, norm, number, watch_norm)
+        if isinstance(frames, int) and cuda_layer.runs_here(norm.view(1, 1)):
+            self.update_by_kernel(loss, correct, frames, norm, number, watch_norm)
             return
         watched = loss.double() + norm if watch_norm else loss
         bad = watched - watched != 0  # of infinity and NaN
-        torch.where(bad & (self.halted_at < 0), number, self.halted_at, out=self.halted_at)
-        torch.maximum(self.halted, bad.float(), out=self.halted)
+        torch.where(bad & (self.nonfinite_at < 0), number, self.nonfinite_at, out=self.nonfinite_at)
+        torch.maximum(self.nonfinite, bad.float(), out=self.nonfinite)
         self.gradient_norm.copy_(norm)
-        self.metrics.add(loss, correct, frames, self.halted == 0)
+        self.metrics.add(loss, correct, frames, self.nonfinite == 0)
 
-    def settle_by_kernel(
+    def update_by_kernel(
         self, loss: Tensor, correct: Tensor, frames: int, norm: Tensor, number: Tensor, watch_norm: bool
     ) -> None:
         """The same as one launch in place of twenty, each of which takes as long as this one."""
@@ -50,13 +51,13 @@ class Books:
 
         sums = self.metrics
         with torch.cuda.device_of(loss):
-            kernels.settle[1,](
+            kernels.update[1,](
                 loss,
                 correct,
                 norm,
                 number,
-                self.halted,
-                self.halted_at,
+                self.nonfinite,
+                self.nonfinite_at,
                 self.gradient_norm,
                 sums.loss_sum,
                 sums.correct,
@@ -66,7 +67,7 @@ class Books:
                 num_warps=1,
             )
 
-    def reopen(self) -> None:
+    def clear(self) -> None:
         """Clear the flag: the host has looked and decided."""
-        self.halted.zero_()
-        self.halted_at.fill_(-1)
+        self.nonfinite.zero_()
+        self.nonfinite_at.fill_(-1)

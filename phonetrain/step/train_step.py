@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..device import Compute
-from ..distributed import Ranks
+from ..device import DeviceSpec
+from ..distributed import ProcessGroup
 from ..model.classifier import windows_for
 from ..model.ema import AveragedWeights
 from ..optim.loss_scale import LossScale
-from .loss import Part, frame_loss
+from .loss import ForwardResult, frame_loss
 from .metrics import FrameMetrics
-from .status import Books
+from .status import StepStatus
 
 LONG_ROW = 64  # values; below it a norm of each row costs more than that of the whole
 
@@ -28,10 +28,10 @@ class TrainStep:
     draws from are seeded from (seed, step) before every step, so a step can be replayed, a run resumed and a batch
     left out without any random state to carry.
 
-    A loss that is not finite sets `books.halted` on the device. From then on a step changes nothing: weights, optimizer
-    state, norm buffers, averaged weights, loss scale and metrics stay as they were before the bad batch, until the
-    host looks at `books.halted_at` and decides. A gradient that overflows in fp16 is the loss scale's ordinary
-    business: that update is left out and counted there; in bf16 and fp32 it halts like a loss.
+    A loss that is not finite sets `status.nonfinite` on the device. From then on a step changes nothing: weights,
+    optimizer state, norm buffers, averaged weights, loss scale and metrics stay as they were before the bad batch,
+    until the host looks at `status.nonfinite_at` and decides. A gradient that overflows in fp16 is the loss scale's
+    ordinary business: that update is left out and counted there; in bf16 and fp32 it halts like a loss.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ class TrainStep:
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         metrics: FrameMetrics,
-        compute: Compute,
+        compute: DeviceSpec,
         *,
         seed: int,
         augment: Callable[[Tensor, Tensor, int], Tensor] | None = None,
@@ -60,19 +60,19 @@ class TrainStep:
         accumulation: int = 1,
         label_smoothing: float = 0.0,
         loss_scale: LossScale | None = None,
-        ranks: Ranks | None = None,
+        ranks: ProcessGroup | None = None,
         network: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.model, self.optimizer, self.metrics, self.compute = model, optimizer, metrics, compute
         self.network = model if network is None else network
         self.seed, self.augment, self.averaged = seed, augment, averaged
         self.clip_norm, self.accumulation, self.label_smoothing = clip_norm, accumulation, label_smoothing
-        self.loss_scale, self.ranks = loss_scale, ranks or Ranks()
+        self.loss_scale, self.ranks = loss_scale, ranks or ProcessGroup()
         device = compute.device
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.buffers = list(model.buffers())
         self.norm_buffers = NormBuffers(self.buffers)
-        self.books = Books(metrics, device)
+        self.status = StepStatus(metrics, device)
         # Fused kernels read `found_inf` on the device and leave weights and state alone where it is 1. The others
         # have to be held back by the host, which costs a synchronisation a step on CUDA.
         self.skips_on_device = all(group.get("fused") for group in optimizer.param_groups)
@@ -110,7 +110,7 @@ class TrainStep:
         if self.augment is not None:
             self.augment.set_step(epoch, step, self.compute.device)
 
-    def gradients(self, windows: Tensor, labels: Tensor, frames: Tensor) -> list[Part]:
+    def gradients(self, windows: Tensor, labels: Tensor, frames: Tensor) -> list[ForwardResult]:
         """Forward and backward, part by part; the gradients are left where the optimizer finds them."""
         self.norm_buffers.keep()
         parts = []
@@ -119,11 +119,11 @@ class TrainStep:
             part = self.forward(windows[rows], labels[rows], frames[rows], self.epoch)
             share = torch.full_like(part.loss, 1 / frames_of_all)  # the mean is over the frames of the whole batch
             part.loss.backward(share if self.loss_scale is None else share * self.loss_scale.scale)
-            parts.append(Part(part.loss.detach(), part.correct, part.frames, part.logits.detach()))
+            parts.append(ForwardResult(part.loss.detach(), part.correct, part.frames, part.logits.detach()))
         return parts
 
     @torch.no_grad()
-    def apply(self, parts: list[Part]) -> None:
+    def apply(self, parts: list[ForwardResult]) -> None:
         """From the gradients and losses of `parts` to new weights and sums, or to no change at all."""
         loss, correct, frames = parts[0][:3]
         for part in parts[1:]:
@@ -135,7 +135,7 @@ class TrainStep:
             loss, correct, frames = numbers[0], numbers[1], numbers[2].long()
         self.update(loss, correct, frames)
 
-    def forward(self, windows: Tensor, labels: Tensor, frames: Tensor, epoch: int) -> Part:
+    def forward(self, windows: Tensor, labels: Tensor, frames: Tensor, epoch: int) -> ForwardResult:
         """Loss and correct frames of a part of the batch."""
         windows = windows_for(self.model, windows, self.compute.window_dtype)
         if self.augment is not None:
@@ -149,17 +149,17 @@ class TrainStep:
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         overflow = None if self.loss_scale is None else self.loss_scale.unscale_(gradients)
         norm = total_norm(gradients)
-        self.books.settle(loss, correct, frames, norm, self.number, watch_norm=overflow is None)
+        self.status.update(loss, correct, frames, norm, self.number, watch_norm=overflow is None)
         if self.clip_norm is not None:
             torch._foreach_mul_(gradients, torch.clamp(self.clip_norm / (norm + 1e-6), max=1.0))
-        halted = self.books.halted
-        skip = halted if overflow is None else torch.maximum(halted, overflow)
+        nonfinite = self.status.nonfinite
+        skip = nonfinite if overflow is None else torch.maximum(nonfinite, overflow)
         self.step_optimizer(skip)
-        self.norm_buffers.restore(halted > 0)
+        self.norm_buffers.restore(nonfinite > 0)
         if self.averaged is not None:
             self.averaged.update(skip)
         if self.loss_scale is not None:
-            self.loss_scale.update_(overflow, frozen=halted)
+            self.loss_scale.update_(overflow, frozen=nonfinite)
         self.optimizer.zero_grad()
 
     def step_optimizer(self, skip: Tensor) -> None:

@@ -13,11 +13,10 @@ from phonedata import PackedCorpus, Selection, WindowSpec, open_loader
 
 from ..config.run_config import RunConfig
 from ..config.stages import StagePlan
-from ..device import Compute, describe_machine
-from ..distributed import here, reduce_norms
+from ..device import DeviceSpec, describe_machine
+from ..distributed import current, reduce_norms
 from ..errors import CheckpointError
-from ..kernels import cpu_layer as fused
-from ..kernels import cuda_layer as gpu_layer
+from ..kernels import cpu_layer, cuda_layer
 from ..model.classifier import build_model
 from ..model.custom import digest
 from ..model.ema import AveragedWeights
@@ -36,14 +35,14 @@ SCORING_BATCHES = {"resident": 32768, "host": 4096}
 
 
 @dataclass
-class Parts:
+class TrainingSetup:
     """The live parts of one stage of a run. `state` holds those that a checkpoint holds."""
 
     run_config: RunConfig
     plan: StagePlan
     corpus: PackedCorpus
     roles: Roles
-    compute: Compute
+    compute: DeviceSpec
     train: Any
     dev: Any
     state: TrainState
@@ -75,12 +74,12 @@ def training_selection(corpus: PackedCorpus, roles: Roles, config: RunConfig) ->
     return Selection.of(corpus, roles.train, subset=config.subset, seed=config.seed)
 
 
-def window_dtype(corpus: PackedCorpus, compute: Compute) -> str:
+def window_dtype(corpus: PackedCorpus, compute: DeviceSpec) -> str:
     """In what windows come: as packed, but float16 for a net that computes in it anyway."""
     return "float16" if compute.precision == "fp16" else str(corpus.dtype)
 
 
-def open_training_loader(selection: Selection, config: RunConfig, compute: Compute):
+def open_training_loader(selection: Selection, config: RunConfig, compute: DeviceSpec):
     """The loader of training batches, in the run's order, last incomplete batch dropped."""
     return open_loader(
         selection,
@@ -92,13 +91,13 @@ def open_training_loader(selection: Selection, config: RunConfig, compute: Compu
         device=str(compute.device),
         threads=config.loader.threads,
         drop_last=True,
-        rank=here().rank,
-        world_size=here().world_size,
+        rank=current().rank,
+        world_size=current().world_size,
         dtype=window_dtype(selection.corpus, compute),
     )
 
 
-def open_scoring_loader(corpus: PackedCorpus, partitions: str, config: RunConfig, compute: Compute):
+def open_scoring_loader(corpus: PackedCorpus, partitions: str, config: RunConfig, compute: DeviceSpec):
     """The loader of every frame of `partitions`, in order, last batch kept."""
     # Slabs have an order of their own; scores are of frames as they lie.
     kind = "auto" if config.loader.kind == "slab" else config.loader.kind
@@ -114,8 +113,8 @@ def open_scoring_loader(corpus: PackedCorpus, partitions: str, config: RunConfig
             device=str(compute.device),
             threads=config.loader.threads,
             drop_last=False,
-            rank=here().rank,
-            world_size=here().world_size,
+            rank=current().rank,
+            world_size=current().world_size,
             dtype=window_dtype(corpus, compute),
         )
 
@@ -128,7 +127,9 @@ def open_scoring_loader(corpus: PackedCorpus, partitions: str, config: RunConfig
     return opened(kind, SCORING_BATCHES["host"])
 
 
-def assemble(run_config: RunConfig, plan: StagePlan, corpus: PackedCorpus, roles: Roles, compute: Compute) -> Parts:
+def assemble(
+    run_config: RunConfig, plan: StagePlan, corpus: PackedCorpus, roles: Roles, compute: DeviceSpec
+) -> TrainingSetup:
     """Build every part of a stage from its configuration and nothing else.
 
     Weights start from the run's seed, whatever the process did before.
@@ -160,13 +161,13 @@ def assemble(run_config: RunConfig, plan: StagePlan, corpus: PackedCorpus, roles
         accumulation=config.optimizer.accumulation,
         label_smoothing=config.loss.label_smoothing,
         loss_scale=loss_scale,
-        ranks=here(),
+        ranks=current(),
         network=network,
     )
     dev = open_scoring_loader(corpus, roles.dev, config, compute)
     moves_momentum = schedule.momenta(plan.start, train.batches_per_epoch) is not None
     updates = Updates(step, train, capture=config.capture == "auto", cycles_momentum=moves_momentum)
-    parts = Parts(
+    parts = TrainingSetup(
         run_config,
         plan,
         corpus,
@@ -184,7 +185,7 @@ def assemble(run_config: RunConfig, plan: StagePlan, corpus: PackedCorpus, roles
     return parts
 
 
-def set_next_rates(parts: Parts) -> None:
+def set_next_rates(parts: TrainingSetup) -> None:
     """Put the rate and the momentum of the next step where the optimizer reads them: what `describe` tells is then
     what is trained with, and not what a schedule starts from later."""
     progress, batches = parts.state.progress, parts.train.batches_per_epoch
@@ -194,7 +195,7 @@ def set_next_rates(parts: Parts) -> None:
     parts.step.set_rates(float(rate), None if momenta is None else float(momenta[progress.batch]))
 
 
-def transfer(old: Parts, new: Parts) -> None:
+def transfer(old: TrainingSetup, new: TrainingSetup) -> None:
     """Carry what has been learnt from the parts of one stage, or of one segment, into those of the next.
 
     Weights, optimizer moments, averaged weights, loss scale and progress go over. The schedule goes over unless the
@@ -241,12 +242,12 @@ def identity(corpus: PackedCorpus, config: RunConfig, roles: Roles) -> dict[str,
 def layer_kernels(device: torch.device) -> str:
     """Whose kernels compute norm, activation and dropout of the layers that they know, and why not ours."""
     if device.type == "cuda":
-        reason = gpu_layer.why_not(device)
+        reason = cuda_layer.why_not(device)
         return "triton" if reason is None else f"torch: {reason}"
-    return "numba" if fused.kernels_are_there() else "torch: numba cannot build its kernels here"
+    return "numba" if cpu_layer.kernels_are_there() else "torch: numba cannot build its kernels here"
 
 
-def describe(parts: Parts) -> dict[str, Any]:
+def describe(parts: TrainingSetup) -> dict[str, Any]:
     """What was really built, read from the live objects and not from the configuration."""
     model, state = parts.state.model, parts.state
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -267,7 +268,7 @@ def describe(parts: Parts) -> dict[str, Any]:
         "accumulation": parts.step.accumulation,
         "device": str(parts.compute.device),
         "precision": parts.compute.precision,
-        "capture": parts.updates.how,
+        "capture": parts.updates.capture_mode,
         "compile": parts.compiling,
         "kernels": layer_kernels(parts.compute.device),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
@@ -298,7 +299,7 @@ def compiled(model: nn.Module, device: torch.device) -> tuple[Callable[[Tensor],
     whether this machine can make any is tried on a function of one line, since a compiler that is not there is only
     noticed then. Dropout draws other numbers than the eager model does, from the same seed.
     """
-    if here().world_size > 1:
+    if current().world_size > 1:
         return model, "off: several processes meet inside the model"
     try:
         torch.compile(lambda values: values.sin() + 1, dynamic=False)(torch.zeros(8, device=device))

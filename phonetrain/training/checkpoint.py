@@ -19,7 +19,7 @@ from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
 
 from ..errors import CheckpointError, TrainingStopped
-from ..runs import next_commands as advice
+from ..runs import next_commands
 from ..runs.directory import Run
 from ..runs.files import exchange, sync_directory, unwritable
 from .state import Progress, TrainState
@@ -33,7 +33,7 @@ def save(run: Run, state: TrainState, identity: dict[str, Any], keep: int) -> tu
 
     identity: what must not change between segments (corpus digest, window, phonemes) and what equality depends on.
     Returns the directory and its size in bytes. The directory appears under its name only when every byte of it is on
-    disk. Raises TrainingStopped, leaving older checkpoints as they were, where the disk refuses. An Onlooker saves
+    disk. Raises TrainingStopped, leaving older checkpoints as they were, where the disk refuses. A ReadOnlyRun saves
     nothing.
     """
     target = run.checkpoint_dir(state.progress.step)
@@ -168,8 +168,8 @@ def prune(run: Run, keep: int, best: int | None = None) -> None:
 
 def pointers(run: Run) -> dict[str, int]:
     """Pointer files by name with the steps that they name: last, best, best-before-segment-K after a branch, and
-    sound, to go back to after numbers that went bad."""
-    names = ["last", "best", "sound", *(path.name for path in run.checkpoints.glob("best-before-segment-*"))]
+    before_nonfinite, to go back to after numbers that went bad."""
+    names = ["last", "best", "before_nonfinite", *(path.name for path in run.checkpoints.glob("best-before-segment-*"))]
     return {name: step for name in names if (step := pointed_to(run, name)[0]) is not None}
 
 
@@ -284,7 +284,11 @@ def read_newest(run: Run, device: torch.device | str = "cpu") -> tuple[Checkpoin
     if saved is not None:
         return saved, problems
     said = "; ".join(problems) or ("they are gone" if run.has_trained else "it stopped before the first one was saved")
-    again = "`phonetrain fit` starts a new run" if run.has_trained else f"`{advice.start_again(run)}` starts it again"
+    again = (
+        "`phonetrain fit` starts a new run"
+        if run.has_trained
+        else f"`{next_commands.start_again(run)}` starts it again"
+    )
     raise CheckpointError(f"{run.path}: no whole checkpoint to resume from: {said}; {again}")
 
 

@@ -13,7 +13,7 @@ from ..config.overrides import refuse_keywords
 from ..config.run_config import RunConfig, load_recipe
 from ..console.base import Console
 from ..device import determinism
-from ..distributed import Ranks, joined
+from ..distributed import ProcessGroup, init
 from ..errors import ConfigError, RunNotFound
 from ..runs.directory import Run
 from . import checkpoint
@@ -58,7 +58,7 @@ def fit(
         recipe = os.fspath(recipe or "default")
         config = load_recipe(recipe)
     config = with_place(config.override(list(overrides)))
-    with joined(config.device) as ranks:
+    with init(config.device) as ranks:
         begun = ranks.share(begun_before(run) if ranks.restarts and ranks.is_main else None)
         if begun is not None and checkpoint.saved_steps(Run(begun)):
             return resume(begun, corpus=corpus, console=console)
@@ -91,7 +91,7 @@ def check_place(run: str | os.PathLike[str], corpus: PackedCorpus) -> None:
         )
 
 
-def launch(ranks: Ranks) -> dict[str, Any]:
+def launch(ranks: ProcessGroup) -> dict[str, Any]:
     """What torchrun calls this launch: processes that it starts again find their run by it."""
     return {"ranks": ranks.world_size, "launch": launch_id()} if ranks.world_size > 1 else {}
 

@@ -21,7 +21,7 @@ NOT_REPRODUCED = "not reproduced"
 
 
 @dataclass
-class Finding:
+class NonfiniteReport:
     """Where a number first went bad, as found by replaying the batch."""
 
     where: str  # "windows", a module's name, "loss", a parameter's name, or "not reproduced"
@@ -53,14 +53,14 @@ class Finding:
         )
 
 
-def replay(step: TrainStep, batch: WindowBatch, *, epoch: int, number: int) -> Finding:
+def replay(step: TrainStep, batch: WindowBatch, *, epoch: int, number: int) -> NonfiniteReport:
     """Compute the bad batch again, eagerly and with a hook on every layer, changing nothing.
 
     batch: as the loader gives it. number: of the step, which seeds dropout as it did then. The first module in forward
     order whose output is not finite is named; failing that the loss, and the last gradient in backward order.
     """
     before = [buffer.clone() for buffer in step.buffers]
-    found: list[Finding] = []
+    found: list[NonfiniteReport] = []
 
     def look(name: str):
         def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
@@ -72,7 +72,7 @@ def replay(step: TrainStep, batch: WindowBatch, *, epoch: int, number: int) -> F
             )
             came_in_bad = any(not bool(torch.isfinite(tensor).all()) for tensor in tensors)
             what = bad_weight or ("input" if came_in_bad else "output")
-            found.append(Finding(name or "the model", type(module).__name__, what, _largest(tensors)))
+            found.append(NonfiniteReport(name or "the model", type(module).__name__, what, _largest(tensors)))
 
         return hook
 
@@ -86,7 +86,7 @@ def replay(step: TrainStep, batch: WindowBatch, *, epoch: int, number: int) -> F
         loss = sum(float(part.loss) for part in parts) / batch.labels.shape[0]
         bad_windows = ~torch.isfinite(batch.windows.flatten(1)).all(1)
         if bool(bad_windows.any()):
-            finding = Finding(
+            finding = NonfiniteReport(
                 "windows",
                 "features of the corpus",
                 "input",
@@ -96,9 +96,11 @@ def replay(step: TrainStep, batch: WindowBatch, *, epoch: int, number: int) -> F
         elif found:
             finding = found[0]
         elif not math.isfinite(loss):
-            finding = Finding("loss", "cross entropy", "output", _largest([part.logits for part in parts]))
+            finding = NonfiniteReport("loss", "cross entropy", "output", _largest([part.logits for part in parts]))
         else:
-            finding = _bad_gradient(step) or Finding(NOT_REPRODUCED, f"loss {loss:.4g} on replay", "output", None)
+            finding = _bad_gradient(step) or NonfiniteReport(
+                NOT_REPRODUCED, f"loss {loss:.4g} on replay", "output", None
+            )
     finally:
         step.network = network
         for handle in handles:
@@ -119,10 +121,10 @@ def on_host(batch: WindowBatch) -> WindowBatch:
     return WindowBatch(*(None if part is None else part.detach().cpu().contiguous() for part in batch))
 
 
-def _bad_gradient(step: TrainStep) -> Finding | None:
+def _bad_gradient(step: TrainStep) -> NonfiniteReport | None:
     for name, parameter in reversed(list(step.model.named_parameters())):
         if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
-            return Finding(name, "gradient in backward order", "gradient", _largest([parameter.grad]))
+            return NonfiniteReport(name, "gradient in backward order", "gradient", _largest([parameter.grad]))
     return None
 
 
@@ -132,8 +134,8 @@ def _largest(tensors: list[Tensor]) -> float | None:
     return max(finite, default=None)
 
 
-def save_evidence(directory: Path, finding: Finding, batch: WindowBatch, model: nn.Module) -> None:
-    """Write finding.json, batch.safetensors (windows, labels, frames) and model.safetensors of the moment before.
+def save_evidence(directory: Path, finding: NonfiniteReport, batch: WindowBatch, model: nn.Module) -> None:
+    """Write nonfinite.json, batch.safetensors (windows, labels, frames) and model.safetensors of the moment before.
 
     Raises OSError.
     """
@@ -143,7 +145,7 @@ def save_evidence(directory: Path, finding: Finding, batch: WindowBatch, model: 
     (directory / "batch.safetensors").write_bytes(tensors_to_bytes(apart_on_cpu(tensors)))
     (directory / "model.safetensors").write_bytes(tensors_to_bytes(apart_on_cpu(model.state_dict())))
     text = json.dumps({key: _plain(value) for key, value in asdict(finding).items()}, indent=2)
-    (directory / "finding.json").write_text(text + "\n", encoding="utf-8")
+    (directory / "nonfinite.json").write_text(text + "\n", encoding="utf-8")
 
 
 def _plain(value: Any) -> Any:

@@ -13,11 +13,10 @@ import numpy as np
 
 from phonedata import WindowBatch
 
-from ..distributed import here
+from ..distributed import current
 from ..errors import TrainingStopped
-from ..runs import next_commands as advice
-from . import checkpoint
-from . import nonfinite as guard
+from ..runs import next_commands
+from . import checkpoint, nonfinite
 from .build import assemble
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ class Recovery:
         trainer, progress = self.trainer, self.trainer.progress
         progress.step, progress.batch = bad, progress.batch - (progress.step - bad)
         finding = self.investigate(bad, progress.batch, rate)
-        trainer.parts.step.books.reopen()
+        trainer.parts.step.status.clear()
         # Where batches were left out before this one, these weights met them too.
         left_out = self.skips_in_a_row if bad == self.skipped_to else 0
         self.decide(finding, trainer.parts.config.guard.policy, since=bad - left_out)
@@ -78,19 +77,19 @@ class Recovery:
             )
         return False
 
-    def investigate(self, step: int, index: int, rate: float) -> guard.Finding:
+    def investigate(self, step: int, index: int, rate: float) -> nonfinite.NonfiniteReport:
         """Replay batch `index` of this epoch as step `step`, keep the evidence, tell; nothing that trains changes."""
         trainer, parts = self.trainer, self.trainer.parts
         epoch, policy = trainer.progress.epoch, parts.config.guard.policy
         batch = parts.train.batch(epoch, index)
-        with here().apart():  # ranks whose slices are sound stop looking earlier: nobody may wait for the others
-            finding = guard.replay(parts.step, batch, epoch=epoch, number=step)
+        with current().local_only():  # ranks whose slices are finite stop looking earlier
+            finding = nonfinite.replay(parts.step, batch, epoch=epoch, number=step)
         finding.batch, finding.rate = index, rate * trainer.progress.rate_scale
         finding.utterances = self.utterances(batch.frames.cpu().numpy())
         finding.bad_utterances = self.utterances(np.array(finding.bad_frames, np.int64))
         # The slice that went bad may be any rank's: all speak of it, and rank 0 keeps it.
-        seen = here().gather((finding, guard.on_host(batch)) if here().together else (finding, batch))
-        finding, batch = next((each for each in seen if each[0].where != guard.NOT_REPRODUCED), seen[0])
+        seen = current().gather((finding, nonfinite.on_host(batch)) if current().together else (finding, batch))
+        finding, batch = next((each for each in seen if each[0].where != nonfinite.NOT_REPRODUCED), seen[0])
         self.kept = self.keep(finding, batch) if trainer.run.writes else None
         trainer.event(
             "nonfinite",
@@ -103,7 +102,7 @@ class Recovery:
         trainer.console.warn(finding.sentence())
         return finding
 
-    def keep(self, finding: guard.Finding, batch: WindowBatch) -> Path | None:
+    def keep(self, finding: nonfinite.NonfiniteReport, batch: WindowBatch) -> Path | None:
         """The directory that holds the evidence now; None where the disk refuses it. The oldest makes room.
 
         Named with the segment too: a rollback comes to the same step again.
@@ -118,7 +117,7 @@ class Recovery:
             shutil.rmtree(path, ignore_errors=True)
         directory = trainer.run.evidence / f"segment-{trainer.progress.segment}-step-{finding.step}"
         try:
-            guard.save_evidence(directory, finding, batch, trainer.parts.state.model)
+            nonfinite.save_evidence(directory, finding, batch, trainer.parts.state.model)
         except OSError as error:
             shutil.rmtree(directory, ignore_errors=True)
             trainer.console.warn(f"{directory}: the evidence could not be written ({error.strerror or error})")
@@ -132,7 +131,7 @@ class Recovery:
         selection = self.trainer.parts.train.selection
         return sorted({selection.utterance_ids[utterance] for utterance in selection.locate(frames)[2]})
 
-    def decide(self, finding: guard.Finding, policy: str, since: int) -> None:
+    def decide(self, finding: nonfinite.NonfiniteReport, policy: str, since: int) -> None:
         """Do what `policy` says, or stop where it has been done often enough or cannot be done.
 
         since: the step from which on the weights are those that went bad. The same weights meet the same batch with the
@@ -146,34 +145,36 @@ class Recovery:
                 self.skip()
                 return
             tried = f" after {CONSECUTIVE_SKIPS} batches in a row were left out"
-        sound = self.sound(since)
+        before = self.checkpoint_before(since)
         if policy == "rollback":
             # A stage that sets its own rate counts anew; the checkpoint of before its edge still knows of the others.
-            rollbacks = progress.rollbacks if sound is None else max(progress.rollbacks, sound.progress.rollbacks)
-            if sound is not None and rollbacks < trainer.parts.config.guard.max_rollbacks:
-                self.roll_back(sound, rollbacks + 1)
+            rollbacks = progress.rollbacks if before is None else max(progress.rollbacks, before.progress.rollbacks)
+            if before is not None and rollbacks < trainer.parts.config.guard.max_rollbacks:
+                self.roll_back(before, rollbacks + 1)
                 return
             tried = f" after {rollbacks} rollbacks"
-            if sound is None:
+            if before is None:
                 tried = ", since no checkpoint of before it is there to go back to"
-        ways = self.ways_on(finding, policy, sound)
+        ways = self.ways_on(finding, policy, before)
         self.told = {"ways": ways, "where": finding.where}
-        if sound is not None:
-            trainer.run.write_pointer("sound", sound.progress.step)
+        if before is not None:
+            trainer.run.write_pointer("before_nonfinite", before.progress.step)
         trainer.save()
         kept = "" if self.kept is None else f"evidence is in {self.kept}, "
         raise TrainingStopped(
             f"stopped{tried}: {finding.sentence()}; {kept}the weights are as before that batch; "
-            f"{advice.after_bad_numbers(trainer.run, ways, finding.where)}"
+            f"{next_commands.after_bad_numbers(trainer.run, ways, finding.where)}"
         )
 
-    def ways_on(self, finding: guard.Finding, policy: str, sound: checkpoint.Checkpoint | None) -> dict[str, str]:
+    def ways_on(
+        self, finding: nonfinite.NonfiniteReport, policy: str, before: checkpoint.Checkpoint | None
+    ) -> dict[str, str]:
         """Settings of a resume that can go on from here, none of which the run had, and what each does."""
         if finding.where == "windows":
             return {} if policy == "skip" else {"guard.policy=skip": "leaves such batches out"}
         parts, ways = self.trainer.parts, {}
-        if sound is not None:
-            step = sound.progress.step
+        if before is not None:
+            step = before.progress.step
             if parts.config.optimizer.lr == parts.run_config.optimizer.lr:  # a stage's own rate is not to be changed
                 slower = f"optimizer.lr={min(finding.rate / 10, HIGHEST_ADVISED):.2g}"
                 ways[f"--from step-{step} {slower}"] = f"goes back to step {step}, slower"
@@ -222,18 +223,18 @@ class Recovery:
         with contextlib.suppress(TrainingStopped):
             trainer.save()
 
-    def sound(self, since: int) -> checkpoint.Checkpoint | None:
+    def checkpoint_before(self, since: int) -> checkpoint.Checkpoint | None:
         """The checkpoint to go back to from weights that went bad at step `since`, another one than last time if there
         is one: as rank 0 finds it, read by all ranks before it writes another in its place."""
         trainer, device = self.trainer, self.trainer.parts.compute.device
         saved = None
-        if here().is_main:
+        if current().is_main:
             stage = trainer.parts.plan.start
             saved, problems = checkpoint.read_before(trainer.run, since, trainer.progress.back_to, stage, device)
             for problem in problems:
                 trainer.warn(problem)
-        path = here().share(None if saved is None else saved.path)
+        path = current().share(None if saved is None else saved.path)
         if saved is None and path is not None:
             saved = checkpoint.read(path, device)
-        here().barrier()
+        current().barrier()
         return saved

@@ -16,14 +16,14 @@ from ..config.overrides import parsed, refuse_keywords
 from ..config.run_config import RunConfig
 from ..config.stages import plan_stages
 from ..console.base import Console
-from ..device import Compute, choose_compute, describe_machine, determinism
-from ..distributed import joined
+from ..device import DeviceSpec, choose_device, describe_machine, determinism
+from ..distributed import init
 from ..errors import CheckpointError, ConfigError
-from ..runs import next_commands as advice
+from ..runs import next_commands
 from ..runs.directory import Run
 from ..text import counted
 from . import checkpoint
-from .build import Parts, assemble, identity
+from .build import TrainingSetup, assemble, identity
 from .data import choose_roles, corpus_of, place_from_run
 from .session import looked_through, seen_by, shown_by, train, with_place
 from .state import Progress
@@ -119,7 +119,7 @@ def check_identity(saved: checkpoint.Checkpoint, now: dict[str, Any], run: Run) 
             )
 
 
-def restore_machine(before: dict[str, Any], compute: Compute) -> list[str]:
+def restore_machine(before: dict[str, Any], compute: DeviceSpec) -> list[str]:
     """Set the recorded number of threads; returns a sentence for what differs so that equality cannot be promised.
 
     Threads stay as they are on a machine that differs in other ways too, or has not so many cores: there is no equality
@@ -141,7 +141,7 @@ def restore_machine(before: dict[str, Any], compute: Compute) -> list[str]:
     ]
 
 
-def restore_parts(parts: Parts, saved: checkpoint.Checkpoint, changes: Sequence[tuple[str, Any, Any]]) -> None:
+def restore_parts(parts: TrainingSetup, saved: checkpoint.Checkpoint, changes: Sequence[tuple[str, Any, Any]]) -> None:
     """Load a checkpoint into fresh parts; changes: (key, old, new) of what was changed by hand since it was saved.
 
     A rate set by hand is the rate that is trained with: what rollbacks had multiplied it by is over.
@@ -181,7 +181,7 @@ def resume(
         found = Run.open(run)
         # The device is asked for first of all; where the run stands, which decides what the others mean, is read later.
         asked = {key: value for key, value in parsed(overrides).items() if key == "device"}
-        ranks = held.enter_context(joined(RunConfig.from_toml(found.config_path).replaced(asked).device))
+        ranks = held.enter_context(init(RunConfig.from_toml(found.config_path).replaced(asked).device))
         where = seen_by(ranks, found)
         held.enter_context(where.lock())
         shown = held.enter_context(shown_by(ranks, console))
@@ -200,7 +200,7 @@ def resume(
         packed = corpus_of(where, config, corpus)
         roles = choose_roles(packed, config.data)
         check_identity(saved, identity(packed, config, roles), where)
-        compute = choose_compute(ranks.device(config.device), config.precision)
+        compute = choose_device(ranks.device(config.device), config.precision)
         held.enter_context(determinism(config.deterministic))
         warnings = problems + restore_machine(saved.identity["machine"], compute)
         plans = plan_stages(config)
@@ -209,7 +209,7 @@ def resume(
         only_the_end = saved.progress.finished and not changes and where.status == "running"
         if saved.progress.epoch >= plans[-1].stop and not only_the_end:
             done = saved.progress.epoch
-            more = advice.longer(where, old, max(old.epochs, done) + 10)
+            more = next_commands.longer(where, old, max(old.epochs, done) + 10)
             way = f"`{more}` trains longer" if more else "a new run of a recipe with a longer last stage trains longer"
             raise ConfigError(f"{where.path}: {counted(done, 'epoch')} of {plans[-1].stop} wanted are done; {way}")
         # The stage whose parts were saved: at its very end that is not yet the stage of the next epoch.
@@ -250,7 +250,7 @@ def resume(
     return where
 
 
-def told_rate(run: Run, parts: Parts) -> str:
+def told_rate(run: Run, parts: TrainingSetup) -> str:
     """The learning rate of the next step, and the last one that was logged."""
     progress, batches = parts.state.progress, parts.train.batches_per_epoch
     rate = float(parts.state.schedule.rates(progress.epoch, batches)[progress.batch]) * progress.rate_scale

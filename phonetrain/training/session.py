@@ -13,19 +13,19 @@ from phonedata import PackedCorpus
 
 from ..config.run_config import RunConfig
 from ..config.stages import StagePlan, plan_stages
-from ..console.base import Console, Mute
+from ..console.base import Console, SilentConsole
 from ..console.open import open_console
-from ..device import Compute, choose_compute, describe_machine, version
-from ..distributed import Ranks, here
+from ..device import DeviceSpec, choose_device, describe_machine, version
+from ..distributed import ProcessGroup, current
 from ..errors import ConfigError, TrainingStopped
-from ..kernels import cuda_layer as gpu_layer
+from ..kernels import cuda_layer
 from ..model.custom import placed
-from ..runs import next_commands as advice
-from ..runs.directory import Onlooker, Run
+from ..runs import next_commands
+from ..runs.directory import ReadOnlyRun, Run
 from ..runs.history import where_scored
 from ..runs.tracker import Tracker, open_tracker
 from ..text import short
-from .build import Parts, assemble, describe, training_selection
+from .build import TrainingSetup, assemble, describe, training_selection
 from .data import Roles, check_window, choose_roles, place_from_run, warnings_before_training
 from .stopping import StopRequest, noticed_signals
 from .trainer import Trainer
@@ -39,25 +39,25 @@ def with_place(config: RunConfig) -> RunConfig:
     return config if factory is None else config.replaced({"model.factory": placed(factory)})
 
 
-def seen_by(ranks: Ranks, run: Run | None) -> Run:
+def seen_by(ranks: ProcessGroup, run: Run | None) -> Run:
     """Rank 0's run, which only rank 0 writes. run: on rank 0."""
     path = ranks.share(None if run is None else run.path)
-    return Run(path) if ranks.is_main else Onlooker(path)
+    return Run(path) if ranks.is_main else ReadOnlyRun(path)
 
 
-def shown_by(ranks: Ranks, console: Console | None) -> Console:
+def shown_by(ranks: ProcessGroup, console: Console | None) -> Console:
     """The console given or found, on rank 0; the others say nothing."""
-    return (console or open_console()) if ranks.is_main else Mute()
+    return (console or open_console()) if ranks.is_main else SilentConsole()
 
 
-def prepare(config: RunConfig, corpus: PackedCorpus) -> tuple[Roles, Compute, Parts, list[str]]:
+def prepare(config: RunConfig, corpus: PackedCorpus) -> tuple[Roles, DeviceSpec, TrainingSetup, list[str]]:
     """Everything before a run is written: roles, compute, the parts of the first stage, warnings about all stages."""
     roles = choose_roles(corpus, config.data)
     check_window(corpus, config)
-    compute = choose_compute(here().device(config.device), config.precision)
+    compute = choose_device(current().device(config.device), config.precision)
     plans = plan_stages(config)
     warnings = looked_through(corpus, roles, plans)
-    if compute.device.type == "cuda" and (reason := gpu_layer.why_not(compute.device)) is not None:
+    if compute.device.type == "cuda" and (reason := cuda_layer.why_not(compute.device)) is not None:
         warnings.append(f"Triton makes no kernels here, so layers take torch's own, which is slower ({reason})")
     return roles, compute, assemble(config, plans[0], corpus, roles, compute), warnings
 
@@ -80,7 +80,7 @@ def looked_through(corpus: PackedCorpus, roles: Roles, plans: Sequence[StagePlan
     return list(said.values())
 
 
-def environment(corpus: PackedCorpus, compute: Compute, run: Run) -> dict[str, Any]:
+def environment(corpus: PackedCorpus, compute: DeviceSpec, run: Run) -> dict[str, Any]:
     """Versions, device, commit, corpus digests and where the corpus lies from the run; no host and no user name."""
     return {
         "python": platform.python_version(),
@@ -115,7 +115,13 @@ def commit() -> str | None:
 
 
 def train(
-    run: Run, parts: Parts, console: Console, warnings: Sequence[str], save_first: bool, ranks: Ranks, began: float
+    run: Run,
+    parts: TrainingSetup,
+    console: Console,
+    warnings: Sequence[str],
+    save_first: bool,
+    ranks: ProcessGroup,
+    began: float,
 ) -> None:
     """Run the loop under signal handlers, and record how it ended, whatever happens.
 
@@ -179,6 +185,6 @@ def say_end(trainer: Trainer, reason: str, request: StopRequest, ways: dict[str,
     if trainer.saved is not None:
         step, size = trainer.saved
         told.append(f"{reason}: saved at step {step} ({short(size)}B)")
-        told += [f"next: {way}" for way in advice.after_end(run, reason, best is not None, ways)]
+        told += [f"next: {way}" for way in next_commands.after_end(run, reason, best is not None, ways)]
     if told:
         console.say("\n".join(told))

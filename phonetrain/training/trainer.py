@@ -16,16 +16,15 @@ from ..config.sections import duration
 from ..config.stages import plan_stages
 from ..console.base import Console
 from ..device import describe_machine
-from ..distributed import here
+from ..distributed import current
 from ..optim.lr_curves import Table
 from ..runs.directory import Run
 from ..runs.tracker import Tracker
 from ..step.metrics import FrameSums
 from ..step.scoring import score
 from ..text import short
-from . import checkpoint
-from . import nonfinite as guard
-from .build import Parts, assemble, describe, identity, set_next_rates, transfer
+from . import checkpoint, nonfinite
+from .build import TrainingSetup, assemble, describe, identity, set_next_rates, transfer
 from .data import why_not_finite
 from .recovery import Recovery
 from .state import Progress
@@ -44,13 +43,13 @@ class Trainer:
     """
 
     def __init__(
-        self, run: Run, parts: Parts, console: Console, tracker: Tracker, request: StopRequest, began: float
+        self, run: Run, parts: TrainingSetup, console: Console, tracker: Tracker, request: StopRequest, began: float
     ) -> None:
         self.run, self.parts, self.console, self.tracker, self.request = run, parts, console, tracker, request
         self.plans = plan_stages(parts.run_config)
         stop = parts.run_config.stop
         self.deadline = Deadline(None if stop.max_time is None else duration(stop.max_time), stop.stop_at, began)
-        self.watch = guard.DivergenceWatch(parts.config.guard.divergence)
+        self.watch = nonfinite.DivergenceWatch(parts.config.guard.divergence)
         self.last_saved = self.last_logged = time.monotonic()
         self.scoring_seconds: float | None = None
         self.recent_paces: deque[float] = deque(maxlen=20)  # seconds a frame
@@ -172,7 +171,7 @@ class Trainer:
                     return reason
                 self.save()
         except PhonedataError:
-            if int(parts.step.books.halted_at) < 0:
+            if int(parts.step.status.nonfinite_at) < 0:
                 self.save()  # the corpus failed between two steps: what was learnt so far is sound
             raise
         finally:
@@ -181,7 +180,7 @@ class Trainer:
 
     def recovered(self, rates: Table) -> bool:
         """Look whether a step went bad; if so go back to it, decide, and say True. rates: of this epoch."""
-        bad, progress = int(self.parts.step.books.halted_at), self.progress
+        bad, progress = int(self.parts.step.status.nonfinite_at), self.progress
         if bad < 0:
             return False
         self.recovery.after_bad_step(bad, float(rates[progress.batch - (progress.step - bad)]))
@@ -194,7 +193,7 @@ class Trainer:
 
     def reason_to_pause(self) -> str | None:
         """Why to stop now, or SAVE: the same on all ranks, which ask each other every few steps."""
-        ranks, progress = here(), self.progress
+        ranks, progress = current(), self.progress
         if ranks.together and progress.batch % AGREE_EVERY:
             return None
         return ranks.agree(self.own_reason())
@@ -229,7 +228,7 @@ class Trainer:
             "accuracy": told["accuracy"],
             "lr": rate,
             "frames_per_second": told["frames"] / max(seconds, 1e-9),
-            "gradient_norm": float(step.books.gradient_norm),
+            "gradient_norm": float(step.status.gradient_norm),
         }
         scale = {}
         if step.loss_scale is not None:
@@ -287,7 +286,7 @@ class Trainer:
         progress.logged = [0.0, 0, 0]
         progress.finished = progress.epoch >= self.plans[-1].stop
         parts.state.metrics.reset()
-        self.run.drop_pointer("sound")
+        self.run.drop_pointer("before_nonfinite")
         self.save()
         if best:
             self.run.write_pointer("best", progress.step)
@@ -334,7 +333,7 @@ class Trainer:
         first = min(2 * self.parts.state.schedule.warmup_steps(batches) // batches, self.plans[-1].stop - 1)
         if self.told_dead or not first <= self.progress.epoch < first + LIFE_EPOCHS:
             return
-        message = guard.dead_net(dev["loss"], dev["answered"], len(self.parts.corpus.phonemes))
+        message = nonfinite.dead_net(dev["loss"], dev["answered"], len(self.parts.corpus.phonemes))
         if message is not None:
             self.told_dead = True
             self.warn(message)

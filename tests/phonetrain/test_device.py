@@ -25,7 +25,7 @@ def test_auto_takes_bf16_on_cpus_that_gain_by_it(monkeypatch, vendor, amx, avx51
     monkeypatch.setattr(device, "cpu_vendor", lambda: vendor)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
-    assert device.choose_compute("cpu", "auto").precision == wanted
+    assert device.choose_device("cpu", "auto").precision == wanted
 
 
 FAULTS = """

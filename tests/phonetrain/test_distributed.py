@@ -18,7 +18,7 @@ from torch import nn
 from phonedata import PackedCorpus
 from phonetrain.config.run_config import load_recipe
 from phonetrain.console.base import Console
-from phonetrain.distributed import Ranks, here, joined, reduce_norms
+from phonetrain.distributed import ProcessGroup, current, init, reduce_norms
 from phonetrain.errors import ConfigError
 from phonetrain.runs.directory import Run
 from phonetrain.training.fit import begun_before, fit, launch_id
@@ -55,9 +55,9 @@ WAYS = {
 TOGETHER = """
 import sys
 from pathlib import Path
-from phonetrain.distributed import joined
+from phonetrain.distributed import init
 from tests.phonetrain.test_distributed import PLAIN, WAYS, fit_plainly
-with joined("cpu"):
+with init("cpu"):
     for name in WAYS:
         fit_plainly(name, Path(sys.argv[1]), Path(sys.argv[2]) / name)
 """
@@ -98,12 +98,12 @@ def test_two_processes_have_the_losses_of_one(name, runs_of_two, learnable_corpu
 
 POISONED = """
 import sys
-from phonetrain.distributed import joined
+from phonetrain.distributed import init
 from phonetrain.config.run_config import load_recipe
 from phonetrain.console.base import Console
 from phonetrain.training.fit import fit
 from tests.phonetrain.test_distributed import PLAIN, last_of_each
-with joined("cpu"):
+with init("cpu"):
     settings = last_of_each((*PLAIN, "model.norm=layer", "guard.policy=skip", "window.left=0", "window.right=0"))
     config = load_recipe("default").override(settings)
     fit(config=config, corpus=sys.argv[1], run=sys.argv[2], console=Console())
@@ -129,17 +129,17 @@ def test_evidence_is_of_the_rank_whose_slice_went_bad(learnable_corpus, tmp_path
     assert told.stderr.count("not finite at step") == len(found)
     bad = {partition.utterance_ids[place] for place in range(6)}
     for event in found:
-        finding = json.loads((run.evidence / event["evidence"] / "finding.json").read_text())
+        finding = json.loads((run.evidence / event["evidence"] / "nonfinite.json").read_text())
         assert finding["bad_utterances"] and set(finding["bad_utterances"]) <= bad
 
 
 RESTARTED = """
 import os, signal, time
-from phonetrain.distributed import joined
+from phonetrain.distributed import init
 again = os.environ["TORCHELASTIC_RESTART_COUNT"] != "0"
 if again and os.environ["RANK"] == "0":
     time.sleep(3)  # the other looks for this one's address before it is written
-with joined("cpu") as ranks:
+with init("cpu") as ranks:
     ranks.barrier()
     if not again and ranks.is_main:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -207,14 +207,14 @@ def test_started_again_is_only_what_this_launch_began(tmp_path, monkeypatch, lau
 
 
 def test_alone_nothing_is_met():
-    ranks = Ranks()
+    ranks = ProcessGroup()
     tensor = torch.ones(3)
     ranks.sum_(tensor)
     assert torch.equal(tensor, torch.ones(3))
     assert (ranks.total(5), ranks.agree("deadline"), ranks.share("x")) == (5, "deadline", "x")
     assert ranks.device("auto") == "auto"
-    with joined() as found:
-        assert found is here() and found.world_size == 1
+    with init() as found:
+        assert found is current() and found.world_size == 1
     model = nn.Sequential(nn.BatchNorm1d(4))
     assert type(reduce_norms(model)[0]) is nn.BatchNorm1d
 
@@ -222,8 +222,8 @@ def test_alone_nothing_is_met():
 NORM = """
 import torch, torch.distributed as dist
 from torch import nn
-from phonetrain.distributed import joined, reduce_norms
-with joined("cpu") as ranks:
+from phonetrain.distributed import init, reduce_norms
+with init("cpu") as ranks:
     torch.manual_seed(0)
     whole, weights = torch.randn(37, 6) * 3 + 5, torch.randn(37, 6)
     true = nn.BatchNorm1d(6)
@@ -247,7 +247,7 @@ with joined("cpu") as ranks:
     assert ranks.agree("SIGTERM" if ranks.rank else None) == "SIGTERM"
     assert ranks.total(3 + ranks.rank) == 7
     assert ranks.share("a" if ranks.is_main else "b") == "a"
-    with ranks.apart():
+    with ranks.local_only():
         assert ranks.total(3) == 3
     ours.eval(); true.eval()
     close(ours(whole), true(whole))
@@ -261,15 +261,15 @@ with joined("cpu") as ranks:
 def test_norm_that_cannot_be_summed_over_ranks_is_refused_by_name(monkeypatch, norm):
     model = nn.ModuleDict({"fine": nn.LayerNorm(4), "also": nn.InstanceNorm1d(4), "odd": norm})
     assert reduce_norms(model) is model
-    monkeypatch.setattr("phonetrain.distributed._here", Ranks(world_size=2))
+    monkeypatch.setattr("phonetrain.distributed._here", ProcessGroup(world_size=2))
     with pytest.raises(ConfigError, match="model: odd is .*Norm.*cannot be summed over 2 processes; wanted"):
         reduce_norms(model)
 
 
 LEFT = """
 import pathlib, torch
-from phonetrain.distributed import joined
-with joined("cpu") as ranks:
+from phonetrain.distributed import init
+with init("cpu") as ranks:
     ranks.barrier()
     torch.optim.AdamW([torch.zeros(3, requires_grad=True)], fused=True).step()  # imports much of torch.distributed
 names = [task.read_text().strip() for task in pathlib.Path("/proc/self/task").glob("*/comm")]
@@ -299,5 +299,5 @@ def test_more_processes_than_gpus_are_refused_in_one_sentence(monkeypatch):
     for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}.items():
         monkeypatch.setenv(name, value)
     wanted = "process number 2 on a machine with 1 GPU; use --nproc-per-node 1, or device=cpu"
-    with pytest.raises(ConfigError, match=wanted), joined("auto"):
+    with pytest.raises(ConfigError, match=wanted), init("auto"):
         pass

@@ -120,10 +120,10 @@ def test_a_file_that_shrinks_under_the_map_is_our_error_with_its_traceback(own_c
     with open_tiny(own_corpus) as loader:
         batches = loader.epoch(0)
         next(batches)
-        (crew,) = loader._crews
+        (prefetcher,) = loader._prefetchers
         # Cut while no thread is inside the kernel: there a SIGBUS could not be helped.
         waited = time.monotonic()
-        while sum(queue.qsize() for queue in crew._ready) < len(crew._ready) - 1:
+        while sum(queue.qsize() for queue in prefetcher._ready) < len(prefetcher._ready) - 1:
             assert time.monotonic() < waited + 60
             time.sleep(0.001)
         cut(own_corpus)

@@ -9,21 +9,21 @@ import traceback
 import pytest
 
 from phonedata import SpecError
-from phonedata.loaders.prefetch import Crew
+from phonedata.loaders.prefetch import Prefetcher
 from tests.conftest import producers
 
 pytestmark = pytest.mark.usefixtures("no_producers_left")
 
 
-def consumer_of(crew) -> tuple[threading.Thread, list[SpecError]]:
-    """A started thread that takes and releases until the crew is closed, and what it then heard."""
+def consumer_of(prefetcher) -> tuple[threading.Thread, list[SpecError]]:
+    """A started thread that takes and releases until the prefetcher is closed, and what it then heard."""
     heard: list[SpecError] = []
 
     def consume():
         try:
             while True:
-                crew.take()
-                crew.release()
+                prefetcher.take()
+                prefetcher.release()
         except SpecError as error:
             heard.append(error)
 
@@ -44,30 +44,30 @@ def test_results_come_in_order_and_no_slot_is_held_twice(threads, helps, slots):
         time.sleep(random.random() * 2e-4)
         return index * index
 
-    crew = Crew(produce, 3, 60, slots, threads, helps=helps)
+    prefetcher = Prefetcher(produce, 3, 60, slots, threads, helps=helps)
     for index in range(3, 60):
-        assert crew.take() == index * index
+        assert prefetcher.take() == index * index
         assert index % slots in held
         with lock:
             held.remove(index % slots)
-        crew.release()
-    crew.close()
+        prefetcher.release()
+    prefetcher.close()
 
 
 def test_no_slot_is_refilled_before_its_release():
     produced = []
-    crew = Crew(lambda index, slot: produced.append(index), 0, 100, 4, 2)
-    crew.take()
-    crew.take()
+    prefetcher = Prefetcher(lambda index, slot: produced.append(index), 0, 100, 4, 2)
+    prefetcher.take()
+    prefetcher.take()
     time.sleep(0.05)
     assert sorted(produced) == [0, 1, 2, 3]
-    crew.release()
-    crew.take()
-    crew.take()
-    crew.take()
+    prefetcher.release()
+    prefetcher.take()
+    prefetcher.take()
+    prefetcher.take()
     time.sleep(0.02)
     assert sorted(produced) == [0, 1, 2, 3, 4]
-    crew.close()
+    prefetcher.close()
 
 
 def test_a_consumer_that_would_wait_makes_results_itself():
@@ -79,14 +79,14 @@ def test_a_consumer_that_would_wait_makes_results_itself():
             assert busy.wait(20)  # a thread that is held up
         return index
 
-    crew = Crew(produce, 0, 40, 3, 1, helps=True)
+    prefetcher = Prefetcher(produce, 0, 40, 3, 1, helps=True)
     while not makers:
         time.sleep(0.001)
     threading.Timer(0.2, busy.set).start()
     for index in range(40):
-        assert crew.take() == index
-        crew.release()
-    crew.close()
+        assert prefetcher.take() == index
+        prefetcher.release()
+    prefetcher.close()
     assert makers[0] is not threading.main_thread()  # its result was waited for, after two others were made
     assert [makers[1], makers[2]] == [threading.main_thread()] * 2
 
@@ -97,12 +97,12 @@ def test_an_interrupt_while_the_consumer_helps_is_not_kept_for_later():
             raise KeyboardInterrupt
         return index
 
-    crew = Crew(produce, 0, 9, 4, 0, helps=True)
-    assert [crew.take(), crew.take()] == [0, 1]
+    prefetcher = Prefetcher(produce, 0, 9, 4, 0, helps=True)
+    assert [prefetcher.take(), prefetcher.take()] == [0, 1]
     with pytest.raises(KeyboardInterrupt):
-        crew.take()
+        prefetcher.take()
     with pytest.raises(SpecError, match="closed"):
-        crew.take()
+        prefetcher.take()
 
 
 def test_a_close_from_elsewhere_waits_for_the_consumer_that_helps():
@@ -114,11 +114,11 @@ def test_a_close_from_elsewhere_waits_for_the_consumer_that_helps():
         finished.append(index)
         return index
 
-    crew = Crew(produce, 0, 9, 4, 0, helps=True)
-    consumer, heard = consumer_of(crew)
+    prefetcher = Prefetcher(produce, 0, 9, 4, 0, helps=True)
+    consumer, heard = consumer_of(prefetcher)
     assert inside.wait(20)
     threading.Timer(0.05, leave.set).start()
-    crew.close()
+    prefetcher.close()
     assert finished == [0]
     consumer.join(20)
     assert "closed" in str(heard[0]) and finished == [0]
@@ -136,13 +136,13 @@ def test_a_close_that_is_interrupted_leaves_no_thread():
             assert inside.wait(20)  # the consumer has to wait, so it helps
         return index
 
-    crew = Crew(produce, 0, 99, 4, 2, helps=True)
-    consumer, _ = consumer_of(crew)
+    prefetcher = Prefetcher(produce, 0, 99, 4, 2, helps=True)
+    consumer, _ = consumer_of(prefetcher)
     assert inside.wait(20)
     here = threading.get_ident()
     threading.Timer(0.05, lambda: signal.pthread_kill(here, signal.SIGINT)).start()
     with pytest.raises(KeyboardInterrupt):
-        crew.close()
+        prefetcher.close()
     leave.set()
     consumer.join(20)
     for _ in range(2000):
@@ -159,21 +159,21 @@ def test_an_error_arrives_at_its_batch_with_the_threads_traceback(helps):
             raise ZeroDivisionError("batch five")
         return index
 
-    crew = Crew(produce, 0, 50, 4, 0 if helps else 3, helps=helps)
+    prefetcher = Prefetcher(produce, 0, 50, 4, 0 if helps else 3, helps=helps)
     for index in range(5):
-        assert crew.take() == index
-        crew.release()
+        assert prefetcher.take() == index
+        prefetcher.release()
     with pytest.raises(ZeroDivisionError, match="batch five") as caught:
-        crew.take()
+        prefetcher.take()
     assert "in produce" in "".join(traceback.format_exception(caught.value))
     assert producers() == []
 
 
 def test_a_consumer_that_waits_hears_of_the_close():
     hold = threading.Event()
-    crew = Crew(lambda index, slot: hold.wait(), 0, 9, 2, 1)
-    consumer, heard = consumer_of(crew)
+    prefetcher = Prefetcher(lambda index, slot: hold.wait(), 0, 9, 2, 1)
+    consumer, heard = consumer_of(prefetcher)
     threading.Timer(0.05, hold.set).start()
-    crew.close()
+    prefetcher.close()
     consumer.join(5)
     assert "closed" in str(heard[0])

@@ -14,7 +14,7 @@ import pytest
 from phonedata import PackedCorpus, RawDataError, SpecError, pack
 from phonedata.packing.checks import LARGEST_DIM, find_feature_dim
 from phonedata.packing.chunk_writer import copy_for_worker
-from phonedata.packing.ordered_pool import Team
+from phonedata.packing.ordered_pool import OrderedPool
 from phonedata.packing.plan import PartitionPlan
 from phonedata.raw.open import open_raw
 from tests.conftest import place_features, place_label, write_hw1p2
@@ -102,7 +102,7 @@ def test_team_returns_results_in_order_with_one_tool_per_thread():
         tools.append(threading.get_ident())
         return len(tools)
 
-    team = Team(3, make)
+    team = OrderedPool(3, make)
     got = list(team.in_order(lambda tool, task: task * task, list(range(50))))
     assert got == [(i, i * i) for i in range(50)]
     assert 1 <= len(tools) <= 3
@@ -117,7 +117,7 @@ def test_team_raises_the_first_error_in_order():
     for workers in (1, 4):
         seen = []
         with pytest.raises(SpecError, match="task 3"):
-            for task, _ in Team(workers, object).in_order(work, list(range(40))):
+            for task, _ in OrderedPool(workers, object).in_order(work, list(range(40))):
                 seen.append(task)
         assert seen == [0, 1, 2]
 

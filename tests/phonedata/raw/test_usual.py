@@ -42,7 +42,7 @@ def taken_as_usual(partition):
     statistics[3] = 1.0
     rows, labels = np.zeros((9 * count, 3), np.uint16), np.zeros(9 * count, np.uint8)
     chunk = rows, labels, np.arange(count) * 9, np.full(count, 9), statistics, False, 65504.0
-    return partition.fill_usual(list(range(count)), *chunk).tolist()
+    return partition.fill_fast(list(range(count)), *chunk).tolist()
 
 
 @pytest.mark.parametrize("kind", ODD)
@@ -97,7 +97,7 @@ def test_buffers_are_long_enough_for_chunks_of_growing_length(tmp_path, dim):
         statistics = np.zeros((4, 1, dim))
         statistics[3] = 1.0
         chunk = rows, labels, np.zeros(1, int), np.array([frames]), statistics, False, 1e30
-        assert partition.fill_usual([index], *chunk).tolist() == [True]
+        assert partition.fill_fast([index], *chunk).tolist() == [True]
         assert len(partition._usual._classes) >= frames
         np.testing.assert_array_equal(rows, features)
         np.testing.assert_array_equal(labels, classes)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from phonetrain.kernels import cpu_layer as fused
+from phonetrain.kernels import cpu_layer
 from phonetrain.kernels.cpu_layer import converted, hidden_layer, is_covered
 from phonetrain.kernels.layer import Dropout
 
@@ -249,7 +249,7 @@ def test_what_is_not_known_is_left_to_torch():
 
 
 def test_without_kernels_everything_falls_back_to_torch(monkeypatch):
-    monkeypatch.setattr(fused, "kernels_are_there", lambda: False)
+    monkeypatch.setattr(cpu_layer, "kernels_are_there", lambda: False)
     hidden, _ = inputs()
     assert not is_covered(hidden, None, nn.SiLU(), None)
     torch.manual_seed(1)
@@ -292,7 +292,7 @@ def test_bfloat16_is_rounded_to_the_nearest_and_nan_stays():
     payloads = torch.tensor([0x7FFFFFFF, -1, 0x7F800001])  # NaNs that rounding their bits would make numbers of
     values = torch.cat([random, ties.flatten(), payloads]).to(torch.int32).view(torch.float32)
     found, wanted = torch.empty_like(values, dtype=torch.bfloat16), values.bfloat16()
-    work = fused.Work(values.view(-1, 1), None, None)
+    work = cpu_layer.Work(values.view(-1, 1), None, None)
     work.block[work.kernels.PITCH] = 1
     work.run(work.kernels.conversion(0, 1), input=values, output=found)
     assert torch.equal(found.isnan(), wanted.isnan())

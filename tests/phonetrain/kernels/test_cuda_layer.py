@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from phonetrain.config.sections import ModelConfig
-from phonetrain.device import Compute
-from phonetrain.kernels import cuda_layer as gpu_layer
+from phonetrain.device import DeviceSpec
+from phonetrain.kernels import cuda_layer
 from phonetrain.kernels.cuda_layer import Product, hidden_layer, is_covered
 from phonetrain.kernels.layer import Dropout
 from phonetrain.model.classifier import FrameClassifier
@@ -28,13 +28,13 @@ pytest.importorskip("triton", reason="needs triton, which torch's CUDA builds br
 @pytest.fixture(params=["whole batch", "chunks"], autouse=True)
 def passes(request, monkeypatch):
     """By kernels that hold all rows of a column, and by those that go over them chunk by chunk."""
-    from phonetrain.kernels import triton_layer as gpu_kernels
+    from phonetrain.kernels import triton_layer
 
     if request.param == "chunks":
-        monkeypatch.setattr(gpu_kernels, "WHOLE_ROWS", 0)
+        monkeypatch.setattr(triton_layer, "WHOLE_ROWS", 0)
     if DEVICE == "cpu":  # an interpreted program costs the same however much is in it
         for name, value in {"BLOCK_R": 64, "BLOCK_C": 64, "WHOLE_C": 64, "MOST_CHUNKS": 4}.items():
-            monkeypatch.setattr(gpu_kernels, name, value)
+            monkeypatch.setattr(triton_layer, name, value)
 
 
 def ours(hidden, gradient, name, activation, dropout=None):
@@ -171,7 +171,7 @@ def test_derivatives_of_a_product_are_those_of_float64_to_float32_rounding():
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs a CUDA device")
 def test_what_is_covered_on_a_gpu_and_what_is_left_to_torch():
     hidden = torch.randn(16, 8, device=DEVICE)
-    assert gpu_layer.why_not(hidden.device) is None
+    assert cuda_layer.why_not(hidden.device) is None
     norm = nn.BatchNorm1d(8).to(DEVICE)
     assert is_covered(hidden, norm, nn.SiLU(), Dropout(0.1)) and is_covered(hidden, None, nn.GELU(), None)
     assert not is_covered(hidden, nn.LayerNorm(8).to(DEVICE), nn.SiLU(), None)
@@ -183,19 +183,19 @@ def test_without_triton_or_a_compiler_the_reason_is_told(monkeypatch):
     def broken(*_):
         raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable.\nmore")
 
-    monkeypatch.setattr(gpu_layer, "hidden_layer", broken)
-    told = gpu_layer.why_not.__wrapped__(torch.device(DEVICE))
+    monkeypatch.setattr(cuda_layer, "hidden_layer", broken)
+    told = cuda_layer.why_not.__wrapped__(torch.device(DEVICE))
     assert told == "RuntimeError: Failed to find C compiler. Please specify via CC environment variable."
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_windows_whose_rows_lie_apart_are_padded_and_converted_in_one_pass(dtype, monkeypatch):
-    monkeypatch.setattr(gpu_layer, "runs_here", lambda hidden: True)
+    monkeypatch.setattr(cuda_layer, "runs_here", lambda hidden: True)
     slots = torch.randn(9, 1100, device=DEVICE).to(dtype)
     windows = slots.as_strided((9, 61, 17), (1100, 17, 1))
     # The interpreter rounds to bfloat16 in a way of its own.
     for wanted in (torch.float32, torch.float16, torch.bfloat16)[: 3 if DEVICE == "cuda" else 2]:
-        padded = gpu_layer.padded(windows, 3, wanted)
+        padded = cuda_layer.padded(windows, 3, wanted)
         assert padded.dtype == wanted and padded.shape == (9, 1040)
         assert torch.equal(padded[:, :1037], windows.flatten(1).to(wanted)) and not padded[:, 1037:].any()
 
@@ -206,7 +206,7 @@ def test_windows_whose_rows_lie_apart_are_padded_and_converted_in_one_pass(dtype
 def test_a_classifier_trains_as_it_does_with_torchs_modules(precision, norm, monkeypatch):
     """Losses of a dozen steps, and its scores, without dropout."""
     config = ModelConfig(archetype="cylinder", depth=3, hidden=72, norm=norm, activation="gelu", dropout=0.0)
-    compute = Compute(torch.device(DEVICE), precision, "")
+    compute = DeviceSpec(torch.device(DEVICE), precision, "")
     generator = torch.Generator().manual_seed(1)
     windows = torch.randn(12, 256, 7, 13, generator=generator).half().to(DEVICE)
     labels = torch.randint(0, 40, (12, 256), generator=generator).to(DEVICE)
@@ -232,14 +232,13 @@ def test_a_classifier_trains_as_it_does_with_torchs_modules(precision, norm, mon
     covered = True
     ours = losses()
     covered = False
-    monkeypatch.setattr(gpu_layer, "runs_here", lambda hidden: False)
+    monkeypatch.setattr(cuda_layer, "runs_here", lambda hidden: False)
     monkeypatch.setattr("phonetrain.model.classifier.product", lambda linear, inputs, half=None: linear(inputs))
     assert ours == pytest.approx(losses(), rel=1e-5 if precision == "fp32" else 0.01)
 
 
 def test_activations_are_numbered_as_on_a_cpu():
-    from phonetrain.kernels import cpu_layer as fused
-    from phonetrain.kernels import triton_layer as gpu_kernels
+    from phonetrain.kernels import cpu_layer, triton_layer
 
     names = {
         nn.ReLU: "RELU",
@@ -251,7 +250,7 @@ def test_activations_are_numbered_as_on_a_cpu():
         nn.Tanh: "TANH",
         nn.Sigmoid: "SIGMOID",
     }
-    assert {kind: getattr(gpu_kernels, name).value for kind, name in names.items()} == fused.ACTIVATIONS
+    assert {kind: getattr(triton_layer, name).value for kind, name in names.items()} == cpu_layer.ACTIVATIONS
 
 
 def test_a_second_derivative_through_a_product_is_refused():

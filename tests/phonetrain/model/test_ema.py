@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from phonetrain.kernels import cuda_layer as gpu_layer
+from phonetrain.kernels import cuda_layer
 from phonetrain.model.ema import AveragedWeights
 
 
@@ -39,7 +39,7 @@ def way(request, monkeypatch) -> tuple[str, str]:
     """The method that updates, and the device."""
     if request.param == "by a kernel":
         pytest.importorskip("triton", reason="needs triton, which torch's CUDA builds bring along")
-        monkeypatch.setattr(gpu_layer, "runs_here", lambda skip: True)
+        monkeypatch.setattr(cuda_layer, "runs_here", lambda skip: True)
         return "update_on_device", "cuda" if torch.cuda.is_available() else "cpu"
     return "update" if request.param == "on the host" else "update_on_device", "cpu"
 

@@ -7,7 +7,7 @@ import torch
 from phonedata import WindowSpec
 from phonetrain.config.sections import AugmentConfig
 from phonetrain.errors import ConfigError
-from phonetrain.kernels import cuda_layer as gpu_layer
+from phonetrain.kernels import cuda_layer
 from phonetrain.step.augment import Augment
 from tests.reference import masked_truth
 
@@ -34,7 +34,7 @@ ALL = {"time_mask": 8, "freq_mask": 4, "noise": 0.3, "probability": 0.8}
 def way(request, monkeypatch):
     if request.param == "triton":
         pytest.importorskip("triton", reason="needs triton, which torch's CUDA builds bring along")
-    monkeypatch.setattr(gpu_layer, "runs_here", lambda windows: request.param == "triton")
+    monkeypatch.setattr(cuda_layer, "runs_here", lambda windows: request.param == "triton")
     return DEVICE if request.param == "triton" else "cpu"
 
 
@@ -52,7 +52,7 @@ def test_a_kernel_masks_what_torch_masks(dtype, mask_mode, monkeypatch):
     for settings in ({"time_mask": 8, "freq_mask": 4, "probability": 0.6}, {"time_mask": W}, {"freq_mask": D}):
         found = []
         for by_kernel in (False, True):
-            monkeypatch.setattr(gpu_layer, "runs_here", lambda windows, by_kernel=by_kernel: by_kernel)
+            monkeypatch.setattr(cuda_layer, "runs_here", lambda windows, by_kernel=by_kernel: by_kernel)
             one = augment(mask_mode=mask_mode, **settings)
             one.set_step(4, 17, windows.device)
             found.append(one(apart if by_kernel else windows, frames, 4))
@@ -174,5 +174,5 @@ def test_windows_that_the_kernel_would_misread_are_left_to_torch(monkeypatch):
     apart = torch.stack([frames, frames], 1)[:, 0]
     one = augment(time_mask=8, freq_mask=4)
     wanted = one(windows, frames, 1)
-    monkeypatch.setattr(gpu_layer, "runs_here", lambda windows: True)
+    monkeypatch.setattr(cuda_layer, "runs_here", lambda windows: True)
     assert torch.equal(one(wide[..., ::2], frames, 1), wanted) and torch.equal(one(windows, apart, 1), wanted)

@@ -13,8 +13,8 @@ from torch.utils._pytree import tree_flatten
 from phonedata import Selection, WindowSpec, open_loader
 from phonedata.loaders import resident
 from phonetrain.config.sections import AugmentConfig, ModelConfig, OptimizerConfig
-from phonetrain.device import Compute, choose_compute
-from phonetrain.kernels import cpu_layer as fused
+from phonetrain.device import DeviceSpec, choose_device
+from phonetrain.kernels import cpu_layer
 from phonetrain.model.classifier import FrameClassifier
 from phonetrain.model.ema import AveragedWeights
 from phonetrain.optim.loss_scale import LossScale
@@ -76,7 +76,7 @@ def record_tape(unit):
 @pytest.fixture
 def as_on_cuda(monkeypatch):
     """The code that runs on a CUDA device, on this one: no kernels of our own, nothing that the host decides."""
-    monkeypatch.setattr(fused, "kernels_are_there", lambda: False)
+    monkeypatch.setattr(cpu_layer, "kernels_are_there", lambda: False)
     monkeypatch.setattr(AveragedWeights, "update", lambda self, skip: AveragedWeights.update_on_device(self, skip))
     monkeypatch.setattr(NormBuffers, "restore", torch.no_grad()(NormBuffers.restore_on_device))
 
@@ -117,7 +117,7 @@ def make_step(
     model = (classifier(dim, classes) if model == "classifier" else model or net(dim, classes)).to(device)
     config = OptimizerConfig(name=name, lr=1e-3, weight_decay=0.1)
     augment = Augment(AugmentConfig(time_mask=2, freq_mask=2, noise=0.1), WINDOW, dim, seed=SEED)
-    compute = choose_compute("cpu", precision) if device == "cpu" else Compute(torch.device(device), precision, "")
+    compute = choose_device("cpu", precision) if device == "cpu" else DeviceSpec(torch.device(device), precision, "")
     step = TrainStep(
         model,
         build_optimizer(config, model, device),
@@ -139,7 +139,7 @@ def make_step(
 def state_of(step: TrainStep) -> list[Tensor]:
     """Every tensor that an update may change."""
     tensors = [*step.model.state_dict().values(), *step.metrics.state_dict().values()]
-    tensors += [step.books.halted, step.books.halted_at]
+    tensors += [step.status.nonfinite, step.status.nonfinite_at]
     for state in step.optimizer.state_dict()["state"].values():
         tensors += [value for value in state.values() if isinstance(value, Tensor)]
     for part in (step.averaged, step.loss_scale):
@@ -260,11 +260,11 @@ def test_a_loss_that_is_not_finite_halts_replays_until_the_host_has_looked(corpu
             train(updates, 0, 4)
             loader._store.rows.fill_(torch.inf)
             train(updates, 4, 7)
-            assert int(step.books.halted_at) == 4
+            assert int(step.status.nonfinite_at) == 4
             loader._store.rows.copy_(rows)
-            step.books.reopen()
+            step.status.clear()
             train(updates, 7, 9)
-            assert int(step.books.halted_at) == -1
+            assert int(step.status.nonfinite_at) == -1
         assert same(eager, captured)
 
 
@@ -276,7 +276,7 @@ def test_the_step_that_went_bad_is_named_where_only_forward_and_backward_are_cap
         train(updates, 0, 4)
         loader._store.rows.fill_(torch.inf)
         train(updates, 4, 6)
-        assert int(step.books.halted_at) == 4
+        assert int(step.status.nonfinite_at) == 4
 
 
 @pytest.mark.parametrize("batches", [1, 2])
@@ -328,7 +328,7 @@ def test_a_model_that_asks_the_device_runs_eagerly_and_says_so(corpus, as_on_cud
         train(Updates(eager, loader, capture=False), 0, loader.batches_per_epoch)
         updates, told = captured_updates(tried, loader), []
         list(updates.epoch(0, 0, 0, rates_of(loader, 0), warn=told.append))
-        assert len(told) == 1 and "cannot be captured" in told[0] and "the host asks" in updates.how
+        assert len(told) == 1 and "cannot be captured" in told[0] and "the host asks" in updates.capture_mode
         assert same(eager, tried)
 
 
@@ -354,5 +354,5 @@ def test_graphs_equal_eager_steps_on_a_cuda_device(corpus, case, kind):
         train(Updates(eager, loader, capture=False), 0, count)
         updates = Updates(captured, loader, capture=True)
         train(updates, 0, count)
-        assert "captured" in updates.how and "cannot" not in updates.how
+        assert "captured" in updates.capture_mode and "cannot" not in updates.capture_mode
         assert same(eager, captured)

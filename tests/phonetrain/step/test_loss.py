@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from phonetrain.kernels import cuda_layer as gpu_layer
+from phonetrain.kernels import cuda_layer
 from phonetrain.step.loss import frame_loss
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::Depre
 def way(request, monkeypatch):
     if request.param == "triton":
         pytest.importorskip("triton", reason="needs triton, which torch's CUDA builds bring along")
-    monkeypatch.setattr(gpu_layer, "runs_here", lambda logits: request.param == "triton")
+    monkeypatch.setattr(cuda_layer, "runs_here", lambda logits: request.param == "triton")
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -52,6 +52,6 @@ def test_huge_logits_do_not_overflow(way):
 @pytest.mark.parametrize("label", [-100, -1, 10, 12, 99])
 def test_a_label_that_is_no_class_makes_the_loss_nan_in_a_kernel(label, monkeypatch):
     pytest.importorskip("triton", reason="needs triton, which torch's CUDA builds bring along")
-    monkeypatch.setattr(gpu_layer, "runs_here", lambda logits: True)
+    monkeypatch.setattr(cuda_layer, "runs_here", lambda logits: True)
     labels = torch.tensor([3, label, 4], device=DEVICE)
     assert frame_loss(torch.zeros(3, 10, device=DEVICE), labels).loss.isnan()

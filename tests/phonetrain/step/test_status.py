@@ -5,9 +5,9 @@ import itertools
 import pytest
 import torch
 
-from phonetrain.kernels import cuda_layer as gpu_layer
+from phonetrain.kernels import cuda_layer
 from phonetrain.step.metrics import FrameMetrics
-from phonetrain.step.status import Books
+from phonetrain.step.status import StepStatus
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # numpy's, in Triton's interpreter
@@ -19,44 +19,44 @@ BAD = (float("nan"), float("inf"))
 def way(request, monkeypatch):
     if request.param == "triton":
         pytest.importorskip("triton", reason="needs triton, which torch's CUDA builds bring along")
-    monkeypatch.setattr(gpu_layer, "runs_here", lambda norm: request.param == "triton")
+    monkeypatch.setattr(cuda_layer, "runs_here", lambda norm: request.param == "triton")
 
 
-def settle(books: Books, number: int, loss: float = 2.0, norm: float = 3.0, watch_norm: bool = True) -> None:
+def update(status: StepStatus, number: int, loss: float = 2.0, norm: float = 3.0, watch_norm: bool = True) -> None:
     numbers = (torch.tensor(value, device=DEVICE) for value in (loss, 5.0, norm, number))
     loss, correct, norm, number = numbers
-    books.settle(loss, correct, 8, norm, number, watch_norm=watch_norm)
+    status.update(loss, correct, 8, norm, number, watch_norm=watch_norm)
 
 
-def told(books: Books) -> tuple:
-    return float(books.halted), int(books.halted_at), *books.metrics.sums().as_list()
+def told(status: StepStatus) -> tuple:
+    return float(status.nonfinite), int(status.nonfinite_at), *status.metrics.sums().as_list()
 
 
 def test_good_steps_add_up(way):
-    books = Books(FrameMetrics(40, DEVICE), torch.device(DEVICE))
+    status = StepStatus(FrameMetrics(40, DEVICE), torch.device(DEVICE))
     for number in (1, 2, 3):
-        settle(books, number, loss=0.5, norm=number)
-        assert told(books) == (0, -1, 0.5 * number, 5 * number, 8 * number)
-        assert float(books.gradient_norm) == number
+        update(status, number, loss=0.5, norm=number)
+        assert told(status) == (0, -1, 0.5 * number, 5 * number, 8 * number)
+        assert float(status.gradient_norm) == number
 
 
 @pytest.mark.parametrize(("loss", "norm"), [*itertools.product(BAD, (1.0, *BAD)), (1.0, BAD[0]), (1.0, BAD[1])])
 def test_the_first_bad_step_halts_all_that_follow_until_the_host_has_looked(way, loss, norm):
-    books = Books(FrameMetrics(40, DEVICE), torch.device(DEVICE))
-    settle(books, 6)
-    settle(books, 7, loss, norm)
-    settle(books, 8)
-    settle(books, 9, loss)
-    assert told(books) == (1, 7, 2.0, 5, 8)
-    books.reopen()
-    settle(books, 10)
-    assert told(books) == (0, -1, 4.0, 10, 16)
+    status = StepStatus(FrameMetrics(40, DEVICE), torch.device(DEVICE))
+    update(status, 6)
+    update(status, 7, loss, norm)
+    update(status, 8)
+    update(status, 9, loss)
+    assert told(status) == (1, 7, 2.0, 5, 8)
+    status.clear()
+    update(status, 10)
+    assert told(status) == (0, -1, 4.0, 10, 16)
 
 
 @pytest.mark.parametrize("bad", BAD)
 def test_under_a_loss_scale_a_gradient_that_overflows_is_no_reason_to_halt(way, bad):
-    books = Books(FrameMetrics(40, DEVICE), torch.device(DEVICE))
-    settle(books, 1, norm=bad, watch_norm=False)
-    assert told(books) == (0, -1, 2.0, 5, 8)
-    settle(books, 2, loss=bad, watch_norm=False)
-    assert told(books) == (1, 2, 2.0, 5, 8)
+    status = StepStatus(FrameMetrics(40, DEVICE), torch.device(DEVICE))
+    update(status, 1, norm=bad, watch_norm=False)
+    assert told(status) == (0, -1, 2.0, 5, 8)
+    update(status, 2, loss=bad, watch_norm=False)
+    assert told(status) == (1, 2, 2.0, 5, 8)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from phonetrain.config.sections import OptimizerConfig
-from phonetrain.device import choose_compute
+from phonetrain.device import choose_device
 from phonetrain.model.ema import AveragedWeights
 from phonetrain.optim.loss_scale import LossScale
 from phonetrain.optim.optimizers import build_optimizer
@@ -44,7 +44,7 @@ def batches(count: int, frames: int = 48):
 
 def build(model, *, precision="fp32", name="adamw", accumulation=1, averaged=False, clip_norm=None, **options):
     config = OptimizerConfig(name=name, lr=2e-3, weight_decay=0.1)
-    compute = choose_compute("cpu", precision)
+    compute = choose_device("cpu", precision)
     return TrainStep(
         model,
         build_optimizer(config, model, "cpu"),
@@ -118,11 +118,11 @@ def test_nothing_changes_once_a_loss_is_not_finite(name, precision):
     bad = made[3][0].clone()
     bad[4, 2, 1] = math.inf
     run(step, [(bad, made[3][1]), *made[4:]], first=3)
-    assert int(step.books.halted_at) == 3
+    assert int(step.status.nonfinite_at) == 3
     assert all(torch.equal(a, b) for a, b in zip(before, everything(step), strict=True))
-    step.books.reopen()
+    step.status.clear()
     run(step, made[4:], first=4)
-    assert int(step.books.halted_at) == -1
+    assert int(step.status.nonfinite_at) == -1
     assert not all(torch.equal(a, b) for a, b in zip(before, everything(step), strict=True))
 
 
@@ -132,7 +132,7 @@ def test_gradient_overflow_in_fp16_is_skipped_counted_and_backs_off():
     weights = [p.clone() for p in step.parameters]
     run(step, batches(1))
     assert int(step.loss_scale.overflows) == 1
-    assert int(step.books.halted_at) == -1
+    assert int(step.status.nonfinite_at) == -1
     assert float(step.loss_scale.scale) == 2.0**39
     assert all(torch.equal(a, b) for a, b in zip(weights, step.parameters, strict=True))
 
@@ -151,7 +151,7 @@ def test_gradient_that_is_not_finite_halts_without_a_loss_scale():
     model.register_forward_hook(lambda module, inputs, output: Poison.apply(output))
     step = build(model)
     run(step, batches(1))
-    assert int(step.books.halted_at) == 0
+    assert int(step.status.nonfinite_at) == 0
 
 
 def test_rates_are_shared_by_lr_ratio_and_momentum_cycles():

@@ -23,7 +23,7 @@ from phonetrain.errors import ConfigError, RunExists, TrainingStopped
 from phonetrain.runs.directory import Run
 from phonetrain.runs.explain import explain
 from phonetrain.step.train_step import TrainStep
-from phonetrain.training import nonfinite as guard
+from phonetrain.training import nonfinite
 from phonetrain.training.data import choose_roles
 from phonetrain.training.fit import fit
 from phonetrain.training.resume import resume
@@ -223,9 +223,9 @@ def test_early_stopping_ends_after_patience_epochs_without_improvement(learnable
 
 def test_patience_and_divergence_are_those_of_the_stage(learnable_corpus, tmp_path, monkeypatch):
     factors = []
-    look = guard.DivergenceWatch.look
+    look = nonfinite.DivergenceWatch.look
     monkeypatch.setattr(
-        guard.DivergenceWatch, "look", lambda watch, *line: factors.append(watch.factor) or look(watch, *line)
+        nonfinite.DivergenceWatch, "look", lambda watch, *line: factors.append(watch.factor) or look(watch, *line)
     )
     run = fit_tiny(
         learnable_corpus,
@@ -346,7 +346,7 @@ def test_guard_names_the_first_bad_layer_and_keeps_evidence(learnable_corpus, tm
     found = run.events("nonfinite")
     assert found and found[0]["where"]
     evidence = run.evidence / found[-1]["evidence"]
-    assert json.loads((evidence / "finding.json").read_text())["utterances"]
+    assert json.loads((evidence / "nonfinite.json").read_text())["utterances"]
     assert (evidence / "batch.safetensors").stat().st_size > 0
     assert "resume" in str(stopped.value)
     if policy == "rollback":

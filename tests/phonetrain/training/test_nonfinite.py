@@ -20,8 +20,7 @@ from phonetrain.console.base import Console
 from phonetrain.errors import TrainingStopped
 from phonetrain.runs.directory import Run
 from phonetrain.runs.explain import explain
-from phonetrain.training import checkpoint
-from phonetrain.training import nonfinite as guard
+from phonetrain.training import checkpoint, nonfinite
 from phonetrain.training.fit import fit
 from phonetrain.training.recovery import CONSECUTIVE_SKIPS, ENDLESS_OVERFLOWS, KEPT_EVIDENCE, ODD_OVERFLOWS
 from phonetrain.training.trainer import Trainer
@@ -100,7 +99,7 @@ def test_skip_trains_through_a_bad_frame_and_says_which_utterance(skipping):
 
 def test_evidence_holds_the_batch_its_utterances_and_the_weights(skipping, poisoned_corpus):
     kept = skipping.evidence / skipping.events("nonfinite")[0]["evidence"]
-    told = json.loads((kept / "finding.json").read_text())
+    told = json.loads((kept / "nonfinite.json").read_text())
     batch, model = load_file(kept / "batch.safetensors"), load_file(kept / "model.safetensors")
     bad = ~torch.isfinite(batch["windows"].flatten(1)).all(1)
     assert batch["frames"][bad].tolist() == told["bad_frames"]
@@ -148,7 +147,7 @@ def test_replay_is_the_step_that_went_bad_in_its_parts(learnable_corpus):
             step, batch = make_step(learnable_corpus, accumulation=accumulation), loader.batch(0, 0)
             step(*batch, epoch=0, step=7, rate=0.0)
             loss = step.metrics.result()["loss"]
-            assert guard.replay(step, batch, epoch=0, number=7).loss == pytest.approx(loss, rel=1e-6)
+            assert nonfinite.replay(step, batch, epoch=0, number=7).loss == pytest.approx(loss, rel=1e-6)
 
 
 def test_rate_set_by_hand_after_rollbacks_is_the_rate_that_is_trained_with(learnable_corpus, tmp_path):
@@ -218,7 +217,9 @@ def test_evidence_of_tied_weights_is_kept(tmp_path):
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     model[1].weight = model[0].weight
     batch = WindowBatch(torch.zeros(2, 1, 4), torch.zeros(2, dtype=torch.int64), torch.arange(2))
-    guard.save_evidence(tmp_path / "kept", guard.Finding("loss", "cross entropy", "output", None), batch, model)
+    nonfinite.save_evidence(
+        tmp_path / "kept", nonfinite.NonfiniteReport("loss", "cross entropy", "output", None), batch, model
+    )
     assert load_file(tmp_path / "kept" / "model.safetensors")["1.weight"].equal(model[0].weight)
 
 
@@ -226,7 +227,7 @@ def test_evidence_of_tied_weights_is_kept(tmp_path):
 def test_evidence_that_a_full_disk_refuses_is_not_told_of(poisoned_corpus, tmp_path, monkeypatch):
     import resource
 
-    real, (size, most) = guard.save_evidence, resource.getrlimit(resource.RLIMIT_FSIZE)
+    real, (size, most) = nonfinite.save_evidence, resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def on_a_full_disk(*parts):
         resource.setrlimit(resource.RLIMIT_FSIZE, (100, most))
@@ -235,7 +236,7 @@ def test_evidence_that_a_full_disk_refuses_is_not_told_of(poisoned_corpus, tmp_p
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (size, most))
 
-    monkeypatch.setattr(guard, "save_evidence", on_a_full_disk)
+    monkeypatch.setattr(nonfinite, "save_evidence", on_a_full_disk)
     with pytest.raises(TrainingStopped, match=POISONED) as stopped:
         fit_tiny(poisoned_corpus, tmp_path / "run", *ONE_FRAME)
     run = Run(tmp_path / "run")
@@ -300,7 +301,7 @@ def test_every_command_that_a_stopped_run_tells_goes_past_the_bad_step(learnable
         assert command == f"phonetrain resume '{run.path}' {setting}"
         assert exit_code([*shlex.split(command)[1:], "--quiet"]) == 0, capsys.readouterr().err
         assert run.status == "finished" and run.metrics("epoch")[-1]["step"] > bad
-        assert run.read_pointer("sound") is None
+        assert run.read_pointer("before_nonfinite") is None
         shutil.rmtree(run.path)
         shutil.copytree(tmp_path / "kept", run.path)
     with pytest.raises(TrainingStopped, match="step-0 optimizer.lr=0.02"):
@@ -410,7 +411,7 @@ def test_divergence_is_warned_of_with_the_numbers(learnable_corpus, tmp_path):
 
 
 def test_divergence_is_told_once_an_excursion():
-    watch = guard.DivergenceWatch(2.0)
+    watch = nonfinite.DivergenceWatch(2.0)
     said = [watch.look(loss, step, 1e-3) is not None for step, loss in enumerate([3, 2, 2, 9, 9, 2, 2, 2, 2, 2, 2, 30])]
     assert said == [False, False, False, True, False, False, False, False, False, False, False, True]
     watch.forget()
@@ -428,7 +429,7 @@ def test_divergence_is_told_once_an_excursion():
     ],
 )
 def test_dead_net_is_told_from_a_slow_one(loss, answered, said):
-    message = guard.dead_net(loss, answered, num_classes=40)
+    message = nonfinite.dead_net(loss, answered, num_classes=40)
     assert (message is None) if said is None else said in message
 
 
@@ -569,7 +570,7 @@ class Doubling(nn.Module):
 )
 def test_first_module_in_forward_order_is_named(layers, where, tensor):
     from phonetrain.config.sections import OptimizerConfig
-    from phonetrain.device import choose_compute
+    from phonetrain.device import choose_device
     from phonetrain.optim.optimizers import build_optimizer
     from phonetrain.step.metrics import FrameMetrics
     from phonetrain.step.train_step import TrainStep
@@ -578,10 +579,10 @@ def test_first_module_in_forward_order_is_named(layers, where, tensor):
     if tensor == "weight":
         model[1].weight.data[2, 1] = math.nan
     step = TrainStep(
-        model, build_optimizer(OptimizerConfig(), model, "cpu"), FrameMetrics(3), choose_compute("cpu", "fp32"), seed=0
+        model, build_optimizer(OptimizerConfig(), model, "cpu"), FrameMetrics(3), choose_device("cpu", "fp32"), seed=0
     )
     batch = WindowBatch(torch.full((8, 2, 2), 4.0), torch.zeros(8, dtype=torch.int64), torch.arange(8))
-    found = guard.replay(step, batch, epoch=0, number=5)
+    found = nonfinite.replay(step, batch, epoch=0, number=5)
     assert (found.where, found.tensor) == (where, tensor)
     assert found.largest_input == 4.0
     assert all(parameter.grad is None for parameter in model.parameters())
