@@ -130,7 +130,7 @@ KERNELS = {  # words in the names of CUDA kernels; the first part that has one t
     "optimizer": ("FusedOptimizer", "Adam"),
     "gradient norm": ("LpNorm", "lpnorm", "NormTwoOps"),
     "loss": ("frame_losses", "loss_gradients", "softmax", "nll_loss"),
-    "metrics": ("settle", "ArgMax"),
+    "metrics": ("update", "ArgMax"),
     "matrix products": ("nvjet", "gemm", "cutlass", "splitK", "xmma"),
     "copies and casts": ("copy", "Copy", "Memcpy", "Memset", "Fill", "CatArray"),
 }
@@ -180,8 +180,8 @@ def first_step(recipe: str = "default") -> float:
     import subprocess
 
     code = (
-        "from benchmarks.steps import Case, Ours; from phonetrain.device import choose_compute;"
-        f"Ours(Case({recipe!r}, 20_000_000, 2048, choose_compute()))()"
+        "from benchmarks.steps import Case, Ours; from phonetrain.device import choose_device;"
+        f"Ours(Case({recipe!r}, 20_000_000, 2048, choose_device()))()"
     )
     began = time.perf_counter()
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])

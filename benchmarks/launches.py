@@ -48,7 +48,7 @@ def tensors(values) -> list[Tensor]:
 
 
 class CountedLayer(torch.autograd.Function):
-    """Stands for the kernels of gpu_layer.py: counts their launches and bytes, and computes nothing."""
+    """Stands for the kernels of cuda_layer.py: counts their launches and bytes, and computes nothing."""
 
     found: Tally
 

@@ -109,13 +109,13 @@ class ProcessGroup:
             self.sums = before
 
 
-_here = ProcessGroup()
+_current = ProcessGroup()
 _hosts: list[Any] = []
 
 
 def current() -> ProcessGroup:
     """This process among those that `init` brought together; alone outside of it."""
-    return _here
+    return _current
 
 
 def _host_group() -> Any:
@@ -129,10 +129,10 @@ def init(device: str = "auto") -> Iterator[ProcessGroup]:
 
     device: the run's setting, which decides between NCCL and gloo.
     """
-    global _here
+    global _current
     size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1 or _here.world_size > 1 or "RANK" not in os.environ:
-        yield _here
+    if size == 1 or _current.world_size > 1 or "RANK" not in os.environ:
+        yield _current
         return
     on_cuda = device != "cpu" and torch.cuda.is_available()
     # Functions of this module keep the group of the moment of its import as a default argument, and torch's optimizers
@@ -152,11 +152,11 @@ def init(device: str = "auto") -> Iterator[ProcessGroup]:
     store = dist.PrefixStore(f"phonetrain attempt {restarts}", next(dist.rendezvous("env://", timeout=PATIENCE))[0])
     dist.init_process_group("nccl" if on_cuda else "gloo", store=store, rank=rank, world_size=size, timeout=PATIENCE)
     _hosts[:] = [dist.new_group(backend="gloo", timeout=PATIENCE) if on_cuda else dist.group.WORLD]
-    _here = ProcessGroup(rank, size, local, restarts)
+    _current = ProcessGroup(rank, size, local, restarts)
     try:
-        yield _here
+        yield _current
     finally:
-        _here = ProcessGroup()
+        _current = ProcessGroup()
         _hosts.clear()
         dist.destroy_process_group()
 

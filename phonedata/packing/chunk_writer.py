@@ -132,7 +132,7 @@ class ChunkFiller:
             for n, index in enumerate(task.index.tolist()):
                 centres[n], scales[n] = self.statistics(task.partition, index)
         self._pad(starts, task.length)
-        usual = self._fill_usual(task, starts, statistics)
+        usual = self._fill_fast(task, starts, statistics)
         lengths, bad = {}, {}
         for n, (index, start, length) in enumerate(zip(task.index.tolist(), starts.tolist(), task.length.tolist())):
             if usual[n]:
@@ -188,7 +188,7 @@ class ChunkFiller:
                 self._labels[done:a] = self._padding
             done = b
 
-    def _fill_usual(self, task: ChunkTask, starts: np.ndarray, statistics: np.ndarray) -> np.ndarray:
+    def _fill_fast(self, task: ChunkTask, starts: np.ndarray, statistics: np.ndarray) -> np.ndarray:
         """Which utterances (n,) a faster way of their layout has already put in place."""
         fill = getattr(self.reader.partitions[task.partition], "fill_fast", None)
         if fill is None:

@@ -31,9 +31,9 @@ def test_auto_takes_bf16_on_cpus_that_gain_by_it(monkeypatch, vendor, amx, avx51
 FAULTS = """
 import resource
 import torch
-from phonetrain.device import choose_compute
+from phonetrain.device import choose_device
 if {keeps}:
-    choose_compute("cpu")
+    choose_device("cpu")
 for turn in range(18):  # in the first ones the heap finds its size
     if turn == 8:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

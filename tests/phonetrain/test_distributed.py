@@ -261,7 +261,7 @@ with init("cpu") as ranks:
 def test_norm_that_cannot_be_summed_over_ranks_is_refused_by_name(monkeypatch, norm):
     model = nn.ModuleDict({"fine": nn.LayerNorm(4), "also": nn.InstanceNorm1d(4), "odd": norm})
     assert reduce_norms(model) is model
-    monkeypatch.setattr("phonetrain.distributed._here", ProcessGroup(world_size=2))
+    monkeypatch.setattr("phonetrain.distributed._current", ProcessGroup(world_size=2))
     with pytest.raises(ConfigError, match="model: odd is .*Norm.*cannot be summed over 2 processes; wanted"):
         reduce_norms(model)
 
