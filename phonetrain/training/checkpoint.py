@@ -223,7 +223,10 @@ class Checkpoint:
 
 
 def read(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
-    """Read and check one checkpoint directory. Raises CheckpointError with what is wrong. Never unpickles code."""
+    """Read and check one checkpoint directory: every file once, so that what is loaded is what was checked.
+
+    Raises CheckpointError with what is wrong. Never unpickles code.
+    """
     try:
         summary = _state(path)
         contents = {name: (path / name).read_bytes() for name in summary["digests"]}
@@ -234,7 +237,7 @@ def read(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
             path=path,
             model=tensors_from_bytes(contents[MODEL]),
             averaged=averaged,
-            training=torch.load(path / TRAINING, map_location=device, weights_only=True),
+            training=torch.load(io.BytesIO(contents[TRAINING]), map_location=device, weights_only=True),
             progress=Progress(**summary["progress"]),
             identity=summary["identity"],
             weights_digest=_scored_digest(summary),

@@ -53,6 +53,19 @@ def test_any_flipped_bit_is_refused_with_the_files_name(run, name, seed):
         checkpoint.read(last(run))
 
 
+def test_bytes_that_are_loaded_are_the_bytes_that_were_checked(run, monkeypatch):
+    """A file that changes between two reads would be loaded unchecked."""
+    real, wanted = Path.read_bytes, checkpoint.read(last(run)).training["metrics"]
+
+    def read_once(path):
+        content = real(path)
+        path.write_bytes(b"changed after it was read")
+        return content
+
+    monkeypatch.setattr(Path, "read_bytes", read_once)
+    assert checkpoint.read(last(run)).training["metrics"] == wanted
+
+
 def test_any_changed_value_of_the_state_is_refused(run):
     path = last(run) / "state.json"
     text = path.read_text()
