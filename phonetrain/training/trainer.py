@@ -258,6 +258,10 @@ class Trainer:
         dev = self.score()
         rates = parts.state.schedule.rates(progress.epoch, parts.train.batches_per_epoch)
         best = self.is_best(dev)
+        if best:
+            self.note_best(dev)
+        else:
+            progress.epochs_since_best += 1
         line = {
             "train_loss": trained["loss"],
             "train_accuracy": trained["accuracy"],
@@ -304,25 +308,25 @@ class Trainer:
         return result
 
     def is_best(self, dev: dict[str, float | int]) -> bool:
-        """Note the epoch's scores; True if none before were as good. Where the loss is not finite they mean nothing."""
-        progress, accuracy = self.progress, dev["accuracy"]
-        if not math.isfinite(dev["loss"]) or (progress.best_score is not None and not accuracy > progress.best_score):
-            progress.epochs_since_best += 1
-            return False
-        progress.best_score, progress.best_epoch, progress.best_step = accuracy, progress.epoch, progress.step
+        """Whether no score so far is as good; where the loss is not finite a score means nothing."""
+        best = self.progress.best_score
+        return math.isfinite(dev["loss"]) and (best is None or dev["accuracy"] > best)
+
+    def note_best(self, dev: dict[str, float | int]) -> None:
+        """Let the weights of the present position be the best so far, with their scores."""
+        progress = self.progress
+        progress.best_score, progress.best_epoch, progress.best_step = dev["accuracy"], progress.epoch, progress.step
         progress.epochs_since_best = 0
-        return True
 
     def score_inside_epoch(self) -> None:
         """Before a deadline: score the weights as they are, keep them if they are the best so far."""
         dev = self.score()
-        best = math.isfinite(dev["loss"]) and dev["accuracy"] > (self.progress.best_score or 0.0)
+        best = self.is_best(dev)
         self.write_metric(
             "evaluate", partition=self.parts.roles.dev, dev_loss=dev["loss"], dev_accuracy=dev["accuracy"], best=best
         )
         if best:
-            self.progress.best_score, self.progress.best_epoch = dev["accuracy"], self.progress.epoch
-            self.progress.best_step = self.progress.step
+            self.note_best(dev)
             self.save()
             self.run.write_pointer("best", self.progress.step)
 

@@ -221,6 +221,20 @@ def test_early_stopping_ends_after_patience_epochs_without_improvement(learnable
     assert [line["best"] for line in run.metrics("epoch")] == [True, False, False]
 
 
+def test_best_score_inside_an_epoch_starts_the_patience_anew(learnable_corpus, tmp_path, monkeypatch):
+    """Epochs 0.5, 0.4; inside the third, before a deadline, 0.6: its end, 0.55, is the first epoch without a better."""
+    accuracies = iter([0.5, 0.4, 0.6, 0.55, 0.5])
+    real = Trainer.score
+    monkeypatch.setattr(Trainer, "score", lambda trainer: {**real(trainer), "accuracy": next(accuracies)})
+    at_deadline = lambda trainer: "deadline" if trainer.progress.step == 50 else None  # noqa: E731
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "own_reason", at_deadline)
+        run = fit_tiny(learnable_corpus, tmp_path / "run", "epochs=9", "stop.patience=2")
+    assert run.status == "deadline"
+    resume_tiny(run)
+    assert run.status == "early_stopped" and len(run.metrics("epoch")) == 4
+
+
 def test_patience_and_divergence_are_those_of_the_stage(learnable_corpus, tmp_path, monkeypatch):
     factors = []
     look = nonfinite.DivergenceWatch.look
