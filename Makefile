@@ -15,9 +15,10 @@ test: .venv/test-installed
 test-long: .venv/test-installed
 	$(BIN)/python -m pytest -m 'long or not long'
 
-lint: .venv/test-installed
-	$(BIN)/python -m pip install --quiet -c constraints.txt ruff
+lint: .venv/lint-installed
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 clean:
 	rm -rf .venv demo build *.egg-info
@@ -34,4 +35,9 @@ clean:
 
 .venv/test-installed: .venv/created pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test]'
+	touch $@
+
+# mypy reads what the packages import, so it wants them installed too.
+.venv/lint-installed: .venv/test-installed
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[lint]'
 	touch $@
