@@ -47,14 +47,21 @@ class ProcessGroup:
         return self.world_size > 1 and self.sums
 
     def sum_(self, *tensors: Tensor) -> None:
-        """Add each tensor over all ranks, in place and in one reduction; all of one device, at least float32."""
+        """Add each tensor over all ranks, in place; all of one device, floats at least float32.
+
+        One reduction for the floats, in the widest of their dtypes, and one for whole numbers, which stay exact.
+        """
         if not self.together:
             return
-        dtype = max((tensor.dtype for tensor in tensors), key=lambda each: each.itemsize)
-        flat = torch.cat([tensor.detach().reshape(-1).to(dtype) for tensor in tensors])
-        dist.all_reduce(flat)
-        for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
-            tensor.detach().copy_(part.view(tensor.shape))
+        for is_float in (True, False):
+            group = [tensor for tensor in tensors if tensor.is_floating_point() == is_float]
+            if not group:
+                continue
+            dtype = max((tensor.dtype for tensor in group), key=lambda dtype: dtype.itemsize)
+            flat = torch.cat([tensor.detach().reshape(-1).to(dtype) for tensor in group])
+            dist.all_reduce(flat)
+            for tensor, values in zip(group, flat.split([tensor.numel() for tensor in group]), strict=True):
+                tensor.detach().copy_(values.view(tensor.shape))
 
     def total(self, count: int) -> int:
         """The sum of a host number over all ranks; the device is not waited for."""

@@ -206,7 +206,22 @@ def test_started_again_is_only_what_this_launch_began(tmp_path, monkeypatch, lau
     assert begun_before(run.path) == run.path and begun_before(None).name == "old"
 
 
-def test_alone_nothing_is_met():
+def test_sums_over_ranks_keep_whole_numbers_whole_and_fractions_fractions(monkeypatch):
+    """The first dtype won: a float64 behind an int64 lost its fraction, an int64 behind a float64 its last digits."""
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda flat: flat.mul_(2))  # the other rank gives the same
+    large = 2**53 + 1  # no float64
+    whole, fraction, short, number = (
+        torch.tensor([large, -3]),
+        torch.tensor(0.25, dtype=torch.float64),
+        torch.tensor([[1.5, 2.5]]),
+        torch.tensor(5, dtype=torch.int32),
+    )
+    ProcessGroup(world_size=2).sum_(whole, fraction, short, number)
+    assert whole.tolist() == [2 * large, -6] and number.item() == 10
+    assert fraction.item() == 0.5 and short.tolist() == [[3.0, 5.0]]
+
+
+def test_one_process_alone_reduces_and_waits_for_nothing():
     ranks = ProcessGroup()
     tensor = torch.ones(3)
     ranks.sum_(tensor)
