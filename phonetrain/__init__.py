@@ -12,6 +12,7 @@ In a notebook:
 
 import importlib
 import os
+from typing import TYPE_CHECKING
 
 # The threads of a step meet several times a layer. GNU OpenMP, which reads this when torch is imported, lets those that
 # wait spin for milliseconds: beside any other program on the same cores, a thread that was put aside keeps the others
@@ -19,8 +20,9 @@ import os
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
-# Public name -> the room it lives in. Rooms are imported when first asked for, so that `import phonetrain` is free.
-_ROOMS = {
+# Public name -> the module that defines it. Modules are imported when a name is first used: `import phonetrain` costs
+# nothing.
+_MODULES = {
     "PhonetrainError": "errors",
     "ConfigError": "errors",
     "RunExists": "errors",
@@ -43,17 +45,40 @@ _ROOMS = {
     "export": "results.export",
 }
 
-__all__ = sorted(_ROOMS)
+__all__ = sorted(_MODULES)
 
+if TYPE_CHECKING:
+    # The same names for type checkers and editors, which do not run `__getattr__`; tests/test_face.py compares them.
+    from .config.run_config import RunConfig as RunConfig
+    from .config.run_config import load_recipe as load_recipe
+    from .config.run_config import recipe_names as recipe_names
+    from .errors import CheckpointError as CheckpointError
+    from .errors import ConfigError as ConfigError
+    from .errors import PhonetrainError as PhonetrainError
+    from .errors import RunExists as RunExists
+    from .errors import RunNotFound as RunNotFound
+    from .errors import TrainingStopped as TrainingStopped
+    from .planning.doctor import doctor as doctor
+    from .planning.find_lr import find_lr as find_lr
+    from .results.export import export as export
+    from .results.predict import evaluate as evaluate
+    from .results.predict import predict as predict
+    from .results.report import report as report
+    from .results.trained import open_trained as open_trained
+    from .runs.directory import Run as Run
+    from .runs.explain import explain as explain
+    from .training.fit import fit as fit
+    from .training.resume import resume as resume
+else:
 
-def __getattr__(name: str):
-    room = _ROOMS.get(name)
-    if room is None:
-        raise AttributeError(f"module 'phonetrain' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"phonetrain.{room}"), name)
-    globals()[name] = value
-    return value
+    def __getattr__(name: str) -> object:
+        module = _MODULES.get(name)
+        if module is None:
+            raise AttributeError(f"module 'phonetrain' has no attribute {name!r}")
+        value = getattr(importlib.import_module(f"phonetrain.{module}"), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_ROOMS})
+    return sorted({*globals(), *_MODULES})
