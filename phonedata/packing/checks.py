@@ -22,8 +22,8 @@ def check_options(options: PackOptions) -> None:
         raise SpecError(f"cmvn {options.cmvn!r} is unknown; kinds are {', '.join(KINDS)}")
     if options.dtype not in ("float16", "float32"):
         raise SpecError(f"dtype {options.dtype!r}, wanted float16 or float32")
-    if not 0 <= options.context <= 10_000:
-        raise SpecError(f"context {options.context}, wanted 0 to 10000 rows")
+    if type(options.context) is not int or not 0 <= options.context <= 10_000:  # True is an int, and no number of rows
+        raise SpecError(f"context {options.context!r}, wanted a whole number of rows, 0 to 10000")
     if options.train_partition is not None and options.cmvn != "train":
         raise SpecError(
             f"train partition {options.train_partition!r} is named, but cmvn is {options.cmvn!r}; add cmvn='train'"

@@ -16,6 +16,8 @@ import numpy as np
 import xxhash
 
 from ..errors import CorpusExists, CorpusNotFound, PhonedataError, RawDataError, SpecError
+from ..files import put_in_place
+from ..format.zarr_files import sync_tree
 from ..phonemes import ARPABET
 from ..raw import audio as audio_layout
 from ..raw.base import Problem, RawCorpus, RawPartition
@@ -86,7 +88,9 @@ def extract(
             if corpus.phonemes != ARPABET:
                 lines = "\n".join(corpus.phonemes.symbols) + "\n"
                 (staging.corpus / "phonemes.txt").write_text(lines, encoding="utf-8")
-            staging.corpus.rename(target)
+            sync_tree(staging.corpus)
+            _check_absent(target)
+            put_in_place(staging.corpus, target)
         except BrokenProcessPool:
             staging.release()
             raise PhonedataError(

@@ -93,8 +93,12 @@ class NpyReader:
         fd = os.open(path, FLAGS)
         try:
             read = os.readv if hasattr(os, "readv") else _readv
-            count = read(fd, [self._view])
-            while count == len(self._buffer):
+            count = 0
+            # Only a read of nothing is the end: POSIX lets any read stop early, and network file systems do.
+            while more := read(fd, [self._view[count:]]):
+                count += more
+                if count < len(self._buffer):
+                    continue
                 # Full: more may follow. Ask before growing, so that an endless device cannot fill the memory.
                 size = os.fstat(fd).st_size
                 if size <= count:
@@ -103,10 +107,6 @@ class NpyReader:
                 head = self._buffer
                 self._grow(size + 4096)
                 self._buffer[:count] = head[:count]
-                more = 1
-                while more:
-                    more = read(fd, [self._view[count:]])
-                    count += more
             return count
         finally:
             os.close(fd)

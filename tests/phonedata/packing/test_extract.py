@@ -128,6 +128,24 @@ def test_extract_is_the_same_for_any_number_of_workers(tmp_path, monkeypatch):
         assert (tmp_path / "raw1" / file).read_bytes() == (tmp_path / "raw2" / file).read_bytes(), file
 
 
+def test_every_extracted_file_is_durable_before_the_folder_gets_its_name(tmp_path, monkeypatch):
+    write_audio(tmp_path / "audio")
+    synced, missing = set(), []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.add(os.fstat(fd).st_ino))
+    rename = os.rename
+
+    def noting(source, target, **more):
+        if Path(target) == tmp_path / "raw":
+            folder = Path(source)
+            missing.append([file for file in (folder, *folder.rglob("*")) if file.stat().st_ino not in synced])
+        rename(source, target, **more)
+
+    monkeypatch.setattr(os, "rename", noting)
+    extract(tmp_path / "audio", tmp_path / "raw", workers=1)
+    assert missing == [[]]
+    assert tmp_path.stat().st_ino in synced
+
+
 def make_audio(folder, count):
     for number in range(count):
         write_audio(folder, ".phn", name=f"train/s/u{number}.wav", seconds=0.9 + number / 50)

@@ -285,6 +285,8 @@ def test_values_too_large_for_float16_name_the_way_out(raw, tmp_path):
         ({"cmvn": "global"}, "cmvn 'global' is unknown"),
         ({"dtype": "int8"}, "dtype 'int8'"),
         ({"context": -1}, "context -1"),
+        ({"context": 12.5}, "context 12.5, wanted a whole number"),
+        ({"context": True}, "context True, wanted a whole number"),
         ({"cmvn": "train"}, "train_partition='train'"),
         ({"cmvn": "train", "train_partition": "trian"}, "'trian' is not there"),
         ({"train_partition": "train"}, "add cmvn='train'"),

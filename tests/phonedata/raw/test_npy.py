@@ -45,6 +45,15 @@ def test_one_buffer_serves_all_files(tmp_path):
     assert isinstance(pickle.loads(pickle.dumps(reader)), NpyReader)
 
 
+@pytest.mark.parametrize(("frames", "most"), [(9, 50), (20_000, 100_000)])  # within the first buffer, and beyond it
+def test_a_read_that_stops_early_is_not_the_end_of_the_file(tmp_path, monkeypatch, frames, most):
+    array = np.arange(frames * 7, dtype=np.float32).reshape(frames, 7)
+    np.save(tmp_path / "a.npy", array)
+    readv = os.readv
+    monkeypatch.setattr(os, "readv", lambda fd, views: readv(fd, [views[0][:most]]))
+    np.testing.assert_array_equal(NpyReader().load(str(tmp_path / "a.npy")), array)
+
+
 def test_features_lie_on_a_cache_line(tmp_path):
     np.save(tmp_path / "a.npy", np.ones((7, 28), np.float32))
     assert READER.load(str(tmp_path / "a.npy")).ctypes.data % 64 == 0
