@@ -100,6 +100,8 @@ class FrameClassifier(nn.Module):
     `config.max_parameters`.
     """
 
+    logits_matrix = "output.weight"  # by name, as custom.py notes it for a model of the user's own
+
     def __init__(self, config: ModelConfig, feature_dim: int, window_width: int, num_classes: int) -> None:
         super().__init__()
         self.input_size = feature_dim * window_width

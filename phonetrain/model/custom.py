@@ -19,8 +19,9 @@ def build_from_factory(factory: str, feature_dim: int, window_width: int, num_cl
     """The module that `factory` builds, in training mode; tried on two windows first.
 
     factory: `path/file.py:function` or `package.module:function`; the function is called with the keywords
-    `feature_dim` (D), `window_width` (W) and `num_classes` (C) and returns a module (B, W, D) -> (B, C). Raises
-    ConfigError in one line: not found, failed, or of another shape.
+    `feature_dim` (D), `window_width` (W) and `num_classes` (C) and returns a module (B, W, D) -> (B, C). The module
+    gets an attribute `logits_matrix`, the name of the parameter that gives the logits; see `find_logits_matrix`.
+    Raises ConfigError in one line: not found, failed, or of another shape.
     """
     build = find(factory)
     try:
@@ -33,7 +34,7 @@ def build_from_factory(factory: str, feature_dim: int, window_width: int, num_cl
         raise ConfigError(f"model.factory = {factory}: its model has no parameters to train")
     try:
         # Evaluation mode draws nothing and moves no norm buffers, so trying the model leaves it as it was built.
-        with torch.no_grad():
+        with torch.enable_grad():
             logits = model.eval()(torch.zeros(2, window_width, feature_dim))
     except Exception as error:
         raise failed(factory, f"its model failed on windows (2, {window_width}, {feature_dim})", error) from error
@@ -43,7 +44,27 @@ def build_from_factory(factory: str, feature_dim: int, window_width: int, num_cl
             f"model.factory = {factory}: windows (2, {window_width}, {feature_dim}) gave {shape}, "
             f"wanted logits (2, {num_classes})"
         )
+    model.logits_matrix = find_logits_matrix(model, logits)
     return model.train()
+
+
+def find_logits_matrix(model: nn.Module, logits: torch.Tensor) -> str | None:
+    """The name of the parameter that turns the last hidden layer into `logits`, (B, C); None where there is none.
+
+    It is the matrix with C rows (or C columns) that is nearest to the logits in their autograd graph. The order in
+    which a module registers its parameters says nothing about the order in which it calls them.
+    """
+    num_classes = logits.shape[1]
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    nodes, seen = [logits.grad_fn], {logits.grad_fn, None}
+    for node in nodes:  # grows while it is walked: nearer nodes first
+        parameter = getattr(node, "variable", None)
+        if parameter in names and parameter.ndim == 2 and num_classes in parameter.shape:
+            return names[parameter]
+        fresh = [before for before, _ in getattr(node, "next_functions", ()) if before not in seen]
+        nodes += dict.fromkeys(fresh)
+        seen.update(fresh)
+    return None
 
 
 def placed(factory: str) -> str:

@@ -59,14 +59,14 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module, device: torch.dev
 
     Every group has `lr_ratio`, its share of the scheduled rate: the loop sets `lr = lr_ratio * rate` before a step.
     Weight decay goes to matrices only; vectors (biases, scales and shifts of norms) get it under `decay_all`. Muon
-    takes the matrices between layers, the first one included (its inputs are dense, unlike an embedding's); the last
-    matrix, which gives the logits, and all vectors go to AdamW. Kernels are fused where torch has them for the
-    device, on CPUs too: besides being faster they skip a step on the device when `found_inf` says so.
+    takes the matrices between layers, the first one included (its inputs are dense, unlike an embedding's); the matrix
+    that gives the logits, which `model.logits_matrix` names, and all vectors go to AdamW. Kernels are fused where torch
+    has them for the device, on CPUs too: besides being faster they skip a step on the device when `found_inf` says so.
     """
     fused = torch.device(device).type in FUSED_ON
     groups = parameter_groups(config, model)
     if config.name == "muon" and groups[0]["kind"] != "muon":
-        raise ConfigError("optimizer.name = muon: the model has no weight matrix before its last one; use adamw")
+        raise ConfigError("optimizer.name = muon: the model has no weight matrix before its head; use adamw")
     if config.name == "muon":
         return MuonWithAdamW(groups, config, fused)
     if config.name in ("sgd", "nesterov"):
@@ -101,12 +101,14 @@ def start_momenta(optimizer: SGD | RMSprop, *_) -> None:
 
 def parameter_groups(config: OptimizerConfig, model: nn.Module) -> list[dict]:
     """Parameters by what is done with them, in the order of the model; empty groups are left out."""
+    head = getattr(model, "logits_matrix", None)
+    if config.name == "muon" and head is None:
+        raise ConfigError("optimizer.name = muon: no matrix of the model is seen to give its logits; use adamw")
     trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    matrices = [parameter for _, parameter in trained if parameter.ndim >= 2]
     kinds = {"decayed": [], "plain": []}
     muon = []
-    for _, parameter in trained:
-        if config.name == "muon" and parameter.ndim == 2 and parameter is not matrices[-1]:
+    for name, parameter in trained:
+        if config.name == "muon" and parameter.ndim == 2 and name != head:
             muon.append(parameter)
         else:
             kinds["decayed" if parameter.ndim >= 2 or config.decay_all else "plain"].append(parameter)

@@ -208,6 +208,24 @@ def narrow(feature_dim, window_width, num_classes):
     return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(feature_dim * window_width, 3))
 def hard(feature_dim, window_width, num_classes):
     return torch.nn.Linear(3, num_classes)
+class HeadFirst(torch.nn.Module):
+    def __init__(self, inputs, classes):
+        super().__init__()
+        self.head = torch.nn.Linear(classes, classes)
+        self.hidden = torch.nn.Linear(inputs, classes)
+    def forward(self, windows):
+        return self.head(self.hidden(windows.flatten(1)).relu()).log_softmax(1)
+def head_first(feature_dim, window_width, num_classes):
+    return HeadFirst(feature_dim * window_width, num_classes)
+class Products(torch.nn.Module):
+    def __init__(self, inputs, classes):
+        super().__init__()
+        self.columns = torch.nn.Parameter(torch.ones(6, classes))
+        self.first = torch.nn.Parameter(torch.ones(inputs, 6))
+    def forward(self, windows):
+        return windows.flatten(1) @ self.first @ self.columns
+def products(feature_dim, window_width, num_classes):
+    return Products(feature_dim * window_width, num_classes)
 """
 
 
@@ -224,6 +242,25 @@ def test_a_model_of_ones_own_is_built_and_capped(factory):
     assert model(torch.randn(3, 7, 5)).shape == (3, C)
     with pytest.raises(ConfigError, match="model: 1,440 parameters, 440 over model.max_parameters = 1,000"):
         build(factory=f"{factory}:build", max_parameters=1000)
+
+
+@pytest.mark.parametrize(
+    ("name", "head"), [("build", "1.weight"), ("head_first", "head.weight"), ("products", "columns")]
+)
+def test_matrix_that_gives_the_logits_is_found_whatever_the_order_of_registration(factory, name, head):
+    assert build(factory=f"{factory}:{name}").logits_matrix == head
+
+
+def test_muon_leaves_a_head_that_is_registered_first_to_adamw(factory):
+    from phonetrain.optim.optimizers import build_optimizer
+
+    model = build(factory=f"{factory}:head_first")
+    config = RunConfig.from_dict({"optimizer": {"name": "muon"}}).optimizer
+    kinds = {
+        id(p): group["kind"] for group in build_optimizer(config, model, "cpu").param_groups for p in group["params"]
+    }
+    assert kinds[id(model.head.weight)] == "decayed"
+    assert kinds[id(model.hidden.weight)] == "muon"
 
 
 @pytest.mark.parametrize(

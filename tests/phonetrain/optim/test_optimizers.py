@@ -118,9 +118,13 @@ def test_muon_takes_the_matrices_between_layers_and_adamw_the_rest():
     assert torch.equal(matrix, other)
 
 
-def test_muon_without_a_matrix_before_the_last_is_refused():
-    with pytest.raises(ConfigError, match="no weight matrix before its last one; use adamw"):
-        build_optimizer(config_of("muon").optimizer, torch.nn.Linear(8, 7), "cpu")
+def test_muon_is_refused_for_a_model_without_matrices_for_it():
+    model = torch.nn.Linear(8, 7)
+    with pytest.raises(ConfigError, match="no matrix of the model is seen to give its logits; use adamw"):
+        build_optimizer(config_of("muon").optimizer, model, "cpu")
+    model.logits_matrix = "weight"
+    with pytest.raises(ConfigError, match="no weight matrix before its head; use adamw"):
+        build_optimizer(config_of("muon").optimizer, model, "cpu")
 
 
 @pytest.mark.parametrize("name", ["sgd", "nesterov", "adam", "adamw"])
