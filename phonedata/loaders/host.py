@@ -45,15 +45,17 @@ class HostLoader(Loader):
         if memory not in MEMORIES:
             raise SpecError(f"loader memory {memory!r}; wanted one of {', '.join(MEMORIES)}")
         self.threads = threads or min(available_cores(), 4)
-        partitions = self.selection.partitions
-        features = [p.features for p in partitions]
-        labels = [p.labels for p in partitions] if self.selection.labelled else None
-        self._files = MappedFiles([*features, *(labels or [])])
-        if memory == "ram":
-            features = [_read(a) for a in features]
-            labels = None if labels is None else [_read(a) for a in labels]
-        self._mapped = memory == "map"
-        self._table = FrameTable(self.selection, features, labels)
+        self._files, self._mapped = MappedFiles.of(self.selection), memory == "map"
+        arrays = self._files.maps if self._mapped else [self._copy(file) for file in range(len(self._files.maps))]
+        count = len(self.selection.partitions)
+        self._table = FrameTable(self.selection, arrays[:count], arrays[count:] or None)
+
+    def _copy(self, file: int) -> np.ndarray:
+        """A copy in RAM of one of the files."""
+        mapped = self._files.maps[file]
+        copy = np.empty(mapped.shape, mapped.dtype)
+        self._files.read(file, 0, copy)
+        return copy
 
     def _batches(self, order, start_batch: int) -> Iterator[WindowBatch]:
         if start_batch >= self.batches_per_epoch:
@@ -225,8 +227,3 @@ def _plain(size: int) -> torch.Tensor:
 
 def _lines(size: int) -> int:
     return -(-size // LINE) * LINE
-
-
-def _read(array: np.memmap) -> np.ndarray:
-    """A copy in RAM, read in order (a file's read, not its mapping: no SIGBUS)."""
-    return np.fromfile(array.filename, array.dtype, array.size, offset=array.offset).reshape(array.shape)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..errors import FormatError
+from ..format.selection import Selection
 from ..system import available_memory
 
 MADV_POPULATE_READ = 22
@@ -28,15 +29,27 @@ class MappedFiles:
     shrinks during a batch cannot be caught.
     """
 
-    def __init__(self, maps: Sequence[np.memmap]):
-        self._maps = tuple(maps)
-        self._files = []
+    def __init__(self, maps: Sequence[np.memmap]) -> None:
+        self.maps = tuple(maps)
+        self._files: list[tuple[int, str, int]] = []
         self._populated, self._seeking = False, threading.Lock()
         self.close = weakref.finalize(self, _close, self._files)
-        for array in self._maps:
-            descriptor = os.open(array.filename, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-            self._files.append((descriptor, str(array.filename), array.offset + array.nbytes))
+        for array in self.maps:
+            path = str(array.filename)
+            descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+            self._files.append((descriptor, path, array.offset + array.nbytes))
         self.check()
+
+    @classmethod
+    def of(cls, selection: Selection) -> MappedFiles:
+        """The features of each of the selection's partitions, then the labels of each where there are any.
+
+        Raises FormatError where the corpus has been replaced since it was opened.
+        """
+        with selection.corpus.unchanged():
+            features = [partition.features for partition in selection.partitions]
+            labels = [partition.labels for partition in selection.partitions]
+            return cls([*features, *(array for array in labels if array is not None)])
 
     def check(self) -> None:
         """Raise FormatError if one of the files is now shorter than its mapping."""
@@ -53,7 +66,7 @@ class MappedFiles:
         Raises FormatError where it did.
         """
         buffer = out.reshape(-1).view(np.uint8)
-        offset = self._maps[file].offset + first * self._maps[file].strides[0]
+        offset = self.maps[file].offset + first * self.maps[file].strides[0]
         done = 0
         while done < buffer.size:
             count = self._read_at(self._files[file][0], buffer[done:], offset + done)
@@ -78,33 +91,30 @@ class MappedFiles:
         Takes as long as the disk does, once. Does nothing where the pages are in memory, do not fit into what is free
         (the kernel would only throw them out again), or the platform does not say.
         """
-        absent = [] if self._populated else [array for array in self._maps if resident_share(array) < 0.95]
+        absent = [] if self._populated else [n for n, array in enumerate(self.maps) if resident_share(array) < 0.95]
         self._populated = True
         free = available_memory()
-        if free is not None and sum(array.nbytes for array in absent) < free:
-            for array in absent:
-                _populate(array)
+        if free is not None and sum(self.maps[file].nbytes for file in absent) < free:
+            for file in absent:
+                self._populate(file)
+
+    def _populate(self, file: int) -> None:
+        libc, (base, end) = _libc(), _page_bounds(self.maps[file])
+        for start in range(base, end, PIECE):
+            length = min(PIECE, end - start)
+            if libc is None or libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), MADV_POPULATE_READ) != 0:
+                # An older kernel, another system, or a file that shrank (EFAULT, where a plain read would be SIGBUS).
+                offset, buffer = self.maps[file].offset + start - base, np.empty(READ_BYTES, np.uint8)
+                while length > 0 and (count := self._read_at(self._files[file][0], buffer[:length], offset)):
+                    length, offset = length - count, offset + count
 
 
-def _close(files) -> None:
+def _close(files: list[tuple[int, str, int]]) -> None:
     while files:
         os.close(files.pop()[0])
 
 
-def _populate(array: np.memmap) -> None:
-    libc = _libc()
-    base, end = _page_bounds(array)
-    for start in range(base, end, PIECE):
-        length = min(PIECE, end - start)
-        if libc is None or libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), MADV_POPULATE_READ) != 0:
-            # An older kernel, another system, or a file that shrank (EFAULT, where a plain read would be SIGBUS).
-            with open(array.filename, "rb", buffering=0) as file:
-                file.seek(array.offset + start - base)
-                while length > 0 and (data := file.read(min(length, READ_BYTES))):
-                    length -= len(data)
-
-
-def _libc():
+def _libc() -> ctypes.CDLL | None:
     if not sys.platform.startswith("linux"):
         return None
     try:

@@ -19,10 +19,7 @@ class JoinedRows:
         self.num_rows = num_joined_rows(selection)
         self.dim, self.dtype = selection.corpus.feature_dim, selection.corpus.dtype
         self.label_dtype = joined_label_dtype(selection)
-        maps = [p.features for p in selection.partitions]
-        if selection.labelled:
-            maps += [p.labels for p in selection.partitions]
-        self._files = MappedFiles(maps)
+        self._files = MappedFiles.of(selection)
         self._source, self._row, self._first, self._end = _runs(selection)
 
     def read(self, first: int, stop: int, rows: np.ndarray, labels: np.ndarray | None) -> None:
