@@ -103,11 +103,12 @@ class PackedCorpus:
         try:
             yield
         except PhonedataError:
-            self._check_digest()
+            self.check_unchanged()
             raise
-        self._check_digest()
+        self.check_unchanged()
 
-    def _check_digest(self) -> None:
+    def check_unchanged(self) -> None:
+        """Raise FormatError unless the folder still holds the corpus that was opened."""
         with _permitted(self.path):
             try:
                 digest = read_group(self.path / "zarr.json").get("digest")

@@ -140,7 +140,9 @@ def _merge(parts: list[PackedCorpus], target: Path, replace: bool, progress) -> 
         del root["part"]
         finish_root(staging.corpus, root, attributes)
         check_target(target, replace)
-        _check_unchanged(parts)
+        # A part is exchanged as a whole, so one that still has its digest was the same all the time.
+        for part in parts:
+            part.check_unchanged()
         notes = put_in_place(staging.corpus, target)
     except BaseException:
         # A merge begins anew anyway: nothing of it is worth keeping.
@@ -148,16 +150,6 @@ def _merge(parts: list[PackedCorpus], target: Path, replace: bool, progress) -> 
         raise
     staging.remove()
     return PackReport.of(PackedCorpus(target), notes=notes)
-
-
-def _check_unchanged(parts: list[PackedCorpus]) -> None:
-    """Refuse parts that were replaced since they were opened: their files were read by name, some before, some after.
-
-    A part is exchanged as a whole, so one that still has its digest was the same all the time.
-    """
-    for part in parts:
-        if PackedCorpus(part.path).digest != part.digest:
-            raise FormatError(f"{part.path}: was packed again while it was merged; merge again")
 
 
 def _concatenate(name: str, parts: list[PackedCorpus], root: Path, shards: ExitStack, progress) -> WrittenPartition:

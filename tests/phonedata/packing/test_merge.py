@@ -212,7 +212,7 @@ def test_a_part_that_is_packed_again_during_the_merge_is_noticed(raw, tmp_path, 
             for i in (1, 2):
                 pack(tmp_path / "raw", tmp_path / "packed", part=(i, 2))
 
-    with pytest.raises(FormatError, match="1-of-2: was packed again while it was merged; merge again"):
+    with pytest.raises(FormatError, match="1-of-2: no longer holds the corpus that was opened; open it again"):
         merge(tmp_path / "packed", progress=replace_a_part)
     assert changed and not (tmp_path / "packed").exists()
     merge(tmp_path / "packed")

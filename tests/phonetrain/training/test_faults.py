@@ -22,7 +22,7 @@ from pathlib import Path
 
 import pytest
 
-from phonedata import FormatError, PackedCorpus
+from phonedata import FormatError, PackedCorpus, pack
 from phonetrain.console.base import Console
 from phonetrain.errors import TrainingStopped
 from phonetrain.runs import history
@@ -226,6 +226,17 @@ def test_features_that_fail_under_a_producer_are_named_and_the_run_goes_on(learn
     file.write_bytes(content)
     assert run.read_pointer("last") > 0
     assert_goes_on_as_if_nothing_happened(run, whole)
+
+
+@pytest.mark.parametrize("settings", [("loader.kind=resident",), ("loader.kind=slab", "loader.order=slab")], ids=str)
+def test_second_stage_never_trains_on_a_corpus_that_replaced_the_first(learnable_corpus, tmp_path, settings):
+    shutil.copytree(learnable_corpus.path, tmp_path / "packed")
+    raw = learnable_corpus.path.parent / "raw"
+    replacing = Failing(8, lambda: pack(raw, tmp_path / "packed", cmvn="speaker", replace=True))
+    stages = "stage=[{epochs=1}, {epochs=1, optimizer.lr=2e-4}]"
+    with pytest.raises(FormatError, match="packed: no longer holds the corpus that was opened; open it again"):
+        fit_tiny(PackedCorpus(tmp_path / "packed"), tmp_path / "run", "epochs=2", *settings, stages, console=replacing)
+    assert Run(tmp_path / "run").status == "FormatError"
 
 
 @pytest.mark.parametrize("jump", [-timedelta(days=400), timedelta(days=400)])
