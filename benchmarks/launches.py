@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from benchmarks.steps import Case, Ours
-from phonetrain.kernels import cpu_layer, cuda_layer
+from phonetrain.kernels import cpu_layer, cuda_layer, layer
 from phonetrain.step import train_step as step
 
 
@@ -79,9 +79,9 @@ def tally(case: Case) -> Tally:
     ours, found = Ours(case, capture=False), Tally()
     CountedLayer.found = found
     with (
-        patch.object(cpu_layer, "kernels_are_there", lambda: False),
+        patch.object(cpu_layer, "why_not", lambda: "counted as on a GPU"),
         patch.object(step, "total_norm", nn.utils.get_total_norm),
-        patch.object(cuda_layer, "is_covered", lambda hidden, norm, *_: cuda_layer.are_known(norm, *_)),
+        patch.object(layer, "kernels_for", lambda hidden, *modules: cuda_layer if layer.are_known(*modules) else None),
         patch.object(cuda_layer, "hidden_layer", lambda hidden, norm, *_: CountedLayer.apply(hidden, norm)),
     ):
         ours()

@@ -1,6 +1,6 @@
 """Hidden layers and losses by kernels of our own, equal to torch's modules within rounding.
 
-Read known.py first (which modules the kernels cover), then layer.py, then cpu_layer.py over cpu_kernels.py and
+Read layer.py first, which decides what computes a layer, then known.py, then cpu_layer.py over cpu_kernels.py and
 cpu_math.py (numba), or cuda_layer.py over triton_layer.py and triton_step.py (Triton).
 
 Axes: B batch, H hidden, C classes.

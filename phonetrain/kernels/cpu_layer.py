@@ -15,7 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .known import ACTIVATIONS, IDENTITY, KINDS, are_known, batch_norm_is_known, refuse_second_derivative
+from .known import (
+    ACTIVATIONS,
+    IDENTITY,
+    KINDS,
+    batch_norm_is_known,
+    first_line,
+    is_matrix_for_kernels,
+    refuse_second_derivative,
+)
 
 
 def converted(values: Tensor, dtype: torch.dtype) -> Tensor:
@@ -36,43 +44,39 @@ def converted(values: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 @functools.cache
-def kernels_are_there() -> bool:
-    """Whether numba can be imported and its kernels built here.
+def why_not() -> str | None:
+    """None where numba builds the kernels here, else the reason in one line.
 
-    For an x86 without F16C LLVM would call a function that is not there to convert float16, and the process would end.
+    One small kernel is built, or read from numba's cache: what a broken compiler or a folder without a place for the
+    cache raise is only noticed there. For an x86 without F16C LLVM would call a function that is not there to convert
+    float16, and the process would end.
     """
     try:
-        from . import cpu_kernels as kernels  # noqa: F401
-        from . import cpu_math as lanes
-    except Exception:  # a numba that does not know this Python or this numpy says so in many ways
-        return False
-    return platform.machine().lower() not in ("x86_64", "amd64") or lanes.compiles_for("f16c")
+        from . import cpu_kernels, cpu_math
+
+        cpu_kernels.conversion(cpu_math.FLOAT, cpu_math.FLOAT)
+    except Exception as error:  # a numba that does not know this Python, numpy or processor says so in many ways
+        return first_line(error)
+    if platform.machine().lower() in ("x86_64", "amd64") and not cpu_math.compiles_for("f16c"):
+        return "this processor has no F16C, instructions that convert float16"
+    return None
 
 
 def runs_here(hidden: Tensor) -> bool:
     """Whether a tensor is one that the kernels take: (B, H) on the CPU, of a known dtype, and nobody is tracing."""
-    return (
-        type(hidden) is Tensor
-        and hidden.device.type == "cpu"
-        and hidden.ndim == 2
-        and hidden.dtype in KINDS
-        and 0 < hidden.numel() < 2**32
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
-        and kernels_are_there()
-    )
+    return is_matrix_for_kernels(hidden, "cpu") and why_not() is None
 
 
-def is_covered(hidden: Tensor, norm: nn.Module | None, activation: nn.Module, dropout: nn.Module | None) -> bool:
-    """Whether `hidden_layer` computes what these modules would."""
-    if not runs_here(hidden) or not are_known(norm, activation, dropout):
-        return False
+def norm_is_known(hidden: Tensor, norm: nn.Module | None) -> bool:
+    """Whether `hidden_layer` computes this norm."""
     if type(norm) is nn.BatchNorm1d:
         return batch_norm_is_known(hidden, norm)
     return norm is None or type(norm) is nn.RMSNorm or (type(norm) is nn.LayerNorm and norm.bias is not None)
 
 
-def hidden_layer(hidden: Tensor, norm: nn.Module | None, activation: nn.Module, dropout: nn.Module | None) -> Tensor:
+def hidden_layer(
+    hidden: Tensor, norm: nn.Module | None, activation: nn.Module | None, dropout: nn.Module | None
+) -> Tensor:
     """dropout(activation(norm(hidden))), (B, H) -> (B, H) of the same dtype; running statistics move as torch's do."""
     hidden = hidden.contiguous()
     frozen = type(norm) is nn.BatchNorm1d and not norm.training

@@ -1,7 +1,7 @@
 """Hidden layers on a GPU: batch norm, activation and dropout by triton_layer.py, where Triton can make kernels.
 
 What cpu_layer.py is on a CPU. torch's modules read and write the activations two dozen times a layer; these do so eight
-times and keep nothing for the backward pass but the layer's input. Also the matrix products under autocast.
+times and keep nothing for the backward pass but the layer's input.
 """
 
 from __future__ import annotations
@@ -16,27 +16,21 @@ from torch.nn import functional as F
 from .known import (
     ACTIVATIONS,
     IDENTITY,
-    KINDS,
-    are_known,
     batch_norm_is_known,
-    is_watched,
-    masks_are_hashed,
+    first_line,
+    is_matrix_for_kernels,
     refuse_second_derivative,
 )
 
 
 def runs_here(hidden: Tensor) -> bool:
     """Whether a tensor is one that the kernels take: (B, H) on a GPU, of a known dtype, and nobody is tracing."""
-    return (
-        type(hidden) is Tensor
-        and hidden.device.type == "cuda"
-        and hidden.ndim == 2
-        and hidden.dtype in KINDS
-        and 0 < hidden.numel() < 2**32
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
-        and why_not(hidden.device) is None
-    )
+    return is_matrix_for_kernels(hidden, "cuda") and why_not(hidden.device) is None
+
+
+def norm_is_known(hidden: Tensor, norm: nn.Module | None) -> bool:
+    """Whether `hidden_layer` computes this norm: batch norm or none."""
+    return norm is None or (type(norm) is nn.BatchNorm1d and batch_norm_is_known(hidden, norm))
 
 
 @functools.cache
@@ -55,19 +49,13 @@ def why_not(device: torch.device) -> str | None:
     except torch.OutOfMemoryError:  # says nothing about Triton
         raise
     except Exception as error:  # what a missing compiler raises differs by system and version
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+        return first_line(error)
     return None
 
 
-def is_covered(hidden: Tensor, norm: nn.Module | None, activation: nn.Module, dropout: nn.Module | None) -> bool:
-    """Whether `hidden_layer` computes what these modules would: batch norm or none."""
-    if not runs_here(hidden) or not are_known(norm, activation, dropout):
-        return False
-    return norm is None or (type(norm) is nn.BatchNorm1d and batch_norm_is_known(hidden, norm))
-
-
-def hidden_layer(hidden: Tensor, norm: nn.Module | None, activation: nn.Module, dropout: nn.Module | None) -> Tensor:
+def hidden_layer(
+    hidden: Tensor, norm: nn.Module | None, activation: nn.Module | None, dropout: nn.Module | None
+) -> Tensor:
     """dropout(activation(norm(hidden))), (B, H) -> (B, H) of the same dtype; running statistics move as torch's do."""
     work = Work(hidden, norm, activation, dropout)
     weight, bias = (None, None) if norm is None else (norm.weight, norm.bias)
@@ -100,85 +88,11 @@ def aligned(columns: int) -> int:
     return 8 if columns % 8 == 0 else 1
 
 
-def prepare(linears: list[nn.Linear], dropouts: list[nn.Module | None], inputs: Tensor) -> list[Tensor | None]:
-    """What the layers of a forward pass need, by one launch for all: keys for `dropouts`, which receive them, and
-    16-bit copies of the matrices for `product`, which are returned, None for each that takes none."""
-    dropouts = [each for each in dropouts if masks_are_hashed(each) and each.training and each.p > 0]
-    if dropouts and runs_here(inputs):
-        keys = torch.randint(2**62, (len(dropouts), 2), device=inputs.device)  # two each: kernels like whole 16 bytes
-        for dropout, key in zip(dropouts, keys.unbind(), strict=True):
-            dropout.key = key
-    if not all(takes_product(linear, inputs) for linear in linears):
-        return [None] * len(linears)
-    weights = [linear.weight.detach() for linear in linears]
-    halves = [torch.empty_like(weight, dtype=torch.get_autocast_dtype("cuda")) for weight in weights]
-    torch._foreach_copy_(halves, weights)
-    return halves
-
-
-def takes_product(linear: nn.Linear, inputs: Tensor) -> bool:
-    """Whether it is one that learns, under autocast on a GPU, and nobody watches."""
-    return (
-        type(inputs) is Tensor
-        and inputs.device.type == "cuda"
-        and inputs.ndim == 2
-        and torch.is_grad_enabled()
-        and torch.is_autocast_enabled("cuda")
-        and type(linear) is nn.Linear
-        and not is_watched(linear)
-        and linear.weight.requires_grad
-        and linear.weight.dtype == torch.float32
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
-    )
-
-
-def product(linear: nn.Linear, inputs: Tensor, half: Tensor | None = None) -> Tensor:
-    """linear(inputs), (B, inputs) -> (B, outputs); under autocast on a GPU the weight's derivative is not rounded.
-
-    half: the matrix in autocast's dtype, where there is such a copy already.
-    """
-    if not takes_product(linear, inputs):
-        return linear(inputs)
-    dtype = torch.get_autocast_dtype("cuda")
-    half = linear.weight.detach().to(dtype) if half is None else half
-    return Product.apply(inputs.to(dtype), linear.weight, linear.bias, half)
-
-
-class Product(torch.autograd.Function):
-    """inputs @ weight.T + bias in the dtype of inputs, with float32 weights.
-
-    The weight's derivative is summed in float32 by the matrix product anyway. Autocast lets it be rounded to 16 bits
-    and makes float32 of that again: more bytes to move, for less precision.
-    """
-
-    @staticmethod
-    def forward(context: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None, half: Tensor) -> Tensor:
-        context.save_for_backward(inputs, half)
-        context.biased = bias is not None
-        return F.linear(inputs, half, None if bias is None else bias.to(inputs.dtype))
-
-    @staticmethod
-    def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        refuse_second_derivative()
-        (inputs, half), gradient = context.saved_tensors, gradient.contiguous()
-        by_inputs = gradient.mm(half) if context.needs_input_grad[0] else None
-        by_bias = gradient.sum(0, dtype=torch.float32) if context.biased else None
-        return by_inputs, float_product(gradient.t(), inputs), by_bias, None
-
-
-def float_product(left: Tensor, right: Tensor) -> Tensor:
-    """left @ right in float32, of 16-bit matrices."""
-    if left.is_cuda:
-        return torch.mm(left, right, out_dtype=torch.float32)
-    return torch.mm(left.float(), right.float())
-
-
 class Work:
     """What the kernels of one call share: the grid, the activation, dropout's key and factor."""
 
     def __init__(
-        self, hidden: Tensor, norm: nn.Module | None, activation: nn.Module, dropout: nn.Module | None
+        self, hidden: Tensor, norm: nn.Module | None, activation: nn.Module | None, dropout: nn.Module | None
     ) -> None:
         from . import triton_layer as kernels
 

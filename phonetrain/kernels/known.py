@@ -1,4 +1,4 @@
-"""Which torch modules the kernels cover."""
+"""What the kernels on CPUs and GPUs have in common: dtypes, activations, and which tensors and norms they take."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+"""The number by which a CPU kernel knows a dtype of activations."""
 ACTIVATIONS = {
     nn.ReLU: 0,
     nn.LeakyReLU: 1,
@@ -16,7 +17,21 @@ ACTIVATIONS = {
     nn.Tanh: 6,
     nn.Sigmoid: 7,
 }
+"""The number by which all kernels know an activation."""
 IDENTITY = 8
+
+
+def is_matrix_for_kernels(hidden: Tensor, device_type: str) -> bool:
+    """Whether a tensor is (B, H) on such a device, of a known dtype, and nobody is tracing."""
+    return (
+        type(hidden) is Tensor
+        and hidden.device.type == device_type
+        and hidden.ndim == 2
+        and hidden.dtype in KINDS
+        and 0 < hidden.numel() < 2**32
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+    )
 
 
 def is_watched(module: nn.Module) -> bool:
@@ -26,34 +41,13 @@ def is_watched(module: nn.Module) -> bool:
     )
 
 
-def masks_are_hashed(dropout: nn.Module) -> bool:
-    """Whether it is exactly the Dropout of layer.py, no subclass, whose forward may be another."""
-    return vars(type(dropout)).get("hashes_masks", False)
-
-
-def are_known(norm: nn.Module | None, activation: nn.Module, dropout: nn.Module | None) -> bool:
-    """Whether these are modules that kernels of ours know, whatever the norm.
-
-    Modules with hooks are not: who put a hook on a layer wants to see it called.
-    """
-    if type(activation) not in ACTIVATIONS or getattr(activation, "approximate", "none") != "none":
-        return False
-    if type(activation) is nn.Softplus and (activation.beta, activation.threshold) != (1, 20):
-        return False
-    if dropout is not None and not masks_are_hashed(dropout):
-        return False
-    if any(part is not None and is_watched(part) for part in (norm, activation, dropout)):
-        return False
-    return norm is None or (norm.weight is not None and norm.weight.dtype == torch.float32)
-
-
 def batch_norm_is_known(hidden: Tensor, norm: nn.BatchNorm1d) -> bool:
     """Whether it is one in training, or one with running moments through which nothing is learnt."""
     if norm.bias is None:
         return False
     if norm.training:
         return norm.running_mean is not None and norm.momentum is not None and len(hidden) > 1
-    learning = any(part.requires_grad for part in (hidden, norm.weight, norm.bias))
+    learning = any(tensor.requires_grad for tensor in (hidden, norm.weight, norm.bias))
     return norm.running_mean is not None and not (torch.is_grad_enabled() and learning)
 
 
@@ -64,3 +58,9 @@ def refuse_second_derivative() -> None:
             "kernels of phonetrain have no second derivative (create_graph=True); put a forward hook on "
             "each linear layer and activation, and torch's own modules compute it"
         )
+
+
+def first_line(error: Exception) -> str:
+    """`TypeOfError: first line of what it says`."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -9,10 +9,7 @@ from torch import Tensor, nn
 
 from ..config.run_config import RunConfig
 from ..config.sections import ModelConfig
-from ..kernels import cpu_layer, cuda_layer
-from ..kernels.cpu_layer import converted
-from ..kernels.cuda_layer import padded, prepare, product
-from ..kernels.layer import Dropout
+from ..kernels.layer import Dropout, converted, hidden_layer, padded, prepare, product
 from .custom import build_from_factory
 from .widths import MULTIPLE, check_cap, layer_widths
 
@@ -55,7 +52,7 @@ class LayerRow(TypedDict):
 class HiddenLayer(nn.Module):
     """Linear, norm and activation (or activation and norm), dropout, and the connection around them.
 
-    (B, inputs) -> (B, width); half: the linear map's matrix as `gpu_layer.prepare` gives it. The linear map has no bias
+    (B, inputs) -> (B, width); half: the linear map's matrix as `prepare` gives it. The linear map has no bias
     where a batch norm follows it directly: subtracting the batch mean would take it away again.
     """
 
@@ -77,16 +74,10 @@ class HiddenLayer(nn.Module):
         return hidden + (inputs if self.projection is None else product(self.projection, inputs))
 
     def finish(self, hidden: Tensor) -> Tensor:
-        """Norm, activation and dropout: in one operation, where there are kernels that know these modules."""
-        for kernels in (cpu_layer, cuda_layer) if self.norm is None or self.norm_first else ():
-            if kernels.is_covered(hidden, self.norm, self.activation, self.dropout):
-                return kernels.hidden_layer(hidden, self.norm, self.activation, self.dropout)
-        if self.norm is None:
-            hidden = self.activation(hidden)
-        elif self.norm_first:
-            hidden = self.activation(self.norm(hidden))
-        else:
-            hidden = self.norm(self.activation(hidden))
+        """Norm, activation and dropout, or activation, norm and dropout."""
+        if self.norm is None or self.norm_first:
+            return hidden_layer(hidden, self.norm, self.activation, self.dropout)
+        hidden = self.norm(self.activation(hidden))
         return hidden if self.dropout is None else self.dropout(hidden)
 
 

@@ -24,7 +24,7 @@ from ..config import toml as recipes
 from ..console.base import own_memory
 from ..device import cpu_gains_by_bf16
 from ..errors import ConfigError
-from ..kernels import cuda_layer
+from ..kernels import layer
 from ..text import clock, counted, short
 
 PACKAGES = ("phonedata", "torch", "numpy", "numba", "zarr", "wandb", "rich", "cyclopts", "safetensors", "matplotlib")
@@ -79,7 +79,7 @@ def look_at_devices(facts: dict[str, str], problems: list[str]) -> None:
                     f"torch was built for ({', '.join(torch.cuda.get_arch_list())}); install a torch built for it: "
                     "https://pytorch.org/get-started/previous-versions"
                 )
-            elif (reason := cuda_layer.why_not(torch.device("cuda", index))) is not None:
+            elif (reason := layer.why_not(torch.device("cuda", index))) is not None:
                 problems.append(
                     f"cuda:{index}: Triton makes no kernels for it ({reason}), so hidden layers take torch's, which is "
                     "slower; a C compiler and `pip install triton` are needed, and a device of capability 7.0 or more"

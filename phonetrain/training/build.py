@@ -16,7 +16,7 @@ from ..config.stages import StagePlan
 from ..device import DeviceSpec, describe_machine
 from ..distributed import current, reduce_norms
 from ..errors import CheckpointError
-from ..kernels import cpu_layer, cuda_layer
+from ..kernels import layer
 from ..model.classifier import build_model
 from ..model.custom import digest
 from ..model.ema import AveragedWeights
@@ -241,10 +241,10 @@ def identity(corpus: PackedCorpus, config: RunConfig, roles: Roles) -> dict[str,
 
 def layer_kernels(device: torch.device) -> str:
     """Whose kernels compute norm, activation and dropout of the layers that they know, and why not ours."""
-    if device.type == "cuda":
-        reason = cuda_layer.why_not(device)
-        return "triton" if reason is None else f"torch: {reason}"
-    return "numba" if cpu_layer.kernels_are_there() else "torch: numba cannot build its kernels here"
+    reason = layer.why_not(device)
+    if reason is not None:
+        return f"torch: {reason}"
+    return "triton" if device.type == "cuda" else "numba"
 
 
 def describe(parts: TrainingSetup) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from ..console.open import open_console
 from ..device import DeviceSpec, choose_device, describe_machine, version
 from ..distributed import ProcessGroup, current
 from ..errors import ConfigError, TrainingStopped
-from ..kernels import cuda_layer
+from ..kernels import layer
 from ..model.custom import placed
 from ..runs import next_commands
 from ..runs.directory import ReadOnlyRun, Run
@@ -57,8 +57,9 @@ def prepare(config: RunConfig, corpus: PackedCorpus) -> tuple[Roles, DeviceSpec,
     compute = choose_device(current().device(config.device), config.precision)
     plans = plan_stages(config)
     warnings = looked_through(corpus, roles, plans)
-    if compute.device.type == "cuda" and (reason := cuda_layer.why_not(compute.device)) is not None:
-        warnings.append(f"Triton makes no kernels here, so layers take torch's own, which is slower ({reason})")
+    if (reason := layer.why_not(compute.device)) is not None:
+        compiler = "Triton" if compute.device.type == "cuda" else "numba"
+        warnings.append(f"{compiler} makes no kernels here, so layers take torch's own, which is slower ({reason})")
     return roles, compute, assemble(config, plans[0], corpus, roles, compute), warnings
 
 

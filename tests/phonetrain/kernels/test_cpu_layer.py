@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from phonetrain.kernels import cpu_layer
-from phonetrain.kernels.cpu_layer import converted, hidden_layer, is_covered
-from phonetrain.kernels.layer import Dropout
+from phonetrain.kernels.cpu_layer import converted, hidden_layer
+from phonetrain.kernels.layer import Dropout, kernels_for
 
 ROWS, COLUMNS = 517, 83  # whole vectors and leftovers, several tasks
 NORMS = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm, "rms": nn.RMSNorm, "none": None}
@@ -52,7 +52,7 @@ def exact(hidden, gradient, name, activation, norm_state=None):
 
 def ours(hidden, gradient, name, activation):
     norm = make_norm(name)
-    assert is_covered(hidden, norm, activation(), None)
+    assert kernels_for(hidden, norm, activation(), None) is cpu_layer
     output = hidden_layer(hidden, norm, activation(), None)
     output.backward(gradient)
     parameters = [] if norm is None else [p.grad for p in norm.parameters()]
@@ -123,7 +123,7 @@ def test_evaluation_uses_running_moments_and_moves_nothing():
     norm.eval()
     before = [buffer.clone() for buffer in norm.buffers()]
     with torch.no_grad():
-        assert is_covered(hidden, norm, nn.SiLU(), Dropout(0.5).eval())
+        assert kernels_for(hidden, norm, nn.SiLU(), Dropout(0.5).eval()) is cpu_layer
         found = hidden_layer(hidden, norm, nn.SiLU(), Dropout(0.5).eval())
         wanted = nn.SiLU()(norm(hidden.float()))
     torch.testing.assert_close(found.float(), wanted, rtol=1e-2, atol=1e-2)
@@ -135,7 +135,7 @@ def test_evaluation_while_gradients_are_on(learning):
     norm, (hidden, _) = make_norm("batch").eval().requires_grad_(False), inputs()
     hidden = hidden.detach().requires_grad_(learning == "input")
     norm.weight.requires_grad_(learning == "weight")
-    covered = is_covered(hidden, norm, nn.SiLU(), None)
+    covered = kernels_for(hidden, norm, nn.SiLU(), None) is cpu_layer
     assert covered == (learning == "nothing")
     if covered:
         found = hidden_layer(hidden, norm, nn.SiLU(), None)
@@ -227,44 +227,12 @@ def test_numbers_that_are_not_finite_come_through(name, bad):
     assert not bool(torch.isfinite(hidden.grad).all())
 
 
-def test_what_is_not_known_is_left_to_torch():
-    hidden, _ = inputs()
-    silu = nn.SiLU()
-    assert is_covered(hidden, None, silu, None)
-    assert not is_covered(hidden.double(), None, silu, None)
-    assert not is_covered(hidden[None], None, silu, None)
-    assert not is_covered(hidden.to("meta"), None, silu, None)
-    assert not is_covered(hidden, nn.BatchNorm1d(COLUMNS, affine=False), silu, None)
-    assert not is_covered(hidden[:1], nn.BatchNorm1d(COLUMNS), silu, None)
-    unbiased = nn.BatchNorm1d(COLUMNS)
-    unbiased.bias = None
-    assert not is_covered(hidden, unbiased, silu, None)
-    assert not is_covered(hidden, nn.GroupNorm(1, COLUMNS), silu, None)
-    assert not is_covered(hidden, None, nn.GELU(approximate="tanh"), None)
-    assert not is_covered(hidden, None, nn.ELU(), None)
-    assert not is_covered(hidden, None, nn.Softplus(beta=2), None)
-    assert not is_covered(hidden, None, silu, nn.Dropout(0.5))
-    silu.register_forward_hook(lambda module, args, output: None)
-    assert not is_covered(hidden, None, silu, None)
-
-
-def test_without_kernels_everything_falls_back_to_torch(monkeypatch):
-    monkeypatch.setattr(cpu_layer, "kernels_are_there", lambda: False)
-    hidden, _ = inputs()
-    assert not is_covered(hidden, None, nn.SiLU(), None)
-    torch.manual_seed(1)
-    ours = Dropout(0.5)(hidden)
-    torch.manual_seed(1)
-    assert torch.equal(ours, nn.functional.dropout(hidden, 0.5))
-    assert torch.equal(converted(hidden.half(), torch.bfloat16), hidden.half().bfloat16())
-
-
 OTHER_PROCESSOR = """
 import torch
 from torch import nn
-from phonetrain.kernels.cpu_layer import converted, kernels_are_there
+from phonetrain.kernels.cpu_layer import converted, why_not
 from phonetrain.kernels.layer import Dropout
-assert kernels_are_there() == {has_f16c}
+assert (why_not() is None) == {has_f16c}
 halves = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(torch.float16).view(64, 1024)
 assert torch.equal(converted(halves, torch.bfloat16).nan_to_num(), halves.bfloat16().nan_to_num())
 assert torch.equal(Dropout(0.5)(torch.ones(64, 64, dtype=torch.bfloat16)).unique(), torch.tensor([0.0, 2.0]).bfloat16())

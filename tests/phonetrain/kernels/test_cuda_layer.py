@@ -7,8 +7,8 @@ from torch import nn
 from phonetrain.config.sections import ModelConfig
 from phonetrain.device import DeviceSpec
 from phonetrain.kernels import cuda_layer
-from phonetrain.kernels.cuda_layer import Product, hidden_layer, is_covered
-from phonetrain.kernels.layer import Dropout
+from phonetrain.kernels.cuda_layer import hidden_layer
+from phonetrain.kernels.layer import Dropout, Product, kernels_for
 from phonetrain.model.classifier import FrameClassifier
 from tests.phonetrain.kernels.test_cpu_layer import (
     ACTIVATIONS,
@@ -173,10 +173,11 @@ def test_what_is_covered_on_a_gpu_and_what_is_left_to_torch():
     hidden = torch.randn(16, 8, device=DEVICE)
     assert cuda_layer.why_not(hidden.device) is None
     norm = nn.BatchNorm1d(8).to(DEVICE)
-    assert is_covered(hidden, norm, nn.SiLU(), Dropout(0.1)) and is_covered(hidden, None, nn.GELU(), None)
-    assert not is_covered(hidden, nn.LayerNorm(8).to(DEVICE), nn.SiLU(), None)
-    assert not is_covered(hidden, norm, nn.GELU(approximate="tanh"), None)
-    assert not is_covered(hidden.double(), norm, nn.SiLU(), None)
+    assert kernels_for(hidden, norm, nn.SiLU(), Dropout(0.1)) is cuda_layer
+    assert kernels_for(hidden, None, nn.GELU(), None) is cuda_layer
+    assert kernels_for(hidden, nn.LayerNorm(8).to(DEVICE), nn.SiLU(), None) is None
+    assert kernels_for(hidden, norm, nn.GELU(approximate="tanh"), None) is None
+    assert kernels_for(hidden.double(), norm, nn.SiLU(), None) is None
 
 
 def test_without_triton_or_a_compiler_the_reason_is_told(monkeypatch):
@@ -237,8 +238,8 @@ def test_a_classifier_trains_as_it_does_with_torchs_modules(precision, norm, mon
     assert ours == pytest.approx(losses(), rel=1e-5 if precision == "fp32" else 0.01)
 
 
-def test_activations_are_numbered_as_on_a_cpu():
-    from phonetrain.kernels import cpu_layer, triton_layer
+def test_kernels_number_activations_as_the_table_does():
+    from phonetrain.kernels import cpu_math, known, triton_layer
 
     names = {
         nn.ReLU: "RELU",
@@ -250,7 +251,8 @@ def test_activations_are_numbered_as_on_a_cpu():
         nn.Tanh: "TANH",
         nn.Sigmoid: "SIGMOID",
     }
-    assert {kind: getattr(triton_layer, name).value for kind, name in names.items()} == cpu_layer.ACTIVATIONS
+    assert {kind: getattr(triton_layer, name).value for kind, name in names.items()} == known.ACTIVATIONS
+    assert {kind: getattr(cpu_math, name) for kind, name in names.items()} == known.ACTIVATIONS
 
 
 def test_a_second_derivative_through_a_product_is_refused():

@@ -76,7 +76,7 @@ def record_tape(unit):
 @pytest.fixture
 def as_on_cuda(monkeypatch):
     """The code that runs on a CUDA device, on this one: no kernels of our own, nothing that the host decides."""
-    monkeypatch.setattr(cpu_layer, "kernels_are_there", lambda: False)
+    monkeypatch.setattr(cpu_layer, "why_not", lambda: "as on a CUDA device")
     monkeypatch.setattr(AveragedWeights, "update", lambda self, skip: AveragedWeights.update_on_device(self, skip))
     monkeypatch.setattr(NormBuffers, "restore", torch.no_grad()(NormBuffers.restore_on_device))
 
