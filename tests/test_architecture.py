@@ -50,18 +50,9 @@ def python_files(*folders: str) -> list[str]:
 
 
 def imports(path: str) -> set[str]:
-    """Files of this repository that a file imports anywhere, type checking excepted, as paths from the root."""
-    tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
-    typing_only = {
-        id(inner)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
-        for inner in ast.walk(node)
-    }
+    """Files of this repository that a file imports anywhere, for type checkers alone too, as paths from the root."""
     found = set()
-    for node in ast.walk(tree):
-        if id(node) in typing_only:
-            continue
+    for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):

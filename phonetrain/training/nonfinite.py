@@ -18,6 +18,8 @@ from ..step.train_step import TrainStep
 from .checkpoint import apart_on_cpu
 
 NOT_REPRODUCED = "not reproduced"
+# In a row, from the first scale of 2^16: down to a scale of 1, which is odd, and to 2^-24, which nothing needs.
+ODD_OVERFLOWS, ENDLESS_OVERFLOWS = 16, 40
 
 
 @dataclass
@@ -176,6 +178,26 @@ class DivergenceWatch:
         return (
             f"the loss is diverging: {loss:.4g} at step {step}, its running level was {level:.4g}; learning rate "
             f"{rate:.3g}; `phonetrain fit --find-lr` shows which rates this net bears"
+        )
+
+
+class OverflowWatch:
+    """Watches the loss scale: an overflow now and then is how it finds its level, a long row of them is a fault."""
+
+    def __init__(self) -> None:
+        self.warned = False
+
+    def look(self, overflows: int, scale: Tensor) -> str | None:
+        """A sentence once per row of overflows that is odd, else None.
+
+        overflows: updates left out in a row. scale: () float32, where they led to.
+        """
+        warned, self.warned = self.warned, overflows >= ODD_OVERFLOWS
+        if warned or not self.warned:
+            return None
+        return (
+            f"gradients overflowed fp16 in the last {overflows} updates, all left out; the loss scale fell to "
+            f"{float(scale):g}: lower optimizer.lr, set optimizer.clip_norm, or use precision=fp32"
         )
 
 

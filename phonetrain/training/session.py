@@ -157,7 +157,7 @@ def train(
             # A disk that is full refuses this record too; what is told is the first error.
             with contextlib.suppress(TrainingStopped):
                 message = " ".join(str(error).split())
-                end(trainer, type(error).__name__, request, message=message, **trainer.recovery.told)
+                end(trainer, type(error).__name__, request, message=message, **trainer.end_record)
             raise
         end(trainer, reason, request)
 

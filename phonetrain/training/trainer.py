@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections import deque
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -17,6 +18,7 @@ from ..config.stages import plan_stages
 from ..console.base import Console
 from ..device import describe_machine
 from ..distributed import current
+from ..errors import TrainingStopped
 from ..optim.lr_curves import Table
 from ..runs.directory import Run
 from ..runs.tracker import Tracker
@@ -26,14 +28,18 @@ from ..text import short
 from . import checkpoint, nonfinite
 from .build import TrainingSetup, assemble, describe, identity, set_next_rates, transfer
 from .data import why_not_finite
-from .recovery import Recovery
+from .recovery import Decision, Evidence, Recovery, RollBack, SkipBatch, go_back
 from .state import Progress
 from .stopping import Deadline, StopRequest
 
-SAVE = "checkpoint"  # not a reason to stop, but to look at the device and save
 AGREE_EVERY = 8  # steps; a message between hosts costs about as much as a small step on a fast device
 LIFE_EPOCHS = 3  # in which a net is looked at for having learnt anything; it may die in the second
-AGAIN = "again"  # the guard moved the position: enter the epoch anew
+
+
+class Pause(NamedTuple):
+    """Why training looks up between two steps: to save, and where `stop` says why, to end here."""
+
+    stop: str | None
 
 
 class Trainer:
@@ -55,8 +61,9 @@ class Trainer:
         self.recent_paces: deque[float] = deque(maxlen=20)  # seconds a frame
         self.saving_seconds = 0.0
         self.saved: tuple[int, int] | None = None  # step and bytes of the newest checkpoint of this process
-        self.recovery = Recovery(self)
-        self.told_dead = False
+        self.recovery, self.overflows = Recovery(run), nonfinite.OverflowWatch()
+        self.warned_of_dead_net = False
+        self.end_record: dict[str, Any] = {}  # for the event of the end, where bad numbers are the reason
 
     @property
     def progress(self) -> Progress:
@@ -80,29 +87,26 @@ class Trainer:
     def train(self) -> str:
         """Train until the last epoch, a deadline, a signal or early stopping; returns which.
 
-        Raises TrainingStopped where the guard, the disk or the lock ends the run; the state is saved before.
+        Raises TrainingStopped where bad numbers, the disk or the lock end the run; the state is saved before.
         """
         while not self.progress.finished:
             self.enter_stage()
             self.watch.factor = self.parts.config.guard.divergence  # as its stage has it, after a rollback too
-            reason = self.train_epoch()
-            if reason is AGAIN:
-                continue
-            if reason is None:
+            stop = self.train_batches()
+            if stop is None:
+                if self.progress.batch < self.parts.train.batches_per_epoch:
+                    continue  # numbers went bad, and the position was moved
                 self.end_epoch()
                 patience = self.parts.config.stop.patience
                 if patience is not None and self.progress.epochs_since_best >= patience:
                     return "early_stopped"
-                reason = self.reason_to_pause()
-                if reason == SAVE:  # done at the epoch's end
-                    reason = None
-            if self.progress.finished:
-                break
-            if reason is not None:
+                pause = self.pause_due()  # the epoch's end has saved already
+                stop = None if pause is None or self.progress.finished else pause.stop
+            if stop is not None:
                 self.save()
-                if reason == "deadline" and self.progress.batch:
+                if stop == "deadline" and self.progress.batch:
                     self.score_inside_epoch()
-                return reason
+                return stop
         return "finished"
 
     def enter_stage(self) -> None:
@@ -131,8 +135,12 @@ class Trainer:
         self.run.write_json(self.run.built_path, built)
         self.tracker.config({"built": built})
 
-    def train_epoch(self) -> str | None:
-        """Train from the present position to the end of the epoch; returns a reason to stop, AGAIN or None."""
+    def train_batches(self) -> str | None:
+        """Train from the present position to the end of the epoch, or to where something else comes first.
+
+        Returns why to stop, or None: the position then says whether the epoch is at its end or was left because
+        numbers went bad.
+        """
         parts, progress = self.parts, self.progress
         batches = parts.train.batches_per_epoch
         rates = parts.state.schedule.rates(progress.epoch, batches)
@@ -153,22 +161,23 @@ class Trainer:
                     self.recent_paces.append((now - began) / max(frames, 1))
                 began, progress.epoch_seconds = now, start + now - clock
                 logs = progress.step % log_every == 0
-                if (self.sees_every_step or logs or progress.batch == batches) and self.recovered(rates):
-                    return AGAIN
-                rate = float(rates[progress.batch - 1])
+                looks = self.sees_every_step or logs
+                if (looks or progress.batch == batches) and self.recovered_from_bad_step(rates):
+                    return None
+                rate = float(rates[progress.batch - 1]) * progress.rate_scale
                 if logs:
-                    self.log(rate * progress.rate_scale, batches)
-                if (self.sees_every_step or logs) and self.recovery.after_step(rate):
-                    return AGAIN
-                reason = self.reason_to_pause() if progress.batch < batches else None
-                if reason is None:
+                    self.log(rate, batches)
+                if looks and self.recovered_from_overflows(rate):
+                    return None
+                pause = self.pause_due() if progress.batch < batches else None
+                if pause is None:
                     continue
                 # Before a checkpoint in any case: a step that went bad unseen would be lost, and with it all those
                 # that were left out after it.
-                if self.recovered(rates):
-                    return AGAIN
-                if reason != SAVE:
-                    return reason
+                if self.recovered_from_bad_step(rates):
+                    return None
+                if pause.stop is not None:
+                    return pause.stop
                 self.save()
         except PhonedataError:
             if int(parts.step.status.nonfinite_at) < 0:
@@ -178,28 +187,109 @@ class Trainer:
             stream.close()
         return None
 
-    def recovered(self, rates: Table) -> bool:
-        """Look whether a step went bad; if so go back to it, decide, and say True. rates: of this epoch."""
+    def recovered_from_bad_step(self, rates: Table) -> bool:
+        """Whether a step went bad; if so the run went back to it and did what was decided. rates: of this epoch."""
         bad, progress = int(self.parts.step.status.nonfinite_at), self.progress
         if bad < 0:
             return False
-        self.recovery.after_bad_step(bad, float(rates[progress.batch - (progress.step - bad)]))
+        progress.step, progress.batch = bad, progress.batch - (progress.step - bad)
+        rate = float(rates[progress.batch]) * progress.rate_scale
+        evidence = self.investigate(bad, progress.batch, rate)
+        self.parts.step.status.clear()
+        since = bad - self.recovery.skips_before(bad)
+        self.apply(self.recovery.decide(self.parts, evidence, self.parts.config.guard.policy, since))
         return True
+
+    def recovered_from_overflows(self, rate: float) -> bool:
+        """Whether gradients overflowed so long that the run did what was decided; warns before it comes to that.
+
+        A row that no scale ends is treated like a loss that is not finite, except that leaving out batches cannot help.
+        """
+        scale, progress, policy = self.parts.step.loss_scale, self.progress, self.parts.config.guard.policy
+        if scale is None:
+            return False
+        row = int(scale.overflows_in_a_row)
+        if row < nonfinite.ENDLESS_OVERFLOWS:
+            if (warning := self.overflows.look(row, scale.scale)) is not None:
+                self.warn(warning)
+            return False
+        evidence = self.investigate(progress.step - 1, progress.batch - 1, rate)
+        scale.begin_anew()
+        policy = "stop" if policy == "skip" else policy
+        self.apply(self.recovery.decide(self.parts, evidence, policy, since=progress.step - row))
+        return True
+
+    def investigate(self, step: int, index: int, rate: float) -> Evidence:
+        """Replay batch `index` of this epoch as step `step`, keep the evidence, record what was found."""
+        evidence = self.recovery.investigate(self.parts, step, index, rate)
+        finding, directory = evidence.finding, evidence.directory
+        if evidence.problem is not None:
+            self.console.warn(evidence.problem)
+        self.event(
+            "nonfinite",
+            policy=self.parts.config.guard.policy,
+            message=finding.sentence(),
+            where=finding.where,
+            lr=finding.rate,
+            evidence=None if directory is None else directory.name,
+        )
+        self.console.warn(finding.sentence())
+        return evidence
+
+    def apply(self, decision: Decision) -> None:
+        """Do what was decided about bad numbers. Raises TrainingStopped, with the state saved, for a Stop."""
+        if isinstance(decision, SkipBatch):
+            self.progress.step += 1
+            self.progress.batch += 1
+            self.event("recovered", by="skip")
+            self.console.say(f"batch {self.progress.batch - 1} was left out")
+            return
+        for warning in decision.warnings:
+            self.warn(warning)
+        if isinstance(decision, RollBack):
+            self.roll_back(decision)
+            return
+        self.end_record = {"ways": decision.ways, "where": decision.where}
+        if decision.before is not None:
+            self.run.write_pointer("before_nonfinite", decision.before)
+        self.save()
+        raise TrainingStopped(decision.message)
+
+    def roll_back(self, decision: RollBack) -> None:
+        """Go back to a checkpoint with a lower learning rate; what was trained since stays in the files."""
+        left, saved = self.progress.step, decision.saved.progress
+        self.parts = go_back(self.parts, self.plans, decision)
+        rate_scale = self.progress.rate_scale
+        self.watch.forget()
+        self.event("segment_started", parent=saved.segment, by="rollback")
+        self.event("recovered", by="rollback", rate_scale=rate_scale, from_step=left)
+        self.console.warn(
+            f"rolled back from step {left} to step {saved.step}; learning rates are "
+            f"multiplied by {rate_scale:g} from here on"
+        )
+        # A process killed from here on must not try the old rate again. A full disk only costs that.
+        with contextlib.suppress(TrainingStopped):
+            self.save()
 
     def not_captured(self, message: str) -> None:
         """The step turned out not to be capturable: say so, and correct what is recorded as built."""
         self.warn(message)
         self.record_built()
 
-    def reason_to_pause(self) -> str | None:
-        """Why to stop now, or SAVE: the same on all ranks, which ask each other every few steps."""
+    def pause_due(self) -> Pause | None:
+        """Whether to save now, and to stop: the same on all ranks, which ask each other every few steps."""
         ranks, progress = current(), self.progress
         if ranks.together and progress.batch % AGREE_EVERY:
             return None
-        return ranks.agree(self.own_reason())
+        reason = ranks.agree(self.own_reason())
+        return None if reason is None else Pause(stop=None if reason == "checkpoint" else reason)
 
     def own_reason(self) -> str | None:
-        """The signal that was received, "deadline" when only the time to save and score is left, or SAVE."""
+        """This rank's reason to pause, one of `distributed.REASONS`.
+
+        The signal that was received, "deadline" when only the time to save and score is left, or "checkpoint" when one
+        is due.
+        """
         if self.request.reason is not None:
             return self.request.reason
         if self.deadline.end is not None:
@@ -210,7 +300,7 @@ class Trainer:
             if self.deadline.reached(2.0 + 1.5 * scoring + 2 * self.saving_seconds):
                 return "deadline"
         due = time.monotonic() - self.last_saved > 60 * self.parts.config.checkpoint.every_minutes
-        return SAVE if due else None
+        return "checkpoint" if due else None
 
     def log(self, rate: float, batches: int) -> None:
         """Fetch the sums of the interval since the last line, write them, and look at where the loss is going."""
@@ -335,11 +425,11 @@ class Trainer:
         or the last where warm-up is longer than the run."""
         batches = self.parts.train.batches_per_epoch
         first = min(2 * self.parts.state.schedule.warmup_steps(batches) // batches, self.plans[-1].stop - 1)
-        if self.told_dead or not first <= self.progress.epoch < first + LIFE_EPOCHS:
+        if self.warned_of_dead_net or not first <= self.progress.epoch < first + LIFE_EPOCHS:
             return
         message = nonfinite.dead_net(dev["loss"], dev["answered"], len(self.parts.corpus.phonemes))
         if message is not None:
-            self.told_dead = True
+            self.warned_of_dead_net = True
             self.warn(message)
 
     def save(self) -> None:

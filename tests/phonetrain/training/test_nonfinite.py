@@ -22,7 +22,10 @@ from phonetrain.runs.directory import Run
 from phonetrain.runs.explain import explain
 from phonetrain.training import checkpoint, nonfinite
 from phonetrain.training.fit import fit
-from phonetrain.training.recovery import CONSECUTIVE_SKIPS, ENDLESS_OVERFLOWS, KEPT_EVIDENCE, ODD_OVERFLOWS
+from phonetrain.training.nonfinite import ENDLESS_OVERFLOWS, ODD_OVERFLOWS
+from phonetrain.training.recovery import CONSECUTIVE_SKIPS, KEPT_EVIDENCE, Evidence, Recovery, SkipBatch, Stop
+from phonetrain.training.session import prepare
+from phonetrain.training.state import Progress
 from phonetrain.training.trainer import Trainer
 from tests import reference
 from tests.conftest import write_hw1p2
@@ -184,6 +187,21 @@ def test_values_that_float16_cannot_hold_train_in_fp32(tmp_path):
     pack(tmp_path / "raw", tmp_path / "packed", cmvn="none", dtype="float32")
     run = fit_tiny(PackedCorpus(tmp_path / "packed"), tmp_path / "run", *ONE_FRAME, "precision=fp32")
     assert run.status == "finished" and not run.events("nonfinite")
+
+
+def test_decision_moves_nothing(poisoned_corpus, tmp_path):
+    """The trainer asks and applies: after 10 batches in a row the eleventh is a reason to stop."""
+    config = tiny_config(*ONE_FRAME, f"data.corpus={poisoned_corpus.path}")
+    setup, run = prepare(config, poisoned_corpus)[2], Run.create(tmp_path / "run", "run")
+    recovery, report = Recovery(run), nonfinite.NonfiniteReport("loss", "cross entropy", "output", None)
+    for step in range(CONSECUTIVE_SKIPS + 1):
+        setup.state.progress.step = step
+        decision = recovery.decide(setup, Evidence(report, None), "skip", since=0)
+        assert setup.state.progress == Progress(step=step)
+        assert isinstance(decision, SkipBatch if step < CONSECUTIVE_SKIPS else Stop)
+    setup.close()
+    assert decision.before is None and f"after {CONSECUTIVE_SKIPS} batches in a row" in decision.message
+    assert not run.events() and not checkpoint.saved_steps(run)
 
 
 def test_rollback_cannot_mend_data_and_stops_after_its_tries(poisoned_corpus, tmp_path):
@@ -545,6 +563,12 @@ def test_run_whose_endless_overflow_is_mended_learns_again(learnable_corpus, tmp
     resume_tiny(run)
     told = run.metrics("train")
     assert told[-1]["loss_scale"] == 65536 and told[-1]["loss"] < 0.97 * math.log(40)
+
+
+def test_row_of_overflows_is_warned_of_once():
+    watch, scale = nonfinite.OverflowWatch(), torch.tensor(0.5)
+    rows = [0, 1, ODD_OVERFLOWS - 1, ODD_OVERFLOWS, ODD_OVERFLOWS + 1, 0, ODD_OVERFLOWS]
+    assert [watch.look(row, scale) is not None for row in rows] == [False, False, False, True, False, False, True]
 
 
 # Replay
