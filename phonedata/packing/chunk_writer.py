@@ -126,17 +126,13 @@ class ChunkFiller:
         rows, row_labels, dim = self._rows, self._labels, self.reader.feature_dim
         starts = task.start_row - task.chunk * CHUNK_ROWS
         own = starts >= 0  # the utterance counts where it begins
-        statistics = np.empty((4, len(starts), dim))
-        means, squares, centres, scales = statistics
+        means, squares, centres, scales = np.empty((4, len(starts), dim))
         if self.statistics is not None:
             for n, index in enumerate(task.index.tolist()):
                 centres[n], scales[n] = self.statistics(task.partition, index)
         self._pad(starts, task.length)
-        usual = self._fill_fast(task, starts, statistics)
         lengths, bad = {}, {}
         for n, (index, start, length) in enumerate(zip(task.index.tolist(), starts.tolist(), task.length.tolist())):
-            if usual[n]:
-                continue
             try:
                 features, labels = self.reader.read(task.partition, index, means[n], squares[n])
             except RawDataError as error:
@@ -187,14 +183,6 @@ class ChunkFiller:
                 self._rows[done:a] = 0
                 self._labels[done:a] = self._padding
             done = b
-
-    def _fill_fast(self, task: ChunkTask, starts: np.ndarray, statistics: np.ndarray) -> np.ndarray:
-        """Which utterances (n,) a faster way of their layout has already put in place."""
-        fill = getattr(self.reader.partitions[task.partition], "fill_fast", None)
-        if fill is None:
-            return np.zeros(len(starts), bool)
-        own = self.statistics is None
-        return fill(task.index.tolist(), self._rows, self._labels, starts, task.length, statistics, own, self._limit)
 
     def _too_large(self, partition: str, index: int, largest: float) -> str:
         where = self.reader.partitions[partition].where(index)

@@ -53,8 +53,6 @@ class RawPartition(Protocol):
     stamp: str
     written: str
 
-    # A layout of many small files may also have `fill_fast`, see raw/usual.py.
-
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
         """Features (T, D) native C-order float32 or float64 and labels (T,) of the corpus's label dtype, or None.
 

@@ -12,6 +12,7 @@ import xxhash
 from ..errors import RawDataError
 from ..phonemes import ARPABET, PhonemeSet
 from .base import Problem, RawCorpus, check_name, check_names, read_frontend, read_phonemes
+from .label_table import SymbolTable
 from .npy import NpyReader, parse_header
 
 LOOKS_FOR = "PARTITION/mfcc/ID.npy, e.g. train-clean-100/mfcc/103-1240-0000.npy"
@@ -209,10 +210,10 @@ class Hw1p2Partition:
         self.stamp, self.written = xxhash.xxh3_128_hexdigest(sizes), xxhash.xxh3_128_hexdigest(times)
         self._reader = NpyReader()
         self._label_reader = NpyReader()
-        self._table = self._usual = None
+        self._table: SymbolTable | None = None
 
-    def __getstate__(self):
-        return {**self.__dict__, "_table": None, "_usual": None}
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_table": None}  # a copy in another worker makes its own, which has a buffer
 
     def differs(self, names: list[str]) -> str:
         """How an order list differs from the utterances that are here, in words; empty if it lists just them."""
@@ -264,24 +265,6 @@ class Hw1p2Partition:
     def where(self, index: int) -> str:
         return f"{self._mfcc}/{self._files[index]}"
 
-    def _symbols(self):
-        if self._table is None:
-            from .label_table import SymbolTable
-
-            self._table = SymbolTable(self.phonemes)
-        return self._table
-
-    def fill_fast(self, indices: list[int], *chunk) -> np.ndarray:
-        """See UsualFiles.fill; `indices` name the utterances."""
-        if self._usual is None:
-            from .usual import UsualFiles
-
-            self._usual = UsualFiles(self._symbols())
-        paths = [[f"{self._mfcc}/{self._files[i]}" for i in indices]]
-        if self.labelled:
-            paths.append([f"{self._transcript}/{self._label_files[i]}" for i in indices])
-        return self._usual.fill(paths, *chunk)
-
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
         """See raw.RawPartition.read."""
         path = f"{self._mfcc}/{self._files[index]}"
@@ -297,7 +280,9 @@ class Hw1p2Partition:
         if not self.labelled:
             return features, None
         path = f"{self._transcript}/{self._label_files[index]}"
-        labels = self._symbols().encode(self._label_reader.load(path), path)
+        if self._table is None:
+            self._table = SymbolTable(self.phonemes)
+        labels = self._table.encode(self._label_reader.load(path), path)
         if len(labels) != len(features):
             raise RawDataError(
                 f"{path}: {len(labels)} labels, but {self.where(index)} has {len(features)} frames; both must count "

@@ -13,6 +13,7 @@ import numpy as np
 from ..errors import RawDataError
 from ..phonemes import PhonemeSet
 from .base import check_name
+from .npy import READ_FLAGS
 
 _LONGEST_LINE = 1 << 26  # 64 MB: hours of one utterance; longer is no label file
 # Label text shrinks 10 to 50 times; deflate's most, a thousand, is what files made to fill a disk have.
@@ -38,11 +39,7 @@ class OpenFile:
         if path != self._path:
             self.__del__()
             self._path, self._descriptor = None, -1
-            # Opening a FIFO for reading waits for a writer unless told not to.
-            flags = (
-                os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
-            )
-            self._descriptor = os.open(path, flags)
+            self._descriptor = os.open(path, READ_FLAGS)
             self._path = path
         return os.fstat(self._descriptor).st_size
 

@@ -38,7 +38,7 @@ def _lookup(points, slots, spellings):
 
 
 @njit("int64(uint32[:, ::1], int32[::1], uint32[:, ::1], uint16[::1])", cache=True, nogil=True)
-def encode_text(text, slots, spellings, classes):
+def _encode_text(text, slots, spellings, classes):
     """Class of every row of `text` (T, W) into `classes` (T,); returns the first unknown row, or -1.
 
     Labels repeat for several frames: comparing with the row before is cheaper than hashing. W = 5, what every course
@@ -132,7 +132,7 @@ class SymbolTable:
                 text = text[1:-1]
         if len(self._out) < len(text):
             self._out = np.empty(len(text) * 2, np.uint16)
-        unknown = encode_text(text, self.slots, self.spellings, self._out[: len(text)])
+        unknown = _encode_text(text, self.slots, self.spellings, self._out[: len(text)])
         if unknown >= 0:
             symbol = _symbol(text[unknown])
             raise RawDataError(

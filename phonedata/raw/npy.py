@@ -19,7 +19,7 @@ _USUAL = re.compile(
 _TYPE = re.compile(r"[<>|=]?[?biufcSUO][0-9]{0,9}")
 _LONGEST_HEADER = 10_000  # numpy's own limit: longer ones can make the parser run for minutes
 # Opening a FIFO for reading waits for a writer unless told not to.
-FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+READ_FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
 def parse_header(data: bytes, where: str) -> tuple[np.dtype, bool, tuple[int, ...], int]:
@@ -90,7 +90,7 @@ class NpyReader:
 
     def _fill(self, path: str) -> int:
         """Read the whole file into the buffer; returns its size."""
-        fd = os.open(path, FLAGS)
+        fd = os.open(path, READ_FLAGS)
         try:
             read = os.readv if hasattr(os, "readv") else _readv
             count = 0

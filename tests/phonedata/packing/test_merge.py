@@ -354,7 +354,6 @@ def test_parts_read_each_file_once_after_their_statistics(raw, tmp_path, monkeyp
 
     monkeypatch.setattr("phonedata.packing.pack.open_raw", open_without_hints)
     monkeypatch.setattr("phonedata.packing.pack.find_feature_dim", lambda corpus: (2, "a file"))
-    monkeypatch.delattr(Hw1p2Partition, "fill_fast")
     read = Hw1p2Partition.read
     noted = lambda self, index: reads.append(self.where(index)) or read(self, index)  # noqa: E731
     monkeypatch.setattr(Hw1p2Partition, "read", noted)

@@ -408,7 +408,7 @@ def test_closed_folders_end_in_our_own_error(raw):
     """As another user, in a process of its own: a closed folder in the raw one is noted, a closed corpus named."""
     code = (
         "import os, sys\nimport phonedata.packing.packer, phonedata.raw.hw1p2\n"
-        "import phonedata.raw.usual, phonedata.packing.pack\n"
+        "import phonedata.packing.pack\n"
         "from phonedata.raw import audio, kaldi, libriphone\nfrom phonedata.cli import main\n"
         "os.seteuid(65534)\n"
         "for words in (['pack', 'raw', 'open/packed'], ['inspect', 'home/packed'], ['verify', 'home'],\n"

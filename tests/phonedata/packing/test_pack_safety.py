@@ -243,11 +243,9 @@ def test_finished_chunks_are_not_read_again(raw, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         pack(raw, tmp_path / "packed", workers=1, progress=interrupt)
     from phonedata.raw.npy import NpyReader
-    from phonedata.raw.usual import UsualFiles
 
-    load, fill = NpyReader.load, UsualFiles.fill
+    load = NpyReader.load
     monkeypatch.setattr(NpyReader, "load", lambda self, path: opened.append(path) or load(self, path))
-    monkeypatch.setattr(UsualFiles, "fill", lambda self, paths, *a: opened.extend(paths[0]) or fill(self, paths, *a))
     lines = (staging_path(tmp_path / "packed") / "journal").read_text().splitlines()
     records = [json.loads(line.partition(" ")[2]) for line in lines]
     finished = {(r["partition"], r["chunk"]) for r in records if "chunk" in r}
@@ -255,7 +253,8 @@ def test_finished_chunks_are_not_read_again(raw, tmp_path, monkeypatch):
     for name, count in (("dev", 3), ("test", 2), ("train", 8)):
         plan = PartitionPlan(name, 50, np.full(count, 9000), np.arange(count), "")
         for task in (plan.task(c) for c in range(plan.chunks) if (name, c) not in finished):
-            wanted += [f"{raw}/{name}/mfcc/{name}-{i}-0.npy" for i in task.index]
+            kinds = ("mfcc", "transcript") if name != "test" else ("mfcc",)
+            wanted += [f"{raw}/{name}/{kind}/{name}-{i}-0.npy" for i in task.index for kind in kinds]
     pack(raw, tmp_path / "packed", workers=1)
     assert finished == {("dev", 0), ("test", 0), ("train", 0)} and opened[-len(wanted) :] == wanted
     # D is found by looking at a few utterances of one partition, whatever was done before.
