@@ -1,4 +1,4 @@
-"""Which device, which precision, how many threads: decided once, said in one line, recorded as built."""
+"""Chooses the device and the precision of a run, and describes the machine it runs on."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
+from typing import Any
 
 import torch
 
@@ -66,7 +67,7 @@ def choose_device(device: str = "auto", precision: str = "auto") -> DeviceSpec:
             )
         # Tensors know the number of their device: "cuda" without one equals none of theirs.
         index = torch.cuda.current_device() if chosen.index is None else chosen.index
-        return _cuda_compute(torch.device("cuda", index), precision)
+        return _cuda_spec(torch.device("cuda", index), precision)
     keep_freed_memory()
     if precision == "auto":
         if cpu_gains_by_bf16():
@@ -75,7 +76,7 @@ def choose_device(device: str = "auto", precision: str = "auto") -> DeviceSpec:
     return DeviceSpec(chosen, precision, f"cpu, {precision} as asked")
 
 
-def _cuda_compute(device: torch.device, precision: str) -> DeviceSpec:
+def _cuda_spec(device: torch.device, precision: str) -> DeviceSpec:
     capability = torch.cuda.get_device_capability(device)
     name = f"{torch.cuda.get_device_name(device)}, compute capability {capability[0]}.{capability[1]}"
     # torch.cuda.is_bf16_supported() also counts emulation, which a T4 (7.5) offers at a fraction of fp16's speed.
@@ -89,21 +90,22 @@ def _cuda_compute(device: torch.device, precision: str) -> DeviceSpec:
 
 @contextlib.contextmanager
 def determinism(wanted: bool) -> Iterator[None]:
-    """Within the block operations on CUDA whose sums depend on timing are replaced or refused, if that is wanted.
+    """Within the block, if `wanted`, torch replaces or refuses CUDA operations whose sums depend on timing.
 
     cuBLAS reads its workspaces from the environment at its first use in the process (NVIDIA, cuBLAS library, "Results
     reproducibility"). CPUs give the same bits at the same number of threads anyway.
     """
-    before, filled = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    options: Any = torch.utils.deterministic
+    before, filled = torch.are_deterministic_algorithms_enabled(), options.fill_uninitialized_memory
     if wanted:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # a way to find bugs, at the price of a pass
+        options.fill_uninitialized_memory = False  # a way to find bugs, at the price of a pass
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before)
-        torch.utils.deterministic.fill_uninitialized_memory = filled
+        options.fill_uninitialized_memory = filled
 
 
 @functools.cache
@@ -142,7 +144,7 @@ def _supports(probe: str) -> bool:
 
 
 def cpu_vendor() -> str:
-    """The CPU's vendor as Linux tells it ("AuthenticAMD", "GenuineIntel"); empty where nobody tells."""
+    """The CPU's vendor as Linux names it ("AuthenticAMD", "GenuineIntel"); empty on other systems."""
     try:
         with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
             lines = (line.partition(":") for line in file)
@@ -153,16 +155,16 @@ def cpu_vendor() -> str:
 
 @functools.cache
 def version(package: str) -> str | None:
-    """Of an installed package; None where there is none of that name."""
+    """The version of an installed package; None if it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
 
 
-def describe_machine(compute: DeviceSpec) -> dict[str, str | int | None]:
+def describe_machine(spec: DeviceSpec) -> dict[str, str | int | None]:
     """What equality of two runs depends on besides the configuration: machine type, versions, threads; no host."""
-    gpu = torch.cuda.get_device_name(compute.device) if compute.device.type == "cuda" else None
+    gpu = torch.cuda.get_device_name(spec.device) if spec.device.type == "cuda" else None
     return {
         "machine": platform.machine(),
         "system": platform.system(),
@@ -173,6 +175,6 @@ def describe_machine(compute: DeviceSpec) -> dict[str, str | int | None]:
         **{name: version(name) for name in ("numpy", "numba", "phonedata")},  # phonetrain comes with phonedata
         "cuda": torch.version.cuda if gpu else None,
         "threads": torch.get_num_threads(),
-        "precision": compute.precision,
+        "precision": spec.precision,
         "ranks": current().world_size,
     }

@@ -1,4 +1,4 @@
-"""Who am I among how many processes, and the few places where they meet; alone, every one of them is nothing at all.
+"""Training in several processes: which one this is, and everything that they exchange. One process exchanges nothing.
 
 `torchrun --nproc-per-node N -m phonetrain fit ...` starts N processes. Each takes its slice of every global batch;
 gradients of the sum of losses are added over all ranks in one flat reduction and belong to the mean over all frames, so
@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from .errors import ConfigError
+from .kernels.known import running_buffers
 from .text import counted
 
 # Why a rank wants to pause; the last one wins.
@@ -29,7 +30,7 @@ PATIENCE = timedelta(minutes=30)  # for a rank that packs, compiles or reads a c
 
 @dataclass
 class ProcessGroup:
-    """This process's place. `sums` is off while one rank looks at something on its own."""
+    """This process among those that train together. `sums` is off while one rank works on its own."""
 
     rank: int = 0
     world_size: int = 1
@@ -43,7 +44,7 @@ class ProcessGroup:
 
     @property
     def together(self) -> bool:
-        """Whether there are others to meet."""
+        """Whether values are exchanged with other processes."""
         return self.world_size > 1 and self.sums
 
     def sum_(self, *tensors: Tensor) -> None:
@@ -72,31 +73,31 @@ class ProcessGroup:
         return int(number)
 
     def agree(self, reason: str | None) -> str | None:
-        """One reason to pause for all: the weightiest that any rank has."""
+        """The weightiest reason to pause that any rank has, on every rank; None if no rank has one."""
         if not self.together:
             return reason
         number = torch.tensor(REASONS.index(reason))
         dist.all_reduce(number, op=dist.ReduceOp.MAX, group=_host_group())
         return REASONS[int(number)]
 
-    def gather(self, thing: Any) -> list[Any]:
-        """What every rank gives, by rank, on every rank."""
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all ranks, in rank order, on every rank."""
         if not self.together:
-            return [thing]
-        things: list[Any] = [None] * self.world_size
-        dist.all_gather_object(things, thing, group=_host_group())
-        return things
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value, group=_host_group())
+        return values
 
-    def share(self, thing: Any) -> Any:
-        """What rank 0 gives, on every rank."""
+    def share(self, value: Any) -> Any:
+        """The value of rank 0, on every rank."""
         if not self.together:
-            return thing
-        things = [thing]
-        dist.broadcast_object_list(things, group=_host_group())
-        return things[0]
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, group=_host_group())
+        return values[0]
 
     def barrier(self) -> None:
-        """Until all ranks are here."""
+        """Waits until all ranks have come to this call."""
         if self.together:
             dist.barrier(group=_host_group())
 
@@ -108,7 +109,7 @@ class ProcessGroup:
 
     @contextlib.contextmanager
     def local_only(self) -> Iterator[None]:
-        """Within the block this rank meets nobody: it may do what the others do not."""
+        """Within the block this rank exchanges nothing, so it may do what the others do not."""
         before, self.sums = self.sums, False
         try:
             yield
@@ -132,7 +133,7 @@ def _host_group() -> Any:
 
 @contextlib.contextmanager
 def init(device: str = "auto") -> Iterator[ProcessGroup]:
-    """Meet the other processes that torchrun started, for the length of the block; nothing at all without torchrun.
+    """Join the other processes that torchrun started, for the length of the block; does nothing without torchrun.
 
     device: the run's setting, which decides between NCCL and gloo.
     """
@@ -155,7 +156,7 @@ def init(device: str = "auto") -> Iterator[ProcessGroup]:
             )
         torch.cuda.set_device(local)
     rank, restarts = int(os.environ["RANK"]), int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-    # torchrun's store outlives the processes: without a room of its own, an attempt finds the addresses of the dead.
+    # torchrun's store outlives processes: without a prefix of its own, an attempt finds addresses of dead ones.
     store = dist.PrefixStore(f"phonetrain attempt {restarts}", next(dist.rendezvous("env://", timeout=PATIENCE))[0])
     dist.init_process_group("nccl" if on_cuda else "gloo", store=store, rank=rank, world_size=size, timeout=PATIENCE)
     _hosts[:] = [dist.new_group(backend="gloo", timeout=PATIENCE) if on_cuda else dist.group.WORLD]
@@ -203,9 +204,11 @@ class ReducedBatchNorm1d(nn.BatchNorm1d):
         rows = hidden if hidden.ndim == 2 else hidden.transpose(1, 2).flatten(0, 1)
         output, mean, variance, count = NormOverRanks.apply(rows, self.weight, self.bias, self.running_mean, self.eps)
         with torch.no_grad():
-            self.num_batches_tracked.add_(1)
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
+            running_mean, running_var, batches = running_buffers(self)
+            momentum = cast("float", self.momentum)
+            batches.add_(1)
+            running_mean.lerp_(mean, momentum)
+            running_var.lerp_(variance * (count / (count - 1)), momentum)
         return output if hidden.ndim == 2 else output.unflatten(0, (len(hidden), -1)).transpose(1, 2)
 
 
@@ -213,9 +216,11 @@ class NormOverRanks(torch.autograd.Function):
     """Batch norm with sums over all ranks (Ioffe and Szegedy 2015, Algorithm 1), and its derivative."""
 
     @staticmethod
-    def forward(context: Any, hidden: Tensor, weight: Tensor, bias: Tensor, about: Tensor, epsilon: float):
+    def forward(
+        context: Any, hidden: Tensor, weight: Tensor, bias: Tensor, centre: Tensor, epsilon: float
+    ) -> tuple[Tensor, ...]:
         # Squares are summed about the running mean, the same everywhere and near the true one: nothing cancels.
-        values = hidden.float() - about
+        values = hidden.float() - centre
         count = torch.full((1,), float(len(hidden)), dtype=torch.float64, device=hidden.device)
         sums, squares = values.sum(0).double(), values.square().sum(0).double()
         current().sum_(sums, squares, count)
@@ -225,12 +230,12 @@ class NormOverRanks(torch.autograd.Function):
         normal = (values - away.float()) * inverse
         context.save_for_backward(normal, inverse, weight, count)
         context.dtype = hidden.dtype
-        mean, variance, count = (about + away).float(), variance.float(), count.float()
+        mean, variance, count = (centre + away).float(), variance.float(), count.float()
         context.mark_non_differentiable(mean, variance, count)
         return (normal * weight + bias).to(hidden.dtype), mean, variance, count
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor, *_: Any):
+    def backward(context: Any, gradient: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         normal, inverse, weight, count = context.saved_tensors
         gradient = gradient.float()
         by_bias, by_weight = gradient.sum(0), (gradient * normal).sum(0)

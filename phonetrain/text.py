@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-UNKNOWN = "?"  # a time left that cannot be told yet
+UNKNOWN = "?"  # a duration that is not known yet
 
 
 def clock(seconds: float | None) -> str:
@@ -25,6 +25,7 @@ def short(number: float) -> str:
 
 
 def percent(share: float | None) -> str:
+    """0.5 -> "50.00", None -> "-"."""
     return "-" if share is None else f"{100 * share:.2f}"
 
 

@@ -38,9 +38,9 @@ NUMBERS: dict[str, Callable[[Any], str]] = {
 class Console:
     """The quiet console, and what all consoles share: where training stands and how much time is left."""
 
-    def __init__(self, stream: TextIO | None = None):
+    def __init__(self, stream: TextIO | None = None) -> None:
         self.stream = SafeStream(stream if stream is not None else sys.stderr)
-        self.plan: dict[str, Any] = {}
+        self.facts: dict[str, Any] = {}
         self.epoch = self.step_in_epoch = 0
         self.phase = "train"
         self.numbers: dict[str, Any] = {}
@@ -48,22 +48,22 @@ class Console:
 
     @property
     def epochs(self) -> int:
-        return int(self.plan.get("epochs") or 0)
+        return int(self.facts.get("epochs") or 0)
 
     @property
     def steps_per_epoch(self) -> int:
-        return int(self.plan.get("steps_per_epoch") or 0)
+        return int(self.facts.get("steps_per_epoch") or 0)
 
     @property
     def epoch_share(self) -> float:
         """How much of this epoch is done, 0 to 1."""
         return min(1.0, self.step_in_epoch / self.steps_per_epoch) if self.steps_per_epoch else 0.0
 
-    def start(self, plan: dict[str, Any]) -> None:
+    def start(self, facts: dict[str, Any]) -> None:
         """Show what will run. epochs and steps_per_epoch drive the clock; every other key is shown as `key: value`."""
-        self.plan = dict(plan)
+        self.facts = dict(facts)
         self.pace = Pace()
-        self.on_start([f"{key}: {value}" for key, value in plan.items() if key not in ("epochs", "steps_per_epoch")])
+        self.on_start([f"{key}: {value}" for key, value in facts.items() if key not in ("epochs", "steps_per_epoch")])
 
     def progress(
         self,
@@ -80,7 +80,7 @@ class Console:
         (bytes; by default this process's own). None leaves one out.
         """
         if steps_per_epoch is not None:
-            self.plan["steps_per_epoch"] = steps_per_epoch
+            self.facts["steps_per_epoch"] = steps_per_epoch
         self.epoch, self.phase = epoch, phase
         if phase == "train":
             self.step_in_epoch = step_in_epoch
@@ -103,7 +103,7 @@ class Console:
     def close(self) -> None:
         """Leave the terminal as it was; harmless when repeated."""
 
-    def on_start(self, facts: list[str]) -> None: ...
+    def on_start(self, lines: list[str]) -> None: ...
 
     def on_progress(self) -> None: ...
 
@@ -115,19 +115,19 @@ class Console:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def told_numbers(self) -> list[str]:
-        """The latest numbers in words, those that are there."""
+    def number_texts(self) -> list[str]:
+        """The latest numbers as people read them, in the order of NUMBERS; unknown ones are left out."""
         numbers = {"memory": own_memory()} | self.numbers
-        return [tell(numbers[name]) for name, tell in NUMBERS.items() if numbers.get(name) is not None]
+        return [text(numbers[name]) for name, text in NUMBERS.items() if numbers.get(name) is not None]
 
-    def told_left(self) -> tuple[str, str]:
-        """Time left in this epoch and in the run, in words."""
+    def times_left(self) -> tuple[str, str]:
+        """Time left in this epoch and in the run, as people read it; "?" while unknown."""
         done = self.epoch + self.epoch_share
-        return tuple(clock(self.pace.seconds(end - done)) for end in (self.epoch + 1, self.epochs))
+        return clock(self.pace.seconds(self.epoch + 1 - done)), clock(self.pace.seconds(self.epochs - done))
 
 
 class SilentConsole(Console):
-    """The console of processes whose words another one already says."""
+    """The console of every process but the first: of several that train as one, only one speaks."""
 
     def warn(self, text: str) -> None:
         """Nothing."""
@@ -163,7 +163,7 @@ class Pace:
 class SafeStream:
     """A text stream that never raises: a closed terminal or a full log disk must not end a training run."""
 
-    def __init__(self, stream: TextIO):
+    def __init__(self, stream: TextIO) -> None:
         self.stream = stream
 
     def write(self, text: str) -> int:
@@ -187,8 +187,8 @@ class SafeStream:
 def row_text(line: dict[str, Any]) -> str:
     """An epoch line as one row under HEADER, 58 characters wide; a missing number is a dash."""
 
-    def cell(name: str, width: int, tell: Callable[[float], str]) -> str:
-        return (tell(line[name]) if line.get(name) is not None else "-").rjust(width)
+    def cell(name: str, width: int, text: Callable[[float], str]) -> str:
+        return (text(line[name]) if line.get(name) is not None else "-").rjust(width)
 
     return " ".join(
         [

@@ -32,9 +32,9 @@ class NotebookConsole(Console):
     def warn(self, text: str) -> None:
         self.say(f"warning: {text}")
 
-    def on_start(self, facts: list[str]) -> None:
+    def on_start(self, lines: list[str]) -> None:
         self.running = True
-        self.lines += facts
+        self.lines += lines
         self.update(at_once=True)
 
     def on_progress(self) -> None:
@@ -69,9 +69,9 @@ class NotebookConsole(Console):
     def as_text(self) -> Iterator[str]:
         yield from self.lines
         if self.running and self.numbers:
-            epoch_left, run_left = self.told_left()
+            epoch_left, run_left = self.times_left()
             yield f"epoch {self.epoch + 1}/{self.epochs}: {epoch_left} left, run: {run_left} left"
-            yield "   ".join(self.told_numbers())
+            yield "   ".join(self.number_texts())
 
     def as_html(self) -> str:
         text = html.escape("\n".join(self.as_text()))

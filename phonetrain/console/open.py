@@ -1,4 +1,7 @@
-"""Which console this process gets: panel, notebook cell or plain lines."""
+"""Which console this process gets: panel, notebook cell or plain lines.
+
+A file of its own, since it alone knows all of them, and rich and IPython are imported only where they are shown on.
+"""
 
 from __future__ import annotations
 

@@ -1,12 +1,14 @@
-"""The live panel on a terminal: two bars, the latest numbers, and above it one table row per epoch; a bar of its own
-for what takes seconds."""
+"""The console of a terminal: a live panel with two bars and the latest numbers, above it one table row per epoch.
+
+Also `bar`, a progress bar for commands that take seconds.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 import rich.console
 from rich.live import Live
@@ -33,9 +35,9 @@ def bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
 class PanelConsole(Console):
     """Calm: twice a second, one colour, and gone at the end; rows and news stay in the scrollback."""
 
-    def __init__(self, stream: TextIO | None = None):
+    def __init__(self, stream: TextIO | None = None) -> None:
         super().__init__(stream)
-        self.screen = rich.console.Console(file=self.stream, highlight=False, force_terminal=True)
+        self.screen = rich.console.Console(file=cast(TextIO, self.stream), highlight=False, force_terminal=True)
         self.live: Live | None = None
         self.header_shown = False
         self.best = ""
@@ -47,10 +49,10 @@ class PanelConsole(Console):
     def warn(self, text: str) -> None:
         self.screen.print(Text(f"warning: {text}", style="yellow"), soft_wrap=True)
 
-    def on_start(self, facts: list[str]) -> None:
+    def on_start(self, lines: list[str]) -> None:
         self.close()
-        for fact in facts:
-            key, _, value = fact.partition(": ")
+        for line in lines:
+            key, _, value = line.partition(": ")
             self.screen.print(Text.assemble((f"{key}: ", "dim"), value))
         # A print() of somebody else's must not tear the panel; results on a redirected stdout must not move to stderr.
         self.live = Live(
@@ -79,7 +81,7 @@ class PanelConsole(Console):
     def render(self) -> Panel:
         # Narrower than the terminal: the ^C that it echoes must not wrap, or the panel could not be taken away cleanly.
         width = min(self.screen.width - len("^C^C"), WIDEST)
-        epoch_left, run_left = self.told_left()
+        epoch_left, run_left = self.times_left()
         run_share = (self.epoch + self.epoch_share) / self.epochs if self.epochs else 0.0
         label = f"epoch {self.epoch + 1}/{self.epochs or '?'}"
         bars = Table.grid(padding=(0, 1), expand=True)
@@ -93,8 +95,8 @@ class PanelConsole(Console):
             bars.add_row(name, bar, f"{100 * share:.0f} %", scoring)
         content = Table.grid(expand=True)
         content.add_row(bars)
-        content.add_row(Text("\n".join(flow(self.told_numbers() or ["starting"], width - 4))))
-        title = str(self.plan.get("run", ""))
+        content.add_row(Text("\n".join(flow(self.number_texts() or ["starting"], width - 4))))
+        title = str(self.facts.get("run", ""))
         return Panel(
             content,
             title=Text(title),

@@ -1,4 +1,4 @@
-"""The console of log files: one plain line at a time."""
+"""The console for log files: plain lines, one at a time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .base import PLAIN_SECONDS, Console
 class PlainConsole(Console):
     """Plain lines, each whole on its own: for log files, CI and dumb terminals. ASCII only."""
 
-    def __init__(self, stream: TextIO | None = None):
+    def __init__(self, stream: TextIO | None = None) -> None:
         super().__init__(stream)
         self.next_line = time.monotonic() + PLAIN_SECONDS[0]
 
@@ -20,9 +20,9 @@ class PlainConsole(Console):
         self.stream.write(f"{text}\n")
         self.stream.flush()
 
-    def on_start(self, facts: list[str]) -> None:
-        for fact in facts:
-            self.say(fact)
+    def on_start(self, lines: list[str]) -> None:
+        for line in lines:
+            self.say(line)
 
     def on_progress(self) -> None:
         if time.monotonic() < self.next_line:
@@ -31,16 +31,16 @@ class PlainConsole(Console):
         if self.phase != "train":
             self.say(f"epoch {self.epoch + 1}/{self.epochs}  scoring {self.phase}")
             return
-        epoch_left, run_left = self.told_left()
-        where = f"epoch {self.epoch + 1}/{self.epochs} {100 * self.epoch_share:3.0f} %"
+        epoch_left, run_left = self.times_left()
+        position = f"epoch {self.epoch + 1}/{self.epochs} {100 * self.epoch_share:3.0f} %"
         left = [f"left {epoch_left} (run {run_left})"] if run_left != UNKNOWN else []
-        self.say("  ".join([where, *self.told_numbers(), *left]))
+        self.say("  ".join([position, *self.number_texts(), *left]))
 
     def on_row(self, line: dict[str, Any]) -> None:
-        told = [f"epoch {line['epoch'] + 1}/{self.epochs or line['epoch'] + 1} done"]
+        texts = [f"epoch {line['epoch'] + 1}/{self.epochs or line['epoch'] + 1} done"]
         for split in ("train", "dev"):
             if line.get(f"{split}_loss") is not None:
                 accuracy = 100 * line[f"{split}_accuracy"]
-                told.append(f"{split} loss {line[f'{split}_loss']:.4f} frame accuracy {accuracy:.2f} %")
-        told += [f"lr {line['lr']:.1e}", clock(line.get("seconds"))] + ["* best"] * bool(line.get("best"))
-        self.say("  ".join(told))
+                texts.append(f"{split} loss {line[f'{split}_loss']:.4f} frame accuracy {accuracy:.2f} %")
+        texts += [f"lr {line['lr']:.1e}", clock(line.get("seconds"))] + ["* best"] * bool(line.get("best"))
+        self.say("  ".join(texts))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import platform
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -21,8 +21,10 @@ from .known import (
     KINDS,
     batch_norm_is_known,
     first_line,
+    is_dropping,
     is_matrix_for_kernels,
     refuse_second_derivative,
+    running_buffers,
 )
 
 
@@ -75,7 +77,7 @@ def norm_is_known(hidden: Tensor, norm: nn.Module | None) -> bool:
 
 
 def hidden_layer(
-    hidden: Tensor, norm: nn.Module | None, activation: nn.Module | None, dropout: nn.Module | None
+    hidden: Tensor, norm: nn.Module | None, activation: nn.Module | None, dropout: nn.Dropout | None
 ) -> Tensor:
     """dropout(activation(norm(hidden))), (B, H) -> (B, H) of the same dtype; running statistics move as torch's do."""
     hidden = hidden.contiguous()
@@ -89,7 +91,8 @@ def hidden_layer(
         return BatchNormLayer.apply(hidden, norm.weight, norm.bias, norm, work)
     bias = norm.bias if type(norm) is nn.LayerNorm else None
     # torch reckons in float32 whatever the dtype, and takes that one's epsilon where none is given.
-    work.settings[2] = norm.eps if norm.eps is not None else torch.finfo(torch.float32).eps
+    epsilon = cast("float | None", norm.eps)
+    work.settings[2] = epsilon if epsilon is not None else torch.finfo(torch.float32).eps
     return RowNormLayer.apply(hidden, norm.weight, bias, work)
 
 
@@ -101,7 +104,7 @@ class Work:
     """
 
     def __init__(
-        self, hidden: Tensor, activation: nn.Module | None, dropout: nn.Module | None, *, learns: bool = False
+        self, hidden: Tensor, activation: nn.Module | None, dropout: nn.Dropout | None, *, learns: bool = False
     ) -> None:
         from . import cpu_kernels as kernels
 
@@ -112,10 +115,10 @@ class Work:
         self.block = np.zeros(kernels.BLOCK_SIZE, np.int64)
         self.block[kernels.TASKS : kernels.COLUMNS + 1] = self.tasks, rows, self.rows, self.columns
         self.factor = 1.0
-        drops = dropout is not None and dropout.training and dropout.p > 0
+        drops = is_dropping(dropout)
         self.kind, self.learns = KINDS[hidden.dtype], learns
         self.kernel_key = (self.kind, IDENTITY if activation is None else ACTIVATIONS[type(activation)], drops, learns)
-        if drops:
+        if dropout is not None and drops:
             key = int(torch.randint(0, 2**62, ()))
             self.factor = 1 / (1 - dropout.p) if dropout.p < 1 else 0.0
             least = min(round(dropout.p * 2**32), 2**32 - 1)
@@ -123,10 +126,10 @@ class Work:
         self.settings = np.array([getattr(activation, "negative_slope", 0.0), self.factor, 0.0], np.float32)
         self.block[kernels.SETTINGS] = self.settings.ctypes.data
 
-    def run(self, kernel: Any, **places: Tensor | np.ndarray | None) -> None:
-        """Run a kernel; places: its tensors by their names in the block, lower case, None where it takes none."""
+    def run(self, kernel: Any, **arrays: Tensor | np.ndarray | None) -> None:
+        """Run a kernel. arrays: by their names in the block, in lower case; None where it takes none."""
         block = self.block.copy()  # one graph may be walked back by several threads at once
-        for name, values in places.items():
+        for name, values in arrays.items():
             if values is None:
                 continue
             address = values.data_ptr() if isinstance(values, Tensor) else values.ctypes.data
@@ -183,11 +186,12 @@ class BatchNormLayer(torch.autograd.Function):
         work.run(kernels.column_sums(work.kind), input=hidden, centre=mean, sums=sums)
         deviation = np.empty_like(mean)
         variance = kernels.batch_moments(sums, mean, deviation, rows, norm.eps)
-        average, spread = norm.running_mean.numpy(), norm.running_var.numpy()
+        running_mean, running_var, batches = running_buffers(norm)
+        average, spread = running_mean.numpy(), running_var.numpy()
         with np.errstate(invalid="ignore", over="ignore"):  # numbers that went bad are the guard's business
             average += norm.momentum * (mean - average)
             spread += (norm.momentum * (variance * (rows / (rows - 1)) - spread)).astype(np.float32)
-        norm.num_batches_tracked.add_(1)
+        batches.add_(1)
         scale = weight.detach().numpy() / deviation
         shift = bias.detach().numpy() - mean * scale
         output, slopes = torch.empty_like(hidden), torch.empty_like(hidden) if work.learns else None
@@ -233,8 +237,9 @@ class BatchNormLayer(torch.autograd.Function):
 
 def batch_with_running_moments(hidden: Tensor, norm: nn.BatchNorm1d, work: Work) -> Tensor:
     """Batch norm in evaluation, which is a scale and a shift, with the activation."""
-    scale = (norm.weight * (norm.running_var + norm.eps).rsqrt()).detach()
-    shift = (norm.bias - norm.running_mean * scale).detach()
+    mean, variance, _ = running_buffers(norm)
+    scale = (norm.weight * (variance + norm.eps).rsqrt()).detach()
+    shift = (norm.bias - mean * scale).detach()
     output = torch.empty_like(hidden)
     work.run(work.kernels.columns_forward(*work.kernel_key), input=hidden, output=output, scale=scale, shift=shift)
     return output

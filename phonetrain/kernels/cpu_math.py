@@ -6,6 +6,7 @@ numba has no bfloat16 and no float16 on CPUs: values are loaded and stored by ad
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from llvmlite import ir
@@ -20,7 +21,7 @@ ITEM_BYTES = (4, 2, 2)
 RELU, LEAKY_RELU, GELU, SILU, MISH, SOFTPLUS, TANH, SIGMOID, IDENTITY = range(9)
 
 # Multiply-add may be contracted; nothing else may change, since NaN and infinity must come through to the guard.
-EXACT = {"error_model": "numpy", "fastmath": {"contract"}}
+EXACT: dict[str, Any] = {"error_model": "numpy", "fastmath": {"contract"}}
 
 _float, _word, _short, _half, _long = ir.FloatType(), ir.IntType(32), ir.IntType(16), ir.HalfType(), ir.IntType(64)
 

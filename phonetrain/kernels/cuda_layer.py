@@ -7,7 +7,7 @@ times and keep nothing for the backward pass but the layer's input.
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,10 @@ from .known import (
     IDENTITY,
     batch_norm_is_known,
     first_line,
+    is_dropping,
     is_matrix_for_kernels,
     refuse_second_derivative,
+    running_buffers,
 )
 
 
@@ -54,7 +56,7 @@ def why_not(device: torch.device) -> str | None:
 
 
 def hidden_layer(
-    hidden: Tensor, norm: nn.Module | None, activation: nn.Module | None, dropout: nn.Module | None
+    hidden: Tensor, norm: nn.BatchNorm1d | None, activation: nn.Module | None, dropout: nn.Dropout | None
 ) -> Tensor:
     """dropout(activation(norm(hidden))), (B, H) -> (B, H) of the same dtype; running statistics move as torch's do."""
     work = Work(hidden, norm, activation, dropout)
@@ -92,27 +94,33 @@ class Work:
     """What the kernels of one call share: the grid, the activation, dropout's key and factor."""
 
     def __init__(
-        self, hidden: Tensor, norm: nn.Module | None, activation: nn.Module | None, dropout: nn.Module | None
+        self,
+        hidden: Tensor,
+        norm: nn.BatchNorm1d | None,
+        activation: nn.Module | None,
+        dropout: nn.Dropout | None,
     ) -> None:
         from . import triton_layer as kernels
 
         self.kernels = kernels
         rows, columns = hidden.shape
+        self.size: tuple[int, ...]
+        self.grid: tuple[int, ...]
         self.norm = kernels.NO_NORM if norm is None else kernels.BATCH if norm.training else kernels.RUNNING
         self.whole = self.norm == kernels.BATCH and rows <= kernels.WHOLE_ROWS
         self.leak = float(getattr(activation, "negative_slope", 0.0))
-        self.drops = dropout is not None and dropout.training and dropout.p > 0
-        self.key, self.factor, self.least = None, 1.0, 0
-        if self.drops:
+        self.key: Any = None
+        self.factor, self.least = 1.0, 0
+        if dropout is not None and is_dropping(dropout):
             # Drawn on the device: a captured graph draws another at each replay.
-            self.key, dropout.key = dropout.key, None
+            self.key, dropout.key = dropout.key, cast("Tensor", None)
             if self.key is None:
                 self.key = torch.randint(2**62, (1,), device=hidden.device)
             self.factor = 1 / (1 - dropout.p) if dropout.p < 1 else 0.0
             self.least = min(round(dropout.p * 2**32), 2**32 - 1)
         kernel_key: dict[str, Any] = {
             "WHICH": ACTIVATIONS.get(type(activation), IDENTITY),
-            "DROPS": self.drops,
+            "DROPS": is_dropping(dropout),
             "ALIGNED": aligned(columns),
         }
         if self.whole:
@@ -151,13 +159,14 @@ class Layer(torch.autograd.Function):
         norm: nn.BatchNorm1d | None,
         work: Work,
     ) -> Tensor:
-        kernels, output, moments, buffers = work.kernels, torch.empty_like(hidden), None, (None, None, None)
+        kernels, output, moments = work.kernels, torch.empty_like(hidden), None
+        buffers: tuple[Tensor | None, ...] = (None, None, None)
         epsilon = momentum = unbiased = 0.0
         if norm is not None:
-            buffers, epsilon = (norm.running_mean, norm.running_var, norm.num_batches_tracked), norm.eps
-        if work.norm == kernels.BATCH:
+            buffers, epsilon = running_buffers(norm), norm.eps
+        if norm is not None and work.norm == kernels.BATCH:
             moments = torch.empty((2, hidden.shape[1]), dtype=torch.float32, device=hidden.device)
-            momentum, unbiased = norm.momentum, len(hidden) / (len(hidden) - 1)
+            momentum, unbiased = cast("float", norm.momentum), len(hidden) / (len(hidden) - 1)
         numbers = epsilon, momentum, unbiased, work.leak, work.factor, work.least
         with torch.cuda.device_of(hidden):
             if work.whole:

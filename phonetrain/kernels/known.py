@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -41,6 +43,11 @@ def is_watched(module: nn.Module) -> bool:
     )
 
 
+def is_dropping(dropout: nn.Dropout | None) -> bool:
+    """Whether it is there, in training, and drops anything."""
+    return dropout is not None and dropout.training and dropout.p > 0
+
+
 def batch_norm_is_known(hidden: Tensor, norm: nn.BatchNorm1d) -> bool:
     """Whether it is one in training, or one with running moments through which nothing is learnt."""
     if norm.bias is None:
@@ -49,6 +56,11 @@ def batch_norm_is_known(hidden: Tensor, norm: nn.BatchNorm1d) -> bool:
         return norm.running_mean is not None and norm.momentum is not None and len(hidden) > 1
     learning = any(tensor.requires_grad for tensor in (hidden, norm.weight, norm.bias))
     return norm.running_mean is not None and not (torch.is_grad_enabled() and learning)
+
+
+def running_buffers(norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor, Tensor]:
+    """Running mean and variance, (H,) each, and number of batches, (), of a norm that has them."""
+    return cast("tuple[Tensor, Tensor, Tensor]", (norm.running_mean, norm.running_var, norm.num_batches_tracked))
 
 
 def refuse_second_derivative() -> None:

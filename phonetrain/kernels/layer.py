@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from . import cpu_layer, cuda_layer
 from .cpu_layer import converted
 from .cuda_layer import padded
-from .known import ACTIVATIONS, is_watched, refuse_second_derivative
+from .known import ACTIVATIONS, is_dropping, is_watched, refuse_second_derivative
 
 __all__ = ["Dropout", "converted", "hidden_layer", "kernels_for", "padded", "prepare", "product", "why_not"]
 
@@ -72,7 +72,7 @@ class Dropout(nn.Dropout):
     key: Tensor | None = None
 
     def forward(self, hidden: Tensor) -> Tensor:
-        if self.training and self.p > 0:
+        if is_dropping(self):
             for kernels in (cpu_layer, cuda_layer):
                 if kernels.runs_here(hidden):
                     return kernels.hidden_layer(hidden, None, None, self)
@@ -84,7 +84,7 @@ def prepare(
 ) -> Sequence[Tensor | None]:
     """What the layers of a forward pass need, by one launch for all: keys for `dropouts`, which receive them, and
     16-bit copies of the matrices for `product`, which are returned, None for each that takes none."""
-    hashing = [dropout for dropout in dropouts if type(dropout) is Dropout and dropout.training and dropout.p > 0]
+    hashing = [dropout for dropout in dropouts if type(dropout) is Dropout and is_dropping(dropout)]
     if hashing and cuda_layer.runs_here(inputs):
         keys = torch.randint(2**62, (len(hashing), 2), device=inputs.device)  # two each: kernels like whole 16 bytes
         for dropout, key in zip(hashing, keys.unbind(), strict=True):

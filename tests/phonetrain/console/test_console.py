@@ -68,7 +68,7 @@ def test_panel_keeps_rows_and_news_in_the_scrollback():
 def test_panel_is_never_wider_than_the_terminal(width):
     console = PanelConsole(io.StringIO())
     console.screen.width = width
-    console.plan = {"run": "runs/" + "long" * 20, "epochs": 12, "steps_per_epoch": 10}
+    console.facts = {"run": "runs/" + "long" * 20, "epochs": 12, "steps_per_epoch": 10}
     console.numbers = dict.fromkeys(NUMBERS, 0.123456)
     with console.screen.capture() as captured:
         console.screen.print(console.render())
@@ -118,7 +118,7 @@ def test_time_left_is_measured(monkeypatch):
     assert pace.seconds(1.0) is None
 
 
-def test_words():
+def test_durations_and_counts_are_short_and_lines_break_between_pieces():
     assert [clock(value) for value in (None, 42, 65, 3725)] == ["?", "42 s", "1:05", "1:02:05"]
     assert [short(value) for value in (7, 12_345, 2_100_000)] == ["7", "12.3 k", "2.1 M"]
     assert flow(["aaaa", "bbbb", "cccc"], 12) == ["aaaa   bbbb", "cccc"]
