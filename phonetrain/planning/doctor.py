@@ -215,17 +215,20 @@ def measure_recipe(
     config = load_recipe(recipe).override(list(overrides))
     packed = open_corpus(config, corpus)
     told = plan(recipe, *overrides, corpus=corpus)
-    _, compute, parts, problems = prepare(config, packed)
+    prepared = prepare(config, packed)
+    setup, device_spec = prepared.setup, prepared.setup.device_spec
     try:
-        batches = parts.train.batches_per_epoch
-        loader_rate = measure((len(batch.frames) for batch in parts.train.epoch(0)), compute, 0.4 * MEASURE_SECONDS)
-        if compute.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(compute.device)
-        rates, momenta = (make(0, batches) for make in (parts.state.schedule.rates, parts.state.schedule.momenta))
-        frames_per_second = measure(parts.updates.epoch(0, 0, 0, rates, momenta), compute, MEASURE_SECONDS)
-        memory = torch.cuda.max_memory_allocated(compute.device) if compute.device.type == "cuda" else own_memory()
+        batches = setup.train.batches_per_epoch
+        loader_rate = measure((len(batch.frames) for batch in setup.train.epoch(0)), device_spec, 0.4 * MEASURE_SECONDS)
+        if device_spec.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device_spec.device)
+        rates, momenta = (make(0, batches) for make in (setup.state.schedule.rates, setup.state.schedule.momenta))
+        frames_per_second = measure(setup.updates.epoch(0, 0, 0, rates, momenta), device_spec, MEASURE_SECONDS)
+        memory = (
+            torch.cuda.max_memory_allocated(device_spec.device) if device_spec.device.type == "cuda" else own_memory()
+        )
     finally:
-        parts.close()
+        setup.close()
     loader = told["loader"]
     return {
         "recipe": str(recipe), "device": told["device"], "precision": told["precision"],
@@ -235,7 +238,7 @@ def measure_recipe(
         "epoch_seconds": loader["frames_per_epoch"] / frames_per_second, "frames_per_epoch": loader["frames_per_epoch"],
         "epochs": config.epochs, "loader": loader["kind"], "loader_reason": loader["reason"],
         "window_bytes": 2 * packed.feature_dim * (config.window.left + 1 + config.window.right),
-        "problems": problems,
+        "problems": prepared.warnings,
     }  # fmt: skip
 
 

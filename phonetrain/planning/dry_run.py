@@ -39,20 +39,21 @@ def plan(
 
     config = load_recipe(recipe).override(list(overrides))
     packed = open_corpus(config, corpus)
-    roles, compute, parts, warnings = prepare(config, packed)
+    prepared = prepare(config, packed)
+    setup, roles, device_spec = prepared.setup, prepared.setup.roles, prepared.setup.device_spec
     try:
-        built = describe(parts)
+        built = describe(setup)
         sizes = {"feature_dim": packed.feature_dim, "num_classes": len(packed.phonemes)}
-        resident = packed if parts.train.kind == "resident" else None
+        resident = packed if setup.train.kind == "resident" else None
         stages = []
         for each in config.stages():
             frames = training_selection(packed, roles, each.config).num_frames
             needs = memory(
                 each.config,
                 built["model"]["parameters"],
-                _hidden_units(parts.state.model),
+                _hidden_units(setup.state.model),
                 sizes,
-                compute.precision,
+                device_spec.precision,
                 resident,
             )
             stages.append(
@@ -68,13 +69,13 @@ def plan(
         return {
             "recipe": str(recipe), "summary": summary(recipe), "config": config.to_dict(), "toml": config.to_toml(),
             "sizes": sizes | {"source": str(packed.path)}, **_layers(config, sizes),
-            "corpus": str(packed.path), "roles": roles._asdict(), "device": compute.reason,
-            "precision": compute.precision, "loader": built["loader"], "scoring": built["scoring"],
-            "optimizer": built["optimizer"], "schedule": built["schedule"], "warnings": warnings,
+            "corpus": str(packed.path), "roles": roles._asdict(), "device": device_spec.reason,
+            "precision": device_spec.precision, "loader": built["loader"], "scoring": built["scoring"],
+            "optimizer": built["optimizer"], "schedule": built["schedule"], "warnings": prepared.warnings,
             "stages": stages, "memory": max((each["memory"] for each in stages), key=lambda needs: needs["total"]),
         }  # fmt: skip
     finally:
-        parts.close()
+        setup.close()
 
 
 def memory(

@@ -19,6 +19,7 @@ from ..console.panel import bar
 from ..errors import ConfigError
 from ..runs.files import write_result
 from ..step.metrics import FrameSums
+from ..training.build import TrainingSetup
 from ..training.data import open_corpus
 from ..training.session import prepare
 
@@ -46,33 +47,33 @@ def find_lr(
         raise ConfigError(f"find_lr: got low {low:g}, high {high:g}, {steps} steps; wanted 0 < low < high, 20 or more")
     config = load_recipe(recipe).override(list(overrides))
     packed = open_corpus(config, corpus)
-    _, _, parts, _ = prepare(config, packed)
+    setup = prepare(config, packed).setup
     try:
-        rates, losses = sweep(parts, np.geomspace(low, high, steps))
+        rates, losses = sweep(setup, np.geomspace(low, high, steps))
     finally:
-        parts.close()
+        setup.close()
     told = judge(rates, losses) | {"recipe": str(recipe), "said": config.optimizer.lr, "picture": str(out),
                                    "batch_size": config.batch_size}  # fmt: skip
     write_result(Path(out), draw(told), "run it in a folder that can be written")
     return told
 
 
-def sweep(parts: Any, rates: np.ndarray) -> tuple[list[float], list[float]]:
+def sweep(setup: TrainingSetup, rates: np.ndarray) -> tuple[list[float], list[float]]:
     """(rates, losses) of the steps made; ends early where a loss is not finite or far above the lowest."""
     with bar("trying learning rates", len(rates)) as show:
-        return _sweep(parts, rates, show)
+        return _sweep(setup, rates, show)
 
 
-def _sweep(parts: Any, rates: np.ndarray, show: Callable[[int], None]) -> tuple[list[float], list[float]]:
+def _sweep(setup: TrainingSetup, rates: np.ndarray, show: Callable[[int], None]) -> tuple[list[float], list[float]]:
     losses: list[float] = []
     before, lowest, epoch = FrameSums(), math.inf, 0
     while len(losses) < len(rates):
-        for batch in parts.train.epoch(epoch):
+        for batch in setup.train.epoch(epoch):
             step = len(losses)
             show(step)
-            parts.step(batch.windows, batch.labels, batch.frames, epoch=epoch, step=step, rate=float(rates[step]))
-            sums = parts.state.metrics.sums()
-            bad = int(parts.step.status.nonfinite_at) >= 0
+            setup.step(batch.windows, batch.labels, batch.frames, epoch=epoch, step=step, rate=float(rates[step]))
+            sums = setup.state.metrics.sums()
+            bad = int(setup.step.status.nonfinite_at) >= 0
             losses.append(math.inf if bad else (sums - before).result()["loss"])
             before = sums
             level = smooth(losses)[-1]

@@ -58,7 +58,7 @@ class CapturedStep:
         record: Callable[[Callable[[], None]], Callable[[], None]] = record_graph,
     ) -> None:
         self.step, self.loader, self.whole, self.record = step, loader, whole, record
-        device = step.compute.device
+        device = step.device_spec.device
         self.index = torch.zeros((), dtype=torch.int64, device=device)
         self.rates_table = torch.zeros((loader.batches_per_epoch, len(step.optimizer.param_groups)), device=device)
         self.on_device = loader.kind == "resident"
@@ -142,14 +142,14 @@ class CapturedStep:
         step.status.nonfinite.fill_(1)
         buffers = [buffer.clone() for buffer in step.buffers]
         try:
-            with nothing_collected(), side_stream(step.compute.device):
+            with nothing_collected(), side_stream(step.device_spec.device):
                 for again in range(WARM_UP):
                     self.to_first()
                     # A model that waits for the device cannot be captured; here it says so while nothing is broken.
-                    with waiting_refused(step.compute.device) if again else contextlib.nullcontext():
+                    with waiting_refused(step.device_spec.device) if again else contextlib.nullcontext():
                         self.unit()
             self.to_first()
-            with nothing_collected(), on(step.compute.device), capturable(step.optimizer):
+            with nothing_collected(), on(step.device_spec.device), capturable(step.optimizer):
                 replay = self.record(self.unit)
         finally:
             # The update takes back what forward passes do to norms, but it may not have been reached.

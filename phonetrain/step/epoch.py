@@ -27,7 +27,7 @@ class Updates:
     def __init__(self, step: TrainStep, loader: Any, *, capture: bool, cycles_momentum: bool = False) -> None:
         self.step, self.loader = step, loader
         self.captured: CapturedStep | None = None
-        device = step.compute.device
+        device = step.device_spec.device
         if device.type != "cuda":
             self.capture_mode = f"eager on {device.type}"
         elif not capture:

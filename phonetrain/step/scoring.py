@@ -22,19 +22,19 @@ class Batches(Protocol):
 
 @torch.no_grad()
 def score(
-    model: nn.Module, loader: Batches, compute: DeviceSpec, num_classes: int, *, confusion: bool = False
+    model: nn.Module, loader: Batches, device_spec: DeviceSpec, num_classes: int, *, confusion: bool = False
 ) -> FrameMetrics:
     """Sums over every frame of `loader` once; cross entropy is plain (no label smoothing), dropout off.
 
     The model's training flag is put back afterwards.
     """
-    metrics = FrameMetrics(num_classes, compute.device, confusion)
+    metrics = FrameMetrics(num_classes, device_spec.device, confusion)
     was_training = model.training
     model.eval()
     try:
         for batch in loader.epoch(0):
-            with compute.autocast():
-                logits = model(windows_for(model, batch.windows, compute.window_dtype))
+            with device_spec.autocast():
+                logits = model(windows_for(model, batch.windows, device_spec.window_dtype))
             part = frame_loss(logits, batch.labels)
             metrics.add(part.loss, part.correct, part.frames)
             if confusion:

@@ -37,7 +37,7 @@ class TrainStep:
     ----------
     model: (B, W, D) windows -> (B, C) logits.
     optimizer: its groups carry `lr_ratio`, their share of the scheduled rate.
-    metrics: sums of the current epoch. compute: device and precision. seed: of the run.
+    metrics: sums of the current epoch. device_spec: device and precision. seed: of the run.
     augment: (windows, frames, epoch) -> windows, or None. averaged: averaged weights, or None.
     clip_norm: largest global gradient norm, or None. accumulation: number of equal parts a batch is computed in.
     label_smoothing: as in `torch.nn.functional.cross_entropy`. loss_scale: for fp16, else None.
@@ -51,7 +51,7 @@ class TrainStep:
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         metrics: FrameMetrics,
-        compute: DeviceSpec,
+        device_spec: DeviceSpec,
         *,
         seed: int,
         augment: Callable[[Tensor, Tensor, int], Tensor] | None = None,
@@ -63,12 +63,12 @@ class TrainStep:
         ranks: ProcessGroup | None = None,
         network: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        self.model, self.optimizer, self.metrics, self.compute = model, optimizer, metrics, compute
+        self.model, self.optimizer, self.metrics, self.device_spec = model, optimizer, metrics, device_spec
         self.network = model if network is None else network
         self.seed, self.augment, self.averaged = seed, augment, averaged
         self.clip_norm, self.accumulation, self.label_smoothing = clip_norm, accumulation, label_smoothing
         self.loss_scale, self.ranks = loss_scale, ranks or ProcessGroup()
-        device = compute.device
+        device = device_spec.device
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.buffers = list(model.buffers())
         self.norm_buffers = NormBuffers(self.buffers)
@@ -108,7 +108,7 @@ class TrainStep:
         self.epoch = epoch
         self.seed_generators(step)
         if self.augment is not None:
-            self.augment.set_step(epoch, step, self.compute.device)
+            self.augment.set_step(epoch, step, self.device_spec.device)
 
     def gradients(self, windows: Tensor, labels: Tensor, frames: Tensor) -> list[ForwardResult]:
         """Forward and backward, part by part; the gradients are left where the optimizer finds them."""
@@ -137,10 +137,10 @@ class TrainStep:
 
     def forward(self, windows: Tensor, labels: Tensor, frames: Tensor, epoch: int) -> ForwardResult:
         """Loss and correct frames of a part of the batch."""
-        windows = windows_for(self.model, windows, self.compute.window_dtype)
+        windows = windows_for(self.model, windows, self.device_spec.window_dtype)
         if self.augment is not None:
             windows = self.augment(windows, frames, epoch)
-        with self.compute.autocast():
+        with self.device_spec.autocast():
             logits = self.network(windows)
         return frame_loss(logits, labels, self.label_smoothing)
 
@@ -173,7 +173,7 @@ class TrainStep:
     def put_rates_on_device(self) -> None:
         """Let every group read its rate from a tensor of all rates, (groups,) float32."""
         groups = self.optimizer.param_groups
-        self.rates = torch.tensor([float(group["lr"]) for group in groups], device=self.compute.device)
+        self.rates = torch.tensor([float(group["lr"]) for group in groups], device=self.device_spec.device)
         for group, rate in zip(groups, self.rates.unbind(), strict=True):
             group["lr"] = rate
 

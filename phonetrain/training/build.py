@@ -42,7 +42,7 @@ class TrainingSetup:
     plan: StagePlan
     corpus: PackedCorpus
     roles: Roles
-    compute: DeviceSpec
+    device_spec: DeviceSpec
     train: Any
     dev: Any
     state: TrainState
@@ -74,12 +74,12 @@ def training_selection(corpus: PackedCorpus, roles: Roles, config: RunConfig) ->
     return Selection.of(corpus, roles.train, subset=config.subset, seed=config.seed)
 
 
-def window_dtype(corpus: PackedCorpus, compute: DeviceSpec) -> str:
+def window_dtype(corpus: PackedCorpus, device_spec: DeviceSpec) -> str:
     """In what windows come: as packed, but float16 for a net that computes in it anyway."""
-    return "float16" if compute.precision == "fp16" else str(corpus.dtype)
+    return "float16" if device_spec.precision == "fp16" else str(corpus.dtype)
 
 
-def open_training_loader(selection: Selection, config: RunConfig, compute: DeviceSpec):
+def open_training_loader(selection: Selection, config: RunConfig, device_spec: DeviceSpec):
     """The loader of training batches, in the run's order, last incomplete batch dropped."""
     return open_loader(
         selection,
@@ -88,16 +88,16 @@ def open_training_loader(selection: Selection, config: RunConfig, compute: Devic
         seed=config.seed,
         order=config.loader.order,
         kind=config.loader.kind,
-        device=str(compute.device),
+        device=str(device_spec.device),
         threads=config.loader.threads,
         drop_last=True,
         rank=current().rank,
         world_size=current().world_size,
-        dtype=window_dtype(selection.corpus, compute),
+        dtype=window_dtype(selection.corpus, device_spec),
     )
 
 
-def open_scoring_loader(corpus: PackedCorpus, partitions: str, config: RunConfig, compute: DeviceSpec):
+def open_scoring_loader(corpus: PackedCorpus, partitions: str, config: RunConfig, device_spec: DeviceSpec):
     """The loader of every frame of `partitions`, in order, last batch kept."""
     # Slabs have an order of their own; scores are of frames as they lie.
     kind = "auto" if config.loader.kind == "slab" else config.loader.kind
@@ -110,15 +110,15 @@ def open_scoring_loader(corpus: PackedCorpus, partitions: str, config: RunConfig
             batch_size=batch_size,
             order="sequential",
             kind=kind,
-            device=str(compute.device),
+            device=str(device_spec.device),
             threads=config.loader.threads,
             drop_last=False,
             rank=current().rank,
             world_size=current().world_size,
-            dtype=window_dtype(corpus, compute),
+            dtype=window_dtype(corpus, device_spec),
         )
 
-    if compute.device.type == "cuda" and kind != "host":
+    if device_spec.device.type == "cuda" and kind != "host":
         loader = opened(kind, SCORING_BATCHES["resident"])
         if loader.kind == "resident":
             return loader
@@ -128,7 +128,7 @@ def open_scoring_loader(corpus: PackedCorpus, partitions: str, config: RunConfig
 
 
 def assemble(
-    run_config: RunConfig, plan: StagePlan, corpus: PackedCorpus, roles: Roles, compute: DeviceSpec
+    run_config: RunConfig, plan: StagePlan, corpus: PackedCorpus, roles: Roles, device_spec: DeviceSpec
 ) -> TrainingSetup:
     """Build every part of a stage from its configuration and nothing else.
 
@@ -137,23 +137,23 @@ def assemble(
     config = plan.config
     torch.manual_seed(config.seed)
     num_classes = len(corpus.phonemes)
-    model = build_model(config, feature_dim=corpus.feature_dim, num_classes=num_classes).to(compute.device)
+    model = build_model(config, feature_dim=corpus.feature_dim, num_classes=num_classes).to(device_spec.device)
     reduce_norms(model)
-    optimizer = build_optimizer(config.optimizer, model, compute.device)
+    optimizer = build_optimizer(config.optimizer, model, device_spec.device)
     averaged = None if config.averaging.decay is None else AveragedWeights(model, config.averaging.decay)
-    loss_scale = LossScale(compute.device) if compute.scales_loss else None
-    metrics = FrameMetrics(num_classes, compute.device)
+    loss_scale = LossScale(device_spec.device) if device_spec.scales_loss else None
+    metrics = FrameMetrics(num_classes, device_spec.device)
     window = WindowSpec(config.window.left, config.window.right)
     augment = Augment(config.augment, window, corpus.feature_dim, seed=config.seed)
-    train = open_training_loader(training_selection(corpus, roles, config), config, compute)
+    train = open_training_loader(training_selection(corpus, roles, config), config, device_spec)
     schedule = build_schedule(config, train.batches_per_epoch, first_epoch=plan.schedule_start)
     state = TrainState(model, optimizer, schedule, metrics, averaged, loss_scale, Progress())
-    network, compiling = compiled(model, compute.device) if config.compile == "on" else (None, "off")
+    network, compiling = compiled(model, device_spec.device) if config.compile == "on" else (None, "off")
     step = TrainStep(
         model,
         optimizer,
         metrics,
-        compute,
+        device_spec,
         seed=config.seed,
         augment=augment if augment.active else None,
         averaged=averaged,
@@ -164,15 +164,15 @@ def assemble(
         ranks=current(),
         network=network,
     )
-    dev = open_scoring_loader(corpus, roles.dev, config, compute)
+    dev = open_scoring_loader(corpus, roles.dev, config, device_spec)
     moves_momentum = schedule.momenta(plan.start, train.batches_per_epoch) is not None
     updates = Updates(step, train, capture=config.capture == "auto", cycles_momentum=moves_momentum)
-    parts = TrainingSetup(
+    setup = TrainingSetup(
         run_config,
         plan,
         corpus,
         roles,
-        compute,
+        device_spec,
         train,
         dev,
         state,
@@ -181,18 +181,18 @@ def assemble(
         compiling,
         None if config.model.factory is None else digest(config.model.factory),
     )
-    set_next_rates(parts)
-    return parts
+    set_next_rates(setup)
+    return setup
 
 
-def set_next_rates(parts: TrainingSetup) -> None:
+def set_next_rates(setup: TrainingSetup) -> None:
     """Put the rate and the momentum of the next step where the optimizer reads them: what `describe` tells is then
     what is trained with, and not what a schedule starts from later."""
-    progress, batches = parts.state.progress, parts.train.batches_per_epoch
-    epoch = max(progress.epoch, parts.plan.start)
-    momenta = parts.state.schedule.momenta(epoch, batches)
-    rate = parts.state.schedule.rates(epoch, batches)[progress.batch] * progress.rate_scale
-    parts.step.set_rates(float(rate), None if momenta is None else float(momenta[progress.batch]))
+    progress, batches = setup.state.progress, setup.train.batches_per_epoch
+    epoch = max(progress.epoch, setup.plan.start)
+    momenta = setup.state.schedule.momenta(epoch, batches)
+    rate = setup.state.schedule.rates(epoch, batches)[progress.batch] * progress.rate_scale
+    setup.step.set_rates(float(rate), None if momenta is None else float(momenta[progress.batch]))
 
 
 def transfer(old: TrainingSetup, new: TrainingSetup) -> None:
@@ -247,48 +247,48 @@ def layer_kernels(device: torch.device) -> str:
     return "triton" if device.type == "cuda" else "numba"
 
 
-def describe(parts: TrainingSetup) -> dict[str, Any]:
+def describe(setup: TrainingSetup) -> dict[str, Any]:
     """What was really built, read from the live objects and not from the configuration."""
-    model, state = parts.state.model, parts.state
+    model, state = setup.state.model, setup.state
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return {
         "model": {
             "class": type(model).__name__,
             "parameters": getattr(model, "num_parameters", trainable),
             "layers": model.layer_table() if hasattr(model, "layer_table") else None,
-            "factory": parts.config.model.factory,
-            "factory_digest": parts.factory,
+            "factory": setup.config.model.factory,
+            "factory_digest": setup.factory,
         },
         "optimizer": describe_optimizer(state.optimizer),
         "schedule": state.schedule.describe(),
-        "augment": parts.step.augment.describe() if parts.step.augment is not None else None,
+        "augment": setup.step.augment.describe() if setup.step.augment is not None else None,
         "averaging": None if state.averaged is None else {"decay": state.averaged.decay},
-        "loss": {"label_smoothing": parts.step.label_smoothing},
-        "clip_norm": parts.step.clip_norm,
-        "accumulation": parts.step.accumulation,
-        "device": str(parts.compute.device),
-        "precision": parts.compute.precision,
-        "capture": parts.updates.capture_mode,
-        "compile": parts.compiling,
-        "kernels": layer_kernels(parts.compute.device),
+        "loss": {"label_smoothing": setup.step.label_smoothing},
+        "clip_norm": setup.step.clip_norm,
+        "accumulation": setup.step.accumulation,
+        "device": str(setup.device_spec.device),
+        "precision": setup.device_spec.precision,
+        "capture": setup.updates.capture_mode,
+        "compile": setup.compiling,
+        "kernels": layer_kernels(setup.device_spec.device),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "loss_scale": None if state.loss_scale is None else float(state.loss_scale.scale),
-        "machine": describe_machine(parts.compute),
+        "machine": describe_machine(setup.device_spec),
         "loader": {
-            "kind": parts.train.kind,
-            "reason": parts.train.reason,
-            "order": parts.train.plan.order,
-            "partitions": parts.roles.train,
-            "subset": parts.train.selection.subset,
-            "seed": parts.train.selection.seed,
-            "utterances": parts.train.selection.num_utterances,
-            "frames": parts.train.num_frames,
-            "frames_per_epoch": parts.train.frames_per_epoch,
-            "batches_per_epoch": parts.train.batches_per_epoch,
-            "batch_size": parts.train.batch_size,
-            "window": [parts.train.window.left, parts.train.window.right],
+            "kind": setup.train.kind,
+            "reason": setup.train.reason,
+            "order": setup.train.plan.order,
+            "partitions": setup.roles.train,
+            "subset": setup.train.selection.subset,
+            "seed": setup.train.selection.seed,
+            "utterances": setup.train.selection.num_utterances,
+            "frames": setup.train.num_frames,
+            "frames_per_epoch": setup.train.frames_per_epoch,
+            "batches_per_epoch": setup.train.batches_per_epoch,
+            "batch_size": setup.train.batch_size,
+            "window": [setup.train.window.left, setup.train.window.right],
         },
-        "scoring": {"partitions": parts.roles.dev, "frames": parts.dev.num_frames},
+        "scoring": {"partitions": setup.roles.dev, "frames": setup.dev.num_frames},
     }
 
 

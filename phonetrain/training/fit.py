@@ -1,4 +1,4 @@
-"""fit and resume: check everything that can be checked, build the parts, train, say what comes next."""
+"""fit: check everything that can be checked, build the parts, train a new run."""
 
 from __future__ import annotations
 
@@ -18,9 +18,7 @@ from ..errors import ConfigError, RunNotFound
 from ..runs.directory import Run
 from . import checkpoint
 from .data import open_corpus
-from .resume import (
-    resume,
-)
+from .resume import resume
 from .session import environment, prepare, seen_by, shown_by, train, with_place
 
 
@@ -67,17 +65,17 @@ def fit(
             config = config.replaced({"data.corpus": str(corpus)})
         if run is not None:
             check_place(run, packed)
-        roles, compute, parts, warnings = prepare(config, packed)
+        prepared = prepare(config, packed)
         where = Run(begun) if begun is not None else Run.create(run, recipe or "run") if ranks.is_main else None
         where = seen_by(ranks, where)
         with where.lock(), shown_by(ranks, console) as shown, determinism(config.deterministic):
             if aside := where.set_aside():
                 shown.say(aside)
             where.write_text(where.config_path, config.to_toml())
-            where.write_json(where.environment_path, environment(packed, compute, where))
+            where.write_json(where.environment_path, environment(packed, prepared.setup.device_spec, where))
             where.append_event("run_started", segment=0, epoch=0, step=0, recipe=recipe, **launch(ranks))
             where.append_event("segment_started", segment=0, epoch=0, step=0)
-            train(where, parts, shown, warnings, True, ranks, began)
+            train(where, prepared.setup, shown, prepared.warnings, True, ranks, began)
     return where
 
 

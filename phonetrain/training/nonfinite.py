@@ -113,7 +113,7 @@ def replay(step: TrainStep, batch: WindowBatch, *, epoch: int, number: int) -> N
                 buffer.copy_(value)
     finding.epoch, finding.step = epoch, number
     finding.loss = loss
-    finding.precision = step.compute.precision
+    finding.precision = step.device_spec.precision
     finding.loss_scale = None if step.loss_scale is None else float(step.loss_scale.scale)
     return finding
 

@@ -163,7 +163,7 @@ class Recovery:
         Another one than last time if there is one: as rank 0 finds it, read by all ranks before it writes another in
         its place.
         """
-        device, back_to = setup.compute.device, setup.state.progress.back_to
+        device, back_to = setup.device_spec.device, setup.state.progress.back_to
         saved: checkpoint.Checkpoint | None = None
         problems: list[str] = []
         if current().is_main:
@@ -178,13 +178,13 @@ class Recovery:
 def go_back(setup: TrainingSetup, plans: Sequence[StagePlan], decision: RollBack) -> TrainingSetup:
     """Restore the checkpoint of `decision` with a lowered rate; returns what holds it now.
 
-    That is `setup`, or new parts where the checkpoint is of another stage. plans: of all stages.
+    That is `setup`, or a new one where the checkpoint is of another stage. plans: of all stages.
     """
     plan = next((plan for plan in plans if plan.start == decision.saved.identity["stage"]), setup.plan)
     segment = setup.state.progress.segment + 1
     if plan != setup.plan:
         setup.close()
-        setup = assemble(setup.run_config, plan, setup.corpus, setup.roles, setup.compute)
+        setup = assemble(setup.run_config, plan, setup.corpus, setup.roles, setup.device_spec)
     checkpoint.restore(setup.state, decision.saved)
     restored = setup.state.progress
     slower = setup.config.guard.rollback_factor ** (decision.rollbacks - restored.rollbacks)

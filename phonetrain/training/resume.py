@@ -119,7 +119,7 @@ def check_identity(saved: checkpoint.Checkpoint, now: dict[str, Any], run: Run) 
             )
 
 
-def restore_machine(before: dict[str, Any], compute: DeviceSpec) -> list[str]:
+def restore_machine(before: dict[str, Any], device_spec: DeviceSpec) -> list[str]:
     """Set the recorded number of threads; returns a sentence for what differs so that equality cannot be promised.
 
     Threads stay as they are on a machine that differs in other ways too, or has not so many cores: there is no equality
@@ -127,7 +127,7 @@ def restore_machine(before: dict[str, Any], compute: DeviceSpec) -> list[str]:
     """
 
     def differing() -> dict[str, Any]:
-        return {name: value for name, value in describe_machine(compute).items() if before.get(name) != value}
+        return {name: value for name, value in describe_machine(device_spec).items() if before.get(name) != value}
 
     if set(differing()) == {"threads"} and 0 < (before.get("threads") or 0) <= (os.cpu_count() or 1):
         torch.set_num_threads(before["threads"])
@@ -141,20 +141,20 @@ def restore_machine(before: dict[str, Any], compute: DeviceSpec) -> list[str]:
     ]
 
 
-def restore_parts(parts: TrainingSetup, saved: checkpoint.Checkpoint, changes: Sequence[tuple[str, Any, Any]]) -> None:
-    """Load a checkpoint into fresh parts; changes: (key, old, new) of what was changed by hand since it was saved.
+def restore_setup(setup: TrainingSetup, saved: checkpoint.Checkpoint, changes: Sequence[tuple[str, Any, Any]]) -> None:
+    """Load a checkpoint into a fresh setup; changes: (key, old, new) of what was changed by hand since it was saved.
 
     A rate set by hand is the rate that is trained with: what rollbacks had multiplied it by is over.
     """
-    built = parts.state.optimizer.state_dict()["param_groups"]
-    checkpoint.restore(parts.state, saved)
+    built = setup.state.optimizer.state_dict()["param_groups"]
+    checkpoint.restore(setup.state, saved)
     if changes:
         # The saved groups carry the settings of then (decay, betas); the configuration says what they are now.
-        state = parts.state.optimizer.state_dict()
-        parts.state.optimizer.load_state_dict({**state, "param_groups": built})
+        state = setup.state.optimizer.state_dict()
+        setup.state.optimizer.load_state_dict({**state, "param_groups": built})
         before = {key: old for key, old, _ in changes}
-        if parts.state.schedule.changed_by_hand(parts.state.progress.epoch, before):
-            parts.state.progress.rate_scale, parts.state.progress.rollbacks = 1.0, 0
+        if setup.state.schedule.changed_by_hand(setup.state.progress.epoch, before):
+            setup.state.progress.rate_scale, setup.state.progress.rollbacks = 1.0, 0
 
 
 def resume(
@@ -200,9 +200,9 @@ def resume(
         packed = corpus_of(where, config, corpus)
         roles = choose_roles(packed, config.data)
         check_identity(saved, identity(packed, config, roles), where)
-        compute = choose_device(ranks.device(config.device), config.precision)
+        device_spec = choose_device(ranks.device(config.device), config.precision)
         held.enter_context(determinism(config.deterministic))
-        warnings = problems + restore_machine(saved.identity["machine"], compute)
+        warnings = problems + restore_machine(saved.identity["machine"], device_spec)
         plans = plan_stages(config)
         looked_through(packed, roles, plans)
         # Killed after its last checkpoint and before its end was recorded: that is all that is left to do.
@@ -212,13 +212,13 @@ def resume(
             more = next_commands.longer(where, old, max(old.epochs, done) + 10)
             way = f"`{more}` trains longer" if more else "a new run of a recipe with a longer last stage trains longer"
             raise ConfigError(f"{where.path}: {counted(done, 'epoch')} of {plans[-1].stop} wanted are done; {way}")
-        # The stage whose parts were saved: at its very end that is not yet the stage of the next epoch.
+        # The stage whose setup was saved: at its very end that is not yet the stage of the next epoch.
         plan = next(plan for plan in reversed(plans) if plan.start <= stage_start)
-        parts = assemble(config, plan, packed, roles, compute)
-        if parts.factory != saved.identity.get("factory", parts.factory):
+        setup = assemble(config, plan, packed, roles, device_spec)
+        if setup.factory != saved.identity.get("factory", setup.factory):
             warnings.append(f"{config.model.factory}: its text is not the one that the run was trained with so far")
-        restore_parts(parts, saved, changes)
-        progress = parts.state.progress
+        restore_setup(setup, saved, changes)
+        progress = setup.state.progress
         progress.finished = only_the_end
         progress.back_to = progress.back_to if from_checkpoint is None else progress.step
         begun = [event["segment"] for event in where.events() if "segment" in event]
@@ -245,15 +245,15 @@ def resume(
         for key, before, after in changes:
             shown.say(told_change(key, before, after, old, config))
         if any(key in ("epochs", "optimizer.lr") or key.startswith("schedule.") for key, _, _ in changes):
-            shown.say(f"learning rate: {told_rate(where, parts)}")
-        train(where, parts, shown, warnings, bool(changes) or from_checkpoint is not None, ranks, began)
+            shown.say(f"learning rate: {told_rate(where, setup)}")
+        train(where, setup, shown, warnings, bool(changes) or from_checkpoint is not None, ranks, began)
     return where
 
 
-def told_rate(run: Run, parts: TrainingSetup) -> str:
+def told_rate(run: Run, setup: TrainingSetup) -> str:
     """The learning rate of the next step, and the last one that was logged."""
-    progress, batches = parts.state.progress, parts.train.batches_per_epoch
-    rate = float(parts.state.schedule.rates(progress.epoch, batches)[progress.batch]) * progress.rate_scale
+    progress, batches = setup.state.progress, setup.train.batches_per_epoch
+    rate = float(setup.state.schedule.rates(progress.epoch, batches)[progress.batch]) * progress.rate_scale
     lines = [*run.metrics("train"), *run.metrics("epoch")]
     before = max((line for line in lines if line["step"] <= progress.step), key=lambda line: line["step"], default=None)
     return f"{rate:.3g} from here on" + (f"; the last logged was {before['lr']:.3g}" if before else "")

@@ -6,6 +6,7 @@ import contextlib
 import platform
 import subprocess
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,17 +51,28 @@ def shown_by(ranks: ProcessGroup, console: Console | None) -> Console:
     return (console or open_console()) if ranks.is_main else SilentConsole()
 
 
-def prepare(config: RunConfig, corpus: PackedCorpus) -> tuple[Roles, DeviceSpec, TrainingSetup, list[str]]:
-    """Everything before a run is written: roles, compute, the parts of the first stage, warnings about all stages."""
+@dataclass(frozen=True)
+class Prepared:
+    """All that is known before a run is written: the first stage's parts, and warnings about the data of all stages."""
+
+    setup: TrainingSetup
+    warnings: list[str]
+
+
+def prepare(config: RunConfig, corpus: PackedCorpus) -> Prepared:
+    """Choose roles and device, look through the data of every stage, build the first stage; writes nothing.
+
+    Raises ConfigError where the run could not train. The caller closes `setup`.
+    """
     roles = choose_roles(corpus, config.data)
     check_window(corpus, config)
-    compute = choose_device(current().device(config.device), config.precision)
+    device_spec = choose_device(current().device(config.device), config.precision)
     plans = plan_stages(config)
     warnings = looked_through(corpus, roles, plans)
-    if (reason := layer.why_not(compute.device)) is not None:
-        compiler = "Triton" if compute.device.type == "cuda" else "numba"
+    if (reason := layer.why_not(device_spec.device)) is not None:
+        compiler = "Triton" if device_spec.device.type == "cuda" else "numba"
         warnings.append(f"{compiler} makes no kernels here, so layers take torch's own, which is slower ({reason})")
-    return roles, compute, assemble(config, plans[0], corpus, roles, compute), warnings
+    return Prepared(assemble(config, plans[0], corpus, roles, device_spec), warnings)
 
 
 def looked_through(corpus: PackedCorpus, roles: Roles, plans: Sequence[StagePlan]) -> list[str]:
@@ -81,13 +93,13 @@ def looked_through(corpus: PackedCorpus, roles: Roles, plans: Sequence[StagePlan
     return list(said.values())
 
 
-def environment(corpus: PackedCorpus, compute: DeviceSpec, run: Run) -> dict[str, Any]:
+def environment(corpus: PackedCorpus, device_spec: DeviceSpec, run: Run) -> dict[str, Any]:
     """Versions, device, commit, corpus digests and where the corpus lies from the run; no host and no user name."""
     return {
         "python": platform.python_version(),
         "packages": {name: version(name) for name in PACKAGES},
-        "device": compute.reason,
-        "machine": describe_machine(compute),
+        "device": device_spec.reason,
+        "machine": describe_machine(device_spec),
         "commit": commit(),
         "corpus": {
             "digest": corpus.digest,
@@ -117,7 +129,7 @@ def commit() -> str | None:
 
 def train(
     run: Run,
-    parts: TrainingSetup,
+    setup: TrainingSetup,
     console: Console,
     warnings: Sequence[str],
     save_first: bool,
@@ -129,22 +141,22 @@ def train(
     save_first: the present state is in no checkpoint yet; with one, a process that is killed at once can be resumed.
     began: as in Trainer.
     """
-    config = parts.run_config
+    config = setup.run_config
     ranks.barrier()  # all have read what rank 0 is about to write
     settings = {"config": config.to_dict()}
     tracker = open_tracker(config.tracking, run, settings, console.say, console.warn) if ranks.is_main else Tracker()
     plan = {
         "run": str(run.path),
         "epochs": plan_stages(config)[-1].stop,
-        "steps_per_epoch": parts.train.batches_per_epoch,
-        "model": f"{describe(parts)['model']['parameters']:,} parameters",
-        "data": f"{parts.train.num_frames:,} frames of {parts.roles.train}; scored on {parts.roles.dev} "
-        f"in {parts.compute.precision}",
-        "device": f"{parts.compute.reason}, {parts.compute.precision}",
-        "loader": parts.train.reason,
+        "steps_per_epoch": setup.train.batches_per_epoch,
+        "model": f"{describe(setup)['model']['parameters']:,} parameters",
+        "data": f"{setup.train.num_frames:,} frames of {setup.roles.train}; scored on {setup.roles.dev} "
+        f"in {setup.device_spec.precision}",
+        "device": f"{setup.device_spec.reason}, {setup.device_spec.precision}",
+        "loader": setup.train.reason,
     }
     with noticed_signals() as request:
-        trainer = Trainer(run, parts, console, tracker, request, began)
+        trainer = Trainer(run, setup, console, tracker, request, began)
         trainer.record_built()
         try:
             console.start(plan)
@@ -164,7 +176,7 @@ def train(
 
 def end(trainer: Trainer, reason: str, request: StopRequest, **fields: Any) -> None:
     """Close what is open, record the end of the segment, say what comes next. fields: more for the record."""
-    trainer.parts.close()
+    trainer.setup.close()
     try:
         # Before the tracker is waited for, up to a minute in which the machine may be taken away.
         trainer.event("run_finished" if reason == "finished" else "segment_ended", reason=reason, **fields)

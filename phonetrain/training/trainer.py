@@ -43,19 +43,19 @@ class Pause(NamedTuple):
 
 
 class Trainer:
-    """Trains the parts of a run and records what happens. `train` returns why it ended.
+    """Trains a run and records what happens. `train` returns why it ended.
 
     began: monotonic time from which on the run's time is counted.
     """
 
     def __init__(
-        self, run: Run, parts: TrainingSetup, console: Console, tracker: Tracker, request: StopRequest, began: float
+        self, run: Run, setup: TrainingSetup, console: Console, tracker: Tracker, request: StopRequest, began: float
     ) -> None:
-        self.run, self.parts, self.console, self.tracker, self.request = run, parts, console, tracker, request
-        self.plans = plan_stages(parts.run_config)
-        stop = parts.run_config.stop
+        self.run, self.setup, self.console, self.tracker, self.request = run, setup, console, tracker, request
+        self.plans = plan_stages(setup.run_config)
+        stop = setup.run_config.stop
         self.deadline = Deadline(None if stop.max_time is None else duration(stop.max_time), stop.stop_at, began)
-        self.watch = nonfinite.DivergenceWatch(parts.config.guard.divergence)
+        self.watch = nonfinite.DivergenceWatch(setup.config.guard.divergence)
         self.last_saved = self.last_logged = time.monotonic()
         self.scoring_seconds: float | None = None
         self.recent_paces: deque[float] = deque(maxlen=20)  # seconds a frame
@@ -67,12 +67,12 @@ class Trainer:
 
     @property
     def progress(self) -> Progress:
-        return self.parts.state.progress
+        return self.setup.state.progress
 
     @property
     def sees_every_step(self) -> bool:
         """Whether the host looks at what each step came to: on a CPU that costs nothing, on CUDA it would wait."""
-        return self.parts.compute.device.type == "cpu"
+        return self.setup.device_spec.device.type == "cpu"
 
     def event(self, name: str, **fields: Any) -> None:
         """Record an event at the present position."""
@@ -91,13 +91,13 @@ class Trainer:
         """
         while not self.progress.finished:
             self.enter_stage()
-            self.watch.factor = self.parts.config.guard.divergence  # as its stage has it, after a rollback too
+            self.watch.factor = self.setup.config.guard.divergence  # as its stage has it, after a rollback too
             stop = self.train_batches()
             if stop is None:
-                if self.progress.batch < self.parts.train.batches_per_epoch:
+                if self.progress.batch < self.setup.train.batches_per_epoch:
                     continue  # numbers went bad, and the position was moved
                 self.end_epoch()
-                patience = self.parts.config.stop.patience
+                patience = self.setup.config.stop.patience
                 if patience is not None and self.progress.epochs_since_best >= patience:
                     return "early_stopped"
                 pause = self.pause_due()  # the epoch's end has saved already
@@ -110,15 +110,15 @@ class Trainer:
         return "finished"
 
     def enter_stage(self) -> None:
-        """Rebuild the parts where the next epoch belongs to another stage than the parts do."""
+        """Build another setup where the next epoch belongs to another stage."""
         plan = next(plan for plan in self.plans if plan.start <= self.progress.epoch < plan.stop)
-        if plan == self.parts.plan:
+        if plan == self.setup.plan:
             return
-        old = self.parts
+        old = self.setup
         old.close()  # first: a device that holds the corpus once may not have room for it twice
         scale = old.state.progress.rate_scale
-        self.parts = assemble(old.run_config, plan, old.corpus, old.roles, old.compute)
-        transfer(old, self.parts)
+        self.setup = assemble(old.run_config, plan, old.corpus, old.roles, old.device_spec)
+        transfer(old, self.setup)
         for key, before, after in diff(old.config, plan.config):
             if key == "epochs":  # how far the schedule reaches, which is not the run's setting of this name
                 continue
@@ -130,8 +130,8 @@ class Trainer:
 
     def record_built(self) -> None:
         """Write what was really built, as it is now, to built.json and the tracker."""
-        set_next_rates(self.parts)
-        built = describe(self.parts)
+        set_next_rates(self.setup)
+        built = describe(self.setup)
         self.run.write_json(self.run.built_path, built)
         self.tracker.config({"built": built})
 
@@ -141,14 +141,14 @@ class Trainer:
         Returns why to stop, or None: the position then says whether the epoch is at its end or was left because
         numbers went bad.
         """
-        parts, progress = self.parts, self.progress
-        batches = parts.train.batches_per_epoch
-        rates = parts.state.schedule.rates(progress.epoch, batches)
-        momenta = parts.state.schedule.momenta(progress.epoch, batches)
-        log_every = parts.config.tracking.log_every
+        setup, progress = self.setup, self.progress
+        batches = setup.train.batches_per_epoch
+        rates = setup.state.schedule.rates(progress.epoch, batches)
+        momenta = setup.state.schedule.momenta(progress.epoch, batches)
+        log_every = setup.config.tracking.log_every
         start, clock, entered = progress.epoch_seconds, time.monotonic(), progress.batch
         began = clock
-        stream = parts.updates.epoch(
+        stream = setup.updates.epoch(
             progress.epoch, progress.batch, progress.step, rates * progress.rate_scale, momenta, warn=self.not_captured
         )
         try:
@@ -180,7 +180,7 @@ class Trainer:
                     return pause.stop
                 self.save()
         except PhonedataError:
-            if int(parts.step.status.nonfinite_at) < 0:
+            if int(setup.step.status.nonfinite_at) < 0:
                 self.save()  # the corpus failed between two steps: what was learnt so far is sound
             raise
         finally:
@@ -189,15 +189,15 @@ class Trainer:
 
     def recovered_from_bad_step(self, rates: Table) -> bool:
         """Whether a step went bad; if so the run went back to it and did what was decided. rates: of this epoch."""
-        bad, progress = int(self.parts.step.status.nonfinite_at), self.progress
+        bad, progress = int(self.setup.step.status.nonfinite_at), self.progress
         if bad < 0:
             return False
         progress.step, progress.batch = bad, progress.batch - (progress.step - bad)
         rate = float(rates[progress.batch]) * progress.rate_scale
         evidence = self.investigate(bad, progress.batch, rate)
-        self.parts.step.status.clear()
+        self.setup.step.status.clear()
         since = bad - self.recovery.skips_before(bad)
-        self.apply(self.recovery.decide(self.parts, evidence, self.parts.config.guard.policy, since))
+        self.apply(self.recovery.decide(self.setup, evidence, self.setup.config.guard.policy, since))
         return True
 
     def recovered_from_overflows(self, rate: float) -> bool:
@@ -205,7 +205,7 @@ class Trainer:
 
         A row that no scale ends is treated like a loss that is not finite, except that leaving out batches cannot help.
         """
-        scale, progress, policy = self.parts.step.loss_scale, self.progress, self.parts.config.guard.policy
+        scale, progress, policy = self.setup.step.loss_scale, self.progress, self.setup.config.guard.policy
         if scale is None:
             return False
         row = int(scale.overflows_in_a_row)
@@ -216,18 +216,18 @@ class Trainer:
         evidence = self.investigate(progress.step - 1, progress.batch - 1, rate)
         scale.begin_anew()
         policy = "stop" if policy == "skip" else policy
-        self.apply(self.recovery.decide(self.parts, evidence, policy, since=progress.step - row))
+        self.apply(self.recovery.decide(self.setup, evidence, policy, since=progress.step - row))
         return True
 
     def investigate(self, step: int, index: int, rate: float) -> Evidence:
         """Replay batch `index` of this epoch as step `step`, keep the evidence, record what was found."""
-        evidence = self.recovery.investigate(self.parts, step, index, rate)
+        evidence = self.recovery.investigate(self.setup, step, index, rate)
         finding, directory = evidence.finding, evidence.directory
         if evidence.problem is not None:
             self.console.warn(evidence.problem)
         self.event(
             "nonfinite",
-            policy=self.parts.config.guard.policy,
+            policy=self.setup.config.guard.policy,
             message=finding.sentence(),
             where=finding.where,
             lr=finding.rate,
@@ -258,7 +258,7 @@ class Trainer:
     def roll_back(self, decision: RollBack) -> None:
         """Go back to a checkpoint with a lower learning rate; what was trained since stays in the files."""
         left, saved = self.progress.step, decision.saved.progress
-        self.parts = go_back(self.parts, self.plans, decision)
+        self.setup = go_back(self.setup, self.plans, decision)
         rate_scale = self.progress.rate_scale
         self.watch.forget()
         self.event("segment_started", parent=saved.segment, by="rollback")
@@ -296,16 +296,16 @@ class Trainer:
             scoring = self.scoring_seconds
             if scoring is None:  # not measured yet: a forward pass is about a third of a step's work
                 # The fastest of the recent ones: the first steps also compile kernels and read the corpus.
-                scoring = self.parts.dev.num_frames * min(self.recent_paces, default=0.0) / 2
+                scoring = self.setup.dev.num_frames * min(self.recent_paces, default=0.0) / 2
             if self.deadline.reached(2.0 + 1.5 * scoring + 2 * self.saving_seconds):
                 return "deadline"
-        due = time.monotonic() - self.last_saved > 60 * self.parts.config.checkpoint.every_minutes
+        due = time.monotonic() - self.last_saved > 60 * self.setup.config.checkpoint.every_minutes
         return "checkpoint" if due else None
 
     def log(self, rate: float, batches: int) -> None:
         """Fetch the sums of the interval since the last line, write them, and look at where the loss is going."""
-        progress, step = self.progress, self.parts.step
-        sums = self.parts.state.metrics.sums()
+        progress, step = self.progress, self.setup.step
+        sums = self.setup.state.metrics.sums()
         interval = sums - FrameSums(*progress.logged)
         progress.logged = sums.as_list()
         now = time.monotonic()
@@ -326,8 +326,8 @@ class Trainer:
             scale = {"loss_scale": float(step.loss_scale.scale), "skipped": skipped}
         self.write_metric("train", **line, **scale, seconds=progress.epoch_seconds)
         shown = {name: line[name] for name in ("loss", "accuracy", "lr", "frames_per_second")}
-        if self.parts.compute.device.type == "cuda":
-            shown["memory"] = torch.cuda.memory_allocated(self.parts.compute.device)
+        if self.setup.device_spec.device.type == "cuda":
+            shown["memory"] = torch.cuda.memory_allocated(self.setup.device_spec.device)
         self.console.progress(
             epoch=progress.epoch, step_in_epoch=progress.batch, steps_per_epoch=batches, **shown, **scale
         )
@@ -343,10 +343,10 @@ class Trainer:
 
     def end_epoch(self) -> None:
         """Score, tell the schedule, record the epoch's line, keep the best, save."""
-        parts, progress = self.parts, self.progress
-        trained = parts.state.metrics.result()
+        setup, progress = self.setup, self.progress
+        trained = setup.state.metrics.result()
         dev = self.score()
-        rates = parts.state.schedule.rates(progress.epoch, parts.train.batches_per_epoch)
+        rates = setup.state.schedule.rates(progress.epoch, setup.train.batches_per_epoch)
         best = self.is_best(dev)
         if best:
             self.note_best(dev)
@@ -370,16 +370,16 @@ class Trainer:
         else:
             self.warn(
                 f"the dev loss is {dev['loss']}, so this epoch is not taken for the best: "
-                f"{why_not_finite(parts.corpus, parts.roles.dev)}"
+                f"{why_not_finite(setup.corpus, setup.roles.dev)}"
             )
-        parts.state.schedule.end_epoch(
+        setup.state.schedule.end_epoch(
             {name: line[name] for name in ("train_loss", "train_accuracy", "dev_loss", "dev_accuracy")}
         )
         progress.seconds += progress.epoch_seconds
         progress.epoch, progress.batch, progress.epoch_seconds = progress.epoch + 1, 0, 0.0
         progress.logged = [0.0, 0, 0]
         progress.finished = progress.epoch >= self.plans[-1].stop
-        parts.state.metrics.reset()
+        setup.state.metrics.reset()
         self.run.drop_pointer("before_nonfinite")
         self.save()
         if best:
@@ -389,9 +389,9 @@ class Trainer:
 
     def score(self) -> dict[str, float | int]:
         """Scores of the dev partition in the training precision; answered: how many phonemes were answered at all."""
-        parts, began = self.parts, time.monotonic()
-        self.console.progress(epoch=self.progress.epoch, step_in_epoch=self.progress.batch, phase=parts.roles.dev)
-        sums = score(parts.scored_model, parts.dev, parts.compute, len(parts.corpus.phonemes), confusion=True)
+        setup, began = self.setup, time.monotonic()
+        self.console.progress(epoch=self.progress.epoch, step_in_epoch=self.progress.batch, phase=setup.roles.dev)
+        sums = score(setup.scored_model, setup.dev, setup.device_spec, len(setup.corpus.phonemes), confusion=True)
         result = sums.result() | {"answered": int(sums.confusion.any(0).sum())}
         self.scoring_seconds = time.monotonic() - began
         self.last_logged += self.scoring_seconds
@@ -413,7 +413,7 @@ class Trainer:
         dev = self.score()
         best = self.is_best(dev)
         self.write_metric(
-            "evaluate", partition=self.parts.roles.dev, dev_loss=dev["loss"], dev_accuracy=dev["accuracy"], best=best
+            "evaluate", partition=self.setup.roles.dev, dev_loss=dev["loss"], dev_accuracy=dev["accuracy"], best=best
         )
         if best:
             self.note_best(dev)
@@ -423,31 +423,31 @@ class Trainer:
     def check_life(self, dev: dict[str, float | int]) -> None:
         """Say once if the net is dead, at the end of the first epochs: from the first that ends well after warm-up on,
         or the last where warm-up is longer than the run."""
-        batches = self.parts.train.batches_per_epoch
-        first = min(2 * self.parts.state.schedule.warmup_steps(batches) // batches, self.plans[-1].stop - 1)
+        batches = self.setup.train.batches_per_epoch
+        first = min(2 * self.setup.state.schedule.warmup_steps(batches) // batches, self.plans[-1].stop - 1)
         if self.warned_of_dead_net or not first <= self.progress.epoch < first + LIFE_EPOCHS:
             return
-        message = nonfinite.dead_net(dev["loss"], dev["answered"], len(self.parts.corpus.phonemes))
+        message = nonfinite.dead_net(dev["loss"], dev["answered"], len(self.setup.corpus.phonemes))
         if message is not None:
             self.warned_of_dead_net = True
             self.warn(message)
 
     def save(self) -> None:
         """Write a checkpoint of the present position."""
-        began, parts = time.monotonic(), self.parts
-        about = identity(parts.corpus, parts.run_config, parts.roles) | {
-            "machine": describe_machine(parts.compute),
-            "config": parts.run_config.to_dict(),
-            "stage": parts.plan.start,
-            "factory": parts.factory,
+        began, setup = time.monotonic(), self.setup
+        about = identity(setup.corpus, setup.run_config, setup.roles) | {
+            "machine": describe_machine(setup.device_spec),
+            "config": setup.run_config.to_dict(),
+            "stage": setup.plan.start,
+            "factory": setup.factory,
         }
         self.run.sync_metrics()
-        path, size = checkpoint.save(self.run, parts.state, about, parts.config.checkpoint.keep)
+        path, size = checkpoint.save(self.run, setup.state, about, setup.config.checkpoint.keep)
         self.last_saved = time.monotonic()
         self.saving_seconds = self.last_saved - began
         self.last_logged += self.saving_seconds
         if self.progress.step and (self.saved is None or not self.saved[0]):  # before any step there are no moments
-            kept = parts.config.checkpoint.keep
+            kept = setup.config.checkpoint.keep
             self.console.say(f"a checkpoint takes {short(size)}B; the newest {kept} and the best are kept")
         self.saved = self.progress.step, size
         self.event("checkpoint_saved", batch=self.progress.batch, path=path.name, bytes=size)

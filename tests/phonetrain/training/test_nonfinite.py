@@ -192,7 +192,7 @@ def test_values_that_float16_cannot_hold_train_in_fp32(tmp_path):
 def test_decision_moves_nothing(poisoned_corpus, tmp_path):
     """The trainer asks and applies: after 10 batches in a row the eleventh is a reason to stop."""
     config = tiny_config(*ONE_FRAME, f"data.corpus={poisoned_corpus.path}")
-    setup, run = prepare(config, poisoned_corpus)[2], Run.create(tmp_path / "run", "run")
+    setup, run = prepare(config, poisoned_corpus).setup, Run.create(tmp_path / "run", "run")
     recovery, report = Recovery(run), nonfinite.NonfiniteReport("loss", "cross entropy", "output", None)
     for step in range(CONSECUTIVE_SKIPS + 1):
         setup.state.progress.step = step

@@ -129,25 +129,25 @@ def test_fifty_steps_of_a_recipe_are_those_of_a_plain_loop(name, learnable_corpu
     few += ["schedule.warmup_steps=10"] if config.schedule.warmup_steps else []
     few += ["model.depth=4"] if (config.model.depth or 0) > 5 else []  # rounding grows with every layer
     config = config.override(few).override(["batch_size=240", *(each for each in SMALL if "batch" not in each)])
-    _, _, parts, _ = prepare(config, learnable_corpus)
+    setup = prepare(config, learnable_corpus).setup
     try:
-        plain = reference.plain_net(parts.state.model, getattr(torch.nn, ACTIVATIONS[config.model.activation]))
-        batches, losses, before = parts.train.batches_per_epoch, [], 0.0
+        plain = reference.plain_net(setup.state.model, getattr(torch.nn, ACTIVATIONS[config.model.activation]))
+        batches, losses, before = setup.train.batches_per_epoch, [], 0.0
         made = [
-            (batch.windows.clone(), batch.labels.clone()) for epoch in range(2) for batch in parts.train.epoch(epoch)
+            (batch.windows.clone(), batch.labels.clone()) for epoch in range(2) for batch in setup.train.epoch(epoch)
         ]
         wanted = reference.train_recipe_plainly(config, plain, made)
         for epoch in range(2):
             rates, momenta = (
-                table(epoch, batches) for table in (parts.state.schedule.rates, parts.state.schedule.momenta)
+                table(epoch, batches) for table in (setup.state.schedule.rates, setup.state.schedule.momenta)
             )
-            for frames in parts.updates.epoch(epoch, 0, epoch * batches, rates, momenta):
-                total = float(parts.state.metrics.loss_sum)
+            for frames in setup.updates.epoch(epoch, 0, epoch * batches, rates, momenta):
+                total = float(setup.state.metrics.loss_sum)
                 losses.append((total - before) / frames)
                 before = total
-            parts.state.schedule.end_epoch({"dev_loss": 1.0 - epoch})
+            setup.state.schedule.end_epoch({"dev_loss": 1.0 - epoch})
     finally:
-        parts.close()
+        setup.close()
     assert len(losses) == 50
     assert losses[:10] == pytest.approx(wanted[:10], rel=1e-4)
     assert losses == pytest.approx(wanted, rel=5e-3)
