@@ -90,7 +90,7 @@ def tables_run_out(monkeypatch):
 
 def net(dim: int, classes: int, dropout: float = 0.3) -> nn.Module:
     torch.manual_seed(1)
-    return nn.Sequential(
+    model = nn.Sequential(
         nn.Flatten(),
         nn.Linear(WINDOW.width * dim, 24),
         nn.BatchNorm1d(24),
@@ -101,6 +101,8 @@ def net(dim: int, classes: int, dropout: float = 0.3) -> nn.Module:
         nn.GELU(),
         nn.Linear(24, classes),
     )
+    model.logits_matrix = "8.weight"  # for Muon, as build_model notes it
+    return model
 
 
 def classifier(dim: int, classes: int) -> nn.Module:

@@ -22,7 +22,7 @@ CLASSES, WIDTH, DIM = 7, 5, 6
 
 def net(dropout: float = 0.0, seed: int = 1) -> nn.Module:
     torch.manual_seed(seed)
-    return nn.Sequential(
+    model = nn.Sequential(
         nn.Flatten(),
         nn.Linear(WIDTH * DIM, 32),
         nn.BatchNorm1d(32),
@@ -30,6 +30,8 @@ def net(dropout: float = 0.0, seed: int = 1) -> nn.Module:
         nn.Dropout(dropout),
         nn.Linear(32, CLASSES),
     )
+    model.logits_matrix = "5.weight"  # for Muon, as build_model notes it
+    return model
 
 
 def batches(count: int, frames: int = 48):
