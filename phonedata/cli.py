@@ -5,7 +5,7 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 from cyclopts import App, CycloptsError, Parameter, UnknownCommandError
 
@@ -37,7 +37,7 @@ def pack(
     part: str | None = None,
     stats_only: Flag = False,
     json_output: Json = False,
-):
+) -> None:
     """Pack the raw folder RAW into the corpus PACKED, whole or not at all.
 
     Repeat an interrupted call and it continues where it stopped.
@@ -90,13 +90,13 @@ def pack(
             part=_parse_part(part),
             stats_only=stats_only,
         )
-    _show(json.dumps(report.to_dict(), indent=2) if json_output else as_flags(str(report)))
+    _show(report.to_dict(), as_flags(str(report)), json_output)
 
 
-def _show(told) -> None:
-    """Print a result; a disk that is full where it goes is one line, a reader that left is main's business."""
+def _show(result: dict[str, Any], text: str, as_json: bool) -> None:
+    """Print a result, `text` for people or `result` as JSON; a full disk where it goes is one line."""
     try:
-        print(told, flush=True)
+        print(json.dumps(result, indent=2, ensure_ascii=False) if as_json else text, flush=True)
     except BrokenPipeError:
         raise
     except OSError as error:
@@ -125,7 +125,8 @@ def extract(
     rate: int = 16000,
     skip_bad: Flag = False,
     workers: int | None = None,
-):
+    json_output: Json = False,
+) -> None:
     """Compute MFCC and frame labels of the folder AUDIO into the new raw folder RAW, ready to pack.
 
     AUDIO holds one folder a partition, with .wav or .flac files at any depth and beside each, except in a test
@@ -148,6 +149,8 @@ def extract(
         Leave out utterances that cannot be read, and list them.
     workers
         Processes; by default one per processor.
+    json_output
+        Print the report as JSON.
     """
     from .packing.extract import extract as run
     from .progress import ProgressLine
@@ -155,11 +158,12 @@ def extract(
 
     frontend = FrontEnd(rate_hz=rate, mel_bins=mel_bins, coefficients=coefficients)
     with ProgressLine() as line:
-        _show(run(audio, raw, frontend=frontend, skip_bad=skip_bad, workers=workers, progress=line))
+        report = run(audio, raw, frontend=frontend, skip_bad=skip_bad, workers=workers, progress=line)
+    _show(report.to_dict(), str(report), json_output)
 
 
 @app.command
-def merge(packed: Path, /, *, replace: Flag = False, remove_parts: Flag = False, json_output: Json = False):
+def merge(packed: Path, /, *, replace: Flag = False, remove_parts: Flag = False, json_output: Json = False) -> None:
     """Merge the parts in PACKED.parts into the corpus PACKED; a second call changes nothing.
 
     Parameters
@@ -178,7 +182,7 @@ def merge(packed: Path, /, *, replace: Flag = False, remove_parts: Flag = False,
 
     with ProgressLine() as line:
         report = run(packed, replace=replace, remove_parts=remove_parts, progress=line)
-    _show(json.dumps(report.to_dict(), indent=2) if json_output else report)
+    _show(report.to_dict(), str(report), json_output)
 
 
 @app.command
@@ -190,7 +194,7 @@ def inspect(
     partition: str | None = None,
     utterance: str | None = None,
     json_output: Json = False,
-):
+) -> None:
     """Show what the corpus PACKED holds: partitions, hours, labels, lengths, coefficients.
 
     Parameters
@@ -210,13 +214,13 @@ def inspect(
     from .format.describe import plot_utterance
 
     found = run(packed)
-    _show(json.dumps(found.to_dict(), indent=2, ensure_ascii=False) if json_output else found)
+    _show(found.to_dict(), str(found), json_output)
     if plot is not None:
         print(f"drawn: {plot_utterance(found.corpus, plot, partition, utterance)}", file=sys.stderr)
 
 
 @app.command
-def verify(packed: Path, /, *, json_output: Json = False):
+def verify(packed: Path, /, *, json_output: Json = False) -> None:
     """Read every byte of the corpus PACKED against its digests.
 
     Parameters
@@ -233,32 +237,38 @@ def verify(packed: Path, /, *, json_output: Json = False):
     with ProgressLine() as line:
         size = corpus.verify(line)
     result = {"path": str(packed), "digest": corpus.digest, "bytes": size, "intact": True}
-    _show(json.dumps(result) if json_output else f"{packed}: intact, {size:,} bytes, {corpus.digest}")
+    _show(result, f"{packed}: intact, {size:,} bytes, {corpus.digest}", json_output)
 
 
 def as_flags(message: str) -> str:
-    """An error's words for the command line: `replace=True` is `--replace` here, `cmvn='train'` is `--cmvn train`."""
+    """A message of the Python functions for the command line: `replace=True` is `--replace`, `cmvn='train'` is
+    `--cmvn train`."""
 
-    def flag(found: re.Match) -> str:
-        name = found[1].replace("_", "-")
-        return f"--{name}" if found[2] == "True" else f"--{name} {found[3]}"
+    def flag(match: re.Match[str]) -> str:
+        name = match[1].replace("_", "-")
+        return f"--{name}" if match[2] == "True" else f"--{name} {match[3]}"
 
     return re.sub(r"\b(replace|skip_bad|cmvn|dtype|train_partition)=(True|'([^']*)')", flag, message)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; only phonedata's own errors become one line, anything else keeps its traceback."""
+    """Run the command line and exit: 0 done, 1 could not be done, 2 said wrongly, 130 interrupted.
+
+    Only phonedata's own errors and a refused permission become one line; anything else keeps its traceback.
+    """
     words = sys.argv[1:] if arguments is None else arguments
     try:
         command, bound, _ = app.parse_args(words, exit_on_error=False, print_error=False)
         command(*bound.args, **bound.kwargs)
     except CycloptsError as error:
         usage = " ".join(["phonedata", *([] if isinstance(error, UnknownCommandError) else words[:1]), "--help"])
-        print(f"error: {' '.join(str(error).split())} See `{usage}`", file=sys.stderr)
-        sys.exit(2)
+        _refuse(f"{error} see `{usage}`", 2)
+    except SpecError as error:
+        _refuse(as_flags(str(error)), 2)
     except PhonedataError as error:
-        print(f"error: {as_flags(str(error))}", file=sys.stderr)
-        sys.exit(1)
+        _refuse(as_flags(str(error)), 1)
+    except PermissionError as error:
+        _refuse(f"{error.filename}: you may not read or write it ({error.strerror})", 1)
     except BrokenPipeError:
         # The reader of our output (`| head`) has gone; what is still buffered goes nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -268,3 +278,8 @@ def main(arguments: list[str] | None = None) -> None:
         onward = "; the same command continues where it stopped" if words[:1] in (["pack"], ["extract"]) else ""
         print(f"interrupted{onward}", file=sys.stderr)
         sys.exit(130)
+
+
+def _refuse(message: str, code: int) -> NoReturn:
+    print(f"phonedata: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)

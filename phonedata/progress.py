@@ -1,25 +1,41 @@
-"""Progress on the terminal: one line with rate and time left, on standard error."""
+"""Progress on standard error: a bar with rate and time left on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
 
 import sys
 import time
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 
 class ProgressLine:
-    """A progress callback that keeps one line on standard error up to date: at most ten times a second on a
-    terminal, every ten seconds elsewhere."""
+    """A progress callback: on a terminal a bar that is taken away at the end, elsewhere a line every ten seconds.
 
-    def __init__(self, stream=None):
+    Call it with (stage, done, total, unit); a new stage starts a new bar. Use it as a context manager.
+    """
+
+    def __init__(self, stream: TextIO | None = None):
         self.stream = stream or sys.stderr
         self._terminal = self.stream.isatty()
-        self._stage, self._started, self._first, self._shown, self._width = None, 0.0, 0, 0.0, 0
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[rate]}"),
+        )
+        screen = Console(file=self.stream)
+        self._bar = Progress(*columns, console=screen, transient=True, disable=not self._terminal)
+        self._task = self._bar.add_task("", visible=False, rate="")
+        self._stage, self._started, self._first, self._shown = "", 0.0, 0, 0.0
 
-    def __enter__(self):
+    def __enter__(self) -> ProgressLine:
+        self._bar.start()
         return self
 
-    def __exit__(self, *_):
-        if self._terminal and self._width:
-            self.stream.write("\r" + " " * self._width + "\r")
-            self.stream.flush()
+    def __exit__(self, *_: Any) -> None:
+        self._bar.stop()
 
     def __call__(self, stage: str, done: int, total: int, unit: str = "frames") -> None:
         now = time.monotonic()
@@ -33,7 +49,9 @@ class ProgressLine:
         rate = (done - self._first) / max(now - self._started, 1e-9)
         left = (total - done) / rate if rate > 0 else 0.0
         minutes, seconds = divmod(round(left), 60)
-        text = f"{stage} {100 * done / max(total, 1):5.1f} %  {rate:,.0f} {unit}/s  {minutes}:{seconds:02d} left"
-        self._width = max(self._width, len(text))
-        self.stream.write("\r" + text.ljust(self._width) if self._terminal else text + "\n")
-        self.stream.flush()
+        text = f"{rate:,.0f} {unit}/s  {minutes}:{seconds:02d} left"
+        if self._terminal:
+            self._bar.update(self._task, description=stage, completed=done, total=total, rate=text, visible=True)
+        else:
+            self.stream.write(f"{stage} {100 * done / max(total, 1):5.1f} %  {text}\n")
+            self.stream.flush()

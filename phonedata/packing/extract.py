@@ -45,6 +45,15 @@ class ExtractReport:
         lines += [f"left out: {problem.message}" for problem in self.left_out]
         return "\n".join([*lines, *self.notes, str(self.path)])
 
+    def to_dict(self) -> dict[str, object]:
+        """The report as plain values, for JSON."""
+        return {
+            "path": str(self.path),
+            "partitions": {name: {"utterances": u, "frames": n} for name, (u, n) in self.partitions.items()},
+            "left_out": [problem.to_dict() for problem in self.left_out],
+            "notes": list(self.notes),
+        }
+
 
 def extract(
     audio,
@@ -55,7 +64,7 @@ def extract(
     workers: int | None = None,
     progress: Callable[..., None] | None = None,
 ) -> ExtractReport:
-    """DeviceSpec MFCC and frame labels of the folder `audio` and write them to the new folder `raw`.
+    """Compute MFCC and frame labels of the folder `audio` and write them to the new folder `raw`.
 
     The label of a frame is the phone that covers its centre. `progress(stage, done, total, unit)` counts them. An
     interrupted call continues where it stopped when it is repeated. `workers` processes (default: the cores this one

@@ -301,6 +301,23 @@ def export(
     print_result({"export": str(path)}, str(path), json)
 
 
+@app.command
+def settings(name: str | None = None, /, *, json: Flag = False) -> None:
+    """Every setting with its type, its default and what it does: `phonetrain settings [SECTION or SETTING]`.
+
+    Parameters
+    ----------
+    name
+        A section, as optimizer, or one setting, as optimizer.lr; `run` means those in no section.
+    json
+        Print them as JSON.
+    """
+    from .settings import settings, settings_text
+
+    table = settings(name)
+    print_result(table, settings_text(table), json)
+
+
 def _limits(max_time: str | None, stop_at: str | None) -> tuple[str, ...]:
     limits = {"stop.max_time": max_time, "stop.stop_at": stop_at}
     return tuple(f'{key}="{value}"' for key, value in limits.items() if value is not None)

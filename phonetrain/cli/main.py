@@ -67,7 +67,7 @@ def exit_code(tokens: Sequence[str]) -> int:
 def _checked(tokens: Sequence[str]) -> int:
     from cyclopts import CycloptsError, UnknownCommandError, UnknownOptionError, UnusedCliTokensError
 
-    from phonedata import PhonedataError
+    from phonedata import PhonedataError, SpecError
 
     from ..errors import ConfigError, PhonetrainError
     from .commands import app
@@ -99,7 +99,7 @@ def _checked(tokens: Sequence[str]) -> int:
             hint = "a setting has no spaces around its =, as epochs=3; see"
         command = [] if isinstance(error, UnknownCommandError) else rest[:1]
         return _refuse(f"{said} {hint} `{' '.join(['phonetrain', *command, '--help'])}`", 2)
-    except ConfigError as error:
+    except (ConfigError, SpecError) as error:
         return _refuse(_one_line(error), 2)
     except (PhonetrainError, PhonedataError) as error:
         return _refuse(_one_line(error), 1)

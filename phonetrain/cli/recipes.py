@@ -51,7 +51,7 @@ def show_recipe(name: str, /, *, corpus: Path | None = None, json: Flag = False,
 
 
 @recipes.command(name="copy")
-def copy_recipe(name: str, out: Path | None = None, /) -> None:
+def copy_recipe(name: str, out: Path | None = None, /, *, json: Flag = False) -> None:
     """Copy a recipe to a file of your own, to change and to train: `phonetrain fit NAME.toml`.
 
     Parameters
@@ -60,6 +60,8 @@ def copy_recipe(name: str, out: Path | None = None, /) -> None:
         A name from `phonetrain recipes list`.
     out
         The new file; default NAME.toml here.
+    json
+        Print the path as JSON.
     """
     from ..config.toml import locate, read_text
     from ..errors import ConfigError
@@ -73,4 +75,4 @@ def copy_recipe(name: str, out: Path | None = None, /) -> None:
         raise ConfigError(f"{path}: is there already; give another name: phonetrain recipes copy {name} FILE") from None
     except OSError as error:
         raise ConfigError(f"{path}: could not be written ({error.strerror})") from None
-    print(path)
+    print_result({"recipe": str(path)}, str(path), json)

@@ -74,7 +74,6 @@ def test_json_is_for_programs(tiny_raw, tmp_path, capsys):
         (["verify", "nowhere"], "does not exist; make one with: phonedata pack RAW nowhere"),
         (["inspect", "."], "no packed corpus (no zarr.json in it)"),
         (["pack", "nowhere", "packed"], "nowhere: does not exist"),
-        (["pack", ".", "packed", "--part", "x"], "wanted I/N"),
         (["merge", "packed"], "no parts; make them with"),
     ],
 )
@@ -84,16 +83,18 @@ def test_our_errors_are_one_line(arguments, message, tmp_path, monkeypatch, caps
         main(arguments)
     assert caught.value.code == 1
     out, err = capsys.readouterr()
-    assert out == "" and err.startswith("error: ") and err.count("\n") == 1 and message in err
+    assert out == "" and err.startswith("phonedata: ") and err.count("\n") == 1 and message in err
 
 
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["pack"], "parameter RAW requires an argument. See `phonedata pack --help`"),
+        (["pack"], "parameter RAW requires an argument. see `phonedata pack --help`"),
         (["pck", "a", "b"], 'Did you mean "pack"?'),
         (["pack", "a", "b", "--worker", "2"], "Did you mean --workers?"),
         (["pack", "a", "b", "--workers", "x"], 'unable to convert "x" into int'),
+        (["pack", ".", "packed", "--part", "x"], "wanted I/N"),
+        (["pack", ".", "packed", "--context", "-1"], "wanted a whole number of rows"),
     ],
 )
 def test_a_slip_in_the_command_is_one_line(arguments, message, capsys):
@@ -101,7 +102,7 @@ def test_a_slip_in_the_command_is_one_line(arguments, message, capsys):
         main(arguments)
     assert caught.value.code == 2
     out, err = capsys.readouterr()
-    assert out == "" and err.startswith("error: ") and err.count("\n") == 1 and message in err
+    assert out == "" and err.startswith("phonedata: ") and err.count("\n") == 1 and message in err
 
 
 def test_a_raw_folder_in_the_place_of_a_corpus_is_not_to_be_packed_into_itself(tiny_raw, capsys):
@@ -120,7 +121,7 @@ def test_a_place_where_nothing_can_be_made_is_one_line(tiny_raw, tmp_path, monke
         with pytest.raises(SystemExit) as caught:
             main(["pack", str(tiny_raw), place])
         out, err = capsys.readouterr()
-        assert caught.value.code == 1 and err.startswith("error: ") and err.count("\n") == 1 and message in err
+        assert caught.value.code == 1 and err.startswith("phonedata: ") and err.count("\n") == 1 and message in err
 
 
 def test_other_errors_keep_their_traceback(tiny_corpus, monkeypatch):

@@ -1,4 +1,4 @@
-"""Progress is one line with rate and time left, and stays out of the way of results."""
+"""Progress shows rate and time left, and stays out of the way of results."""
 
 import io
 
@@ -20,17 +20,16 @@ def feed(stream, monkeypatch, events):
     return stream.getvalue()
 
 
-def test_terminal_shows_rate_and_time_left(monkeypatch):
+def test_terminal_shows_a_bar_with_rate_and_time_left_that_is_taken_away(monkeypatch):
     text = feed(Screen(), monkeypatch, [("packing", 0, 1000), ("packing", 100, 1000), ("packing", 200, 1000)])
-    shown = text.split("\r")
-    assert shown[1].strip() == "packing  10.0 %  100 frames/s  0:09 left"
-    assert shown[2].strip() == "packing  20.0 %  100 frames/s  0:08 left"
-    assert shown[-1] == "" and shown[-2].strip() == ""  # wiped: results follow on a clean line
+    last = text.splitlines()[-1]
+    assert "packing" in text and "20%" in text and "100 frames/s  0:08 left" in text
+    assert last.endswith("\x1b[2K")  # wiped: results follow on a clean line
 
 
 def test_work_of_an_earlier_call_is_not_counted_as_speed(monkeypatch):
     text = feed(Screen(), monkeypatch, [("packing", 900, 1000), ("packing", 910, 1000)])
-    assert "91.0 %  10 frames/s  0:09 left" in text
+    assert "91%" in text and "10 frames/s  0:09 left" in text
 
 
 def test_files_and_pipes_get_plain_lines_every_ten_seconds(monkeypatch):

@@ -364,7 +364,7 @@ def test_command_line_prints_one_line_for_our_errors_only(raw, tmp_path):
     done = run_cli("pack", "raw", "packed", cwd=tmp_path)
     assert done.returncode == 1
     assert done.stdout == ""
-    assert done.stderr.startswith("error: raw/train/transcript/1-1-0001.npy: unknown symbol 'QQ'")
+    assert done.stderr.startswith("phonedata: raw/train/transcript/1-1-0001.npy: unknown symbol 'QQ'")
     assert done.stderr.count("\n") == 1
 
 
@@ -428,4 +428,4 @@ def test_closed_folders_end_in_our_own_error(raw):
         done = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=120)
     assert "raw/closed cannot be looked into and is left out" in done.stdout
     assert done.stdout.count("code 1") == 4 and "Traceback" not in done.stderr, done
-    assert done.stderr.count("error: ") == 4
+    assert done.stderr.count("phonedata: ") == 4
