@@ -72,27 +72,27 @@ def demo(out: Path, size: list[str], settings: list[str]) -> None:
     echo_and_run("phonetrain", "predict", run, "--partition", "test-clean")
     echo_and_run("phonetrain", "report", run)
 
-    truth, said = labels_in(Path(withheld)), labels_in(out / "run" / "predictions" / "test-clean.csv")
-    if len(truth) != len(said):
+    truth, predicted = labels_in(Path(withheld)), labels_in(out / "run" / "predictions" / "test-clean.csv")
+    if len(truth) != len(predicted):
         raise PhonedataError(
-            f"{run}: predicted {len(said)} frames, but {withheld} has {len(truth)}; run the demo again"
+            f"{run}: predicted {len(predicted)} frames, but {withheld} has {len(truth)}; run the demo again"
         )
     symbols, counts = np.unique(truth, return_counts=True)
     commonest = symbols[counts.argmax()]
     dev = json.loads(max((out / "run" / "evaluations").glob("dev-clean-*.json")).read_text(encoding="utf-8"))
-    draw_utterance(out / "raw" / "test-clean" / "mfcc", truth, said, ARPABET, out / "utterance.png")
+    draw_utterance(out / "raw" / "test-clean" / "mfcc", truth, predicted, ARPABET, out / "utterance.png")
     print(
         f"""
                           frame accuracy    majority class alone
 dev-clean                 {dev["accuracy"]:13.1%}    {dev["majority"]["share"]:13.1%} ({dev["majority"]["phoneme"]})
-test-clean                {np.mean(truth == said):13.1%}    {counts.max() / len(truth):13.1%} ({commonest})
+test-clean                {np.mean(truth == predicted):13.1%}    {counts.max() / len(truth):13.1%} ({commonest})
 Both are voices and sentences that training never heard. The labels of test-clean were withheld from
 the corpus; they are in {withheld}, where only this last line read them.
 
 learning curves           {out / "run" / "curves.png"}
 report                    {out / "run" / "report.html"}
-predictions               {out / "run" / "predictions" / "test-clean.csv"}  ({len(said):,} frames)
-true and said phonemes    {out / "utterance.png"}
+predictions               {out / "run" / "predictions" / "test-clean.csv"}  ({len(predicted):,} frames)
+true and predicted        {out / "utterance.png"}
 whole demo                {time.monotonic() - began:.0f} s"""
     )
 

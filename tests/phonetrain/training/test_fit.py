@@ -2,19 +2,15 @@
 
 import json
 import math
-import re
 import signal
 import sys
-import textwrap
 import time
 from datetime import datetime, timedelta
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-import phonetrain
 from phonedata import Selection
 from phonetrain.config.run_config import RunConfig, load_recipe
 from phonetrain.config.stages import plan_stages
@@ -398,17 +394,3 @@ def test_recipe_beside_a_config_is_refused_and_a_config_alone_is_recorded_as_no_
         fit("diamond", config=load_recipe("default"))
     assert finished.events("run_started")[0]["recipe"] is None
     assert "began" in explain(finished)[0] and "with a config that was given" in explain(finished)[0]
-
-
-def test_examples_of_the_package_and_of_the_readme_run(learnable_corpus, tmp_path, monkeypatch):
-    """The calls of the docstring and of the README's notebook cell, on a small net."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "packed").symlink_to(learnable_corpus.path)
-    readme = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
-    cell = re.search(r"```python\n!cd CLONE.*?(run = phonetrain\.fit.*?)```", readme, re.DOTALL)[1]
-    small = ", ".join(repr(setting) for setting in TINY if not setting.startswith(("epochs", "optimizer.lr")))
-    for code in (textwrap.dedent(phonetrain.__doc__.split("In a notebook:")[1]), cell):
-        code = code.replace('"epochs=5"', f'"epochs=5", {small}').replace('"epochs=10"', '"epochs=6"')
-        assert "epochs=6" in code and "hidden=32" in code
-        exec("import phonetrain\n" + code, {})
-    assert [len(Run.open(f"default-{place}").metrics("epoch")) for place in (1, 2)] == [6, 6]
