@@ -59,6 +59,7 @@ def draw_utterance(
                 }
                 axes.text((begin + end) / 200, 0.5, symbol.strip("[]"), **style)
         axes.vlines([cut / 100 for cut in cuts], 0, 1, color="#334155", lw=0.4)
-        axes.set(yticks=[], ylabel=name, ylim=(0, 1))
+        axes.set(yticks=[], ylim=(0, 1))
+        axes.set_ylabel(name, rotation=0, ha="right", va="center")
     predicted_row.set_xlabel("seconds (red: most of the segment is wrong)")
     figure.savefig(out, dpi=110, metadata={"Software": None})

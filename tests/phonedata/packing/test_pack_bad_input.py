@@ -407,7 +407,7 @@ def test_a_file_in_the_place_of_the_parts_is_named(raw, tmp_path):
 def test_closed_folders_end_in_our_own_error(raw):
     """As another user, in a process of its own: a closed folder in the raw one is noted, a closed corpus named."""
     code = (
-        "import os, sys\nimport phonedata.packing.packer, phonedata.raw.hw1p2\n"
+        "import os, sys\nimport phonedata.packing.packer, phonedata.progress, phonedata.raw.hw1p2\n"
         "import phonedata.packing.pack\n"
         "from phonedata.raw import audio, kaldi, libriphone\nfrom phonedata.cli import main\n"
         "os.seteuid(65534)\n"
