@@ -69,7 +69,7 @@ class CapturedStep:
             self.inputs = [tensor.clone() for tensor in loader.batch(0, 0)]
         self.replay: Callable[[], None] | None = None
         self.bound_to: list[int] = []
-        self.parts: list[ForwardResult] = []
+        self.results: list[ForwardResult] = []
         self.gradients: list[Tensor | None] = []
 
     def begin(self, epoch: int, index: int, number: int, rates: np.ndarray) -> None:
@@ -112,7 +112,7 @@ class CapturedStep:
             for parameter, gradient in zip(self.step.parameters, self.gradients, strict=True):
                 parameter.grad = gradient
             self.step.set_rates(rate, momentum)
-            self.step.apply(self.parts)  # which says at which step a number went bad
+            self.step.apply_update(*self.step.reduce(self.results))  # which says at which step a number went bad
             self.step.number += 1
 
     def unit(self) -> None:
@@ -122,14 +122,14 @@ class CapturedStep:
             windows, labels, frames = self.loader.device_batch(self.frames_table, self.place)
         else:
             windows, labels, frames = self.inputs
-        parts = step.gradients(windows, labels, frames)
+        results = step.forward_backward(windows, labels, frames)
         if self.whole:
             torch.index_select(self.rates_table, 0, self.index.view(1), out=step.rates.view(1, -1))
             for group, rate in zip(step.optimizer.param_groups, step.rates.unbind(), strict=True):
                 group["lr"] = rate
-            step.apply(parts)
+            step.apply_update(*step.reduce(results))
         else:
-            self.parts = parts
+            self.results = results
             self.gradients = [parameter.grad for parameter in step.parameters]
             step.optimizer.zero_grad()
         counted = [self.index, *([self.place] if self.on_device else []), *([step.number] if self.whole else [])]

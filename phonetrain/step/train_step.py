@@ -39,7 +39,7 @@ class TrainStep:
     optimizer: its groups carry `lr_ratio`, their share of the scheduled rate.
     metrics: sums of the current epoch. device_spec: device and precision. seed: of the run.
     augment: (windows, frames, epoch) -> windows, or None. averaged: averaged weights, or None.
-    clip_norm: largest global gradient norm, or None. accumulation: number of equal parts a batch is computed in.
+    clip_norm: largest global gradient norm, or None. accumulation: number of equal pieces a batch is computed in.
     label_smoothing: as in `torch.nn.functional.cross_entropy`. loss_scale: for fp16, else None.
     ranks: the processes that share a step; a batch is then this rank's slice, and losses, gradients and metrics are
     those of the global batch.
@@ -101,7 +101,7 @@ class TrainStep:
         self.set_rates(rate, momentum)
         self.begin(epoch, step)
         self.number.fill_(step)
-        self.apply(self.gradients(windows, labels, frames))
+        self.apply_update(*self.reduce(self.forward_backward(windows, labels, frames)))
 
     def begin(self, epoch: int, step: int) -> None:
         """Tell the generators and the augmentation which step is next: all that a replayed graph needs of the host."""
@@ -110,33 +110,36 @@ class TrainStep:
         if self.augment is not None:
             self.augment.set_step(epoch, step, self.device_spec.device)
 
-    def gradients(self, windows: Tensor, labels: Tensor, frames: Tensor) -> list[ForwardResult]:
-        """Forward and backward, part by part; the gradients are left where the optimizer finds them."""
+    def forward_backward(self, windows: Tensor, labels: Tensor, frames: Tensor) -> list[ForwardResult]:
+        """Forward and backward of each piece of the batch; the gradients add up where the optimizer finds them."""
         self.norm_buffers.keep()
-        parts = []
+        results = []
         frames_of_all = self.ranks.total(labels.shape[0])
-        for rows in parts_of(labels.shape[0], self.accumulation):
-            part = self.forward(windows[rows], labels[rows], frames[rows], self.epoch)
-            share = torch.full_like(part.loss, 1 / frames_of_all)  # the mean is over the frames of the whole batch
-            part.loss.backward(share if self.loss_scale is None else share * self.loss_scale.scale)
-            parts.append(ForwardResult(part.loss.detach(), part.correct, part.frames, part.logits.detach()))
-        return parts
+        for rows in pieces_of(labels.shape[0], self.accumulation):
+            result = self.forward(windows[rows], labels[rows], frames[rows], self.epoch)
+            share = torch.full_like(result.loss, 1 / frames_of_all)  # the mean is over the frames of the whole batch
+            result.loss.backward(share if self.loss_scale is None else share * self.loss_scale.scale)
+            results.append(result._replace(loss=result.loss.detach(), logits=result.logits.detach()))
+        return results
 
     @torch.no_grad()
-    def apply(self, parts: list[ForwardResult]) -> None:
-        """From the gradients and losses of `parts` to new weights and sums, or to no change at all."""
-        loss, correct, frames = parts[0][:3]
-        for part in parts[1:]:
-            loss, correct, frames = loss.double() + part.loss, correct + part.correct, frames + part.frames
-        if self.ranks.together:
-            numbers = torch.stack([loss.double(), correct.double(), torch.full_like(loss, frames).double()])
-            self.ranks.sum_(numbers)
-            self.ranks.sum_(*(p.grad for p in self.parameters if p.grad is not None))
-            loss, correct, frames = numbers[0], numbers[1], numbers[2].long()
-        self.update(loss, correct, frames)
+    def reduce(self, results: list[ForwardResult]) -> tuple[Tensor, Tensor, int | Tensor]:
+        """(loss, correct, frames) of the global batch from those of its pieces; sums gradients over all ranks.
+
+        loss, correct: () sums over `frames`, which is a number on the device where there are several ranks.
+        """
+        loss, correct, frames = results[0][:3]
+        for result in results[1:]:
+            loss, correct, frames = loss.double() + result.loss, correct + result.correct, frames + result.frames
+        if not self.ranks.together:
+            return loss, correct, frames
+        numbers = torch.stack([loss.double(), correct.double(), torch.full_like(loss, frames).double()])
+        self.ranks.sum_(numbers)
+        self.ranks.sum_(*(p.grad for p in self.parameters if p.grad is not None))
+        return numbers[0], numbers[1], numbers[2].long()
 
     def forward(self, windows: Tensor, labels: Tensor, frames: Tensor, epoch: int) -> ForwardResult:
-        """Loss and correct frames of a part of the batch."""
+        """Loss and correct frames of a piece of the batch."""
         windows = windows_for(self.model, windows, self.device_spec.window_dtype)
         if self.augment is not None:
             windows = self.augment(windows, frames, epoch)
@@ -144,8 +147,12 @@ class TrainStep:
             logits = self.network(windows)
         return frame_loss(logits, labels, self.label_smoothing)
 
-    def update(self, loss: Tensor, correct: Tensor, frames: int | Tensor) -> None:
-        """From gradients to new weights and sums, or to no change at all. loss, correct: () sums over the batch."""
+    @torch.no_grad()
+    def apply_update(self, loss: Tensor, correct: Tensor, frames: int | Tensor) -> None:
+        """Change weights and sums by the gradients that are there, or nothing at all where a number is not finite.
+
+        loss, correct, frames: as `reduce` returns them.
+        """
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         overflow = None if self.loss_scale is None else self.loss_scale.unscale_(gradients)
         norm = total_norm(gradients)
@@ -183,10 +190,10 @@ class TrainStep:
 
     def set_rates(self, rate: float, momentum: float | None) -> None:
         """Write this step's learning rate, and momentum where the schedule cycles it, into the optimizer's groups."""
-        for place, group in enumerate(self.optimizer.param_groups):
+        for index, group in enumerate(self.optimizer.param_groups):
             group["lr"] = rate * group.get("lr_ratio", 1.0)
             if self.rates is not None:
-                group["lr"] = self.rates[place].fill_(group["lr"])
+                group["lr"] = self.rates[index].fill_(group["lr"])
             if momentum is None:
                 continue
             if "betas" in group:
@@ -212,10 +219,10 @@ def total_norm(gradients: list[Tensor]) -> Tensor:
     return torch.linalg.vector_norm(torch.cat([norm.flatten() for norm in norms]))
 
 
-def parts_of(count: int, pieces: int) -> list[slice]:
-    """`count` rows in `pieces` neighbouring parts, as equal as can be, the longer ones first."""
+def pieces_of(count: int, pieces: int) -> list[slice]:
+    """`count` rows in `pieces` neighbouring slices, as equal as can be, the longer ones first."""
     size, longer = divmod(count, pieces)
-    stops = [(place + 1) * size + min(place + 1, longer) for place in range(pieces)]
+    stops = [piece * size + min(piece, longer) for piece in range(1, pieces + 1)]
     return [slice(start, stop) for start, stop in zip([0, *stops], stops)]
 
 
@@ -259,6 +266,6 @@ def flattened(tensors: list[Tensor]) -> Tensor:
 
 
 def as_views(flat: Tensor, tensors: list[Tensor]) -> list[Tensor]:
-    """Parts of `flat` in the shapes of `tensors`."""
-    parts = flat.split([tensor.numel() for tensor in tensors])
-    return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+    """Views of `flat` in the shapes of `tensors`, one behind the other."""
+    pieces = flat.split([tensor.numel() for tensor in tensors])
+    return [piece.view(tensor.shape) for piece, tensor in zip(pieces, tensors, strict=True)]

@@ -84,8 +84,8 @@ def replay(step: TrainStep, batch: WindowBatch, *, epoch: int, number: int) -> N
     try:
         step.begin(epoch, number)
         step.optimizer.zero_grad()
-        parts = step.gradients(batch.windows, batch.labels, batch.frames)
-        loss = sum(float(part.loss) for part in parts) / batch.labels.shape[0]
+        results = step.forward_backward(batch.windows, batch.labels, batch.frames)
+        loss = sum(float(result.loss) for result in results) / batch.labels.shape[0]
         bad_windows = ~torch.isfinite(batch.windows.flatten(1)).all(1)
         if bool(bad_windows.any()):
             finding = NonfiniteReport(
@@ -98,7 +98,9 @@ def replay(step: TrainStep, batch: WindowBatch, *, epoch: int, number: int) -> N
         elif found:
             finding = found[0]
         elif not math.isfinite(loss):
-            finding = NonfiniteReport("loss", "cross entropy", "output", _largest([part.logits for part in parts]))
+            finding = NonfiniteReport(
+                "loss", "cross entropy", "output", _largest([result.logits for result in results])
+            )
         else:
             finding = _bad_gradient(step) or NonfiniteReport(
                 NOT_REPRODUCED, f"loss {loss:.4g} on replay", "output", None

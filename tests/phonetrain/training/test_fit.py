@@ -332,8 +332,10 @@ def test_time_limit_counts_what_comes_before_the_first_step(learnable_corpus, tm
 def test_slow_first_step_after_a_resume_is_not_taken_for_the_pace(learnable_corpus, tmp_path, monkeypatch):
     """It compiles kernels; a run that is resumed inside an epoch gave up at once, for want of time to score."""
     run = fit_tiny(learnable_corpus, tmp_path / "run", "epochs=100000", console=StopAt(8))
-    real, slow = TrainStep.apply, [1.0]
-    monkeypatch.setattr(TrainStep, "apply", lambda *parts: (time.sleep(slow.pop() if slow else 0), real(*parts))[1])
+    real, slow = TrainStep.apply_update, [1.0]
+    monkeypatch.setattr(
+        TrainStep, "apply_update", lambda *parts: (time.sleep(slow.pop() if slow else 0), real(*parts))[1]
+    )
     before = run.read_pointer("last")
     resume_tiny(run, "stop.max_time=4s")
     assert run.status == "deadline" and run.read_pointer("last") > before + 5
