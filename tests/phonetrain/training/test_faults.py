@@ -317,8 +317,8 @@ def test_closed_terminal_saves_and_the_run_goes_on(learnable_corpus, whole, tmp_
     code = (
         "import fcntl, signal, sys, termios, time; signal.signal(signal.SIGHUP, signal.SIG_DFL); "
         "fcntl.ioctl(0, termios.TIOCSCTTY, 0); from phonetrain.cli.main import main; "
-        "from phonetrain.step.train_step import TrainStep; real = TrainStep.apply; "
-        "TrainStep.apply = lambda *parts: (time.sleep(0.05), real(*parts))[1]; main(sys.argv[1:])"
+        "from phonetrain.step.train_step import TrainStep; real = TrainStep.apply_update; "
+        "TrainStep.apply_update = lambda *parts: (time.sleep(0.05), real(*parts))[1]; main(sys.argv[1:])"
     )
     run = Run(tmp_path / "run")
     words = [
