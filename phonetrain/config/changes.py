@@ -7,20 +7,28 @@ from collections.abc import Mapping
 
 from ..errors import ConfigError
 from .run_config import RunConfig
+from .stages import StagePlan
 from .validation import joined
 
 
 def diff(old: RunConfig, new: RunConfig) -> list[tuple[str, object, object]]:
     """(dotted key, old value, new value) of every setting that differs; None where a config leaves it out.
 
-    Of stages and of a chain's phases, where there are as many, by number: `stage.1.optimizer.lr`.
-
-    What `lengthened` makes of stages and of a chain is left out: that their last part takes the epochs that `epochs`
-    has gained is one change and not two.
+    Of stages, where there are as many, by number: `stage.1.optimizer.lr`. That the last stage takes the epochs that
+    `epochs` has gained is one change and not two.
     """
     table = new.to_dict()
     beyond = {key for key, _, _ in differing(lengthened(old, new.epochs).to_dict(), table)}
     return [change for change in differing(old.to_dict(), table) if change[0] == "epochs" or change[0] in beyond]
+
+
+def stage_diff(old: StagePlan, new: StagePlan) -> list[tuple[str, object, object]]:
+    """`diff` of the settings under which two stages train; a rate that a stage carries over is "previous".
+
+    Without `epochs`, which here is how far the schedule reaches and not the run's setting of this name.
+    """
+    changes = [change for change in diff(old.config, new.config) if change[0] not in ("epochs", "optimizer.lr")]
+    return changes + [("optimizer.lr", old.lr, new.lr)] * (old.lr != new.lr)
 
 
 def differing(old: object, new: object, where: str = "") -> list[tuple[str, object, object]]:
@@ -39,19 +47,8 @@ def are_tables(value: object) -> bool:
 
 
 def lengthened(config: RunConfig, epochs: int) -> RunConfig:
-    """`config` with more epochs, taken by its last stage, or by the last phase of a chain whose phases are counted.
-
-    `config` itself where they are not more, or where nothing can take them: a stage whose chain is counted.
-    """
-    if epochs <= config.epochs:
-        return config
-    chain, changes = config.schedule.chain, {"epochs": epochs}
-    if chain and chain[-1].epochs is not None and not config.stage:
-        changes[f"schedule.chain.{len(chain) - 1}.epochs"] = chain[-1].epochs + epochs - config.epochs
-    try:
-        return config.replaced(changes)
-    except ConfigError:
-        return config
+    """`config` with more epochs, which its last stage takes; `config` itself where they are not more."""
+    return config.replaced({"epochs": epochs}) if epochs > config.epochs else config
 
 
 NEEDS_LENGTH = ("cosine", "onecycle")
@@ -69,13 +66,12 @@ def extension_question(old: RunConfig, new: RunConfig) -> str | None:
     for plan in new.stages():
         before = lengths.get(plan.schedule_start, plan.schedule_stop)
         schedule = plan.config.schedule
-        last = schedule.chain[-1] if schedule.name == "chain" else schedule
-        if before != plan.schedule_stop and last.name in NEEDS_LENGTH and schedule.on_extend is None:
+        if before != plan.schedule_stop and schedule.name in NEEDS_LENGTH and schedule.on_extend is None:
             hold = "keep it, then hold its last rate"
             if plan.schedule_stop < before:
                 hold = f"keep it: the run ends at epoch {plan.schedule_stop}, before the rate is down"
             return (
-                f"epochs {old.epochs} -> {new.epochs}: {last.name} was laid out to end at epoch {before}; say "
+                f"epochs {old.epochs} -> {new.epochs}: {schedule.name} was laid out to end at epoch {before}; say "
                 f"schedule.on_extend=stretch (lay it out to epoch {plan.schedule_stop}: the rate jumps now) or "
                 f"schedule.on_extend=hold ({hold})"
             )

@@ -4,7 +4,7 @@ import copy
 from collections.abc import Iterable, Mapping
 
 from ..errors import ConfigError
-from .stages import Stage, resized
+from .stages import PREVIOUS, Stage, resized
 from .validation import Section, hints, is_section, parse_override, shown, unknown_key
 
 # A setting said later takes the place of its rivals from the recipe; said together with them, both are refused by the
@@ -46,7 +46,7 @@ def refuse_keywords(call: str, said: Mapping[str, object]) -> None:
 def applied(
     table: dict[str, object], changes: Mapping[str, object], root: type[Section], epoch: int | None = None
 ) -> dict[str, object]:
-    """`table` (as `to_dict` gives it) with dotted keys set; list places are numbers, as `schedule.chain.0.epochs`.
+    """`table` (as `to_dict` gives it) with dotted keys set; list places are numbers, as `stage.0.epochs`.
 
     `epochs` of a run with stages cuts them where the run ends, or makes the last one longer; changed stages without
     `epochs` make the run as long as they are. epoch: where a run stands that is changed by hand; None: from its start.
@@ -54,6 +54,8 @@ def applied(
     table = copy.deepcopy(table)
     stage = table.get("stage")
     homes = {key: home(stage, key, epoch) for key in changes if stage and epoch is not None}
+    if homes:
+        refuse_late_carry(stage, changes, epoch)
     for key, value in changes.items():
         if value is not None and value != "none":
             give_way(table, key, value, changes, root)
@@ -78,8 +80,18 @@ def home(stages: list[dict[str, object]], key: str, epoch: int) -> int | None:
     return max((place for place in began if said_by(stages[place], key)), default=None)
 
 
+def refuse_late_carry(stages: list[dict[str, object]], changes: Mapping[str, object], epoch: int) -> None:
+    """Raises ConfigError for `optimizer.lr=previous` in a stage that has begun: there the rate goes on by itself."""
+    begun = [number for number in range(len(stages)) if sum(each["epochs"] for each in stages[:number]) <= epoch]
+    for key in ("optimizer.lr", *(f"stage.{number}.optimizer.lr" for number in begun)):
+        if changes.get(key) == PREVIOUS:
+            raise ConfigError(
+                f'{key} = "previous": the stage has begun, and its rate goes on by itself; wanted a number'
+            )
+
+
 def said_by(stage: Mapping[str, object], key: str) -> str | None:
-    """The key of `stage` that `key` is, or stands in: `schedule.chain` for `schedule.chain.0.lr`."""
+    """The key of `stage` that `key` is, or stands in: `optimizer.betas` for `optimizer.betas.0`."""
     return next((own for own in stage if own != "epochs" and (key == own or key.startswith(f"{own}."))), None)
 
 
@@ -91,8 +103,13 @@ def set_in_stages(
     changes: Mapping[str, object],
     root: type[Section],
 ) -> None:
-    """Set `key` in each stage from number `first` on that says it: what is said by hand is said after all of them."""
-    for stage in stages[first:]:
+    """Set `key` in each stage from number `first` on that says it: what is said by hand is said after all of them.
+
+    A later stage that carries over the rate of the one before goes on doing so.
+    """
+    for number, stage in enumerate(stages):
+        if number < first or (number > first and stage.get(key) == PREVIOUS):
+            continue
         for rival in rivals(key, value, stage, root) if value is not None and value != "none" else ():
             if rival not in changes:
                 stage.pop(rival, None)
@@ -123,10 +140,8 @@ def rivals(key: str, value: object, present: Iterable[str], root: type[Section])
     if key == "model.factory":
         return [each for each in present if each not in ("model.factory", "model.max_parameters")]
     if name == "name":
-        # The phases of a chain are read as the schedule itself is.
-        readers = getattr(hints(root).get(section.partition(".")[0]), "READ_BY", {})
-        unread = [f"{section}.{each}" for each, names in readers.items() if value not in names]
-        return unread + ["schedule.chain"] * (section == "schedule" and value != "chain")
+        readers = getattr(hints(root).get(section), "READ_BY", {})
+        return [f"{section}.{each}" for each, names in readers.items() if value not in names]
     return [*GIVE_WAY.get(key, ()), *["model.narrowest"] * (key == "model.archetype" and value == "cylinder")]
 
 

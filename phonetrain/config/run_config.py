@@ -95,32 +95,13 @@ class RunConfig(Section):
             raise ConfigError(
                 f"augment.time_mask = {self.augment.time_mask}: the window has {width} frames; wanted at most that many"
             )
-        bases = {"schedule": (self.schedule, self.optimizer.lr, "optimizer.lr")}
-        for place, phase in enumerate(self.schedule.chain):
-            where = f"schedule.chain.{place}"
-            own = (phase.lr, f"{where}.lr") if phase.lr is not None else (self.optimizer.lr, "optimizer.lr")
-            bases[where] = (phase, *own)
-        for where, (shape, lr, name) in bases.items():
-            if lr != "previous" and shape.min_lr > lr:
-                raise ConfigError(f"{where}.min_lr = {shape.min_lr}: above {name} = {lr}")
+        if self.schedule.min_lr > self.optimizer.lr:
+            raise ConfigError(f"schedule.min_lr = {self.schedule.min_lr}: above optimizer.lr = {self.optimizer.lr}")
         if self.stage:
             total = sum(stage.epochs for stage in self.stage)
             if total != self.epochs:
                 raise ConfigError(f"epochs = {self.epochs}: the stages take {total} epochs; wanted the same")
             stages.plan_stages(self)
-        else:
-            self.check_chain()
-
-    def check_chain(self) -> None:
-        chain = self.schedule.chain
-        taken = sum(phase.epochs or 0 for phase in chain)
-        short = chain and (taken >= self.epochs if chain[-1].epochs is None else taken != self.epochs)
-        if short:
-            raise ConfigError(
-                f"schedule.chain: its phases take {taken} of epochs = {self.epochs}; wanted "
-                + ("some left for the last phase" if chain[-1].epochs is None else "exactly as many")
-                + ", as schedule.chain.0.epochs=1"
-            )
 
     def stages(self) -> list[stages.StagePlan]:
         """The run as a list of stages, each with its resolved config and its epochs; one stage if none are said."""

@@ -8,17 +8,16 @@ from .sections import BelowOne, Count, Inside, Natural, NotNegative, Positive, S
 from .validation import Range, Section
 
 Watched = Literal["train_loss", "train_accuracy", "dev_loss", "dev_accuracy"]
-Phase = Literal["constant", "step", "exponential", "plateau", "cosine", "cosine_restarts", "onecycle"]
 
 
 @dataclass(frozen=True)
-class ShapeConfig(Section):
-    """The shape of a learning rate over time; names, formulas and defaults are those of torch.optim.lr_scheduler."""
+class ScheduleConfig(Section):
+    """What the learning rate does over time; names, formulas and defaults are those of torch.optim.lr_scheduler."""
 
     section: ClassVar[str] = "schedule"
 
-    name: Phase = "constant"
-    "Which schedule."
+    name: Literal["constant", "step", "exponential", "plateau", "cosine", "cosine_restarts", "onecycle"] = "constant"
+    "Which schedule; stages put one behind another."
     every: Literal["step", "epoch"] = "epoch"
     "Whether exponential and the cosines move at every step or at every epoch (exponential: gamma is per epoch)."
     step_size: Count | None = None
@@ -61,6 +60,14 @@ class ShapeConfig(Section):
     "Momentum of onecycle at the peak of the rate."
     max_momentum: BelowOne = 0.95
     "Momentum of onecycle at its ends."
+    warmup_steps: Count | None = None
+    "Steps of linear warm-up before the schedule starts."
+    warmup_epochs: Count | None = None
+    "The same in epochs."
+    warmup_start: Annotated[float, Range(0, 1, above=True)] = 0.01
+    "Share of the rate at which warm-up starts."
+    on_extend: Literal["stretch", "hold"] | None = None
+    "On resume with other epochs: stretch lays the schedule out anew over them, hold keeps it and then its last rate."
 
     READ_BY: ClassVar[dict[str, tuple[str, ...]]] = {
         "every": ("exponential", "cosine", "cosine_restarts"),
@@ -80,60 +87,19 @@ class ShapeConfig(Section):
     }
 
     def unread(self) -> dict[str, str]:
-        return unread_by_name(self, f"{self.section}.name = {self.name}")
-
-    def check(self) -> None:
-        for name in self.NEEDED.get(self.name, ()):
-            if getattr(self, name) is None:
-                raise ConfigError(f"{self.section}.{name} is missing: {self.section}.name = {self.name} needs it")
-        if self.three_phase and self.pct_start > 0.5:
-            raise ConfigError(f"{self.section}.pct_start = {self.pct_start}: with three phases wanted at most 0.5")
-        if self.base_momentum > self.max_momentum:
-            got = f"{self.base_momentum} > {self.max_momentum}"
-            raise ConfigError(f"{self.section}.base_momentum and max_momentum: {got}, wanted base at most max")
-
-
-@dataclass(frozen=True)
-class PhaseConfig(ShapeConfig):
-    section: ClassVar[str] = "schedule.chain"
-
-    epochs: Count | None = None
-    "Epochs this phase of the chain takes; the last phase may leave it out and takes the rest."
-    lr: Positive | Literal["previous"] | None = None
-    "Base rate of this phase; none: optimizer.lr; previous: the rate at which the phase before it ended."
-
-
-@dataclass(frozen=True)
-class ScheduleConfig(ShapeConfig):
-    name: Literal[Phase, "chain"] = "constant"
-    "Which schedule; chain is the phases of schedule.chain one after the other."
-    chain: tuple[PhaseConfig, ...] = ()
-    'The phases: [{name = "onecycle", epochs = 15}, {name = "plateau"}].'
-    warmup_steps: Count | None = None
-    "Steps of linear warm-up before the schedule starts."
-    warmup_epochs: Count | None = None
-    "The same in epochs."
-    warmup_start: Annotated[float, Range(0, 1, above=True)] = 0.01
-    "Share of the rate at which warm-up starts."
-    on_extend: Literal["stretch", "hold"] | None = None
-    "On resume with other epochs: stretch lays the schedule out anew over them, hold keeps it and then its last rate."
-
-    def unread(self) -> dict[str, str]:
-        unread = super().unread()
-        if self.name != "chain":
-            unread["chain"] = f"schedule.name = {self.name}; phases need schedule.name = chain"
+        unread = unread_by_name(self, f"schedule.name = {self.name}")
         if self.warmup_steps is None and self.warmup_epochs is None:
             unread["warmup_start"] = "there is no warm-up; set schedule.warmup_steps too"
         return unread
 
     def check(self) -> None:
-        super().check()
+        for name in self.NEEDED.get(self.name, ()):
+            if getattr(self, name) is None:
+                raise ConfigError(f"schedule.{name} is missing: schedule.name = {self.name} needs it")
+        if self.three_phase and self.pct_start > 0.5:
+            raise ConfigError(f"schedule.pct_start = {self.pct_start}: with three phases wanted at most 0.5")
+        if self.base_momentum > self.max_momentum:
+            got = f"{self.base_momentum} > {self.max_momentum}"
+            raise ConfigError(f"schedule.base_momentum and max_momentum: {got}, wanted base at most max")
         if self.warmup_steps is not None and self.warmup_epochs is not None:
             raise ConfigError("schedule.warmup_steps and schedule.warmup_epochs: both are given, wanted one")
-        if self.name == "chain" and len(self.chain) < 2:
-            raise ConfigError(f"schedule.chain: it has {len(self.chain)} phases, wanted at least 2")
-        for place, phase in enumerate(self.chain[:-1]):
-            if phase.epochs is None:
-                raise ConfigError(f"schedule.chain.{place}.epochs is missing: only the last phase takes the rest")
-        if self.chain and self.chain[0].lr == "previous":
-            raise ConfigError('schedule.chain.0.lr = "previous": the first phase has none before it')

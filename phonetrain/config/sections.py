@@ -168,7 +168,8 @@ class OptimizerConfig(Section):
     name: Literal["sgd", "nesterov", "rmsprop", "adam", "adamw", "muon"] = "adamw"
     "muon: torch's Muon for the weight matrices between layers, AdamW for everything else."
     lr: Positive = 1e-3
-    "Base learning rate: what the schedule starts from, and the peak of warm-up, cosine and onecycle."
+    """Base learning rate: what the schedule starts from, and the peak of warm-up, cosine and onecycle. A stage may say
+    "previous": the rate at which the stage before it ended."""
     weight_decay: NotNegative = 0.0
     "Decay of the weight matrices: decoupled in adamw and muon, added to the gradient (L2) in the others."
     decay_all: bool = False

@@ -20,6 +20,7 @@ CHANGEABLE = (
     "averaging.",
     "stop.patience",
 )
+PREVIOUS = "previous"  # as optimizer.lr of a stage: it goes on from the rate at which the one before it ended
 FIXED = ("optimizer.name", "optimizer.decay_all", "optimizer.accumulation")
 
 
@@ -74,7 +75,8 @@ class StagePlan:
     or any `schedule.*` starts a schedule of its own (clock, warm-up and plateau memory begin anew); any other stage
     goes on with the schedule before it, whose length then is that of all stages under it. `config.stage` is empty and
     `config.epochs == schedule_stop - schedule_start`, so `build_schedule(config, steps, first_epoch=schedule_start)`
-    is right for every stage.
+    is right for every stage. carries_rate: it says optimizer.lr = "previous", and its schedule starts, without warm-up,
+    from the rate at which the stage before ended; `config.optimizer.lr` is then the last rate given as a number.
     """
 
     config: Stageable
@@ -82,6 +84,12 @@ class StagePlan:
     stop: int
     schedule_start: int
     schedule_stop: int
+    carries_rate: bool = False
+
+    @property
+    def lr(self) -> float | str:
+        """The base rate as the stage has it: a number or "previous"."""
+        return PREVIOUS if self.carries_rate else self.config.optimizer.lr
 
     @property
     def starts_schedule(self) -> bool:
@@ -90,7 +98,9 @@ class StagePlan:
 
 def plan_stages(config: Stageable) -> list[StagePlan]:
     """The stages of `config` in order; a run without stages is one stage of all its epochs."""
-    stages = config.stage or (Stage(config.epochs),)
+    if not config.stage:
+        return [StagePlan(config, 0, config.epochs, 0, config.epochs)]
+    stages = config.stage
     starts = [sum(stage.epochs for stage in stages[:place]) for place in range(len(stages) + 1)]
     opens = [place for place, stage in enumerate(stages) if place == 0 or stage.restarts_schedule]
     plans = []
@@ -98,6 +108,10 @@ def plan_stages(config: Stageable) -> list[StagePlan]:
     resolved = config
     for place, stage in enumerate(stages):
         changes = {key: thawed(value) for key, value in stage.changes}
+        if changes.get("optimizer.lr") == PREVIOUS:
+            del changes["optimizer.lr"]
+            if place == 0:
+                raise ConfigError('stage.0.optimizer.lr = "previous": the first stage has none before it')
         opened = max(each for each in opens if each <= place)
         closed = min([each for each in opens if each > place], default=len(stages))
         span = starts[closed] - starts[opened]
@@ -105,7 +119,10 @@ def plan_stages(config: Stageable) -> list[StagePlan]:
             resolved = resolved.replaced({**changes, "stage": (), "epochs": span})
         except ConfigError as error:
             raise ConfigError(f"stage.{place}: {error}") from None
-        plans.append(StagePlan(resolved, starts[place], starts[place + 1], starts[opened], starts[closed]))
+        carries_rate = ("optimizer.lr", PREVIOUS) in stages[opened].changes
+        plans.append(
+            StagePlan(resolved, starts[place], starts[place + 1], starts[opened], starts[closed], carries_rate)
+        )
     return plans
 
 
@@ -131,14 +148,8 @@ def flattened(table: Mapping[str, object], where: str = "") -> list[tuple[str, o
 
 
 def frozen(value: object) -> object:
-    if isinstance(value, Mapping):
-        return tuple((key, frozen(item)) for key, item in value.items())
-    return tuple(map(frozen, value)) if isinstance(value, (list, tuple)) else value
+    return tuple(value) if isinstance(value, list) else value
 
 
 def thawed(value: object) -> object:
-    if isinstance(value, tuple) and value and all(isinstance(pair, tuple) and len(pair) == 2 for pair in value):
-        names = [pair[0] for pair in value]
-        if all(isinstance(name, str) for name in names):
-            return {name: thawed(item) for name, item in value}
-    return [thawed(item) for item in value] if isinstance(value, tuple) else value
+    return list(value) if isinstance(value, tuple) else value

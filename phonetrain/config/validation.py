@@ -168,11 +168,7 @@ def parse(section: type, table: object, where: str = "") -> Section:
     if missing:
         name = missing[0]
         raise ConfigError(f"{joined(where, name)} is missing: wanted {described(hints(section)[name])}")
-    try:
-        return section(**values)
-    except ConfigError as error:
-        # A section knows its usual place; where it stands in a list, its number is known here.
-        raise ConfigError(str(error).replace(f"{section.section}.", f"{where}.")) from None
+    return section(**values)
 
 
 def required(field) -> bool:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..config.schedule_section import ShapeConfig
+from ..config.schedule_section import ScheduleConfig
 
 Table = np.ndarray  # (num_steps,) float64, one number for every step of an epoch
 
@@ -34,7 +34,7 @@ class SchedulePosition:
         return min(self.epoch, self.total_epochs - 1)
 
 
-def shape(config: ShapeConfig, base: float, place: SchedulePosition) -> Table:
+def shape(config: ScheduleConfig, base: float, place: SchedulePosition) -> Table:
     """Learning rates of the steps at `place` under `config`, from the base rate. Plateau is not a shape: constant."""
     if config.name == "step":  # StepLR, stepped at every epoch
         return np.full(place.num_steps, base * config.gamma ** (place.held_epoch // config.step_size))
@@ -58,7 +58,7 @@ def shape(config: ShapeConfig, base: float, place: SchedulePosition) -> Table:
     return np.full(place.num_steps, float(base))
 
 
-def momentum_shape(config: ShapeConfig, place: SchedulePosition) -> Table:
+def momentum_shape(config: ScheduleConfig, place: SchedulePosition) -> Table:
     """Momentum that OneCycleLR(cycle_momentum=True) sets against the rate."""
     low, high = config.base_momentum, config.max_momentum
     return one_cycle(config, place, (high, low, high, high))
@@ -82,7 +82,7 @@ def restarted(age: Table, first: int, multiply: int) -> Table:
     return share
 
 
-def one_cycle(config: ShapeConfig, place: SchedulePosition, values: tuple[float, float, float, float]) -> Table:
+def one_cycle(config: ScheduleConfig, place: SchedulePosition, values: tuple[float, float, float, float]) -> Table:
     """Smith and Topin's 1cycle with torch's step arithmetic: values[0] up to values[1], then down to values[3].
 
     With three phases it falls back to values[2], which is values[0], before it goes on to values[3].

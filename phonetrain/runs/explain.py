@@ -199,7 +199,7 @@ def _next_steps(run: Run) -> list[str]:
             config = RunConfig.from_toml(run.config_path)
             more = longer(run, config, config.epochs + max(5, len(epochs) // 2))
             gaining = f"It was still gaining ({100 * gained:.2f} points in the last 3 epochs)"
-            told.append(f"{gaining}." if more is None else f"{gaining}: {more} may gain more.")
+            told.append(f"{gaining}: {more} may gain more.")
     return told
 
 

@@ -13,18 +13,10 @@ from ..config.stages import flattened
 from .directory import Run
 
 
-def longer(run: Run, config: RunConfig, epochs: int) -> str | None:
-    """The command that trains a run on up to `epochs` epochs, with the answer its schedule will ask for.
-
-    None where no command does: a stage with a chain of counted phases cannot be made longer.
-    """
-    new = lengthened(config, epochs)
-    if new.epochs != epochs:
-        return None
-    command = f"{resume(run)} epochs={epochs}"
-    if not config.stage and new.schedule.chain != config.schedule.chain:
-        command += f" schedule.chain.{len(new.schedule.chain) - 1}.epochs={new.schedule.chain[-1].epochs}"
-    return command + " schedule.on_extend=stretch" * (extension_question(config, new) is not None)
+def longer(run: Run, config: RunConfig, epochs: int) -> str:
+    """The command that trains a run on up to `epochs` epochs, with the answer its schedule will ask for."""
+    answer = " schedule.on_extend=stretch" * (extension_question(config, lengthened(config, epochs)) is not None)
+    return f"{resume(run)} epochs={epochs}{answer}"
 
 
 def start_again(run: Run) -> str:

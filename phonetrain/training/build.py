@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from phonedata import PackedCorpus, Selection, WindowSpec, open_loader
 
 from ..config.run_config import RunConfig
-from ..config.stages import StagePlan
+from ..config.stages import PREVIOUS, StagePlan
 from ..device import DeviceSpec, describe_machine
 from ..distributed import current, reduce_norms
 from ..errors import CheckpointError
@@ -211,8 +211,10 @@ def transfer(old: TrainingSetup, new: TrainingSetup) -> None:
         new.state.loss_scale.load_state_dict(old.state.loss_scale.state_dict())
     if not new.plan.starts_schedule:
         new.state.schedule.load_state_dict(old.state.schedule.state_dict())
+    elif new.plan.carries_rate:
+        new.state.schedule.carry_over(old.state.schedule.last_rate())
     new.state.progress = old.state.progress
-    if new.config.optimizer.lr != old.config.optimizer.lr:
+    if new.plan.lr not in (old.plan.lr, PREVIOUS):
         new.state.progress.rate_scale, new.state.progress.rollbacks = 1.0, 0
 
 

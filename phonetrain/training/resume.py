@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..config.changes import diff, extension_question, refuse_silent_extension
+from ..config.changes import diff, extension_question, refuse_silent_extension, stage_diff
 from ..config.overrides import parsed, refuse_keywords
 from ..config.run_config import RunConfig
 from ..config.stages import plan_stages
@@ -66,7 +66,7 @@ def changes_by_hand(old: RunConfig, new: RunConfig, epoch: int) -> list[tuple[st
         for number, both in reversed(list(enumerate(zip(plan_stages(old), plan_stages(new)))))
         if both[0].start <= epoch
     )
-    here = [change for change in diff(before.config, after.config) if change[0] not in ("epochs", "data.corpus")]
+    here = [change for change in stage_diff(before, after) if change[0] != "data.corpus"]
     shown = {key for key, _, _ in here}
     begun = {f"stage.{place}.{key}" for place in range(number + 1) for key in shown}
     return [change for change in said if change[0] not in shown | begun] + here
@@ -210,8 +210,9 @@ def resume(
         if saved.progress.epoch >= plans[-1].stop and not only_the_end:
             done = saved.progress.epoch
             more = next_commands.longer(where, old, max(old.epochs, done) + 10)
-            way = f"`{more}` trains longer" if more else "a new run of a recipe with a longer last stage trains longer"
-            raise ConfigError(f"{where.path}: {counted(done, 'epoch')} of {plans[-1].stop} wanted are done; {way}")
+            raise ConfigError(
+                f"{where.path}: {counted(done, 'epoch')} of {plans[-1].stop} wanted are done; `{more}` trains longer"
+            )
         # The stage whose setup was saved: at its very end that is not yet the stage of the next epoch.
         plan = next(plan for plan in reversed(plans) if plan.start <= stage_start)
         setup = assemble(config, plan, packed, roles, device_spec)

@@ -12,7 +12,7 @@ import torch
 
 from phonedata import PhonedataError
 
-from ..config.changes import diff
+from ..config.changes import stage_diff
 from ..config.sections import duration
 from ..config.stages import plan_stages
 from ..console.base import Console
@@ -119,9 +119,7 @@ class Trainer:
         scale = old.state.progress.rate_scale
         self.setup = assemble(old.run_config, plan, old.corpus, old.roles, old.device_spec)
         transfer(old, self.setup)
-        for key, before, after in diff(old.config, plan.config):
-            if key == "epochs":  # how far the schedule reaches, which is not the run's setting of this name
-                continue
+        for key, before, after in stage_diff(old.plan, plan):
             self.event("config_changed", key=key, old=before, new=after, by="stage")
             self.console.say(f"stage: {key} {before} -> {after}")
         self.record_built()

@@ -12,7 +12,7 @@ from phonetrain.optim.schedule import build_schedule
 
 LOG = ("start", "diamond", "plateau", "onecycle", "chain", "hourglass", "long", "nan20")
 SHORT = {
-    "chain": ["epochs=2", "schedule.chain.0.epochs=1"],
+    "chain": ["epochs=2", "stage.0.epochs=1"],
     "long": ["stage.0.epochs=1", "stage.1.epochs=1", "stage.2.epochs=1", "stage.3.epochs=1"],
 }
 

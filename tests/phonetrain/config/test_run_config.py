@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phonetrain.config.changes import diff
+from phonetrain.config.changes import diff, stage_diff
 from phonetrain.config.run_config import RunConfig, load_recipe
 from phonetrain.config.sections import ModelConfig, OptimizerConfig
 from phonetrain.config.stages import Stage
@@ -18,7 +18,7 @@ from phonetrain.config.validation import hints, is_section, known_keys, parse_ov
 from phonetrain.errors import ConfigError
 
 DEFAULT = load_recipe("default")
-CHAIN = 'schedule.chain=[{name = "onecycle", epochs = 3}, {name = "plateau", lr = "previous"}]'
+CARRYING = 'stage=[{epochs=3}, {epochs=7, optimizer.lr="previous", schedule.name="plateau"}, {epochs=2, subset=0.5}]'
 STAGES = 'stage=[{epochs=2, subset=0.5}, {epochs=3, subset=1.0}, {epochs=4, optimizer.lr=1e-4, averaging.decay="none"}]'
 
 
@@ -71,9 +71,10 @@ REFUSED = {
     "schedule.gamma=0.5": "schedule.gamma = 0.5: schedule.name = cosine does not read it; step and exponential do",
     "optimizer.momentum=0.5": "optimizer.momentum = 0.5: optimizer.name = adamw does not read it",
     "schedule.name=step": "schedule.step_size is missing: schedule.name = step needs it",
-    "schedule.name=chain": "schedule.chain: it has 0 phases, wanted at least 2",
     "schedule.min_lr=0.1": "schedule.min_lr = 0.1: above optimizer.lr = 0.001",
-    "schedule.chain.0.epochs=1": "schedule.chain = {0 = {epochs = 1}}: wanted a list",
+    "optimizer.lr=previous": 'optimizer.lr = "previous": wanted a number, above 0',
+    "stage=[{epochs=2, optimizer.lr='previous'}]": 'stage.0.optimizer.lr = "previous": the first stage has none before',
+    "stage=[{epochs=1}, {epochs=2, optimizer.lr='next'}]": 'stage.1: optimizer.lr = "next": wanted a number, above 0',
     "optimizer.accumulation=3": "optimizer.accumulation = 3: does not divide batch_size = 2048; wanted a divisor",
     "optimizer.accumulation=2048": "cuts batch_size = 2048 into single windows; wanted at least 2 in a piece",
     "augment.time_mask=62": "augment.time_mask = 62: the window has 61 frames",
@@ -162,7 +163,7 @@ def test_a_setting_said_later_takes_the_place_of_its_rival():
     [
         [],
         ["averaging.decay=none"],
-        ["schedule.name=chain", CHAIN],
+        [CARRYING],
         [STAGES],
         ["model.widths=[64]", "precision=bf16"],
         ["optimizer.name=muon", "optimizer.lr=3"],
@@ -286,35 +287,30 @@ def test_epochs_of_a_staged_run_cut_it_or_lengthen_its_last_stage():
         RunConfig(epochs=4, stage=(Stage(2),))
 
 
-def test_chain_phases_fit_the_run():
-    config = DEFAULT.override(["schedule.name=chain", CHAIN])
-    assert config.override(["schedule.chain.0.epochs=4"]).schedule.chain[0].epochs == 4
-    with pytest.raises(ConfigError, match=r"its phases take 3 of epochs = 3; wanted some left for the last phase"):
-        config.override(["epochs=3"])
-    with pytest.raises(ConfigError, match=r"schedule.chain.5.epochs: 5 is no place in a list of 2"):
-        config.override(["schedule.chain.5.epochs=1"])
-    with pytest.raises(ConfigError, match=r"schedule.chain.1.factor = 0.5: schedule.chain.1.name = constant does not "):
-        config.override(["schedule.chain.1.name=constant", "schedule.chain.1.factor=0.5"])
-    with pytest.raises(ConfigError, match=r"schedule.chain.1.gamma is missing: schedule.chain.1.name = exponential"):
-        config.override(["schedule.chain.1.name=exponential"])
-    with pytest.raises(ConfigError, match=r"chain.0.epoch: unknown setting; did you mean schedule.chain.0.epochs"):
-        config.override(["schedule.chain.0.epoch=1"])
+def test_stage_may_carry_the_rate_of_the_one_before():
+    config = DEFAULT.override([CARRYING])
+    assert [plan.lr for plan in config.stages()] == [DEFAULT.optimizer.lr, "previous", "previous"]
+    assert [plan.carries_rate and plan.starts_schedule for plan in config.stages()] == [False, True, False]
+    assert all(plan.config.optimizer.lr == DEFAULT.optimizer.lr for plan in config.stages())
+    first, carrying, _ = config.stages()
+    assert ("optimizer.lr", DEFAULT.optimizer.lr, "previous") in stage_diff(first, carrying)
 
 
-def test_phase_of_a_chain_may_be_given_another_name():
-    config = DEFAULT.override(["schedule.name=chain", CHAIN]).override(["schedule.chain.1.factor=0.5"])
-    phase = config.override(["schedule.chain.1.name=constant"]).schedule.chain[1]
-    assert (phase.name, phase.factor, phase.lr) == ("constant", 0.1, "previous")
+def test_rate_changed_by_hand_leaves_it_to_later_stages_to_carry_theirs():
+    config = DEFAULT.override([CARRYING])
+    assert [plan.lr for plan in config.override(["optimizer.lr=0.5"], 1).stages()] == [0.5, "previous", "previous"]
+    assert [plan.lr for plan in config.override(["optimizer.lr=0.5"], 4).stages()] == [DEFAULT.optimizer.lr, 0.5, 0.5]
 
 
-def test_lowest_rate_of_a_phase_goes_by_the_phases_own_rate():
-    chain = "schedule.chain=[{name='cosine', epochs=3, lr=0.1, min_lr=0.01}, {name='plateau', min_lr=%s}]"
-    config = DEFAULT.override(["schedule.name=chain", chain % 1e-4])
-    assert config.schedule.chain[0].min_lr > config.optimizer.lr
-    with pytest.raises(ConfigError, match=r"schedule.chain.1.min_lr = 0.01: above optimizer.lr = 0.001"):
-        DEFAULT.override(["schedule.name=chain", chain % 0.01])
-    with pytest.raises(ConfigError, match=r"schedule.chain.0.min_lr = 0.01: above schedule.chain.0.lr = 0.005"):
-        config.override(["optimizer.lr=1.0", "schedule.chain.0.lr=0.005"])
+@pytest.mark.parametrize("key", ["optimizer.lr", "stage.1.optimizer.lr"])
+def test_rate_cannot_be_carried_into_a_stage_that_has_begun(key):
+    with pytest.raises(ConfigError, match=f'{key} = "previous": the stage has begun, and its rate goes on by itself'):
+        DEFAULT.override([CARRYING]).override([f"{key}=previous"], 3)
+
+
+def test_places_in_a_list_of_stages_are_counted_from_0():
+    with pytest.raises(ConfigError, match=r"stage.5.epochs: 5 is no place in a list of 3"):
+        DEFAULT.override([STAGES]).override(["stage.5.epochs=1"])
 
 
 def test_config_is_read_without_torch():
@@ -352,19 +348,9 @@ def test_stages_settings_give_way_to_what_is_changed_by_hand():
     config = DEFAULT.override([f"stage=[{{epochs=2}}, {plateau}, {{epochs=2, schedule.patience=3}}]"])
     changed = config.override(["schedule.name=constant"], 2)
     assert [plan.config.schedule.name for plan in changed.stages()] == ["cosine", "constant", "constant"]
-    chain = "schedule.chain=[{name='constant', epochs=1}, {name='plateau', patience=2}]"
-    config = DEFAULT.override([f"stage=[{{epochs=1}}, {{epochs=3, schedule.name='chain', {chain}}}]"])
-    changed = config.override(["schedule.chain.1.patience=5"], 1)
-    assert changed.stages()[1].config.schedule.chain[1].patience == 5
-    assert diff(config, changed) == [("stage.1.schedule.chain.1.patience", 2, 5)]
 
 
-def test_longer_last_stage_and_longer_last_phase_are_the_change_of_epochs_said_once():
+def test_longer_last_stage_is_the_change_of_epochs_said_once():
     staged = DEFAULT.override(["stage=[{epochs = 2}, {epochs = 3, subset = 0.5}]"])
     assert diff(staged, staged.override(["epochs=9"])) == [("epochs", 5, 9)]
     assert [key for key, *_ in diff(staged, staged.override(["epochs=4"]))] == ["epochs", "stage.1.epochs"]
-    chain = "schedule.chain=[{name = 'onecycle', epochs = 2}, {name = 'plateau', epochs = 3}]"
-    chained = DEFAULT.override(["epochs=5", "schedule.name=chain", chain])
-    assert diff(chained, chained.override(["epochs=9", "schedule.chain.1.epochs=7"])) == [("epochs", 5, 9)]
-    other = chained.override(["epochs=9", "schedule.chain.0.epochs=6"])
-    assert [key for key, *_ in diff(chained, other)] == ["epochs", "schedule.chain.0.epochs"]

@@ -1,20 +1,22 @@
 """Schedules: equal to torch's own step by step, computed from any epoch, asked before a length changes."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
 from torch.optim import lr_scheduler as theirs
 
 from phonetrain.config.changes import diff, extension_question, refuse_silent_extension
-from phonetrain.config.run_config import RunConfig
+from phonetrain.config.run_config import RunConfig, load_recipe
 from phonetrain.errors import ConfigError
 from phonetrain.optim.schedule import build_schedule
 
 EPOCHS, STEPS, LR = 8, 12, 0.04
 
 
-def config_of(epochs: int = EPOCHS, optimizer: dict | None = None, **schedule) -> RunConfig:
-    table = {"epochs": epochs, "optimizer": {"lr": LR, **(optimizer or {})}, "schedule": schedule}
+def config_of(epochs: int = EPOCHS, optimizer: dict | None = None, stage: Sequence[dict] = (), **schedule) -> RunConfig:
+    table = {"epochs": epochs, "optimizer": {"lr": LR, **(optimizer or {})}, "schedule": schedule, "stage": list(stage)}
     return RunConfig.from_dict(table)
 
 
@@ -101,37 +103,6 @@ CASES = {
             [20],
         ),
     ),
-    "chain of step and exponential": (
-        {
-            "name": "chain",
-            "chain": [
-                {"name": "step", "step_size": 2, "gamma": 0.5, "epochs": 3},
-                {"name": "exponential", "gamma": 0.9},
-            ],
-        },
-        "epoch",
-        lambda o: theirs.SequentialLR(o, [theirs.StepLR(o, 2, 0.5), theirs.ExponentialLR(o, 0.9)], [3]),
-    ),
-    "chain of three by step": (
-        {
-            "name": "chain",
-            "chain": [
-                {"name": "cosine", "every": "step", "epochs": 3, "min_lr": 1e-4},
-                {"name": "constant", "epochs": 2},
-                {"name": "exponential", "every": "step", "gamma": 0.8},
-            ],
-        },
-        "step",
-        lambda o: theirs.SequentialLR(
-            o,
-            [
-                theirs.CosineAnnealingLR(o, 3 * STEPS, eta_min=1e-4),
-                theirs.ConstantLR(o, 1.0),
-                theirs.ExponentialLR(o, 0.8 ** (1 / STEPS)),
-            ],
-            [3 * STEPS, 5 * STEPS],
-        ),
-    ),
     "warm-up in epochs, then exponential by step": (
         {"name": "exponential", "gamma": 0.8, "every": "step", "warmup_epochs": 2, "warmup_start": 0.25},
         "step",
@@ -212,30 +183,65 @@ def test_plateau_names_the_score_it_misses():
         schedule.end_epoch({"train_loss": 1.0})
 
 
-def test_chain_is_its_phases_one_after_the_other():
-    chain = [
-        {"name": "onecycle", "epochs": 3},
-        {"name": "step", "step_size": 2, "gamma": 0.1, "lr": 0.5, "epochs": 4},
-        {"name": "plateau", "patience": 0, "lr": "previous"},
+def tables_of_stages(config: RunConfig, scores: Sequence[float]) -> np.ndarray:
+    """(epochs, STEPS) rates of a run with stages. scores: its dev loss, (epochs,)."""
+    rates, schedule = [], None
+    for plan in config.stages():
+        before, schedule = schedule, build_schedule(plan.config, STEPS, plan.schedule_start)
+        if not plan.starts_schedule:
+            schedule.load_state_dict(before.state_dict())
+        elif plan.carries_rate:
+            schedule.carry_over(before.last_rate())
+        for epoch in range(plan.start, plan.stop):
+            rates.append(schedule.rates(epoch, STEPS))
+            schedule.end_epoch({"dev_loss": scores[epoch]})
+    return np.stack(rates)
+
+
+def test_recipe_chain_has_the_rates_of_torchs_schedulers_put_one_behind_the_other():
+    scores = [1 / (1 + min(epoch, 24)) for epoch in range(35)]
+    optimizer = torch.optim.AdamW([torch.zeros(1, requires_grad=True)], lr=0.01)
+    rising = theirs.OneCycleLR(optimizer, 0.01, total_steps=15 * STEPS)
+    falling = None
+    wanted = np.empty((35, STEPS))
+    for epoch, score in enumerate(scores):
+        for step in range(STEPS):
+            wanted[epoch, step] = optimizer.param_groups[0]["lr"]
+            optimizer.step()
+            if epoch < 15 and (epoch, step) != (14, STEPS - 1):
+                rising.step()
+        if epoch == 14:
+            falling = theirs.ReduceLROnPlateau(optimizer, factor=0.5, patience=3)
+        elif falling is not None:
+            falling.step(score)
+    np.testing.assert_allclose(tables_of_stages(load_recipe("chain"), scores), wanted, rtol=1e-12)
+    assert wanted[15, 0] == pytest.approx(4e-8) and wanted[-1, 0] == pytest.approx(2e-8)
+
+
+def test_stages_with_schedules_of_their_own_are_torchs_sequence():
+    stages = [
+        {"epochs": 3},
+        {"epochs": 2, "schedule.name": "constant"},
+        {"epochs": 3, "schedule.name": "exponential", "schedule.every": "step", "schedule.gamma": 0.8},
     ]
-    config = config_of(10, name="chain", chain=chain)
-    schedule = build_schedule(config, STEPS)
-    one = build_schedule(config_of(3, name="onecycle"), STEPS)
-    for epoch in range(3):
-        np.testing.assert_array_equal(schedule.rates(epoch, STEPS), one.rates(epoch, STEPS))
-    assert [schedule.rates(epoch, STEPS)[0] for epoch in range(3, 8)] == pytest.approx([0.5, 0.5, 0.05, 0.05, 0.05])
-    for _ in range(8):
-        schedule.end_epoch({"dev_loss": 1.0})
-    assert schedule.rates(8, STEPS)[0] == pytest.approx(0.05)
-    schedule.end_epoch({"dev_loss": 1.0})
-    assert schedule.rates(9, STEPS)[0] == pytest.approx(0.005)
+    config = config_of(name="cosine", every="step", min_lr=1e-4, stage=stages)
+
+    def sequence(optimizer):
+        cosine = theirs.CosineAnnealingLR(optimizer, 3 * STEPS, eta_min=1e-4)
+        constant = theirs.ConstantLR(optimizer, 1.0)
+        exponential = theirs.ExponentialLR(optimizer, 0.8 ** (1 / STEPS))
+        return theirs.SequentialLR(optimizer, [cosine, constant, exponential], [3 * STEPS, 5 * STEPS])
+
+    wanted, _ = stepped_by_torch(sequence, "step")
+    np.testing.assert_allclose(tables_of_stages(config, [1.0] * EPOCHS), wanted, rtol=0, atol=1e-12 * LR)
 
 
-def test_momentum_is_the_configured_one_outside_onecycle_in_a_chain():
-    chain = [{"name": "onecycle", "epochs": 3}, {"name": "plateau"}]
-    schedule = build_schedule(config_of(8, name="chain", chain=chain, optimizer={"betas": [0.8, 0.99]}), STEPS)
-    assert schedule.momenta(2, STEPS)[-1] == 0.95
-    assert set(schedule.momenta(3, STEPS)) == {0.8}
+def test_carried_rate_is_the_one_that_plateau_had_cut_to_at_the_end_of_the_stage_before():
+    stages = [{"epochs": 3}, {"epochs": 5, "optimizer.lr": "previous", "schedule.name": "step",
+                              "schedule.step_size": 2, "schedule.gamma": 0.1}]  # fmt: skip
+    config = config_of(name="plateau", patience=0, factor=0.5, warmup_steps=5, stage=stages)
+    first = [LR / 100, LR, LR / 2, LR / 4, LR / 4, LR / 40, LR / 40, LR / 400]
+    np.testing.assert_allclose(tables_of_stages(config, [1.0] * EPOCHS)[:, 0], first, rtol=1e-12)
 
 
 def test_warmup_meets_the_schedule_without_a_jump_under_every_name():
@@ -253,15 +259,16 @@ def test_warmup_meets_the_schedule_without_a_jump_under_every_name():
         assert rates[STEPS + 5] == pytest.approx(bare[0]), name
 
 
-def test_state_restored_in_the_middle_goes_on_as_if_never_stopped():
-    chain = [{"name": "onecycle", "epochs": 3}, {"name": "plateau", "patience": 0, "lr": "previous"}]
-    config = config_of(10, name="chain", chain=chain, warmup_steps=5)
+@pytest.mark.parametrize("settings", [{"name": "onecycle", "warmup_steps": 5}, {"name": "plateau", "patience": 0}])
+def test_state_restored_in_the_middle_goes_on_as_if_never_stopped(settings):
+    config = config_of(10, **settings)
     whole = build_schedule(config, STEPS)
+    whole.carry_over(LR / 3)
     for epoch in range(10):
         copy = build_schedule(config, STEPS)
         copy.load_state_dict(whole.state_dict())
         np.testing.assert_array_equal(copy.rates(epoch, STEPS), whole.rates(epoch, STEPS))
-        np.testing.assert_array_equal(copy.momenta(epoch, STEPS), whole.momenta(epoch, STEPS))
+        np.testing.assert_equal(copy.momenta(epoch, STEPS), whole.momenta(epoch, STEPS))
         whole.end_epoch({"dev_loss": 1.0 + epoch % 3})
 
 
@@ -287,11 +294,13 @@ def test_cosine_set_by_hand_starts_anew_over_the_epochs_left():
     np.testing.assert_allclose(np.stack([schedule.rates(epoch, STEPS) for epoch in range(5, EPOCHS)]), short)
 
 
-def test_rate_set_by_hand_in_a_chain_restarts_its_present_phase_only():
-    chain = [{"name": "onecycle", "epochs": 3}, {"name": "plateau", "patience": 0, "lr": "previous"}]
-    schedule = build_schedule(config_of(10, name="chain", chain=chain), STEPS)
+def test_rate_set_by_hand_takes_the_place_of_a_carried_one_and_another_schedule_keeps_it():
+    schedule = build_schedule(config_of(10, name="plateau", patience=0), STEPS)
+    schedule.carry_over(LR / 3)
     for _ in range(6):
         schedule.end_epoch({"dev_loss": 1.0})
+    schedule.changed_by_hand(6, {"schedule.name": None})
+    assert schedule.rates(6, STEPS) == pytest.approx(LR / 3)
     schedule.changed_by_hand(6, {"optimizer.lr": None})
     assert schedule.rates(6, STEPS) == pytest.approx(LR)
 
@@ -314,8 +323,8 @@ def test_more_epochs_under_a_schedule_with_a_length_are_refused_until_said(name)
         refuse_silent_extension(old, old.override(["epochs=12"]))
     assert extension_question(old, old.override(["epochs=12", "schedule.on_extend=hold"])) is None
     assert extension_question(old, old.override(["epochs=12", "optimizer.lr=1e-3"])) is None
-    chain = [{"name": "plateau", "epochs": 2}, {"name": name}]
-    assert extension_question(config_of(name="chain", chain=chain), config_of(9, name="chain", chain=chain))
+    staged = config_of(name="plateau", stage=[{"epochs": 2}, {"epochs": 6, "schedule.name": name}])
+    assert extension_question(staged, staged.override(["epochs=9"]))
 
 
 def test_more_epochs_under_other_schedules_need_no_word():
@@ -404,18 +413,14 @@ def test_change_by_hand_after_a_held_end_lasts_to_the_end_of_the_run(change):
         ("min_lr", 0.01),
     ],
 )
-@pytest.mark.parametrize("chained", [False, True])
-def test_settings_of_plateau_changed_by_hand_keep_the_rate_that_it_had_come_to(key, value, chained):
-    plateau = {"name": "plateau", "patience": 0, "factor": 0.5}
-    chain = [{"name": "onecycle", "epochs": 3}, {**plateau, "lr": 0.02}]
-    config = config_of(20, name="chain", chain=chain) if chained else config_of(20, **plateau)
+def test_settings_of_plateau_changed_by_hand_keep_the_rate_that_it_had_come_to(key, value):
+    config = config_of(20, name="plateau", patience=0, factor=0.5)
     schedule = build_schedule(config, STEPS)
     for _ in range(8):
         schedule.end_epoch({"dev_loss": 1.0, "train_loss": 1.0})
     before = schedule.rates(8, STEPS)[0]
-    assert before < 0.02 / 4
-    key = f"schedule.chain.1.{key}" if chained else f"schedule.{key}"
-    changed = config.replaced({key: value})
+    assert before < LR / 8
+    changed = config.replaced({f"schedule.{key}": value})
     new = build_schedule(changed, STEPS)
     new.load_state_dict(schedule.state_dict())
     assert not new.changed_by_hand(8, {key: old for key, old, _ in diff(config, changed)})
@@ -425,29 +430,5 @@ def test_settings_of_plateau_changed_by_hand_keep_the_rate_that_it_had_come_to(k
     for epoch in range(8, 12):
         assert again.rates(epoch, STEPS)[0] <= before
         again.end_epoch({"dev_loss": 1.0, "train_loss": 1.0})
-    if key.endswith("factor"):
+    if key == "factor":
         assert again.rates(12, STEPS)[0] == pytest.approx(before * 0.9**4)
-
-
-def test_chain_changed_by_hand_in_a_later_phase_goes_on_and_in_an_earlier_ones_length_starts_anew():
-    chain = [
-        {"name": "onecycle", "epochs": 3},
-        {"name": "exponential", "gamma": 0.9, "epochs": 4, "lr": 0.02},
-        {"name": "constant"},
-    ]
-    config = config_of(10, name="chain", chain=chain)
-    before = build_schedule(config, STEPS).rates(5, STEPS)
-
-    def changed(key, value):
-        new = build_schedule(config.replaced({key: value}), STEPS)
-        anew = new.changed_by_hand(5, {key: None})
-        return anew, new.rates(5, STEPS)
-
-    anew, rates = changed("schedule.chain.2.lr", 1e-5)
-    assert not anew and list(rates) == list(before)
-    anew, rates = changed("schedule.chain.1.lr", 1e-5)
-    assert anew and list(rates) == [1e-5] * STEPS
-    anew, rates = changed("schedule.chain.1.gamma", 0.5)
-    assert anew and list(rates) == [0.02] * STEPS
-    anew, rates = changed("schedule.chain.0.epochs", 2)
-    assert anew and rates[0] == pytest.approx(LR / 25)

@@ -134,14 +134,15 @@ def test_several_runs_make_an_ablation_table_with_commands(runs, tmp_path):
     ["model.dropout=0.1", "averaging.decay=none", "schedule.warmup_steps=none", "data.train=train a + train-b"],
     ["schedule.name=step", "schedule.step_size=3", "schedule.gamma=0.5", "model.widths=[512, 256]"],
     ["stage=[{epochs = 2, subset = 0.5}, {epochs = 3, 'optimizer.lr' = 1e-4}]", "tracking.project=it's 1"],
-    ["schedule.name=chain", "schedule.chain=[{name='onecycle', epochs=2}, {name='plateau', lr='previous'}]"],
+    ["schedule.name=onecycle",
+     "stage=[{epochs = 2}, {epochs = 3, 'optimizer.lr' = 'previous', 'schedule.name' = 'plateau'}]"],
     ["data.corpus=a place/packed", "stop.max_time=2h", "tracking.project='17'"],
 ])  # fmt: skip
 @pytest.mark.parametrize("recipe", ["default", "chain", "gone.toml", None])
 def test_printed_command_as_a_shell_reads_it_gives_the_runs_settings(tmp_path, recipe, settings):
     run = lived(tmp_path / "a run", recipe=recipe)
     if recipe == "chain":
-        settings = ["epochs=3", "schedule.chain.0.epochs=1", *settings[3:]]
+        settings = ["epochs=3", "stage.0.epochs=1", *settings[3:]]
     config = load_recipe("chain" if recipe == "chain" else "default").override(settings)
     run.write_text(run.config_path, config.to_toml())
     program, verb, source, *words = shlex.split(command(run))

@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from phonetrain.cli.main import exit_code
-from phonetrain.config.run_config import RunConfig, load_recipe
+from phonetrain.config.run_config import RunConfig
 from phonetrain.console.base import Console
 from phonetrain.errors import ConfigError
 from phonetrain.results.predict import evaluate
@@ -15,7 +15,6 @@ from phonetrain.results.report import epoch_table, summary
 from phonetrain.results.tables import evaluation_text
 from phonetrain.runs.directory import Run
 from phonetrain.runs.explain import explain
-from phonetrain.runs.next_commands import longer
 from tests.phonetrain.results.test_report import lived
 from tests.training import StopAt, fit_tiny, resume_tiny
 
@@ -138,12 +137,8 @@ ONE_EPOCH = {
     "onecycle": (["epochs=1", "schedule.name=onecycle"], True),
     "stages": (["stage=[{epochs=1}, {epochs=1, 'optimizer.lr'=1e-4}]"], True),
     "stages of one schedule": (["schedule.name=plateau", "stage=[{epochs=1}, {epochs=1, subset=0.5}]"], False),
-    "open chain": (["epochs=2", "schedule.name=chain",
-                    "schedule.chain=[{name='onecycle', epochs=1}, {name='plateau', lr='previous'}]"], False),
-    "counted chain": (["epochs=2", "schedule.name=chain",
-                       "schedule.chain=[{name='onecycle', epochs=1}, {name='plateau', lr=2e-4, epochs=1}]"], False),
-    "counted chain, cosine last": (["epochs=2", "schedule.name=chain",
-                                    "schedule.chain=[{name='constant', epochs=1}, {name='cosine', epochs=1}]"], True),
+    "carried rate": (["schedule.name=onecycle", "stage=[{epochs=1}, {epochs=1, 'optimizer.lr'='previous',"
+                     "'schedule.name'='plateau'}]"], False),
 }  # fmt: skip
 
 
@@ -162,13 +157,7 @@ def test_hint_of_a_finished_run_works_when_pasted(learnable_corpus, tmp_path, na
     assert sorted(changed) == sorted(["epochs", "stop.max_time", *(["schedule.on_extend"] if asks else [])])
     rates = {line["lr"] for line in run.metrics("train") if line["segment"] == 1}
     if not asks:  # nothing starts anew: the rate of the end is held
-        assert rates == {before[max(before)]} or name == "open chain"
-
-
-def test_no_command_is_told_where_none_trains_longer(tmp_path):
-    chain = "[{name='constant', epochs=1}, {name='cosine', epochs=1}]"
-    staged = f"stage=[{{epochs=1}}, {{epochs=2, 'schedule.name'='chain', 'schedule.chain'={chain}}}]"
-    assert longer(Run(tmp_path), load_recipe("start").override([staged]), 9) is None
+        assert rates == {before[max(before)]}
 
 
 @pytest.mark.parametrize("change", [

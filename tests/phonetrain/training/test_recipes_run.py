@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from phonetrain.config.run_config import RunConfig, load_recipe, recipe_names
+from phonetrain.config.stages import StagePlan
 from phonetrain.console.base import Console
 from phonetrain.optim.schedule import build_schedule
 from phonetrain.runs.directory import Run
@@ -25,7 +26,7 @@ SMALL = [
     "tracking.log_every=4",
 ]
 SHORT = {
-    "chain": ["epochs=2", "schedule.chain.0.epochs=1"],
+    "chain": ["epochs=2", "stage.0.epochs=1"],
     "nan20": ["epochs=2", "optimizer.lr=1e-3"],  # at its own rate it is made to fail
     "long": ["stage.0.epochs=1", "stage.1.epochs=1", "stage.2.epochs=1", "stage.3.epochs=1"],
 }
@@ -55,6 +56,11 @@ def test_every_recipe_trains(trained):
     assert lines[-1]["train_loss"] < lines[0]["train_loss"]
 
 
+def rate_before(run: Run, plan: StagePlan) -> float | None:
+    """The rate at which the stage before `plan` ended, where `plan` carries it over."""
+    return run.metrics("epoch")[plan.start - 1]["lr"] if plan.carries_rate else None
+
+
 def test_what_was_built_is_what_the_configuration_says(trained):
     plan = RunConfig.from_toml(trained.config_path).stages()[-1]
     config = plan.config
@@ -70,6 +76,8 @@ def test_what_was_built_is_what_the_configuration_says(trained):
     assert {group["weight_decay"] for group in optimizer["groups"]} == {0.0, config.optimizer.weight_decay}
     steps = built["loader"]["batches_per_epoch"]
     schedule = build_schedule(config, steps, plan.schedule_start)
+    if (carried := rate_before(trained, plan)) is not None:
+        schedule.carry_over(carried)
     rate, momenta = schedule.rates(plan.start, steps)[0], schedule.momenta(plan.start, steps)
     beta = config.optimizer.betas[0] if momenta is None else momenta[0]
     for group in optimizer["groups"]:
@@ -78,13 +86,10 @@ def test_what_was_built_is_what_the_configuration_says(trained):
         assert group["eps"] == config.optimizer.eps
     assert built["clip_norm"] == config.optimizer.clip_norm
     assert built["accumulation"] == config.optimizer.accumulation
-    phases = built["schedule"]["phases"]
-    wanted = config.schedule.chain or (config.schedule,)
-    assert [phase["name"] for phase in phases] == [phase.name for phase in wanted]
-    for phase, said in zip(phases, wanted):
-        told = {key: value for key, value in said.to_dict().items() if key in phase and key != "lr"}
-        assert {key: phase[key] for key in told} == told
-    assert phases[0]["lr"] == config.optimizer.lr
+    schedule_built = built["schedule"]
+    settings = {key: value for key, value in config.schedule.to_dict().items() if key in schedule_built}
+    assert {key: schedule_built[key] for key in settings} == settings
+    assert schedule_built["lr"] == (config.optimizer.lr if carried is None else carried)
     augment = built["augment"] or {"time_mask": 0, "freq_mask": 0, "noise": 0.0}
     assert {key: augment[key] for key in ("time_mask", "freq_mask", "noise")} == {
         key: getattr(config.augment, key) for key in ("time_mask", "freq_mask", "noise")
@@ -106,7 +111,10 @@ def test_recorded_rates_are_those_of_the_schedule(trained):
     lines, plans = trained.metrics("epoch"), config.stages()
     first = build_schedule(plans[0].config, steps).rates(0, steps)[-1]
     assert lines[0]["lr"] == pytest.approx(float(first), rel=1e-12)
-    last = build_schedule(plans[-1].config, steps, plans[-1].schedule_start).rates(plans[-1].stop - 1, steps)[-1]
+    schedule = build_schedule(plans[-1].config, steps, plans[-1].schedule_start)
+    if (carried := rate_before(trained, plans[-1])) is not None:
+        schedule.carry_over(carried)
+    last = schedule.rates(plans[-1].stop - 1, steps)[-1]
     # Two epochs are fewer than any plateau's patience, so the last rate can be computed there too.
     assert lines[-1]["lr"] == pytest.approx(float(last), rel=1e-12)
 
@@ -152,3 +160,14 @@ def test_fifty_steps_of_a_recipe_are_those_of_a_plain_loop(name, learnable_corpu
     assert losses[:10] == pytest.approx(wanted[:10], rel=1e-4)
     assert losses == pytest.approx(wanted, rel=5e-3)
     assert losses[-1] < losses[0]
+
+
+def test_after_onecycle_each_group_of_muon_has_its_own_momentum_again(learnable_corpus, tmp_path):
+    settings = [*SHORT["chain"], "optimizer.name=muon", "model.depth=3"]
+    config = load_recipe("chain").override([*SMALL, *settings])
+    table = config.to_dict()
+    table["stage"][1] |= {"optimizer.betas": [0.8, 0.99], "optimizer.momentum": 0.7}
+    run = fit(config=RunConfig.from_dict(table), corpus=learnable_corpus.path, run=tmp_path / "run", console=Console())
+    groups = run.read_json(run.built_path)["optimizer"]["groups"]
+    found = [group.get("momentum", group.get("betas")) for group in groups]
+    assert found == [0.7, [0.8, 0.99], [0.8, 0.99]]

@@ -168,12 +168,18 @@ def test_rate_changed_by_hand_where_a_stage_begins_holds_in_it(learnable_corpus,
     assert {line["lr"] for line in run.metrics("train") if line["epoch"] == 1} == {5e-5}
 
 
-def test_chain_of_a_stage_is_changed_by_hand(learnable_corpus, tmp_path):
-    chain = "schedule.chain=[{name='constant', epochs=1}, {name='plateau', patience=2}]"
-    stages = f"stage=[{{epochs=1}}, {{epochs=2, schedule.name='chain', {chain}}}]"
-    run = interrupted(learnable_corpus, tmp_path / "run", *CONSTANT, stages)
-    resume_tiny(run, "schedule.chain.1.patience=5")
-    assert run.read_json(run.built_path)["schedule"]["phases"][1]["patience"] == 5
+CARRYING = "stage=[{epochs=1}, {epochs=2, optimizer.lr='previous', schedule.name='plateau', schedule.patience=2}]"
+
+
+def test_carried_rate_survives_a_resume_and_gives_way_to_one_set_by_hand(learnable_corpus, tmp_path):
+    halving = ["schedule.name=exponential", "schedule.gamma=0.5", "schedule.every=step"]
+    run = fit_tiny(learnable_corpus, tmp_path / "run", *halving, CARRYING, console=StopAt(30))
+    carried = [line["lr"] for line in run.metrics("epoch")]
+    resume_tiny(run, "schedule.patience=5", console=StopAt(35))
+    assert run.read_json(run.built_path)["schedule"]["patience"] == 5
+    assert {line["lr"] for line in run.metrics("train") if line["epoch"] == 1} == {*carried}
+    resume_tiny(run, "optimizer.lr=1e-3")
+    assert run.metrics("epoch")[-1]["lr"] == 1e-3
 
 
 def test_stage_that_is_over_cannot_be_changed_any_more(learnable_corpus, tmp_path):
