@@ -17,7 +17,7 @@ def settings(name: str | None = None) -> list[dict[str, Any]]:
     name: only this section or this setting, as `optimizer` or `optimizer.lr`; `run` means those that stand in no
     section. Raises ConfigError, with the nearest name, where there is neither.
     """
-    table = [
+    table: list[dict[str, Any]] = [
         {
             "key": key,
             "type": described(hints(section)[field]),
