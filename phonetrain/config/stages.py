@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ..errors import ConfigError
+from .sections import OptimizerConfig
 from .validation import shown
 
 # What a stage may change. The rest (model, data, window, seed, precision, ...) belongs to the whole run: changing it
@@ -63,6 +64,7 @@ class Stageable(Protocol):
 
     epochs: int
     stage: tuple[Stage, ...]
+    optimizer: OptimizerConfig
 
     def replaced(self, changes: Mapping[str, object]) -> "Stageable": ...
 
