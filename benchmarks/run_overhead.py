@@ -2,7 +2,7 @@
 
     python benchmarks/run_overhead.py [--minutes 10] [--recipe cylinder5] [--json FILE] [key=value ...]
 
-A whole `fit` on a fake corpus, stopped by its own deadline. `train_epoch` is steps and their loading; what it calls to
+A whole `fit` on a fake corpus, stopped by its own deadline. `train_batches` is steps and their loading; what it calls to
 log and to save is timed apart.
 """
 
@@ -23,8 +23,8 @@ from phonetrain.training.fit import fit
 from phonetrain.training.trainer import Trainer
 from tools.fake_corpus import make_fake_corpus
 
-STEPS = "train_epoch"
-PARTS = (STEPS, "log", "save", "score", "write_metric", "reason_to_pause")  # of Trainer
+STEPS = "train_batches"
+PARTS = (STEPS, "log", "save", "score", "write_metric", "pause_due")  # of Trainer
 GOAL = 0.05
 
 

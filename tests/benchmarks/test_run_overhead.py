@@ -30,4 +30,4 @@ def test_short_run_accounts_for_its_whole_time(tmp_path):
     written = json.loads(out.read_text())
     parts = [value for name, value in written.items() if name.endswith("_s") and name != "wall_s"]
     assert abs(sum(parts) - written["wall_s"]) < 1e-6
-    assert written["train_epoch_s"] > 0 and written["checkpoints"] > 0 and 0 <= written["overhead_share"] <= 1
+    assert written["train_batches_s"] > 0 and written["checkpoints"] > 0 and 0 <= written["overhead_share"] <= 1
