@@ -2,7 +2,9 @@
 
 import json
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import xxhash
 
@@ -12,15 +14,16 @@ from .zarr_files import CHUNK_ROWS, digest, render, root_digest, shard_entry, sh
 _PIECE = 1 << 24
 
 
-def verify_files(root: Path, progress=None) -> int:
+def verify_files(root: Path, progress: Callable[[str, int, int, str], None] | None = None) -> int:
     """Read the corpus folder `root` completely; returns its size in bytes.
 
-    Raises FormatError that names the first file that is missing, extra, of another size, or changed (for shards with
+    `progress("verifying", done, total, "bytes")` is called after each piece. Raises FormatError that names the first file that is missing, extra, of another size, or changed (for shards with
     the rows concerned).
     """
     try:
         partitions = _read_root(root)["partitions"]
-        expected, files = {"zarr.json"}, {}
+        expected = {"zarr.json"}
+        files: dict[str, dict[str, Any]] = {}
         for name, entry in partitions.items():
             file = root / name / "zarr.json"
             for _ in _read_file(file, {"bytes": entry["bytes"], "xxh3_128": entry["digest"]}):
@@ -40,7 +43,7 @@ def verify_files(root: Path, progress=None) -> int:
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         if isinstance(error, FormatError):
             raise
-        raise FormatError(f"{root}: metadata lacks {error!r}; copy the corpus again or pack again") from None
+        raise FormatError(f"{root}: damaged metadata ({error!r}); copy the corpus again or pack again") from None
     except OSError as error:
         raise FormatError(f"{error.filename or root}: cannot be read ({error.strerror}); check the disk") from None
 
@@ -49,7 +52,7 @@ def _changed(path: Path, what: str) -> FormatError:
     return FormatError(f"{path}: {what}; copy the corpus again or pack again")
 
 
-def _read_root(root: Path) -> dict:
+def _read_root(root: Path) -> dict[str, Any]:
     """The root's attributes. It has no parent to vouch for it: it carries its own digest, and has one spelling."""
     file = root / "zarr.json"
     data = file.read_bytes()
@@ -81,7 +84,7 @@ def _compare_names(root: Path, expected: set[str]) -> None:
         raise _changed(root / name, "missing")
 
 
-def _read_file(path: Path, entry: dict):
+def _read_file(path: Path, entry: dict[str, Any]) -> Iterator[int]:
     """Read one file against its entry; yields the bytes read, piece by piece."""
     try:
         size = path.stat().st_size
@@ -101,8 +104,10 @@ def _read_file(path: Path, entry: dict):
             raise _changed(path, "its bytes differ from their digest")
 
 
-def _read_shard(file, path: Path, entry: dict):
+def _read_shard(file: BinaryIO, path: Path, entry: dict[str, Any]) -> Iterator[int]:
     digests = entry["chunks"]
+    if not digests:
+        raise _changed(path, "its metadata lists no chunks")
     chunk_bytes = (entry["bytes"] - len(shard_index(len(digests), 0))) // len(digests)
     buffer = memoryview(bytearray(chunk_bytes))
     for chunk, wanted in enumerate(digests):
