@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from phonedata import WindowSpec
+from phonedata import LOADERS, WindowSpec
 from phonetrain.config.run_config import RunConfig, load_recipe
 from phonetrain.device import DeviceSpec
 from phonetrain.model.classifier import ACTIVATIONS, FrameClassifier, build_model
@@ -25,7 +25,6 @@ from phonetrain.step.cuda_graph import CapturedStep
 from phonetrain.step.metrics import FrameMetrics
 from phonetrain.step.scoring import score
 from phonetrain.step.train_step import TrainStep
-from phonetrain.training.build import SCORING_BATCHES
 
 FEATURE_DIM, CLASSES = 28, 40
 
@@ -213,7 +212,7 @@ class Scoring:
 
     def __init__(self, case: Case) -> None:
         self.model = copy.deepcopy(case.model)
-        scored = SCORING_BATCHES["resident" if case.device.type == "cuda" else "host"]
+        scored = LOADERS["resident"].scoring_batch(case.device)
         size = max(case.batch_size, scored) if case.batch_size >= 512 else case.batch_size
         self.case = case if size == case.batch_size else dataclasses.replace(case, batch_size=size)
 

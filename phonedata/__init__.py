@@ -1,12 +1,13 @@
 """Turns per-utterance feature files into context windows, at memory speed."""
 
 import importlib
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
-# Public name -> the room it lives in. Rooms are imported when first asked for, so that `import phonedata` costs
-# nothing and packing needs no torch.
-_ROOMS = {
+# Public name -> the module that defines it. Modules are imported when a name is first used: `import phonedata` costs
+# nothing, and packing needs no torch.
+_MODULES = {
     "PhonedataError": "errors",
     "CorpusNotFound": "errors",
     "CorpusExists": "errors",
@@ -30,19 +31,50 @@ _ROOMS = {
     "merge": "packing.merge",
     "inspect": "format.describe",
     "open_loader": "loaders.open",
+    "LOADERS": "loaders.open",
+    "Loader": "loaders.base",
 }
 
-__all__ = sorted(_ROOMS)
+__all__ = sorted(_MODULES)
 
 
-def __getattr__(name: str):
-    room = _ROOMS.get(name)
-    if room is None:
-        raise AttributeError(f"module 'phonedata' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"phonedata.{room}"), name)
-    globals()[name] = value
-    return value
+if TYPE_CHECKING:
+    # The same names for type checkers and editors, which do not run `__getattr__`; tests/test_face.py compares them.
+    from .errors import CorpusExists as CorpusExists
+    from .errors import CorpusNotFound as CorpusNotFound
+    from .errors import FormatError as FormatError
+    from .errors import MissingReader as MissingReader
+    from .errors import PhonedataError as PhonedataError
+    from .errors import RawDataError as RawDataError
+    from .errors import SpecError as SpecError
+    from .format.corpus import PackedCorpus as PackedCorpus
+    from .format.corpus import Partition as Partition
+    from .format.describe import inspect as inspect
+    from .format.selection import Selection as Selection
+    from .loaders.base import Loader as Loader
+    from .loaders.open import LOADERS as LOADERS
+    from .loaders.open import open_loader as open_loader
+    from .loaders.order import EpochOrder as EpochOrder
+    from .loaders.order import SequentialOrder as SequentialOrder
+    from .loaders.order import SlabOrder as SlabOrder
+    from .loaders.windows import WindowBatch as WindowBatch
+    from .loaders.windows import WindowSpec as WindowSpec
+    from .packing.extract import extract as extract
+    from .packing.merge import merge as merge
+    from .packing.pack import pack as pack
+    from .packing.report import PackReport as PackReport
+    from .phonemes import ARPABET as ARPABET
+    from .phonemes import PhonemeSet as PhonemeSet
+else:
+
+    def __getattr__(name: str) -> object:
+        module = _MODULES.get(name)
+        if module is None:
+            raise AttributeError(f"module 'phonedata' has no attribute {name!r}")
+        value = getattr(importlib.import_module(f"phonedata.{module}"), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_ROOMS})
+    return sorted({*globals(), *_MODULES})

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-FACES = ["phonetrain"]
+FACES = ["phonedata", "phonetrain"]
 
 
 def names_for_checkers(package: str) -> dict[str, str]:

@@ -1,7 +1,9 @@
 """inspect: what a packed corpus holds, from its metadata; and a picture of one utterance with its phonemes."""
 
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +17,7 @@ class Inspection:
 
     corpus: PackedCorpus
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON: everything but digests of single files."""
         corpus, attributes = self.corpus, self.corpus.attributes
         wanted = ("format", "digest", "layout", "feature_dim", "frame_shift_ms", "dtype", "context", "cmvn", "frontend")
@@ -27,7 +29,7 @@ class Inspection:
             "partitions": [self._partition(p) for p in corpus.partitions.values()],
         }
 
-    def _partition(self, p: Partition) -> dict:
+    def _partition(self, p: Partition) -> dict[str, Any]:
         histogram = None
         if p.label_histogram is not None:
             histogram = dict(zip(self.corpus.phonemes.symbols, p.label_histogram.tolist()))
@@ -45,44 +47,61 @@ class Inspection:
         }
 
     def __str__(self) -> str:
-        d = self.to_dict()
+        table = self.to_dict()
         lines = [
-            f"{d['path']}  format {d['format']}  {d['digest']}",
-            f"layout {d['layout']}, {d['feature_dim']} coefficients {d['dtype']}, frame shift "
-            f"{d['frame_shift_ms']:g} ms, "
-            f"cmvn {d['cmvn']['kind']}, context {d['context']}, {len(d['phonemes'])} phonemes",
+            f"{table['path']}  format {table['format']}  {table['digest']}",
+            f"layout {table['layout']}, {table['feature_dim']} coefficients {table['dtype']}, "
+            f"frame shift {table['frame_shift_ms']:g} ms, cmvn {table['cmvn']['kind']}, context {table['context']}, "
+            f"{len(table['phonemes'])} phonemes",
         ]
-        if d["frontend"]:
-            lines.append("front end " + ", ".join(f"{k} {v}" for k, v in d["frontend"].items()))
-        head = f"{'partition':<20}{'utterances':>11}{'frames':>13}{'hours':>8}{'MB':>9}   frames per utterance"
-        lines += ["", head]
-        for p in d["partitions"]:
-            t = p["lengths"]
-            lines.append(
-                f"{p['name']:<20}{p['utterances']:>11,}{p['frames']:>13,}{p['hours']:>8.2f}{p['bytes'] / 1e6:>9.1f}   "
-                f"{t['min']} to {t['max']}, mean {t['mean']:.1f}{'' if p['labelled'] else ', no labels'}"
-            )
-        for p in d["partitions"]:
-            if p["label_histogram"]:
-                lines += ["", f"labels of {p['name']}, % of frames"]
-                total = max(1, p["frames"])
-                cells = [f"{s:>6} {100 * n / total:5.2f}" for s, n in list(p["label_histogram"].items())[:64]]
-                lines += ["  ".join(cells[i : i + 8]) for i in range(0, len(cells), 8)]
-                if len(p["label_histogram"]) > 64:
-                    lines.append(f"(and {len(p['label_histogram']) - 64} more; --json lists all)")
-        for p in d["partitions"]:
-            lines += ["", f"stored coefficients of {p['name']}, mean and standard deviation"]
-            cells = [f"{i:>3} {m:9.3f} {s:8.3f}" for i, (m, s) in enumerate(zip(p["mean"], p["std"]))]
-            lines += ["   ".join(cells[i : i + 4]) for i in range(0, len(cells), 4)]
-        if d["left_out"]:
-            lines += ["", f"left out: {len(d['left_out'])}"]
-            lines += [f"  {o['partition']}/{o['utterance']}: {o['reason']}" for o in d["left_out"][:20]]
-            if len(d["left_out"]) > 20:
-                lines.append(f"  (and {len(d['left_out']) - 20} more; --json lists all)")
+        if table["frontend"]:
+            lines.append("front end " + ", ".join(f"{key} {value}" for key, value in table["frontend"].items()))
+        lines += ["", *self._partition_lines(), *self._label_lines()]
+        left_out = table["left_out"]
+        if left_out:
+            lines += ["", f"left out: {len(left_out)}"]
+            lines += [f"  {one['partition']}/{one['utterance']}: {one['reason']}" for one in left_out[:20]]
+            if len(left_out) > 20:
+                lines.append(f"  (and {len(left_out) - 20} more; --json lists all)")
         return "\n".join(lines)
 
+    def _partition_lines(self) -> list[str]:
+        """A line a partition; of the stored coefficients only their range, since all of them fill a screen."""
+        lines = [
+            f"{'partition':<20}{'utterances':>11}{'frames':>13}{'hours':>8}{'MB':>9}"
+            f"  {'frames per utterance':<26}{'means':<15}deviations"
+        ]
+        for partition in self.corpus.partitions.values():
+            row, lengths = self._partition(partition), partition.lengths
+            spread = f"{lengths['min']} to {lengths['max']}, mean {lengths['mean']:.1f}"
+            lines.append(
+                f"{row['name']:<20}{row['utterances']:>11,}{row['frames']:>13,}{row['hours']:>8.2f}"
+                f"{row['bytes'] / 1e6:>9.1f}  {spread:<26}{_range(partition.mean):<15}{_range(partition.std)}"
+                f"{'' if partition.labelled else ', no labels'}"
+            )
+        return lines
 
-def inspect(packed) -> Inspection:
+    def _label_lines(self) -> list[str]:
+        """One table of the labels of all partitions that have any."""
+        labelled = {p.name: p.label_histogram for p in self.corpus.partitions.values() if p.label_histogram is not None}
+        if not labelled:
+            return []
+        counts = np.sum(list(labelled.values()), axis=0)
+        lines = ["", f"labels of {' + '.join(labelled)}, % of {counts.sum():,} frames"]
+        shares = 100 * counts / counts.sum()
+        cells = [f"{symbol:>6} {share:5.2f}" for symbol, share in zip(self.corpus.phonemes.symbols, shares)]
+        lines += ["  ".join(cells[i : i + 8]) for i in range(0, min(len(cells), 64), 8)]
+        if len(cells) > 64:
+            lines.append(f"(and {len(cells) - 64} more; --json lists all)")
+        return lines
+
+
+def _range(values: np.ndarray) -> str:
+    low, high = (round(float(value), 2) + 0.0 for value in (values.min(), values.max()))  # no "-0.00"
+    return f"{low:.2f} to {high:.2f}" if low < high else f"{low:.2f}"
+
+
+def inspect(packed: str | PathLike[str]) -> Inspection:
     """Describe the packed corpus at `packed` without reading its rows. Raises CorpusNotFound, FormatError."""
     return Inspection(PackedCorpus(packed))
 
@@ -93,7 +112,9 @@ def segments(labels: np.ndarray) -> list[tuple[int, int, int]]:
     return [(int(labels[a]), int(a), int(b)) for a, b in zip([0, *cuts], [*cuts, len(labels)])]
 
 
-def plot_utterance(corpus: PackedCorpus, file, partition: str | None = None, utterance: str | None = None) -> Path:
+def plot_utterance(
+    corpus: PackedCorpus, file: str | PathLike[str], partition: str | None = None, utterance: str | None = None
+) -> Path:
     """Draw one utterance's stored coefficients over time, its phonemes along the axis; returns the file.
 
     Without names: the first labelled partition, and its utterance nearest to four seconds. The suffix decides the
@@ -118,16 +139,25 @@ def plot_utterance(corpus: PackedCorpus, file, partition: str | None = None, utt
     features = np.asarray(p.features[start : start + length], np.float32).T
     limit = float(np.quantile(np.abs(features), 0.99)) or 1.0
     extent = (0, length * shift, -0.5, corpus.feature_dim - 0.5)
-    style = {"aspect": "auto", "origin": "lower", "cmap": "RdBu_r", "vmin": -limit, "vmax": limit}
-    picture = axes.imshow(features, extent=extent, interpolation="nearest", **style)
+    picture = axes.imshow(
+        features,
+        extent=extent,
+        interpolation="nearest",
+        aspect="auto",
+        origin="lower",
+        cmap="RdBu_r",
+        vmin=-limit,
+        vmax=limit,
+    )
     axes.set_ylabel("coefficient")
     axes.set_xlabel("seconds")
     name = f"{p.name}/{p.utterance_ids[u]}"
     axes.set_title(f"{name}: {length} frames, stored values ({corpus.cmvn['kind']} CMVN)", fontsize=10)
     figure.colorbar(picture, ax=axes, pad=0.01)
-    if p.labelled:
+    labels = p.labels
+    if labels is not None:
         top = axes.secondary_xaxis("top")
-        runs = segments(np.asarray(p.labels[start : start + length]))
+        runs = segments(np.asarray(labels[start : start + length]))
         top.set_xticks([(a + b) / 2 * shift for _, a, b in runs])
         top.set_xticklabels([corpus.phonemes.symbols[c] for c, _, _ in runs], fontsize=7, rotation=90)
         top.tick_params(length=0)

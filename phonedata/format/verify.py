@@ -1,10 +1,11 @@
 """Every byte of a packed corpus against its digests, and no file too few or too many."""
 
+import io
 import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import xxhash
 
@@ -17,8 +18,8 @@ _PIECE = 1 << 24
 def verify_files(root: Path, progress: Callable[[str, int, int, str], None] | None = None) -> int:
     """Read the corpus folder `root` completely; returns its size in bytes.
 
-    `progress("verifying", done, total, "bytes")` is called after each piece. Raises FormatError that names the first file that is missing, extra, of another size, or changed (for shards with
-    the rows concerned).
+    `progress("verifying", done, total, "bytes")` is called after each piece. Raises FormatError that names the first
+    file that is missing, extra, of another size, or changed (for shards with the rows concerned).
     """
     try:
         partitions = _read_root(root)["partitions"]
@@ -104,7 +105,7 @@ def _read_file(path: Path, entry: dict[str, Any]) -> Iterator[int]:
             raise _changed(path, "its bytes differ from their digest")
 
 
-def _read_shard(file: BinaryIO, path: Path, entry: dict[str, Any]) -> Iterator[int]:
+def _read_shard(file: io.FileIO, path: Path, entry: dict[str, Any]) -> Iterator[int]:
     digests = entry["chunks"]
     if not digests:
         raise _changed(path, "its metadata lists no chunks")

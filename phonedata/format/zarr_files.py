@@ -149,12 +149,13 @@ class ShardFile:
     def __init__(self, path: Path, chunks: int, chunk_bytes: int):
         self.path, self.chunks, self.chunk_bytes = path, chunks, chunk_bytes
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
+        self._file = os.fdopen(descriptor, "r+b", buffering=0)
         self._lock = threading.Lock()
         self._index = shard_index(chunks, chunk_bytes)
         # The full length at once: a file-size limit shows now, and a shorter shard of an earlier try is cut.
         try:
-            os.ftruncate(self._fd, chunks * chunk_bytes + len(self._index))
+            os.ftruncate(self._file.fileno(), chunks * chunk_bytes + len(self._index))
         except OSError:
             self.close()
             raise
@@ -167,24 +168,24 @@ class ShardFile:
 
     def write(self, chunk: int, data: np.ndarray) -> None:
         """Write one whole inner chunk."""
-        self._pwrite(memoryview(data).cast("B"), chunk * self.chunk_bytes)
-        _start_writing(self._fd, chunk * self.chunk_bytes, data.nbytes)
+        self._pwrite(data.data.cast("B"), chunk * self.chunk_bytes)
+        _start_writing(self._file.fileno(), chunk * self.chunk_bytes, data.nbytes)
 
     def _pwrite(self, view, offset: int) -> None:
         while len(view):
             if hasattr(os, "pwrite"):
-                written = os.pwrite(self._fd, view, offset)
+                written = os.pwrite(self._file.fileno(), view, offset)
             else:
                 with self._lock:
-                    os.lseek(self._fd, offset, os.SEEK_SET)
-                    written = os.write(self._fd, view)
+                    os.lseek(self._file.fileno(), offset, os.SEEK_SET)
+                    written = os.write(self._file.fileno(), view)
             view, offset = view[written:], offset + written
 
     def read_digest(self, chunk: int) -> str:
         """Digest of what the file holds now where `chunk` belongs."""
         with self._lock:
-            os.lseek(self._fd, chunk * self.chunk_bytes, os.SEEK_SET)
-            return digest(os.read(self._fd, self.chunk_bytes))
+            os.lseek(self._file.fileno(), chunk * self.chunk_bytes, os.SEEK_SET)
+            return digest(os.read(self._file.fileno(), self.chunk_bytes))
 
     def finish(self, digests: list[str]) -> dict:
         """Write the index and close the file; returns its entry for the partition's attributes."""
@@ -193,9 +194,7 @@ class ShardFile:
         return shard_entry(digests, self.chunk_bytes, self._index)
 
     def close(self) -> None:
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
+        self._file.close()
 
 
 def shard_entry(digests: list[str], chunk_bytes: int, index: bytes) -> dict:

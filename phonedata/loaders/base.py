@@ -5,13 +5,14 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
 from ..errors import SpecError
 from ..format.selection import Selection
 from .order import POOL_SLABS, SLAB_FRAMES, EpochOrder, SequentialOrder, SlabOrder
+from .prefetch import Prefetcher
 from .windows import WindowBatch, WindowSpec
 
 if TYPE_CHECKING:
@@ -19,16 +20,17 @@ if TYPE_CHECKING:
 
 ORDERS = ("global", "slab", "sequential")
 DTYPES = ("float16", "float32")
+AnyOrder = EpochOrder | SlabOrder | SequentialOrder
 
 
-def whole_number(name: str, value) -> int:
+def whole_number(name: str, value: Any) -> int:
     """`value` as an int; raises SpecError for 8.0, "8" and True."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise SpecError(f"{name} {value!r}; wanted a whole number")
     return int(value)
 
 
-def find_device(device) -> torch.device:
+def find_device(device: str | torch.device) -> torch.device:
     """The torch.device that `device` names; raises SpecError where there is none of that name or number."""
     import torch
 
@@ -113,7 +115,7 @@ class BatchPlan:
         """The most frames this rank receives in one batch."""
         return -(-self.batch_size // self.world_size)
 
-    def epoch_order(self, epoch: int) -> EpochOrder | SlabOrder | SequentialOrder:
+    def epoch_order(self, epoch: int) -> AnyOrder:
         """The order of one epoch."""
         if epoch < 0:
             raise SpecError(f"epoch {epoch}; epochs count from 0")
@@ -142,20 +144,43 @@ class BatchPlan:
 class Loader:
     """A source of WindowBatches; which batches they are is the plan's decision alone.
 
-    Attributes: `kind` ("host", "resident", "slab"), `reason` (why this kind, one line), `plan`, `device`; and from the
-    plan `selection`, `window`, `batch_size`, `num_frames`, `batches_per_epoch`, `frames_per_epoch`.
+    A new loader is a subclass that says the four class attributes, makes batches in `_one_batch` or `_batches`, and
+    stands in `LOADERS` of open.py.
+
+    Class attributes:
+        kind: its name in `open_loader`.
+        orders: the orders that it can give.
+        options: the arguments of `open_loader` that only this loader takes.
+        gathers_on_device: all rows lie on the device, and `new_table`, `fill_table` and `device_batch` make batches
+            from them without the host, so that a CUDA graph can hold them.
+
+    Attributes: `reason` (why this kind, one line), `plan`, `device`; and from the plan `selection`, `window`,
+    `batch_size`, `num_frames`, `batches_per_epoch`, `frames_per_epoch`.
     A loader remembers nothing between calls, so any number of epochs may be open at once.
     """
 
-    kind = ""
+    kind: ClassVar[str]
+    orders: ClassVar[tuple[str, ...]] = ORDERS
+    options: ClassVar[tuple[str, ...]] = ()
+    gathers_on_device: ClassVar[bool] = False
 
-    def __init__(self, plan: BatchPlan, device, reason: str = ""):
+    @classmethod
+    def scoring_batch(cls, device: torch.device) -> int:
+        """Frames in a batch of a pass without training, where nobody asks for a number."""
+        return 4096
+
+    def __init__(self, plan: BatchPlan, device: str | torch.device, reason: str = "") -> None:
+        if plan.order not in self.orders:
+            raise SpecError(
+                f"the {self.kind} loader gives order {', '.join(self.orders)}, not {plan.order!r}; "
+                f"set order={self.orders[0]!r} or another kind"
+            )
         self.plan, self.reason, self.device = plan, reason, find_device(device)
         self.selection, self.window, self.batch_size = plan.selection, plan.window, plan.batch_size
         self.num_frames = plan.num_frames
         self.batches_per_epoch, self.frames_per_epoch = plan.batches_per_epoch, plan.frames_per_epoch
         self._closed = False
-        self._prefetchers: weakref.WeakSet = weakref.WeakSet()
+        self._prefetchers: weakref.WeakSet[Prefetcher] = weakref.WeakSet()
 
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[WindowBatch]:
         """The batches `start_batch`, `start_batch + 1`, ... of one epoch; starting late costs nothing.
@@ -173,12 +198,12 @@ class Loader:
         self.plan.check_batch(index, self.batches_per_epoch - 1)
         return self._one_batch(self.plan.epoch_order(epoch), index)
 
-    def _batches(self, order, start_batch: int) -> Iterator[WindowBatch]:
+    def _batches(self, order: AnyOrder, start_batch: int) -> Iterator[WindowBatch]:
         for index in range(start_batch, self.batches_per_epoch):
             yield self._one_batch(order, index)
 
-    def _one_batch(self, order, index: int) -> WindowBatch:
-        raise TypeError(f"{type(self).__name__} gives no batches")
+    def _one_batch(self, order: AnyOrder, index: int) -> WindowBatch:
+        raise NotImplementedError(f"{type(self).__name__} gives no batches")
 
     def _check_open(self) -> None:
         if self._closed:
@@ -190,8 +215,8 @@ class Loader:
         for prefetcher in list(self._prefetchers):
             prefetcher.close()
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()

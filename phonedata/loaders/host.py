@@ -16,7 +16,7 @@ import torch
 
 from ..errors import SpecError
 from ..system import available_cores
-from .base import BatchPlan, Loader, whole_number
+from .base import AnyOrder, BatchPlan, Loader, whole_number
 from .gather import LINE, FrameTable
 from .mapped_files import MappedFiles
 from .prefetch import Prefetcher
@@ -35,10 +35,17 @@ class HostLoader(Loader):
     """
 
     kind = "host"
+    options = ("threads", "memory")
 
     def __init__(
-        self, plan: BatchPlan, device="cpu", *, threads: int | None = None, memory: str = "map", reason: str = ""
-    ):
+        self,
+        plan: BatchPlan,
+        device: str | torch.device = "cpu",
+        reason: str = "",
+        *,
+        threads: int | None = None,
+        memory: str = "map",
+    ) -> None:
         super().__init__(plan, device, reason)
         if threads is not None and whole_number("threads", threads) < 1:
             raise SpecError(f"threads {threads}; wanted 1 or more, or None to choose from the cores")
@@ -57,7 +64,7 @@ class HostLoader(Loader):
         self._files.read(file, 0, copy)
         return copy
 
-    def _batches(self, order, start_batch: int) -> Iterator[WindowBatch]:
+    def _batches(self, order: AnyOrder, start_batch: int) -> Iterator[WindowBatch]:
         if start_batch >= self.batches_per_epoch:
             return
         if self._mapped:
@@ -78,13 +85,13 @@ class HostLoader(Loader):
             prefetcher.close()
             ring.close()
 
-    def _one_batch(self, order, index: int) -> WindowBatch:
+    def _one_batch(self, order: AnyOrder, index: int) -> WindowBatch:
         ring = Ring(self.plan, self.device, 1)
         batch = ring.batch(0, self._produce(order, ring, index, 0))
         ring.close()
         return batch
 
-    def _produce(self, order, ring: Ring, index: int, slot: int) -> int:
+    def _produce(self, order: AnyOrder, ring: Ring, index: int, slot: int) -> int:
         if self._mapped:
             self._files.check()
         start, stop = self.plan.bounds(index)
@@ -148,9 +155,9 @@ class Ring:
             self._transfer.receive(slot)
         batch = self._full[slot]
         if count < self._plan.slots:
-            batch = WindowBatch(*(None if part is None else part[:count] for part in batch))
+            batch = batch.apply(lambda part: part[:count])
         if self._device.type not in ("cpu", "cuda"):
-            batch = WindowBatch(*(None if part is None else part.to(self._device) for part in batch))
+            batch = batch.apply(lambda part: part.to(self._device))
         return batch
 
     def release(self, slot: int) -> None:

@@ -77,7 +77,7 @@ class MappedFiles:
 
     def _read_at(self, descriptor: int, buffer: np.ndarray, offset: int) -> int:
         if hasattr(os, "preadv"):
-            return os.preadv(descriptor, [buffer], offset)
+            return os.preadv(descriptor, [buffer.data], offset)
         # Windows: the place in the file is shared by all who read it.
         with self._seeking:
             os.lseek(descriptor, offset, os.SEEK_SET)

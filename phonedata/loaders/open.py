@@ -1,9 +1,10 @@
-"""open_loader: opens a corpus, picks the host, the resident or the slab loader, and says why."""
+"""open_loader: opens a corpus, picks one of the LOADERS, and says why."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from os import PathLike
+from typing import Any
 
 import torch
 
@@ -19,22 +20,23 @@ from .rows import joined_label_dtype, num_joined_rows
 from .slab import SlabLoader
 from .windows import WindowSpec
 
-KINDS = ("auto", "host", "resident", "slab")
+LOADERS: dict[str, type[Loader]] = {loader.kind: loader for loader in (HostLoader, ResidentLoader, SlabLoader)}
+"""Kind -> class. A loader that is added here, from outside too, can be opened by its kind."""
 RESERVE_BYTES = 3 << 30
 """Device memory left to the model, its activations and the optimizer before a corpus may move in."""
 
 
 def open_loader(
-    corpus: str | PathLike | PackedCorpus | Selection,
+    corpus: str | PathLike[str] | PackedCorpus | Selection,
     partitions: str | Sequence[str] | None = None,
     *,
     window: WindowSpec | tuple[int, int] | int,
-    batch_size: int,
+    batch_size: int | None,
     seed: int = 0,
     order: str = "global",
     subset: float = 1.0,
     kind: str = "auto",
-    device="cpu",
+    device: str | torch.device = "cpu",
     dtype: str = "float16",
     rank: int = 0,
     world_size: int = 1,
@@ -46,31 +48,44 @@ def open_loader(
 ) -> Loader:
     """A loader of WindowBatches; `.kind` and `.reason` say which and why.
 
-    `corpus` is a packed corpus or its path, with the names of one or more `partitions`, or a Selection. `window` is a
-    WindowSpec, (left, right) or one number for both sides. `batch_size` counts the frames over all ranks; a rank yields
-    its fixed slice. `order` is "global" (every frame at random), "slab" or "sequential"; `subset` keeps a share of the
-    utterances; `dtype` is the windows', "float16" or "float32".
-    `threads` and `memory` ("map" or "ram") are for the host loader, `slab_frames` and `pool_slabs` for order "slab".
+    Parameters
+    ----------
+    corpus: a packed corpus or its path, with the names of one or more partitions; or a Selection alone.
+    window: a WindowSpec, (left, right), or one number of frames for both sides.
+    batch_size: frames in a batch over all ranks, of which a rank yields its fixed slice; None: what suits scoring.
+    order: "global" (every frame at random), "slab" or "sequential".
+    subset: the share of the utterances that is kept, above 0 and up to 1.
+    kind: a key of `LOADERS`, or "auto".
+    dtype: of the windows, "float16" or "float32".
+    threads, memory: of the host loader; memory "map" or "ram".
+    slab_frames, pool_slabs: of order "slab".
+
     Raises SpecError, CorpusNotFound, FormatError.
     """
-    if kind not in KINDS:
-        raise SpecError(f"loader kind {kind!r}; wanted one of {', '.join(KINDS)}")
+    if kind not in ("auto", *LOADERS):
+        raise SpecError(f"loader kind {kind!r}; wanted one of {', '.join(('auto', *LOADERS))}")
     selection = _select(corpus, partitions, subset, seed)
-    plan = BatchPlan(
-        selection, window, batch_size, order, seed, dtype, rank, world_size, drop_last, slab_frames, pool_slabs
-    )
     device = find_device(device)
     reason = "asked for"
     if kind == "auto":
         kind, reason = choose(selection, device, order)
-    if kind == "resident":
-        return ResidentLoader(plan, device, reason=reason)
-    if kind == "slab":
-        return SlabLoader(plan, device, reason=reason)
-    return HostLoader(plan, device, threads=threads, memory=memory, reason=reason)
+    loader = LOADERS[kind]
+    if batch_size is None:
+        batch_size = loader.scoring_batch(device)
+    spec = WindowSpec.of(window)
+    plan = BatchPlan(
+        selection, spec, batch_size, order, seed, dtype, rank, world_size, drop_last, slab_frames, pool_slabs
+    )
+    options: dict[str, Any] = {"threads": threads, "memory": memory}
+    return loader(plan, device, reason, **{name: options[name] for name in loader.options})
 
 
-def _select(corpus, partitions, subset: float, seed: int) -> Selection:
+def _select(
+    corpus: str | PathLike[str] | PackedCorpus | Selection,
+    partitions: str | Sequence[str] | None,
+    subset: float,
+    seed: int,
+) -> Selection:
     if isinstance(corpus, Selection):
         if partitions is not None or subset != 1.0:
             raise SpecError("a Selection already names its partitions and subset; give it alone")

@@ -28,7 +28,7 @@ class Prefetcher:
         self._next, self._stop = start, stop
         self._ahead = min(start + slots, stop)
         self._tasks: SimpleQueue = SimpleQueue()
-        self._ready = [SimpleQueue() for _ in range(slots)]
+        self._ready: list[SimpleQueue] = [SimpleQueue() for _ in range(slots)]
         for index in range(start, self._ahead):
             self._tasks.put(index)
         self._produce, self._helps, self._helper_lock = produce, helps, threading.RLock()

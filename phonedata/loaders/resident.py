@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from ..errors import SpecError
-from .base import BatchPlan, Loader
-from .order import EpochOrder, SequentialOrder, SlabOrder
+from .base import AnyOrder, BatchPlan, Loader
+from .order import SequentialOrder, SlabOrder
 from .permutation import device_frames
 from .rows import JoinedRows
 from .windows import WindowBatch
@@ -30,8 +30,14 @@ class ResidentLoader(Loader):
     """
 
     kind = "resident"
+    gathers_on_device = True
 
-    def __init__(self, plan: BatchPlan, device="cpu", *, reason: str = ""):
+    @classmethod
+    def scoring_batch(cls, device: torch.device) -> int:
+        """On a GPU as many as keep it busy while the host launches the next."""
+        return 32768 if device.type == "cuda" else super().scoring_batch(device)
+
+    def __init__(self, plan: BatchPlan, device: str | torch.device = "cpu", reason: str = "") -> None:
         super().__init__(plan, device, reason)
         joined = JoinedRows(plan.selection)
         self._context = joined.context
@@ -70,8 +76,8 @@ class ResidentLoader(Loader):
             raise SpecError(f"table of shape {tuple(table.shape)}; wanted what new_table() returns")
         return self._gather(table.index_select(1, place.view(1))[:, 0, : self._full], None)
 
-    def _batches(self, order, start_batch: int) -> Iterator[WindowBatch]:
-        buffers = [None, None]
+    def _batches(self, order: AnyOrder, start_batch: int) -> Iterator[WindowBatch]:
+        buffers: list[torch.Tensor | None] = [None, None]
         if self.device.type == "cpu":
             # malloc returns blocks of this size to the system every time, and page faults cost more than the copy.
             buffers = [self._store.new_buffer(self.plan.slots) for _ in range(2)]
@@ -83,10 +89,10 @@ class ResidentLoader(Loader):
                 start, stop = self.plan.bounds(index)
                 yield self._gather(places[:, start - base : stop - base], buffers[index % 2])
 
-    def _one_batch(self, order, index: int) -> WindowBatch:
+    def _one_batch(self, order: AnyOrder, index: int) -> WindowBatch:
         return self._gather(self._places(order, *self.plan.bounds(index)), None)
 
-    def _places(self, order: EpochOrder | SlabOrder | SequentialOrder, start: int, stop: int) -> torch.Tensor:
+    def _places(self, order: AnyOrder, start: int, stop: int) -> torch.Tensor:
         """The frames at positions `start..stop-1`, the first rows of their windows and, where there are labels, those:
         (2 or 3, stop - start) int64."""
         frames = self._frames(order, start, stop)
@@ -94,7 +100,7 @@ class ResidentLoader(Loader):
         labels = self._store.labels_at(rows)
         return torch.stack([frames, rows - self.window.left, *([] if labels is None else [labels])])
 
-    def _frames(self, order: EpochOrder | SlabOrder | SequentialOrder, start: int, stop: int) -> torch.Tensor:
+    def _frames(self, order: AnyOrder, start: int, stop: int) -> torch.Tensor:
         if self.device.type == "cpu":
             return torch.from_numpy(order.frames(start, stop))
         if isinstance(order, SlabOrder):
@@ -117,11 +123,16 @@ class RowStore:
 
     def __init__(self, joined: JoinedRows, num_rows: int, plan: BatchPlan, device: torch.device):
         self.rows = torch.empty((num_rows, joined.dim), dtype=getattr(torch, joined.dtype.name), device=device)
-        self.labels = None
+        self.labels: torch.Tensor | None = None
         if joined.label_dtype is not None:
             self.labels = torch.empty(num_rows, dtype=getattr(torch, joined.label_dtype.name), device=device)
         self._window, self._dtype = plan.window, getattr(torch, plan.dtype)
         self._view = overlapping(self.rows, plan.window.width)
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        """The rows, and the labels where there are any."""
+        return [self.rows] if self.labels is None else [self.rows, self.labels]
 
     def new_buffer(self, count: int) -> torch.Tensor:
         """Memory for the windows of up to `count` frames, to give to `gather`."""
@@ -154,15 +165,11 @@ def upload(joined: JoinedRows, store: RowStore) -> None:
     """Read all rows into the store, in order, a piece at a time."""
     on_host = store.rows.device.type == "cpu"
     count = min(PIECE_ROWS, joined.num_rows)
-    piece = None if on_host else torch.empty((count, joined.dim), dtype=store.rows.dtype)
-    label_piece = None if on_host or store.labels is None else torch.empty(count, dtype=store.labels.dtype)
+    pieces = [] if on_host else [torch.empty(part[:count].shape, dtype=part.dtype) for part in store.tensors]
     for first in range(0, joined.num_rows, count):
-        part = slice(first, min(first + count, joined.num_rows))
-        length = part.stop - first
-        rows = store.rows[part] if on_host else piece[:length]
-        labels = None if store.labels is None else store.labels[part] if on_host else label_piece[:length]
-        joined.read(first, part.stop, rows.numpy(), None if labels is None else labels.numpy())
-        if not on_host:
-            store.rows[part].copy_(rows)
-            if labels is not None:
-                store.labels[part].copy_(labels)
+        stop = min(first + count, joined.num_rows)
+        targets = [part[first:stop] for part in store.tensors]
+        sources = [piece[: stop - first] for piece in pieces] or targets
+        joined.read(first, stop, *(part.numpy() for part in sources))
+        for target, source in zip(targets, sources if pieces else ()):
+            target.copy_(source)

@@ -22,7 +22,7 @@ class JoinedRows:
         self._files = MappedFiles.of(selection)
         self._source, self._row, self._first, self._end = _runs(selection)
 
-    def read(self, first: int, stop: int, rows: np.ndarray, labels: np.ndarray | None) -> None:
+    def read(self, first: int, stop: int, rows: np.ndarray, labels: np.ndarray | None = None) -> None:
         """Fill `rows` (stop - first, D) and `labels` (stop - first,) with rows [first, stop); raises FormatError."""
         run = int(np.searchsorted(self._first, first, side="right")) - 1
         at = first

@@ -13,8 +13,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from ..errors import SpecError
-from .base import BatchPlan, Loader
+from .base import AnyOrder, BatchPlan, Loader
 from .gather import buckets_of, pool_rows
 from .host import HostLoader, Transfer
 from .order import SlabOrder, num_slabs, slab_bounds
@@ -33,11 +32,10 @@ class SlabLoader(Loader):
     """Batches of order "slab" from a pool that is refilled behind the training; the order decides what it holds."""
 
     kind = "slab"
+    orders = ("slab",)
 
-    def __init__(self, plan: BatchPlan, device="cpu", *, reason: str = ""):
+    def __init__(self, plan: BatchPlan, device: str | torch.device = "cpu", reason: str = "") -> None:
         super().__init__(plan, device, reason)
-        if plan.order != "slab":
-            raise SpecError(f"the slab loader gives order slab, not {plan.order!r}; set order='slab' or another kind")
         selection, context = plan.selection, plan.selection.corpus.context
         self._joined = JoinedRows(selection)
         self._direct: HostLoader | None = None
@@ -49,7 +47,8 @@ class SlabLoader(Loader):
         self._end_row = bounds[1:] + context * (last + 1) + self.window.right
         self._slab_rows = int((self._end_row - self._first_row).max())
 
-    def _batches(self, order: SlabOrder, start_batch: int) -> Iterator[WindowBatch]:
+    def _batches(self, order: AnyOrder, start_batch: int) -> Iterator[WindowBatch]:
+        assert isinstance(order, SlabOrder)  # `orders` holds no other
         if start_batch >= self.batches_per_epoch:
             return
         end = self.plan.bounds(self.batches_per_epoch - 1)[1]
@@ -105,7 +104,7 @@ class SlabLoader(Loader):
         pool.fill(slot, end - first, partial(self._joined.read, first, end))
         return slot
 
-    def _one_batch(self, order: SlabOrder, index: int) -> WindowBatch:
+    def _one_batch(self, order: AnyOrder, index: int) -> WindowBatch:
         # One batch needs no pool.
         self._direct = self._direct or HostLoader(self.plan, self.device, threads=1)
         return self._direct._one_batch(order, index)
@@ -156,37 +155,35 @@ class Pool:
         cuda = device.type == "cuda"
         self._transfer = Transfer(device, slots) if cuda else None
         # Each with the slot that it was last sent to. Slots are more than two, so that slot's event is of that sending.
-        self._staging: deque = deque()
+        self._staging: deque[tuple[list[torch.Tensor], int | None]] = deque()
         if device.type != "cpu":
             self._staging.extend((self._host_slab(cuda), None) for _ in range(2 if cuda else 1))
 
-    def _host_slab(self, pinned: bool) -> list[torch.Tensor | None]:
+    def _host_slab(self, pinned: bool) -> list[torch.Tensor]:
         parts = self._parts(0, self._slab_rows)
-        return [None if p is None else torch.empty(p.shape, dtype=p.dtype, pin_memory=pinned) for p in parts]
+        return [torch.empty(part.shape, dtype=part.dtype, pin_memory=pinned) for part in parts]
 
-    def _parts(self, slot: int, count: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _parts(self, slot: int, count: int) -> list[torch.Tensor]:
         part = slice(slot * self._slab_rows, slot * self._slab_rows + count)
-        return self.store.rows[part], None if self.store.labels is None else self.store.labels[part]
+        return [tensor[part] for tensor in self.store.tensors]
 
-    def fill(self, slot: int, count: int, read: Callable) -> None:
+    def fill(self, slot: int, count: int, read: Callable[..., None]) -> None:
         """`read(rows, labels)` writes `count` rows on the host; they are in the slot, or on the way, at return."""
         targets = self._parts(slot, count)
         if not self._staging:
-            read(*(None if part is None else part.numpy() for part in targets))
+            read(*(part.numpy() for part in targets))
             return
-        slab, sent_to = self._staging[0]
-        if sent_to is not None:
+        slab, sent_to = self._staging.popleft()
+        if self._transfer is not None and sent_to is not None:
             # The slab before last: its copy waits for the consumer, and meanwhile the last one was read.
             self._transfer.wait(sent_to)
-        sources = [None if part is None else part[:count] for part in slab]
-        read(*(None if part is None else part.numpy() for part in sources))
-        copies = [(target, source) for target, source in zip(targets, sources) if target is not None]
+        sources = [part[:count] for part in slab]
+        read(*(part.numpy() for part in sources))
         if self._transfer is not None:
-            self._transfer.send(slot, copies)
+            self._transfer.send(slot, list(zip(targets, sources)))
         else:
-            for target, source in copies:
+            for target, source in zip(targets, sources):
                 target.copy_(source)
-        self._staging.popleft()
         self._staging.append((slab, None if self._transfer is None else slot))
 
     def receive(self, slot: int) -> None:

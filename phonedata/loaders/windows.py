@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from ..errors import SpecError
 
@@ -30,14 +32,14 @@ class WindowSpec:
                 raise SpecError(f"window.{name} is {value!r}; wanted a whole number of frames, 0 or more")
 
     @classmethod
-    def of(cls, window) -> WindowSpec:
+    def of(cls, window: WindowSpec | Sequence[int] | int) -> WindowSpec:
         """A WindowSpec as it is, k as k frames on both sides, (left, right) as those; raises SpecError for the rest."""
         if isinstance(window, cls):
             return window
         if isinstance(window, (tuple, list)) and len(window) == 2:
             return cls(*window)
-        if isinstance(window, (int, np.integer)):
-            return cls(window, window)
+        if isinstance(window, int | np.integer):
+            return cls(window, window)  # checked in __post_init__, where True is refused too
         raise SpecError(f"window {window!r}; wanted WindowSpec(left, right), (left, right) or one number for both")
 
     @property
@@ -66,8 +68,13 @@ class WindowBatch(NamedTuple):
     labels: torch.Tensor | None
     frames: torch.Tensor
 
+    def apply(self, change: Callable[[torch.Tensor], torch.Tensor]) -> WindowBatch:
+        """A batch of what `change` makes of each tensor."""
+        labels = None if self.labels is None else change(self.labels)
+        return WindowBatch(change(self.windows), labels, change(self.frames))
 
-def window_view(rows: np.ndarray, window: WindowSpec) -> np.ndarray:
+
+def window_view(rows: npt.NDArray[Any], window: WindowSpec) -> npt.NDArray[Any]:
     """All windows of `rows` (R, D), as a view (R - W + 1, W, D): `view[r - left] == rows[r - left : r + right + 1]`.
 
     Row `r` is where `window.left` rows of padding or utterance precede it; nothing is copied.

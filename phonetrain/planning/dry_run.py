@@ -44,7 +44,7 @@ def plan(
     try:
         built = describe(setup)
         sizes = {"feature_dim": packed.feature_dim, "num_classes": len(packed.phonemes)}
-        resident = packed if setup.train.kind == "resident" else None
+        resident = packed if setup.train.gathers_on_device else None
         stages = []
         for each in config.stages():
             frames = training_selection(packed, roles, each.config).num_frames

@@ -43,8 +43,8 @@ class CapturedStep:
     Parameters
     ----------
     step: eager step on the same device.
-    loader: gives the batches. A ResidentLoader's `device_batch` becomes part of the graph; the batches of others are
-    copied into memory that the graph reads.
+    loader: gives the batches. Where it `gathers_on_device`, its `device_batch` becomes part of the graph; batches of
+    others are copied into memory that the graph reads.
     whole: the update is part of the graph; else forward and backward are, and the host makes the update.
     record: how a sequence of device operations becomes a replay.
     """
@@ -61,7 +61,7 @@ class CapturedStep:
         device = step.device_spec.device
         self.index = torch.zeros((), dtype=torch.int64, device=device)
         self.rates_table = torch.zeros((loader.batches_per_epoch, len(step.optimizer.param_groups)), device=device)
-        self.on_device = loader.kind == "resident"
+        self.on_device = loader.gathers_on_device
         if self.on_device:
             self.frames_table, self.place = loader.new_table(), torch.zeros_like(self.index)
             self.left_in_table = 0  # batches that the table of frames still holds

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from phonedata import PackedCorpus, Selection, WindowSpec, open_loader
+from phonedata import LOADERS, PackedCorpus, Selection, WindowSpec, open_loader
 
 from ..config.run_config import RunConfig
 from ..config.stages import PREVIOUS, StagePlan
@@ -29,9 +29,6 @@ from ..step.metrics import FrameMetrics
 from ..step.train_step import TrainStep
 from .data import Roles
 from .state import Progress, TrainState
-
-# On a GPU that holds the corpus as many as keep it busy while the host launches the next; others hold them many times.
-SCORING_BATCHES = {"resident": 32768, "host": 4096}
 
 
 @dataclass
@@ -99,32 +96,23 @@ def open_training_loader(selection: Selection, config: RunConfig, device_spec: D
 
 def open_scoring_loader(corpus: PackedCorpus, partitions: str, config: RunConfig, device_spec: DeviceSpec):
     """The loader of every frame of `partitions`, in order, last batch kept."""
-    # Slabs have an order of their own; scores are of frames as they lie.
-    kind = "auto" if config.loader.kind == "slab" else config.loader.kind
-
-    def opened(kind: str, batch_size: int):
-        return open_loader(
-            corpus,
-            partitions,
-            window=WindowSpec(config.window.left, config.window.right),
-            batch_size=batch_size,
-            order="sequential",
-            kind=kind,
-            device=str(device_spec.device),
-            threads=config.loader.threads,
-            drop_last=False,
-            rank=current().rank,
-            world_size=current().world_size,
-            dtype=window_dtype(corpus, device_spec),
-        )
-
-    if device_spec.device.type == "cuda" and kind != "host":
-        loader = opened(kind, SCORING_BATCHES["resident"])
-        if loader.kind == "resident":
-            return loader
-        loader.close()  # a host loader that has given no batch holds nothing yet
-        kind = loader.kind
-    return opened(kind, SCORING_BATCHES["host"])
+    # Scores are of frames as they lie, which some loaders cannot give.
+    chosen = LOADERS.get(config.loader.kind)
+    kind = config.loader.kind if chosen and "sequential" in chosen.orders else "auto"
+    return open_loader(
+        corpus,
+        partitions,
+        window=WindowSpec(config.window.left, config.window.right),
+        batch_size=None,
+        order="sequential",
+        kind=kind,
+        device=str(device_spec.device),
+        threads=config.loader.threads,
+        drop_last=False,
+        rank=current().rank,
+        world_size=current().world_size,
+        dtype=window_dtype(corpus, device_spec),
+    )
 
 
 def assemble(

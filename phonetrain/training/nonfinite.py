@@ -84,8 +84,10 @@ def replay(step: TrainStep, batch: WindowBatch, *, epoch: int, number: int) -> N
     try:
         step.begin(epoch, number)
         step.optimizer.zero_grad()
-        results = step.forward_backward(batch.windows, batch.labels, batch.frames)
-        loss = sum(float(result.loss) for result in results) / batch.labels.shape[0]
+        labels = batch.labels
+        assert labels is not None  # what is trained on has labels
+        results = step.forward_backward(batch.windows, labels, batch.frames)
+        loss = sum(float(result.loss) for result in results) / len(labels)
         bad_windows = ~torch.isfinite(batch.windows.flatten(1)).all(1)
         if bool(bad_windows.any()):
             finding = NonfiniteReport(
@@ -122,7 +124,7 @@ def replay(step: TrainStep, batch: WindowBatch, *, epoch: int, number: int) -> N
 
 def on_host(batch: WindowBatch) -> WindowBatch:
     """A copy of a batch that can be sent to other processes."""
-    return WindowBatch(*(None if part is None else part.detach().cpu().contiguous() for part in batch))
+    return batch.apply(lambda part: part.detach().cpu().contiguous())
 
 
 def _bad_gradient(step: TrainStep) -> NonfiniteReport | None:
@@ -144,7 +146,7 @@ def save_evidence(directory: Path, finding: NonfiniteReport, batch: WindowBatch,
     Raises OSError.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    tensors = {"windows": batch.windows, "labels": batch.labels, "frames": batch.frames}
+    tensors = {name: part for name, part in batch._asdict().items() if part is not None}
     # Into memory first: on a full disk safetensors' own writing raises an error of its own.
     (directory / "batch.safetensors").write_bytes(tensors_to_bytes(apart_on_cpu(tensors)))
     (directory / "model.safetensors").write_bytes(tensors_to_bytes(apart_on_cpu(model.state_dict())))

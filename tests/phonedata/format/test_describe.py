@@ -25,7 +25,7 @@ def test_inspection_agrees_with_the_files(learnable_corpus):
 def test_inspection_reads_well(learnable_corpus):
     text = str(inspect(learnable_corpus.path))
     assert "cmvn utterance, context 50, 40 phonemes" in text
-    assert "labels of dev-clean, % of frames" in text
+    assert "labels of dev-clean + train-clean, % of 7,500 frames" in text
     assert "no labels" in text
     assert max(map(len, text.splitlines()[3:])) <= 120
 
@@ -56,3 +56,13 @@ def test_picture_works_without_labels_and_refuses_unknown_names(learnable_corpus
         plot_utterance(learnable_corpus, tmp_path / "u.xyz")
     with pytest.raises(PhonedataError, match="cannot be written"):
         plot_utterance(learnable_corpus, tmp_path / "no/u.svg")
+
+
+def test_an_inspection_shows_every_table_once_whatever_the_number_of_partitions(tiny_corpus):
+    """Twenty lines for four partitions; coefficients one by one are for programs."""
+    lines = str(inspect(tiny_corpus.path)).splitlines()
+    assert len(lines) == 2 + 1 + 1 + 4 + 1 + 1 + 5
+    assert sum("labels of" in line for line in lines) == 1
+    counts = sum(p.label_histogram for p in tiny_corpus.partitions.values() if p.labelled)
+    share = 100 * counts[0] / counts.sum()
+    assert f" [SIL] {share:5.2f}" in lines[-5]
