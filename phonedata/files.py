@@ -1,13 +1,208 @@
-"""Whole or absent: puts a finished folder in its place in one step, and mends an interrupted replacement."""
+"""Files on disk that are whole or absent: rename, exchange, fsync, lock, atomic write. A public module.
 
+phonetrain uses it too, so whatever protects a file from a kill, a full disk or a second process is written once, here.
+All functions raise OSError where the system refuses; `put_in_place` alone raises PhonedataError.
+"""
+
+import contextlib
 import ctypes
 import errno
 import os
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from .errors import PhonedataError
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether the disk, a quota or a size limit ended it: with more space the same work goes on."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def disk_error(path: Path, error: OSError) -> PhonedataError:
+    """One line for a packed corpus that cannot be written, or another error of the system's."""
+    if is_disk_full(error):
+        return PhonedataError(
+            f"{path}: disk full or size limit reached ({error.strerror}); free some space and pack again"
+        )
+    if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        return PhonedataError(
+            f"{path}: cannot be written ({error.strerror}); choose another place or mend its permissions"
+        )
+    return PhonedataError(f"{error.filename or path}: {error.strerror or error}; choose another place")
+
+
+# Durable
+
+
+def sync_file(path: Path) -> None:
+    """Make the content of a file survive a power cut."""
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+
+
+def sync_folder(path: Path) -> None:
+    """Make the names in a folder survive a power cut; systems that cannot open folders (Windows) need no such call."""
+    if os.name == "nt":
+        return
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        # Network and user-space file systems (a mounted Drive) may not know the call for folders.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
+    finally:
+        os.close(fd)
+
+
+def sync_tree(root: Path) -> None:
+    """`sync_file` and `sync_folder` for all below `root`. Best at the end: the first call flushes most of the rest."""
+    for folder, _, names in os.walk(root, topdown=False):
+        for name in names:
+            sync_file(Path(folder, name))
+        sync_folder(Path(folder))
+
+
+# Written whole or not at all
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write `content` to `path`, whole or not at all: on an error the old file stays. Folders above are made."""
+    write_files({path: content})
+
+
+def write_files(contents: Mapping[Path, bytes]) -> None:
+    """Write several files; on an error all old ones stay, and no folder that had to be made for them.
+
+    All are safely on the disk under other names before the first gets its own: a full disk shows before that.
+    """
+    temporary = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in contents}
+    made: list[Path] = []
+    try:
+        for path, content in contents.items():
+            made += [folder for folder in reversed(path.parents) if not folder.exists()]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(temporary[path], "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        for path in contents:
+            os.replace(temporary[path], path)
+    except BaseException:
+        for path in temporary.values():
+            with contextlib.suppress(OSError):
+                path.unlink()
+        for folder in reversed(made):
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
+    for folder in {path.parent for path in contents}:
+        sync_folder(folder)
+
+
+def append_line(path: Path, line: bytes, sync: bool = False) -> None:
+    """Add a line to a log. What a process killed inside a write left, half a line, stays a line of its own."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+b", buffering=0) as file:
+        text = line + b"\n"
+        if (end := file.seek(0, os.SEEK_END)) and (file.seek(end - 1), file.read(1))[1] != b"\n":
+            text = b"\n" + text
+        while text:
+            text = text[file.write(text) :]
+        if sync:
+            os.fsync(file.fileno())
+
+
+# Names
+
+
+def rename(old: Path, new: Path) -> None:
+    """Rename, for good: the new name survives a power cut."""
+    os.rename(old, new)
+    sync_folder(new.parent)
+
+
+def exchange(a: Path, b: Path) -> bool:
+    """Let two names change places in one step (renameat2); False, with nothing done, where the system cannot."""
+    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if sys.platform.startswith("linux") else None
+    at_cwd, both = -100, 2
+    return call is not None and bool(call(at_cwd, os.fsencode(a), at_cwd, os.fsencode(b), both) == 0)
+
+
+def replace_folder(finished: Path, target: Path, aside: Path) -> Path | None:
+    """Give the folder `finished` the name `target`; returns where the old folder is now, None if there was none.
+
+    At every moment `target` is the old folder or the new one. Only where names cannot be exchanged it is absent between
+    two renames, and the old folder at `aside`: who opens the target then may give it its name back.
+    """
+    sync_folder(finished)
+    if not target.exists():
+        rename(finished, target)
+        return None
+    if exchange(finished, target):
+        sync_folder(target.parent)
+        return finished
+    for _ in range(100):
+        shutil.rmtree(aside, ignore_errors=True)
+        os.rename(target, aside)
+        try:
+            rename(finished, target)
+            return aside
+        except BaseException as error:
+            if not target.exists():
+                os.rename(aside, target)
+                raise
+            # Somebody who opened the target between the two renames has brought the old one back: once more.
+            if not isinstance(error, OSError) or not finished.exists():
+                raise
+    raise OSError(errno.EBUSY, "opened again and again while it is replaced", str(target))
+
+
+# One process at a time
+
+if sys.platform == "win32":
+    import msvcrt
+
+    _LOCK_BYTE = 1 << 30  # beyond the text, which others must be able to read
+
+    def _lock(fd: int, shared: bool) -> None:
+        os.lseek(fd, _LOCK_BYTE, os.SEEK_SET)
+        msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
+
+    def unlock(fd: int) -> None:
+        """Give back what `try_lock` took."""
+        os.lseek(fd, _LOCK_BYTE, os.SEEK_SET)
+        msvcrt.locking(fd, msvcrt.LK_UNLCK, 1)
+
+else:
+    import fcntl
+
+    def _lock(fd: int, shared: bool) -> None:
+        fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+
+    def unlock(fd: int) -> None:
+        """Give back what `try_lock` took."""
+        with contextlib.suppress(OSError):
+            fcntl.flock(fd, fcntl.LOCK_UN)
+
+
+def try_lock(fd: int, shared: bool = False) -> bool:
+    """Lock an open file for this process; False where another holds it. The lock dies with its process, kill -9 too.
+
+    True also where the file system knows no locks (some network mounts): two writers there are the user's own business.
+    Windows has no shared locks.
+    """
+    try:
+        _lock(fd, shared)
+    except OSError as error:
+        return error.errno not in (errno.EAGAIN, errno.EACCES, errno.EWOULDBLOCK, errno.EDEADLK)
+    return True
+
+
+# A folder that is built beside its target: packed corpora, extracted raw folders
 
 
 def staging_path(target: Path) -> Path:
@@ -30,37 +225,8 @@ def recover(target: Path) -> None:
         return
     old = replaced_path(target)
     if os.path.isdir(old) and os.path.isfile(old.with_name("lock")):
-        try:
+        with contextlib.suppress(OSError):  # another process did it first, or the disk is read-only: nothing is found
             os.rename(old, target)
-        except OSError:
-            pass  # another process did it first, or the disk is read-only: then the caller finds nothing
-
-
-def sync_folder(path: Path) -> None:
-    """Make the names in a folder durable; systems that cannot open folders (Windows) order renames themselves."""
-    if os.name == "nt":
-        return
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    except OSError as error:
-        # Network and user-space file systems (a mounted Drive) may not know the call for folders.
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
-            raise
-    finally:
-        os.close(fd)
-
-
-def _exchange(a: Path, b: Path) -> bool:
-    """renameat2(RENAME_EXCHANGE): both names change places in one step; False where the system has no such call."""
-    if not sys.platform.startswith("linux"):
-        return False
-    libc = ctypes.CDLL(None, use_errno=True)
-    call = getattr(libc, "renameat2", None)
-    if call is None:
-        return False
-    at_cwd, exchange = -100, 2
-    return call(at_cwd, os.fsencode(a), at_cwd, os.fsencode(b), exchange) == 0
 
 
 def remove_folder(path: Path) -> tuple[str, ...]:
@@ -70,40 +236,17 @@ def remove_folder(path: Path) -> tuple[str, ...]:
 
 
 def put_in_place(finished: Path, target: Path) -> tuple[str, ...]:
-    """Give the folder `finished`, which lies in the target's staging folder, the name `target`; an old one is removed.
+    """Give the folder `finished`, from the target's staging folder, the name `target`; an old one is removed.
 
-    At every moment `target` is the old folder or the new one, or (without renameat2) absent with the old one in the
-    staging folder, which `recover` brings back. Returns notes: the new folder is in place even if the old one cannot
-    be removed.
+    Returns notes: the new folder is in place even if the old one cannot be removed. Raises PhonedataError, and
+    OSError where the disk is full.
     """
-    sync_folder(finished)
-    if not target.exists() or not any(target.iterdir()):
-        try:
-            if target.exists():
-                target.rmdir()
-            os.rename(finished, target)
-        except OSError as error:
-            reason = error.strerror
-            raise PhonedataError(f"{target}: cannot be created ({reason}); choose another place") from None
-        sync_folder(target.parent)
-        return ()
-    if _exchange(finished, target):
-        sync_folder(target.parent)
-        return remove_folder(finished)
-    old = replaced_path(target)
-    for _ in range(100):
-        if old.exists() and remove_folder(old):
-            raise PhonedataError(f"{old}: is in the way and cannot be removed; remove it and pack again")
-        os.rename(target, old)
-        try:
-            os.rename(finished, target)
-            break
-        except OSError:
-            # Somebody who opened the target between the two renames has brought the old one back: once more.
-            if not target.exists():
-                os.rename(old, target)
-                raise
-    else:
-        raise PhonedataError(f"{target}: is opened again and again while it is replaced; the new corpus is {finished}")
-    sync_folder(target.parent)
-    return remove_folder(old)
+    try:
+        old = replace_folder(finished, target, replaced_path(target))
+    except OSError as error:
+        if is_disk_full(error):
+            raise  # with more space the same call goes on
+        raise PhonedataError(
+            f"{target}: the finished folder {finished} cannot get this name ({error.strerror}); choose another place"
+        ) from None
+    return () if old is None else remove_folder(old)

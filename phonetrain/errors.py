@@ -1,5 +1,10 @@
 """Everything that phonetrain refuses or stops for, each error also the builtin that a caller would expect."""
 
+import contextlib
+import errno
+from collections.abc import Iterator
+from pathlib import Path
+
 
 class PhonetrainError(Exception):
     """Base of all errors that phonetrain raises on purpose; its message is one line that says what to do."""
@@ -23,3 +28,24 @@ class CheckpointError(PhonetrainError, ValueError):
 
 class TrainingStopped(PhonetrainError):
     """Training ended before its time on purpose: numbers went bad, a disk is full, a second process holds the run."""
+
+
+@contextlib.contextmanager
+def writing(path: Path, instead: str | None = None) -> Iterator[None]:
+    """Say in one sentence that `path` could not be written, where the block raises OSError.
+
+    It is TrainingStopped for the files of a run, since `resume` continues once there is room. For the result of another
+    command, whose words on what to do are `instead`, it is PhonetrainError.
+    """
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, PhonetrainError):
+            raise
+        reason = f"{path}: could not be written ({error.strerror or error})"
+        if instead is not None:
+            raise PhonetrainError(f"{reason}; {instead}") from error
+        advice = "make room or mend the disk, then `phonetrain resume` continues from the last checkpoint"
+        if isinstance(error, PermissionError) or error.errno == errno.EROFS:
+            advice = "write where you may: another --run or --out, or a copy of the run in a folder of your own"
+        raise TrainingStopped(f"{reason}; what was there before is unchanged: {advice}") from error

@@ -1,6 +1,10 @@
-"""Numbers as people read them: counts, shares, short forms, durations."""
+"""Numbers as people read them (counts, shares, short forms, durations), and values as JSON."""
 
 from __future__ import annotations
+
+import json
+import math
+from typing import Any
 
 UNKNOWN = "?"  # a duration that is not known yet
 
@@ -25,10 +29,32 @@ def short(number: float) -> str:
 
 
 def percent(share: float | None) -> str:
-    """0.5 -> "50.00", None -> "-"."""
-    return "-" if share is None else f"{100 * share:.2f}"
+    """0.5 -> "50.00", None -> "–"."""
+    return "–" if share is None else f"{100 * share:.2f}"
 
 
 def counted(number: int, noun: str) -> str:
     """`1 epoch`, `2 epochs`, `1,000 epochs`."""
     return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+def to_json(value: Any, indent: int | None = 2) -> str:
+    """Strict JSON, in ASCII, of any value, as `plain` makes it; on one line where `indent` is None."""
+    return json.dumps(plain(value), indent=indent, allow_nan=False)
+
+
+def plain(value: Any) -> Any:
+    """`value` with JSON's types only: numpy and torch scalars as numbers, paths as text, NaN and infinities named."""
+    if isinstance(value, dict):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(inner) for inner in value]
+    if isinstance(value, float):
+        if math.isfinite(value):
+            return float(value)
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, (bool, str, int)) or value is None:
+        return value
+    if callable(getattr(value, "tolist", None)):
+        return plain(value.tolist())
+    return str(value)

@@ -1,7 +1,6 @@
 """Zarr v3 files written by our own hands: metadata, uncompressed shards, small arrays, digests of all of them."""
 
 import ctypes
-import errno
 import functools
 import json
 import os
@@ -11,9 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import xxhash
-
-from ..errors import PhonedataError
-from ..files import sync_folder
 
 CHUNK_ROWS = 1 << 16
 
@@ -100,24 +96,6 @@ def shard_index(chunks: int, chunk_bytes: int) -> bytes:
     return body + crc32c(body).to_bytes(4, "little")
 
 
-def is_disk_full(error: BaseException) -> bool:
-    """Whether the disk, a quota or a size limit ended it: with more space the same work goes on."""
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-def disk_error(path, error: OSError) -> PhonedataError:
-    """One line for a file that cannot be written, or another error of the system's."""
-    if is_disk_full(error):
-        return PhonedataError(
-            f"{path}: disk full or size limit reached ({error.strerror}); free some space and pack again"
-        )
-    if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-        return PhonedataError(
-            f"{path}: cannot be written ({error.strerror}); choose another place or mend its permissions"
-        )
-    return PhonedataError(f"{error.filename or path}: {error.strerror or error}; choose another place")
-
-
 @functools.cache
 def _sync_file_range():
     """Linux's call of that name, or None."""
@@ -132,15 +110,6 @@ def _start_writing(fd: int, offset: int, length: int) -> None:
     call, write = _sync_file_range(), 2  # SYNC_FILE_RANGE_WRITE
     if call:
         call(fd, offset, length, write)
-
-
-def sync_tree(root: Path) -> None:
-    """Make everything below `root` durable. All at once at the end: the first call flushes most of the others' work."""
-    for folder, _, names in os.walk(root, topdown=False):
-        for name in names:
-            with open(os.path.join(folder, name), "rb+") as file:
-                os.fsync(file.fileno())
-        sync_folder(Path(folder))
 
 
 class ShardFile:

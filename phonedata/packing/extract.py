@@ -16,8 +16,7 @@ import numpy as np
 import xxhash
 
 from ..errors import CorpusExists, CorpusNotFound, PhonedataError, RawDataError, SpecError
-from ..files import put_in_place
-from ..format.zarr_files import sync_tree
+from ..files import put_in_place, sync_tree
 from ..phonemes import ARPABET
 from ..raw import audio as audio_layout
 from ..raw.base import Problem, RawCorpus, RawPartition

@@ -1,7 +1,6 @@
 """The staging folder of a pack or an extract: its lock, and the journal from which an interrupted one continues."""
 
 import base64
-import errno
 import json
 import os
 import shutil
@@ -13,26 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import PhonedataError
-from ..files import recover, staging_path
-from ..format.zarr_files import disk_error
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
-    import msvcrt
-
-
-def _lock(fd: int) -> bool:
-    try:
-        if fcntl:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        else:
-            msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
-    except OSError as error:
-        # Some network file systems have no locks at all: then two packers are the user's own business.
-        return error.errno not in (errno.EAGAIN, errno.EACCES, errno.EWOULDBLOCK, errno.EDEADLK)
-    return True
+from ..files import disk_error, recover, staging_path, try_lock
 
 
 class Staging:
@@ -72,7 +52,7 @@ class Staging:
         while True:
             self.path.mkdir(parents=True, exist_ok=True)
             self._fd = os.open(name, os.O_RDWR | os.O_CREAT, 0o666)
-            if not _lock(self._fd):
+            if not try_lock(self._fd):
                 os.close(self._fd)
                 self._fd = None
                 raise PhonedataError(
@@ -134,7 +114,7 @@ class Staging:
                 else:
                     path.unlink()
             if os.listdir(self.path) == ["lock"]:
-                if fcntl is None:
+                if os.name == "nt":  # which does not remove what is open
                     self._let_go()
                 shutil.rmtree(self.path, ignore_errors=True)
         except OSError:

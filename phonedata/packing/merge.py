@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import CorpusNotFound, FormatError, PhonedataError, RawDataError, SpecError
-from ..files import put_in_place, recover, remove_folder
+from ..files import disk_error, put_in_place, recover, remove_folder
 from ..format.corpus import PackedCorpus
-from ..format.zarr_files import CHUNK_ROWS, ShardFile, digest, disk_error, num_chunks, write_file
+from ..format.zarr_files import CHUNK_ROWS, ShardFile, digest, num_chunks, write_file
 from .checks import check_space, check_target
 from .journal import Staging
 from .metadata import WrittenPartition, finish_partition, finish_root

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ..cmvn import RELATIVE_FLOOR, Moments
+from ..files import sync_tree
 from ..format.corpus import FORMAT_VERSION
 from ..format.zarr_files import (
     ShardFile,
@@ -14,7 +15,6 @@ from ..format.zarr_files import (
     group_metadata,
     render,
     root_digest,
-    sync_tree,
     write_array,
     write_file,
     write_strings,

@@ -5,9 +5,8 @@ import time
 from pathlib import Path
 
 from ..errors import NoSpace, PhonedataError, SpecError
-from ..files import put_in_place, recover, staging_path
+from ..files import disk_error, is_disk_full, put_in_place, recover, staging_path
 from ..format.corpus import PackedCorpus
-from ..format.zarr_files import disk_error, is_disk_full
 from ..raw.base import RawCorpus
 from ..raw.open import open_raw
 from ..system import available_cores

@@ -90,7 +90,7 @@ class RunConfig(Section):
                         f"optimizer.{name} = {got}: onecycle moves it, from schedule.max_momentum to base_momentum and "
                         f"back; say those, or schedule.cycle_momentum=false, or leave it at {unsaid}"
                     )
-        width = self.window.left + 1 + self.window.right
+        width = self.window.width
         if self.augment.time_mask > width:
             raise ConfigError(
                 f"augment.time_mask = {self.augment.time_mask}: the window has {width} frames; wanted at most that many"

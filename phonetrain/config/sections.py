@@ -92,6 +92,11 @@ class WindowConfig(Section):
     right: Natural = 30
     "Frames of context after it."
 
+    @property
+    def width(self) -> int:
+        """W, the frames in one window."""
+        return self.left + 1 + self.right
+
 
 @dataclass(frozen=True)
 class LoaderConfig(Section):

@@ -193,7 +193,7 @@ def build_model(config: RunConfig, *, feature_dim: int, num_classes: int) -> nn.
 
     feature_dim: D. num_classes: C. Raises ConfigError: over the parameter cap, or a factory that does not deliver.
     """
-    window_width = config.window.left + 1 + config.window.right
+    window_width = config.window.width
     if config.model.factory is None:
         return FrameClassifier(config.model, feature_dim, window_width, num_classes)
     model = build_from_factory(config.model.factory, feature_dim, window_width, num_classes)

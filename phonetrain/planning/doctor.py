@@ -237,7 +237,7 @@ def measure_recipe(
         "loader_share": min(1.0, frames_per_second / loader_rate),
         "epoch_seconds": loader["frames_per_epoch"] / frames_per_second, "frames_per_epoch": loader["frames_per_epoch"],
         "epochs": config.epochs, "loader": loader["kind"], "loader_reason": loader["reason"],
-        "window_bytes": 2 * packed.feature_dim * (config.window.left + 1 + config.window.right),
+        "window_bytes": 2 * packed.feature_dim * config.window.width,
         "problems": prepared.warnings,
     }  # fmt: skip
 

@@ -86,7 +86,7 @@ def memory(
     Weights and what is kept beside them are float32; activations are in the training precision. What the libraries
     take for themselves (about 0.4 GB on CUDA) is not in it.
     """
-    width = config.window.left + 1 + config.window.right
+    width = config.window.width
     batch = config.batch_size // config.optimizer.accumulation
     bytes_each = BYTES[precision]
     moments = MOMENTS[config.optimizer.name]

@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from phonedata.files import write_file
+
 from ..config.run_config import load_recipe
 from ..console.panel import bar
-from ..errors import ConfigError
-from ..runs.files import write_result
+from ..errors import ConfigError, writing
 from ..step.metrics import FrameSums
 from ..training.build import TrainingSetup
 from ..training.data import open_corpus
@@ -54,7 +55,8 @@ def find_lr(
         setup.close()
     told = judge(rates, losses) | {"recipe": str(recipe), "said": config.optimizer.lr, "picture": str(out),
                                    "batch_size": config.batch_size}  # fmt: skip
-    write_result(Path(out), draw(told), "run it in a folder that can be written")
+    with writing(Path(out), "run it in a folder that can be written"):
+        write_file(Path(out), draw(told))
     return told
 
 

@@ -10,19 +10,20 @@ from __future__ import annotations
 
 import importlib.util
 import io
-import json
 import os
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors.torch import save as tensors_to_bytes
 from torch import nn
 
-from ..errors import ConfigError, PhonetrainError
+from phonedata.files import write_files
+
+from ..errors import ConfigError, PhonetrainError, writing
 from ..runs.directory import Run
-from ..runs.files import plain, write_atomically
+from ..text import to_json
 from ..training.checkpoint import apart_on_cpu
 from .trained import Trained, open_trained
 
@@ -40,7 +41,8 @@ def export(
     """Write the scored weights of a checkpoint as a program and return its directory (default: the run's export/).
 
     The program takes windows (B, W, D) float32, normalised as the packed corpus says, zeros beyond an utterance's ends,
-    and gives logits (B, C) float32. It is loaded again and compared with the model before this returns.
+    and gives logits (B, C) float32. Before anything is written it is loaded again and compared with the model; the
+    files are written all or none. Raises PhonetrainError.
     """
     if onnx and (missing := [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]):
         raise ConfigError(f"onnx export needs {' and '.join(missing)}: pip install {' '.join(missing)}")
@@ -52,17 +54,20 @@ def export(
     program = torch.export.export(model, (windows,), dynamic_shapes=dynamic)
     data = io.BytesIO()
     torch.export.save(program, data)
-    weights = apart_on_cpu(model.state_dict())
-    write_atomically(path / "model.pt2", data.getvalue())
-    write_atomically(path / "model.safetensors", tensors_to_bytes(weights))
-    write_atomically(path / "model.json", (json.dumps(plain(description(trained)), indent=2) + "\n").encode())
-    compare(trained, load_program(path / "model.pt2"), path / "model.pt2")
+    compare(trained, load_program(io.BytesIO(data.getvalue())), path / "model.pt2")
+    contents = {
+        path / "model.pt2": data.getvalue(),
+        path / "model.safetensors": tensors_to_bytes(apart_on_cpu(model.state_dict())),
+        path / "model.json": (to_json(description(trained)) + "\n").encode(),
+    }
     if onnx:
-        write_onnx(model, windows, path / "model.onnx")
+        contents[path / "model.onnx"] = as_onnx(model, windows)
+    with writing(path, "give another place with --out DIR"):
+        write_files(contents)
     return path
 
 
-def load_program(path: Path) -> nn.Module:
+def load_program(path: Path | BinaryIO) -> nn.Module:
     """An exported program, to be called with windows."""
     with warnings.catch_warnings():  # of some versions of torch about a buffer of their own
         warnings.filterwarnings("ignore", "The given buffer is not writable")
@@ -71,8 +76,7 @@ def load_program(path: Path) -> nn.Module:
 
 def window_shape(trained: Trained) -> tuple[int, int]:
     """(W, D)."""
-    window = trained.config.window
-    return window.left + 1 + window.right, trained.corpus.feature_dim
+    return trained.config.window.width, trained.corpus.feature_dim
 
 
 def description(trained: Trained) -> dict[str, Any]:
@@ -99,12 +103,12 @@ def compare(trained: Trained, program: nn.Module, path: Path) -> None:
             raise PhonetrainError(f"{path}: its logits differ from the model's by {difference:.3g}; do not use it")
 
 
-def write_onnx(model: nn.Module, windows: torch.Tensor, path: Path) -> None:
-    """The same as ONNX with a free batch size."""
+def as_onnx(model: nn.Module, windows: torch.Tensor) -> bytes:
+    """The same program as an ONNX file with a free batch size."""
     with warnings.catch_warnings():  # torch.onnx warns of its own internals
         warnings.simplefilter("ignore")
-        program = torch.onnx.export(
+        program: Any = torch.onnx.export(
             model, (windows,), input_names=["windows"], output_names=["logits"], dynamo=True, verbose=False,
             dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=1 << 20)},),
         )  # fmt: skip
-    write_atomically(path, program.model_proto.SerializeToString())
+    return bytes(program.model_proto.SerializeToString())

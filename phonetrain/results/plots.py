@@ -6,7 +6,7 @@ import base64
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,12 +17,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ..runs.directory import Run
-from ..runs.files import write_atomically
 
 TRAIN, DEV, MARK, BAD = "#8da0b6", "#c2410c", "#475569", "#b91c1c"
 # Okabe and Ito's palette: told apart with any colour vision.
 MANY = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#a0a000")
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 9.0,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -88,7 +87,7 @@ def thinned(values: np.ndarray, summary: Any) -> np.ndarray:
     return np.array([summary(values[start:stop]) for start, stop in zip(edges, edges[1:])])
 
 
-def epoch_scale(train: list[dict[str, Any]], epochs: list[dict[str, Any]]):
+def epoch_scale(train: list[dict[str, Any]], epochs: list[dict[str, Any]]) -> Callable[[Sequence[float]], np.ndarray]:
     """A function from steps to epochs: exact at the ends of epochs, straight in between and beyond."""
     knots = [(0.0, 0.0), *((float(line["step"]), line["epoch"] + 1.0) for line in epochs)]
     if len(knots) > 1:
@@ -237,9 +236,3 @@ def as_png(figure: Figure, dots_per_inch: int = 150) -> bytes:
 def as_image(figure: Figure, label: str) -> str:
     """An <img> with the picture inside."""
     return f'<img alt="{label}" src="data:image/png;base64,{base64.b64encode(as_png(figure)).decode()}">'
-
-
-def write_curves(run: Run):
-    """Write the run's curves.png; returns its path."""
-    write_atomically(run.curves_path, as_png(draw_run(run)))
-    return run.curves_path

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 
 from phonedata import WindowSpec, open_loader
+from phonedata.files import write_file
 
 from ..console.panel import bar
-from ..errors import ConfigError, PhonetrainError
+from ..errors import ConfigError, PhonetrainError, writing
 from ..runs.directory import Run
-from ..runs.files import write_result
 from ..step.scoring import score
 from ..training.data import choose_roles, why_not_finite
 from .tables import Evaluation
@@ -62,6 +62,7 @@ def evaluate(
         raise PhonetrainError(f"{name}: {result['frames']} frames were scored, wanted {frames}; please report this")
     if not math.isfinite(result["loss"]):
         print(f"warning: these scores mean nothing: {why_not_finite(trained.corpus, name)}", file=sys.stderr)
+    assert metrics.confusion is not None  # asked for above
     confusion = metrics.confusion.cpu().numpy()
     told = trained.conditions | {"partition": name, "utterances": sum(part.num_utterances for part in partitions)}
     told["in_training"] = _scored_in_training(trained, name)
@@ -101,7 +102,8 @@ def predict(
     if trained.other_corpus:
         print(f"note: {trained.corpus.path} is not the corpus {trained.run.path} was trained on", file=sys.stderr)
     path = trained.run.predictions / f"{kept_name(name, trained.other_corpus)}.csv" if out is None else Path(out)
-    write_result(path, _as_csv(names, classes, symbols), "give another place with --out FILE")
+    with writing(path, "give another place with --out FILE"):
+        write_file(path, _as_csv(names, classes, symbols))
     _check_written(path, names, classes, symbols)
     return path
 
@@ -162,7 +164,7 @@ def describe_confusion(confusion: np.ndarray, symbols: tuple[str, ...]) -> dict[
     return {"majority": majority, "phonemes": phonemes, "confused": confused}
 
 
-def _open(trained: Trained, partition: str):
+def _open(trained: Trained, partition: str) -> Any:
     window = trained.config.window
     return open_loader(
         trained.corpus,

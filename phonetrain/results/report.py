@@ -12,27 +12,28 @@ import os
 import shlex
 import sys
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from phonedata.files import write_files
+
 from ..config.changes import diff
 from ..config.run_config import RunConfig, load_recipe
 from ..config.stages import flattened
 from ..config.toml import toml_value
-from ..errors import ConfigError, PhonetrainError, RunNotFound
+from ..errors import ConfigError, PhonetrainError, RunNotFound, writing
 from ..runs.directory import Run
 from ..runs.explain import explain
-from ..runs.files import write_result
 from ..runs.history import where_scored
-from ..text import clock, counted, short
+from ..text import clock, counted, percent, short
 from . import html as page
-from .plots import as_image, as_svg, draw_confusion, draw_run, draw_runs, write_curves
+from .plots import as_image, as_png, as_svg, draw_confusion, draw_run, draw_runs
 
+Scores = dict[str, Any] | str  # an evaluation, or a sentence that says why there is none
 Runs = Run | str | os.PathLike[str] | Sequence["Run | str | os.PathLike[str]"] | None
-ELSEWHERE = "give another place with --out FILE"
 UNCOMPARED = ("data.corpus", "version")
 NO_EXPERIMENT = ("tracking.", "checkpoint.", "stop.", "schedule.on_extend")  # they change no number of an epoch
 
@@ -45,19 +46,20 @@ def report(runs: Runs = None, out: str | os.PathLike[str] | None = None) -> Path
     a Markdown table is written beside the page (`.md`).
     """
     if runs is None or isinstance(runs, (Run, str, os.PathLike)):
-        runs = [runs]
-    opened = [run if isinstance(run, Run) else Run.open(run) for run in runs or [None]]
+        runs = [Run.open(runs)]
+    opened = [run if isinstance(run, Run) else Run.open(run) for run in runs] or [Run.open()]
     if not any(run.metrics() for run in opened):
         raise RunNotFound(f"{opened[0].path}: no numbers are logged in it yet; `phonetrain explain` says how it stands")
     if len(opened) == 1:
         path = Path(out) if out is not None else opened[0].report_path
-        write_result(path, one_run(opened[0]).encode(), ELSEWHERE)
+        contents = {path: one_run(opened[0]).encode()}
         if out is None:
-            write_curves(opened[0])
+            contents[opened[0].curves_path] = as_png(draw_run(opened[0]))
     else:
         path = Path(out) if out is not None else Path("report.html")
-        write_result(path, several_runs(opened).encode(), ELSEWHERE)
-        write_result(table_beside(path), ablation_markdown(opened).encode(), ELSEWHERE)
+        contents = {path: several_runs(opened).encode(), table_beside(path): ablation_markdown(opened).encode()}
+    with writing(path, "give another place with --out FILE"):
+        write_files(contents)
     return path
 
 
@@ -68,24 +70,10 @@ def table_beside(path: Path) -> Path:
 
 def one_run(run: Run) -> str:
     """The page of one run."""
-    told, scores = summary(run), best_evaluation(run)
-    sections = [
-        headline(told, scores),
-        page.section("Learning curves", as_svg(draw_run(run), f"Learning curves of {run.name}"),
-                     page.paragraph("Train numbers are means since the log line before, with dropout and masks on; dev "
-                                    "numbers are of the scored weights after each epoch, in the training precision. "
-                                    "Dashed lines are resumes and changes.", "soft")),
-        page.section("What happened", page.life(explain(run))),
-        page.section("Epochs", epoch_table(run)),
-        *evaluation_sections(scores),
-        page.section("What was really built",
-                     page.paragraph("Read from the live objects when training began, not from the settings.", "soft"),
-                     *built_tables(run)),
-        page.section("Settings", page.verbatim(run.config_path.read_text(encoding="utf-8"))),
-        page.section("Environment", page.verbatim(json.dumps(run.read_json(run.environment_path), indent=2))),
-    ]  # fmt: skip
-    subtitle = f"phonetrain run, recipe {told['recipe']}, {told['status']}"
-    return page.page(run.name, subtitle, sections)
+    numbers, scores = summary(run), best_evaluation(run)
+    sections = [page.section(title, *content(run, scores)) for title, content in SECTIONS]
+    subtitle = f"phonetrain run, recipe {numbers['recipe']}, {numbers['status']}"
+    return page.page(run.name, subtitle, [headline(numbers, scores), *sections])
 
 
 def several_runs(runs: Sequence[Run]) -> str:
@@ -176,7 +164,7 @@ def kept_evaluation(run: Run) -> dict[str, Any] | None:
     return kept if all(kept.get(name) == value for name, value in wanted.items()) else None
 
 
-def best_evaluation(run: Run) -> dict[str, Any] | str:
+def best_evaluation(run: Run) -> Scores:
     """The same, made now where it is missing; a sentence where it cannot be made."""
     if kept := kept_evaluation(run):
         return kept
@@ -194,7 +182,7 @@ def best_evaluation(run: Run) -> dict[str, Any] | str:
         return f"The best checkpoint could not be scored for this report: {error}"
 
 
-def headline(told: dict[str, Any], scores: dict[str, Any] | str) -> str:
+def headline(told: dict[str, Any], scores: Scores) -> str:
     pairs = []
     if isinstance(scores, dict):
         pairs += [
@@ -216,12 +204,19 @@ def headline(told: dict[str, Any], scores: dict[str, Any] | str) -> str:
     return page.numbers(pairs)
 
 
-def evaluation_sections(scores: dict[str, Any] | str) -> list[str]:
+def curves(run: Run, scores: Scores) -> list[str]:
+    return [
+        as_svg(draw_run(run), f"Learning curves of {run.name}"),
+        page.paragraph("Train numbers are means since the log line before, with dropout and masks on; dev numbers are "
+                       "of the scored weights after each epoch, in the training precision. Dashed lines are resumes "
+                       "and changes.", "soft"),
+    ]  # fmt: skip
+
+
+def confusions(run: Run, scores: Scores) -> list[str]:
     if isinstance(scores, str):
-        return [page.section("Dev set", page.paragraph(scores))]
-    symbols = [each["phoneme"] for each in scores["phonemes"]]
-    rows = [(each["phoneme"], f"{each['frames']:,}", page.share_bar(each["recall"]), page.share_bar(each["precision"]))
-            for each in scores["phonemes"]]  # fmt: skip
+        return [page.paragraph(scores)]
+    symbols = [row["phoneme"] for row in scores["phonemes"]]
     pairs = [(f"{each['phoneme']} heard as {each['heard_as']}", f"{each['frames']:,}",
               f"{percent(each['share_of_phoneme'])} %", f"{percent(each['share_of_errors'])} %")
              for each in scores["confused"]]  # fmt: skip
@@ -231,40 +226,70 @@ def evaluation_sections(scores: dict[str, Any] | str) -> list[str]:
         f"{scores['device']}; corpus digest {scores['corpus_digest']}."
     )
     picture = as_image(draw_confusion(np.array(scores["confusion"]), symbols), "Confusion matrix")
+    header = ("most confused", "frames", "of the phoneme", "of all errors")
+    return [page.paragraph(conditions, "soft"), f'<div class="narrow">{picture}</div>', page.table(header, pairs)]
+
+
+def phonemes(run: Run, scores: Scores) -> list[str]:
+    if isinstance(scores, str):
+        return [page.paragraph(scores)]
+    rows = [(row["phoneme"], f"{row['frames']:,}", page.share_bar(row["recall"]), page.share_bar(row["precision"]))
+            for row in scores["phonemes"]]  # fmt: skip
     half = -(-len(rows) // 2)
     header = ("phoneme", "frames", "recall", "precision")
     tables = [page.table(header, part) for part in (rows[:half], rows[half:]) if part]
-    return [
-        page.section("Confusions", page.paragraph(conditions, "soft"), f'<div class="narrow">{picture}</div>',
-                     page.table(("most confused", "frames", "of the phoneme", "of all errors"), pairs)),
-        page.section("Phonemes", f'<div class="columns">{"".join(tables)}</div>'),
-    ]  # fmt: skip
+    return [f'<div class="columns">{"".join(tables)}</div>']
 
 
-def epoch_table(run: Run) -> str:
-    scores = run.scores()
-    best = [place for place, line in enumerate(scores) if line.get("best")]
+def epochs(run: Run, scores: Scores) -> list[str]:
+    lines = run.scores()
+    best = [index for index, line in enumerate(lines) if line.get("best")]
     rows = [
         (where_scored(line).removeprefix("epoch "), number(line.get("train_loss")), percent(line.get("train_accuracy")),
          number(line.get("dev_loss")), percent(line.get("dev_accuracy")), f"{line['lr']:.2e}" if "lr" in line else "–",
          clock(line["seconds"]) if "seconds" in line else "–", line.get("segment", 0) + 1)
-        for line in scores
+        for line in lines
     ]  # fmt: skip
     header = ("epoch", "train loss", "train %", "dev loss", "dev %", "learning rate", "time", "part")
-    return page.table(header, rows, best[-1] if best else None)
+    return [page.table(header, rows, best[-1] if best else None)]
 
 
-def built_tables(run: Run) -> list[str]:
-    built = run.read_json(run.built_path)
-    layers = (built.get("model") or {}).pop("layers", None)
-    parts = []
+def built(run: Run, scores: Scores) -> list[str]:
+    settings = run.read_json(run.built_path)
+    layers = (settings.get("model") or {}).pop("layers", None)
+    parts = [page.paragraph("Read from the live objects when training began, not from the settings.", "soft")]
     if layers:
         rows = [(row["layer"], " ".join(filter(None, (row.get("norm"), row.get("activation")))), f"{row['inputs']:,}",
                  f"{row['outputs']:,}", f"{row.get('dropout') or 0:g}", f"{row['parameters']:,}")
                 for row in layers]  # fmt: skip
         parts.append(page.table(("layer", "then", "inputs", "outputs", "dropout", "parameters"), rows, words=2))
-    pairs = [(key, show(value)) for key, value in flattened(built)]
+    pairs = [(key, show(value)) for key, value in flattened(settings)]
     return [*parts, page.table(("what", "value"), pairs, words=2)]
+
+
+def configuration(run: Run, scores: Scores) -> list[str]:
+    return [page.verbatim(run.config_path.read_text(encoding="utf-8"))]
+
+
+def environment(run: Run, scores: Scores) -> list[str]:
+    return [page.verbatim(json.dumps(run.read_json(run.environment_path), indent=2))]
+
+
+def life(run: Run, scores: Scores) -> list[str]:
+    return [page.life(explain(run))]
+
+
+# The sections of a run's page, in order: title, and a function of (run, its best evaluation) that gives HTML.
+SECTIONS: list[tuple[str, Callable[[Run, Scores], list[str]]]] = [
+    ("Learning curves", curves),
+    ("What happened", life),
+    ("Epochs", epochs),
+    ("Confusions", confusions),
+    ("Phonemes", phonemes),
+    ("What was really built", built),
+    ("Settings", configuration),
+    ("Environment", environment),
+]
 
 
 def command(run: Run) -> str:
@@ -311,10 +336,6 @@ def show(value: Any) -> str:
 
 def count(value: int | None) -> str:
     return "?" if value is None else f"{value:,}"
-
-
-def percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.2f}"
 
 
 def number(value: float | None) -> str:

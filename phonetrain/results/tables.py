@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
 from ..errors import PhonetrainError
-from ..runs.files import plain
-from ..text import counted, percent
+from ..text import counted, percent, to_json
 
 
 def print_result(told: Any, text: str, as_json: bool) -> None:
     """A command's result on stdout: `text` for people, or `told` as strict JSON."""
     try:
-        print(json.dumps(plain(told), indent=2, allow_nan=False) if as_json else text, flush=True)
+        print(to_json(told) if as_json else text, flush=True)
     except BrokenPipeError:
         raise
     except OSError as error:
@@ -34,7 +32,7 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int =
     ]
 
 
-class Evaluation(dict):
+class Evaluation(dict[str, Any]):
     """What `evaluate` returns: a plain dict that a notebook shows as the command line does."""
 
     def __repr__(self) -> str:
@@ -82,9 +80,5 @@ def evaluation_text(told: dict[str, Any]) -> str:
              f"{percent(each['share_of_errors'])} % of all errors")
             for each in told["confused"]
         ]  # fmt: skip
-        lines += text_table(*_split(rows))
+        lines += text_table(rows[0], rows[1:])
     return "\n".join(lines)
-
-
-def _split(rows: list[tuple[str, ...]]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    return rows[0], rows[1:]

@@ -135,7 +135,7 @@ def _check_normalisation(corpus: PackedCorpus, run: Run) -> None:
 def _check_coefficients(corpus: PackedCorpus, config: RunConfig, run: Run) -> None:
     """By what was built: the matrix itself is padded, and would take a few coefficients more of a narrow window."""
     layers = (run.read_json(run.built_path).get("model") or {}).get("layers")
-    width = config.window.left + 1 + config.window.right
+    width = config.window.width
     if layers and layers[0]["inputs"] != width * corpus.feature_dim:
         raise CheckpointError(
             f"{corpus.path} has {corpus.feature_dim} coefficients a frame, but {run.path} was trained on "

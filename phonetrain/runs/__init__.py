@@ -1,2 +1,2 @@
 """A run's directory: directory.py (its files), history.py (its life, line by line), tracker.py (wandb),
-next_commands.py and explain.py (what happened and what to type next), files.py (whole or absent on disk)."""
+next_commands.py and explain.py (what happened and what to type next)."""

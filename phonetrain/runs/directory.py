@@ -20,8 +20,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError, RunExists, RunNotFound, TrainingStopped
-from .files import make_directory, open_for_append, plain, try_lock, unlock, unwritable, write_atomically
+from phonedata import files
+
+from ..errors import CheckpointError, RunExists, RunNotFound, TrainingStopped, writing
+from ..text import counted, percent, to_json
 from .history import History, where_scored
 
 RUNS = Path("runs")
@@ -70,21 +72,19 @@ class Run(History):
             ours = run.events_path.is_file() or run.lock_path.is_file()
             if run.has_trained or (run.holds_run and not ours):
                 raise run.exists_already()
-            make_directory(run.path)
+            _make_directory(run.path)
             return run
         stem = re.sub(r"[^\w.-]+", "-", Path(recipe).stem) or "run"
-        make_directory(root)
+        _make_directory(root)
         taken = [re.fullmatch(re.escape(stem) + r"-(\d+)", entry.name) for entry in root.iterdir()]
         number = 1 + max((int(match[1]) for match in taken if match), default=0)
         while True:
-            try:
-                (root / f"{stem}-{number}").mkdir()
-            except FileExistsError:  # another process took the name since the listing
-                number += 1
-            except OSError as error:
-                raise TrainingStopped(unwritable(root / f"{stem}-{number}", error)) from error
-            else:
-                return cls(root / f"{stem}-{number}")
+            path = root / f"{stem}-{number}"
+            # Another process may take the name since the listing.
+            with contextlib.suppress(FileExistsError):
+                _make_directory(path, exist_ok=False)
+                return cls(path)
+            number += 1
 
     @classmethod
     def open(cls, path: str | os.PathLike[str] | None = None, root: Path = RUNS) -> Run:
@@ -138,10 +138,8 @@ class Run(History):
             return None
         number = 1 + len(list(self.path.glob("events.before-*.jsonl")))
         aside = self.path / f"events.before-{number}.jsonl"
-        try:
-            self.events_path.rename(aside)
-        except OSError as error:
-            raise TrainingStopped(unwritable(aside, error)) from error
+        with writing(aside):
+            files.rename(self.events_path, aside)
         return f"{self.path}: the run that was here ended before its first checkpoint; its events are in {aside.name}"
 
     def _last_sign_of_life(self) -> tuple[str, float]:
@@ -163,7 +161,7 @@ class Run(History):
 
     def write_pointer(self, name: str, step: int) -> None:
         """Let checkpoints/<name> ("best", "last") name step-<step>: a one-line file, since symlinks fail on Drive."""
-        write_atomically(self.checkpoints / name, f"step-{step}\n".encode())
+        self.write_text(self.checkpoints / name, f"step-{step}\n")
 
     def drop_pointer(self, name: str) -> None:
         (self.checkpoints / name).unlink(missing_ok=True)
@@ -185,30 +183,39 @@ class Run(History):
     def read_json(self, path: Path) -> dict[str, Any]:
         """environment.json or built.json as a dict; {} where there is none yet."""
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(path.read_text(encoding="utf-8"))
         except (FileNotFoundError, json.JSONDecodeError):
             return {}
+        return content if isinstance(content, dict) else {}
 
     def write_json(self, path: Path, content: dict[str, Any]) -> None:
-        self.write_text(path, json.dumps(plain(content), indent=2, allow_nan=False) + "\n")
+        self.write_text(path, to_json(content) + "\n")
 
     def write_text(self, path: Path, text: str) -> None:
-        write_atomically(path, text.encode())
+        """Write a file of the run, whole or not at all. Raises TrainingStopped."""
+        with writing(path):
+            files.write_file(path, text.encode())
 
     # One process per run directory
 
-    @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self) -> contextlib.AbstractContextManager[None]:
         """Hold the run directory for this process. Raises TrainingStopped, naming the other process, if it is held.
 
         The operating system owns the lock, so it ends with its process, kill -9 included. A file system that knows no
         locks (some network and Drive mounts) is used without.
         """
-        with open_for_append(self.lock_path) as file:
-            free = try_lock(file)
+        return self._lock()
+
+    @contextlib.contextmanager
+    def _lock(self) -> Iterator[None]:
+        with writing(self.lock_path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = open(self.lock_path, "a+b", buffering=0)  # noqa: SIM115
+        with file:
+            free = files.try_lock(file.fileno())
             if not free:  # who only looks (`is_held`) holds it for a moment, who trains for longer
                 time.sleep(LOOK_SECONDS)
-                free = try_lock(file)
+                free = files.try_lock(file.fileno())
             if not free:
                 file.seek(0)
                 holder = file.read(40).decode(errors="replace").strip() or "unknown"
@@ -217,11 +224,9 @@ class Run(History):
                     f"{self.path} is being trained by {who}; wait for it or stop it, "
                     f"then `phonetrain resume {self.path}`"
                 )
-            try:
+            with writing(self.lock_path):
                 file.truncate(0)
                 file.write(f"{os.getpid()}\n".encode())
-            except OSError as error:
-                raise TrainingStopped(unwritable(self.lock_path, error)) from error
             # What a process that was killed left half-written.
             for leftover in (*self.path.glob(".*.tmp"), *self.checkpoints.glob(".*.tmp")):
                 leftover.unlink(missing_ok=True)
@@ -229,25 +234,26 @@ class Run(History):
             try:
                 yield
             finally:
-                unlock(file)
+                files.unlock(file.fileno())
 
     def is_held(self) -> bool:
         """Whether a process is training this run now."""
         try:
             with open(self.lock_path, "rb") as file:
-                held = not try_lock(file, shared=True)  # two who ask do not take each other for a training
+                # Shared: two who ask do not take each other for a training.
+                held = not files.try_lock(file.fileno(), shared=True)
                 if not held:
-                    unlock(file)
+                    files.unlock(file.fileno())
         except OSError:
             return False
         return held
 
     def __repr__(self) -> str:
         epochs, best = self.metrics("epoch"), self.best()
-        told = f", {len(epochs)} epoch{'s' * (len(epochs) != 1)}" if epochs else ""
+        summary = f", {counted(len(epochs), 'epoch')}" if epochs else ""
         if best and isinstance(best.get("dev_accuracy"), float):
-            told += f", best dev frame accuracy {100 * best['dev_accuracy']:.2f} % in {where_scored(best)}"
-        return f"Run({str(self.path)!r}{told})"
+            summary += f", best dev frame accuracy {percent(best['dev_accuracy'])} % in {where_scored(best)}"
+        return f"Run({str(self.path)!r}{summary})"
 
 
 class ReadOnlyRun(Run):
@@ -286,3 +292,19 @@ def _directories(root: Path) -> list[Path]:
         return [entry for entry in root.iterdir() if entry.is_dir()]
     except OSError:
         return []
+
+
+def _make_directory(path: Path, exist_ok: bool = True) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=exist_ok)
+    except FileExistsError:
+        if path.is_dir():
+            raise
+        raise TrainingStopped(
+            f"{path}: a file is in the way of the run's directory; give another `--run DIR`"
+        ) from None
+    except OSError as error:
+        raise TrainingStopped(
+            f"{path}: the directory could not be made ({error.strerror or error}); "
+            "give one that you may write to with `--run DIR`"
+        ) from error

@@ -43,7 +43,7 @@ def explain(run: Run | str | os.PathLike[str] | None = None) -> list[str]:
     events = run.events()
     sentences = [_beginning(run, events)]
     segments = _by_segment(events)
-    reached: dict[int, int] = {}
+    reached: dict[int | None, int] = {}
     for line in run.all_metrics():
         reached[line.get("segment")] = max(int(line.get("step", 0)), reached.get(line.get("segment"), 0))
     for place, told in enumerate(segments):

@@ -6,12 +6,20 @@ segments form a tree and the run's life is the path from the last segment back t
 
 from __future__ import annotations
 
+import contextlib
+import json
+import math
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from .files import append_line, read_lines, sync_file
+from phonedata import files
+
+from ..errors import writing
+from ..text import to_json
+
+_NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 @dataclass(frozen=True)
@@ -35,11 +43,12 @@ class History:
     def append_metric(self, line: dict[str, Any]) -> None:
         """Add one line to metrics.jsonl: at least kind, segment, epoch, step. Numbers that are not finite become the
         strings "NaN", "Infinity", "-Infinity" (JSON has no such numbers) and are numbers again when read here."""
-        append_line(self.metrics_path, line)
+        _append(self.metrics_path, line)
 
     def sync_metrics(self) -> None:
         """Before a checkpoint, so that no power cut leaves one that is ahead of the lines up to it."""
-        sync_file(self.metrics_path)
+        with writing(self.metrics_path), contextlib.suppress(FileNotFoundError):
+            files.sync_file(self.metrics_path)
 
     def append_event(self, event: str, **fields: Any) -> dict[str, Any]:
         """Add one line to events.jsonl, `{"event": event, "time": UTC, **fields}`, safely on disk; returns it.
@@ -48,25 +57,26 @@ class History:
         continues the segment before it, parent (the segment that wrote the checkpoint): they make the lineage.
         """
         line = {"event": event, "time": datetime.now(UTC).isoformat(timespec="milliseconds"), **fields}
-        append_line(self.events_path, line, sync=True)
+        _append(self.events_path, line, sync=True)
         return line
 
     def events(self, event: str | None = None) -> list[dict[str, Any]]:
         """All events, or those of one name, in the order in which they happened, abandoned segments included."""
-        return [line for line in read_lines(self.events_path) if event is None or line.get("event") == event]
+        return [line for line in _read_lines(self.events_path) if event is None or line.get("event") == event]
 
     def lineage(self) -> list[LineageSpan]:
         """The path from the first step to the last segment: which steps of which segments are this run's life."""
         started: dict[int, tuple[int, int | None]] = {}
         for event in self.events("segment_started"):
-            segment = int(event["segment"])
             parent = event.get("parent", max(started, default=None))
-            started[segment] = int(event.get("step", 0)), parent
-        path, segment, until = [], max(started, default=None), None
+            started[int(event["segment"])] = int(event.get("step", 0)), parent
+        path: list[LineageSpan] = []
+        segment: int | None = max(started, default=None)
+        until: int | None = None
         while segment is not None and segment in started:
-            step, parent = started.pop(segment)
+            step, earlier = started.pop(segment)
             path.append(LineageSpan(segment, step, until))
-            segment, until = (parent, step) if until is None else (parent, min(step, until))
+            segment, until = (earlier, step) if until is None else (earlier, min(step, until))
         return path[::-1]
 
     def metrics(self, kind: str | None = None) -> list[dict[str, Any]]:
@@ -74,18 +84,18 @@ class History:
 
         Kept are the lines of the lineage; for the same kind, epoch, step and partition the last one written wins.
         """
-        stretches = {stretch.segment: stretch for stretch in self.lineage()}
-        kept: dict[tuple, dict[str, Any]] = {}
+        spans = {span.segment: span for span in self.lineage()}
+        kept: dict[tuple[Any, ...], dict[str, Any]] = {}
         for line in self.all_metrics(kind):
             step = line.get("step", 0)
-            if stretches and (line.get("segment") not in stretches or not stretches[line["segment"]].holds(step)):
+            if spans and (line.get("segment") not in spans or not spans[line["segment"]].holds(step)):
                 continue
             kept[line.get("kind"), line.get("epoch"), step, line.get("partition")] = line
         return sorted(kept.values(), key=lambda line: (line.get("step", 0), line.get("epoch", 0)))
 
     def all_metrics(self, kind: str | None = None) -> list[dict[str, Any]]:
         """Every readable line of metrics.jsonl in file order, also of abandoned segments."""
-        return [line for line in read_lines(self.metrics_path) if kind is None or line.get("kind") == kind]
+        return [line for line in _read_lines(self.metrics_path) if kind is None or line.get("kind") == kind]
 
     @property
     def status(self) -> str:
@@ -110,3 +120,27 @@ class History:
 def where_scored(line: dict[str, Any]) -> str:
     """A line of `Run.scores` placed for people, who count epochs from 1."""
     return f"epoch {line['epoch'] + 1}" + ", before its end" * (line.get("kind") == "evaluate")
+
+
+def _append(path: Path, line: dict[str, Any], sync: bool = False) -> None:
+    with writing(path):
+        files.append_line(path, to_json(line, indent=None).encode(), sync)
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a JSONL file; a torn one (kill -9, full disk) is left out."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    lines = []
+    for text in content.split(b"\n"):
+        with contextlib.suppress(ValueError):  # also covers undecodable bytes
+            line = json.loads(text)
+            if isinstance(line, dict):
+                lines.append({key: _number(value) for key, value in line.items()})
+    return lines
+
+
+def _number(value: Any) -> Any:
+    return _NOT_FINITE.get(value, value) if isinstance(value, str) else value

@@ -4,7 +4,6 @@ a prompt, and whatever fails in it costs one warning line and no training."""
 from __future__ import annotations
 
 import contextlib
-import json
 import netrc
 import os
 import secrets
@@ -13,12 +12,12 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 from urllib.parse import urlsplit
 
 from .directory import Run
-from .files import write_atomically
 
+Mode = Literal["online", "offline"]
 INIT_SECONDS = 30
 FINISH_SECONDS = 60
 
@@ -67,7 +66,8 @@ def open_tracker(
     if mode == "off":
         return Tracker()
     tracker = None
-    for attempt in (mode, "offline") if mode == "online" else (mode,):
+    attempts: tuple[Mode, ...] = ("online", "offline") if mode == "online" else ("offline",)
+    for attempt in attempts:
         try:
             tracker = WandbTracker(attempt, config.project, run, settings or {}, say, warn)
             break
@@ -86,7 +86,7 @@ class WandbTracker(Tracker):
 
     def __init__(
         self,
-        mode: str,
+        mode: Mode,
         project: str,
         run: Run,
         settings: dict[str, Any],
@@ -99,7 +99,7 @@ class WandbTracker(Tracker):
         self.run, self.mode, self.say, self.warn = run, mode, say, warn
         self.id = wandb_id(run)
         self.wandb_run: Any = None
-        wanted = {
+        wanted: dict[str, Any] = {
             "silent": True,
             "console": "off",
             "disable_git": True,
@@ -164,7 +164,7 @@ def wandb_id(run: Run) -> str:
     if isinstance(kept, str) and kept:
         return kept
     made = secrets.token_hex(4)
-    write_atomically(run.tracker_path, (json.dumps({"wandb_id": made}) + "\n").encode())
+    run.write_json(run.tracker_path, {"wandb_id": made})
     return made
 
 

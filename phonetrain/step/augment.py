@@ -48,7 +48,7 @@ class Augment:
 
     def __init__(self, config: AugmentConfig, window: Window, feature_dim: int, *, seed: int = 0) -> None:
         self.config, self.seed = config, seed
-        self.width, self.feature_dim = window.left + 1 + window.right, feature_dim
+        self.width, self.feature_dim = window.width, feature_dim
         self.time_mask, self.freq_mask = config.time_mask, config.freq_mask
         self.masks = config.probability > 0 and (self.time_mask > 0 or self.freq_mask > 0)
         self.active = self.masks or config.noise > 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,10 +17,11 @@ from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
 
-from ..errors import CheckpointError, TrainingStopped
+from phonedata.files import replace_folder, sync_tree
+
+from ..errors import CheckpointError, writing
 from ..runs import next_commands
 from ..runs.directory import Run
-from ..runs.files import exchange, sync_directory, unwritable
 from .state import Progress, TrainState
 
 FORMAT = 2
@@ -46,30 +46,28 @@ def save(run: Run, state: TrainState, identity: dict[str, Any], keep: int) -> tu
     if state.averaged is not None:
         files[AVERAGED] = tensors_to_bytes(apart_on_cpu(state.averaged.state_dict()))
     partial = target.with_name(f".{target.name}.partial")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        digests = {}
-        for name, content in files.items():
-            (partial / name).write_bytes(content)
-            digests[name] = _digest(content)
-        summary = {
-            "format": FORMAT,
-            "progress": dataclasses.asdict(state.progress),
-            "identity": identity,
-            "digests": digests,
-        }
-        (partial / STATE).write_text(state_text(summary), encoding="utf-8")
-        size = 0
-        for path in partial.iterdir():
-            size += path.stat().st_size
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
-        sync_directory(partial)
-        _put_in_place(partial, target)
-    except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise TrainingStopped(unwritable(target, error)) from error
+    summary = {
+        "format": FORMAT,
+        "progress": dataclasses.asdict(state.progress),
+        "identity": identity,
+        "digests": {name: _digest(content) for name, content in files.items()},
+    }
+    files[STATE] = state_text(summary).encode()
+    with writing(target):
+        try:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            for name, content in files.items():
+                (partial / name).write_bytes(content)
+            sync_tree(partial)
+            # What is cut where names cannot be exchanged, the next process that holds the run puts back.
+            replaced = replace_folder(partial, target, target.with_name(f".{target.name}.old"))
+        except OSError:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+    if replaced is not None:
+        shutil.rmtree(replaced, ignore_errors=True)
+    size = sum(map(len, files.values()))
     run.write_pointer("last", state.progress.step)
     prune(run, keep, state.progress.best_step)
     return target, size
@@ -116,30 +114,6 @@ def _digest(content: bytes) -> str:
 def _digest_of_values(summary: dict[str, Any]) -> str:
     values = {name: value for name, value in summary.items() if name != "digest"}
     return _digest(json.dumps(values, sort_keys=True).encode())
-
-
-def _put_in_place(partial: Path, target: Path) -> None:
-    """Rename; an older checkpoint of the same step changes places with it and is deleted after.
-
-    Where the system cannot exchange two names at once the older one waits as `.step-N.old`; what is cut between the two
-    renames is put back, here or by the next process that holds the run.
-    """
-    if target.exists() and exchange(partial, target):
-        sync_directory(target.parent)
-        shutil.rmtree(partial, ignore_errors=True)
-        return
-    old = target.with_name(f".{target.name}.old")
-    try:
-        if target.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            os.rename(target, old)
-        os.rename(partial, target)
-    except BaseException:
-        if old.exists() and not target.exists():
-            os.rename(old, target)
-        raise
-    sync_directory(target.parent)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def saved_steps(run: Run) -> list[int]:

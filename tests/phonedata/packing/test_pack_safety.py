@@ -11,8 +11,7 @@ import sys
 import numpy as np
 import pytest
 
-from phonedata import CorpusNotFound, PackedCorpus, PhonedataError, merge, pack
-from phonedata import files as exchange_module
+from phonedata import CorpusNotFound, PackedCorpus, PhonedataError, files, merge, pack
 from phonedata.files import put_in_place, replaced_path, staging_path
 from phonedata.packing.journal import Staging
 from phonedata.packing.plan import PartitionPlan
@@ -500,7 +499,7 @@ def folder(path, content):
 @pytest.mark.parametrize("one_step", [True, False], ids=["exchange", "two renames"])
 def test_put_in_place_replaces_and_removes_the_old(tmp_path, monkeypatch, one_step):
     if not one_step:
-        monkeypatch.setattr(exchange_module, "_exchange", lambda a, b: False)
+        monkeypatch.setattr(files, "exchange", lambda a, b: False)
     folder(tmp_path / "target", "old")
     staging_path(tmp_path / "target").mkdir()
     put_in_place(folder(staging_path(tmp_path / "target") / "corpus", "new"), tmp_path / "target")
@@ -522,7 +521,7 @@ def test_an_old_corpus_that_cannot_be_removed_is_a_note(raw, whole, tmp_path, mo
 
     pack(raw, tmp_path / "packed", context=5)
     if not one_step:
-        monkeypatch.setattr(exchange_module, "_exchange", lambda a, b: False)
+        monkeypatch.setattr(files, "exchange", lambda a, b: False)
     monkeypatch.setattr(os, "unlink", unlink)
     report = pack(raw, tmp_path / "packed", replace=True)
     monkeypatch.undo()
@@ -536,7 +535,7 @@ KILLED_BETWEEN = """
 import os, signal, sys
 import phonedata
 from phonedata import files
-files._exchange = lambda a, b: False
+files.exchange = lambda a, b: False
 real, seen = os.rename, []
 def rename(a, b):
     if seen:
@@ -581,7 +580,7 @@ def test_a_failed_pack_after_a_kill_between_two_renames_keeps_the_old_corpus(raw
 def test_a_folder_of_the_users_own_beside_the_corpus_is_left_alone(raw, tmp_path, monkeypatch, one_step):
     """packed.replaced was renamed to packed, or removed, whoever had made it."""
     if not one_step:
-        monkeypatch.setattr(exchange_module, "_exchange", lambda a, b: False)
+        monkeypatch.setattr(files, "exchange", lambda a, b: False)
     mine = tmp_path / "packed.replaced/mine.txt"
     mine.parent.mkdir()
     mine.write_text("years of work")

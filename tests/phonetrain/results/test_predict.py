@@ -2,6 +2,8 @@
 
 import copy
 import csv
+import errno
+import os
 import shutil
 import sys
 
@@ -140,8 +142,8 @@ def test_unwritable_target_is_one_sentence(trained_run, tmp_path):
 
 
 def test_file_that_reads_back_otherwise_is_refused(trained_run, tmp_path, monkeypatch):
-    honest = room.write_result
-    monkeypatch.setattr(room, "write_result", lambda path, content, way: honest(path, content[:-8], way))
+    honest = room.write_file
+    monkeypatch.setattr(room, "write_file", lambda path, content: honest(path, content[:-8]))
     with pytest.raises(PhonetrainError, match="read back"):
         predict(trained_run, out=tmp_path / "out.csv")
 
@@ -300,3 +302,20 @@ def test_exported_program_gives_the_models_logits(trained_run, tmp_path):
     told = trained_run.read_json(path / "model.json")
     assert told["output"]["phonemes"] == list(trained.corpus.phonemes.symbols)
     assert told["input"]["shape"] == ["batch", 11, 12]
+
+
+@pytest.mark.parametrize("name", ["model.pt2", "model.safetensors", "model.json"])
+def test_export_on_a_full_disk_writes_nothing_and_does_not_advise_to_resume(trained_run, tmp_path, monkeypatch, name):
+    from phonetrain.results.export import export
+
+    real = os.fsync
+
+    def full(fd):
+        if name in os.readlink(f"/proc/self/fd/{fd}"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(PhonetrainError, match="No space left on device.*--out DIR") as refused:
+        export(trained_run, tmp_path / "export")
+    assert "resume" not in str(refused.value) and list(tmp_path.iterdir()) == []

@@ -12,7 +12,7 @@ import pytest
 
 from phonedata import PackedCorpus, pack
 from phonetrain.config.run_config import load_recipe
-from phonetrain.errors import PhonetrainError, RunNotFound, TrainingStopped
+from phonetrain.errors import PhonetrainError, RunNotFound
 from phonetrain.results.plots import Curves, as_png, draw_run, epoch_scale
 from phonetrain.results.predict import evaluate
 from phonetrain.results.report import ablation_markdown, best_evaluation, command, kept_evaluation, report
@@ -219,13 +219,13 @@ def test_short_epochs_have_a_train_curve_from_their_means(tmp_path):
 
 
 def test_page_goes_elsewhere_where_the_run_cannot_be_written(runs, tmp_path, monkeypatch):
-    def read_only(path, content):
-        if runs[0].path in path.parents:
-            raise TrainingStopped("x") from OSError(30, "Read-only file system")
-        written.append(path)
+    def read_only(contents):
+        if any(runs[0].path in path.parents for path in contents):
+            raise OSError(30, "Read-only file system")
+        written.extend(contents)
 
     written = []
-    monkeypatch.setattr("phonetrain.runs.files.write_atomically", read_only)
+    monkeypatch.setattr("phonetrain.results.report.write_files", read_only)
     with pytest.raises(PhonetrainError, match=r"Read-only file system\); give another place with --out FILE"):
         report(runs[0])
     assert report(runs[0], tmp_path / "page.html") == tmp_path / "page.html" and written == [tmp_path / "page.html"]

@@ -13,7 +13,6 @@ import pytest
 
 from phonetrain.errors import CheckpointError, RunExists, RunNotFound, TrainingStopped
 from phonetrain.runs.directory import Run
-from phonetrain.runs.files import write_atomically
 
 
 def started(run, segment, step, **fields):
@@ -200,9 +199,9 @@ def test_full_disk_keeps_the_old_file_and_says_one_sentence(tmp_path):
 import resource, sys
 from pathlib import Path
 from phonetrain.errors import TrainingStopped
-from phonetrain.runs.directory import Run, write_atomically
+from phonetrain.runs.directory import Run
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-for act in (lambda: write_atomically(Path({str(target)!r}), b"x" * 5000),
+for act in (lambda: Run({str(tmp_path)!r}).write_text(Path({str(target)!r}), "x" * 5000),
             lambda: [Run({str(tmp_path)!r}).append_metric({{"kind": "train", "step": i}}) for i in range(1000)]):
     try:
         act()
@@ -216,7 +215,7 @@ for act in (lambda: write_atomically(Path({str(target)!r}), b"x" * 5000),
 
 
 def test_whole_or_absent(tmp_path):
-    write_atomically(tmp_path / "deep" / "file", b"content")
+    Run(tmp_path).write_text(tmp_path / "deep" / "file", "content")
     assert [entry.name for entry in (tmp_path / "deep").iterdir()] == ["file"]
 
 

@@ -11,7 +11,7 @@ from phonetrain.config.run_config import RunConfig
 from phonetrain.console.base import Console
 from phonetrain.errors import ConfigError
 from phonetrain.results.predict import evaluate
-from phonetrain.results.report import epoch_table, summary
+from phonetrain.results.report import epochs, summary
 from phonetrain.results.tables import evaluation_text
 from phonetrain.runs.directory import Run
 from phonetrain.runs.explain import explain
@@ -92,7 +92,7 @@ def test_best_score_inside_an_epoch_is_the_best_everywhere(tmp_path):
     assert run.best()["step"] == 45 and "epoch 5, before its end" in repr(run)
     assert "the best score is 91.00 % dev frame accuracy, in epoch 5, before its end" in " ".join(explain(run))
     assert summary(run)["best_in"] == "epoch 5, before its end" and summary(run)["best_accuracy"] == 0.91
-    assert "5, before its end" in epoch_table(run)
+    assert "5, before its end" in "".join(epochs(run, ""))
 
 
 def test_a_score_of_the_first_epoch_is_not_forgotten(tmp_path):

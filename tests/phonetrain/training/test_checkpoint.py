@@ -128,10 +128,10 @@ def test_numbers_are_on_disk_before_the_checkpoint_that_goes_on_from_them(learna
 
 
 @pytest.mark.parametrize("exchanges", [True, False])
-def test_checkpoint_of_the_same_step_is_there_at_every_moment_of_its_replacement(run, tmp_path, monkeypatch, exchanges):
+def test_checkpoint_of_the_same_step_is_there_at_every_moment_of_its_replacement(run, monkeypatch, exchanges):
     target, partial = last(run), run.checkpoints / ".step-69.partial"
     if not exchanges:
-        monkeypatch.setattr(checkpoint, "exchange", lambda a, b: False)
+        monkeypatch.setattr("phonedata.files.exchange", lambda a, b: False)
     real, seen = os.rename, []
 
     def rename(source, destination):
@@ -144,10 +144,10 @@ def test_checkpoint_of_the_same_step_is_there_at_every_moment_of_its_replacement
     (partial / "new").touch()
     monkeypatch.setattr(os, "rename", rename)
     if exchanges:
-        checkpoint._put_in_place(partial, target)
+        checkpoint.replace_folder(partial, target, target.with_name(".step-69.old"))
     else:
         with pytest.raises(OSError, match="Input/output"):
-            checkpoint._put_in_place(partial, target)
+            checkpoint.replace_folder(partial, target, target.with_name(".step-69.old"))
     assert (target / "new").exists() == exchanges and (not seen) == exchanges
     checkpoint.read(target)
     assert not list(run.checkpoints.glob(".step-69.old"))

@@ -356,15 +356,15 @@ def test_closed_terminal_saves_and_the_run_goes_on(learnable_corpus, whole, tmp_
 
 
 def test_signal_while_a_checkpoint_is_written_waits_for_it(learnable_corpus, whole, tmp_path, monkeypatch):
-    real, half_made = checkpoint._put_in_place, []
+    real, half_made = checkpoint.replace_folder, []
 
-    def interrupted(partial, target):
+    def interrupted(partial, target, aside):
         if target.name == "step-23":
             half_made.append(partial.is_dir() and not target.exists())
             signal.raise_signal(signal.SIGTERM)
-        real(partial, target)
+        return real(partial, target, aside)
 
-    monkeypatch.setattr(checkpoint, "_put_in_place", interrupted)
+    monkeypatch.setattr(checkpoint, "replace_folder", interrupted)
     run = fit_tiny(learnable_corpus, tmp_path / "run")
     monkeypatch.undo()
     assert run.status == "SIGTERM" and run.read_pointer("last") == 23 and half_made[0] is True

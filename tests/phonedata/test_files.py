@@ -1,0 +1,87 @@
+"""Files are whole or absent, also several at a time, folders change places, and locks hold one process off."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from phonedata import files
+
+
+def test_several_files_are_written_all_or_none(tmp_path):
+    old, new = tmp_path / "old", tmp_path / "made/for/it/new"
+    old.write_bytes(b"before")
+    (tmp_path / "blocked").write_bytes(b"")
+    with pytest.raises(OSError):
+        files.write_files({old: b"after", new: b"x", tmp_path / "blocked/file": b"y"})
+    assert old.read_bytes() == b"before"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["blocked", "old"]
+    files.write_files({old: b"after", new: b"x"})
+    assert (old.read_bytes(), new.read_bytes()) == (b"after", b"x")
+    assert [path.name for path in new.parent.iterdir()] == ["new"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="file size limits are POSIX")
+def test_disk_that_fills_up_at_the_second_file_leaves_the_first_as_it_was(tmp_path):
+    (tmp_path / "a").write_bytes(b"before")
+    code = f"""
+import resource
+from pathlib import Path
+from phonedata import files
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+root = Path({str(tmp_path)!r})
+try:
+    files.write_files({{root / "a": b"x", root / "b": b"x" * 5000}})
+except OSError as error:
+    print(files.is_disk_full(error))
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == "True\n" and (tmp_path / "a").read_bytes() == b"before"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_line_after_half_a_line_is_a_line_of_its_own(tmp_path):
+    (tmp_path / "log").write_bytes(b"whole\nhal")
+    files.append_line(tmp_path / "log", b"next", sync=True)
+    files.append_line(tmp_path / "log", b"last")
+    assert (tmp_path / "log").read_bytes() == b"whole\nhal\nnext\nlast\n"
+
+
+@pytest.mark.parametrize("exchanges", [True, False], ids=["exchange", "two renames"])
+@pytest.mark.parametrize("there", [True, False], ids=["replaced", "new"])
+def test_folder_gets_its_name_and_the_old_one_is_returned(tmp_path, monkeypatch, exchanges, there):
+    if not exchanges:
+        monkeypatch.setattr(files, "exchange", lambda a, b: False)
+    for name in ["finished", *(["target"] if there else [])]:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+    old = files.replace_folder(tmp_path / "finished", tmp_path / "target", tmp_path / "aside")
+    assert os.listdir(tmp_path / "target") == ["finished"]
+    assert (old is not None) == there
+    assert old is None or os.listdir(old) == ["target"]
+
+
+def test_second_rename_that_fails_gives_the_old_folder_its_name_back(tmp_path, monkeypatch):
+    for name in ("finished", "target"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+    real = os.rename
+
+    def rename(old, new):
+        if str(old).endswith("finished"):
+            raise OSError(5, "Input/output error")
+        real(old, new)
+
+    monkeypatch.setattr(files, "exchange", lambda a, b: False)
+    monkeypatch.setattr(os, "rename", rename)
+    with pytest.raises(OSError, match="Input/output"):
+        files.replace_folder(tmp_path / "finished", tmp_path / "target", tmp_path / "aside")
+    assert os.listdir(tmp_path / "target") == ["target"] and os.listdir(tmp_path / "finished") == ["finished"]
+
+
+def test_lock_holds_others_off_until_it_is_given_back(tmp_path):
+    with open(tmp_path / "lock", "a+b") as first, open(tmp_path / "lock", "a+b") as second:
+        assert files.try_lock(first.fileno()) and not files.try_lock(second.fileno())
+        files.unlock(first.fileno())
+        assert files.try_lock(second.fileno())
