@@ -2,8 +2,8 @@
 
     python benchmarks/run_overhead.py [--minutes 10] [--recipe cylinder5] [--json FILE] [key=value ...]
 
-A whole `fit` on a fake corpus, stopped by its own deadline. `train_batches` is steps and their loading; what it calls to
-log and to save is timed apart.
+A whole `fit` on a fake corpus, stopped by its own deadline. `train_batches` is steps and their loading; what it calls
+to log and to save is timed apart.
 """
 
 import argparse
