@@ -106,6 +106,20 @@ def train_plainly_in_fp16(model, batches, *, lr):
     return losses
 
 
+def kept_by_dropout(count, key, probability):
+    """(count,) bool: which values dropout keeps, number by number. key: 62 bits, the second key in the upper half."""
+    import numpy as np
+
+    kept = []
+    for number in range(count):
+        bits = number ^ key % 2**32
+        bits = (bits ^ bits >> 16) * 0x21F0AAAD % 2**32
+        bits = ((bits ^ bits >> 15) + (key >> 32)) % 2**32
+        bits = (bits ^ bits >> 16) * 0x735A2D97 % 2**32
+        kept.append(bits >= min(round(probability * 2**32), 2**32 - 1))
+    return np.array(kept)
+
+
 # Packing
 
 
@@ -190,7 +204,8 @@ def masked_truth(window, frame, *, seed, epoch, time_mask, freq_mask, probabilit
     import numpy as np
 
     golden = 0x9E3779B97F4A7C15
-    key = int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0])
+    augment = int.from_bytes(b"augm")
+    key = int(np.random.SeedSequence(seed, spawn_key=(augment, epoch)).generate_state(1, np.uint64)[0])
     of_frame = split_mix((frame * golden + key) % 2**64)
     draws = [split_mix((of_frame + (which + 1) * golden) % 2**64) for which in range(5)]
 

@@ -12,6 +12,7 @@ from ..errors import SpecError
 from .permutation import (
     KEYS,
     MAX_NUMBERS,
+    SLAB_ORDER,
     epoch_keys,
     rectangle,
     shuffle_range,
@@ -95,7 +96,8 @@ class SlabOrder:
         self.num_slabs = n = num_slabs(num_frames, slab_frames)
         self.num_cells = cells = min(pool_slabs, n)
         self.bounds = slab_bounds(num_frames, n)
-        words = np.random.SeedSequence([seed, epoch, n, cells]).generate_state(KEYS * (1 + 2 * n), np.uint32)
+        draws = np.random.SeedSequence(seed, spawn_key=(SLAB_ORDER, epoch, n, cells))
+        words = draws.generate_state(KEYS * (1 + 2 * n), np.uint32)
         step_keys, slab_keys = words[KEYS:].reshape(2, n, KEYS)
         self.sequence = np.empty(n, np.int64)
         shuffle_range(0, self.sequence, *rectangle(n), words[:KEYS])

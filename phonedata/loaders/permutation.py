@@ -25,6 +25,10 @@ KEYS = 2 * HALF_ROUNDS
 # Both below 2^31, so that a 32-bit word times one of them fits torch's int64 without overflow.
 MULTIPLIER_1 = 0x7FEB352D
 MULTIPLIER_2 = 0x45D9F3B5
+# What a seed is spent on: each use draws from words of its own (here the letters' bytes), so that equal numbers, an
+# epoch here and a step there, never give two of them the same draws.
+ORDER = int.from_bytes(b"ordr")
+SLAB_ORDER = int.from_bytes(b"slab")
 MAX_NUMBERS = 2**62
 """Cell coordinates stay below 2^31 up to here."""
 
@@ -46,7 +50,7 @@ def rectangle(size: int) -> Rectangle:
 
 def epoch_keys(seed: int, epoch: int) -> np.ndarray:
     """Round keys (KEYS,) uint32 of the global order of one epoch."""
-    return np.random.SeedSequence([seed, epoch]).generate_state(KEYS, np.uint32)
+    return np.random.SeedSequence(seed, spawn_key=(ORDER, epoch)).generate_state(KEYS, np.uint32)
 
 
 @njit

@@ -3,7 +3,8 @@
 A kernel is a native function of one argument, the address of a block of int64: what to do and where. Its rows are cut
 into tasks of a fixed size; whichever threads there are take the tasks one by one, and sums over rows are kept a task
 and added in task order, so results do not depend on the number of threads. Kernels are compiled for the dtype,
-activation and dropout in use, once, and kept on disk by numba.
+activation and dropout in use, once, and kept on disk by numba, which compiles them again when this file changes: after
+a change of cpu_math.py alone, change something here too, or kernels on disk stay as they were.
 """
 
 from __future__ import annotations
@@ -71,9 +72,9 @@ def rows_of_next_task(block):
 
 
 @njit(**EXACT)
-def kept(place, j, key, second_key, least):
-    """Whether dropout keeps the value number `place + j`."""
-    return random_bits(place, j, key, second_key) >= least
+def kept(first, j, key, second_key, least):
+    """Whether dropout keeps the value number `first + j`."""
+    return random_bits(first, j, key, second_key) >= least
 
 
 @functools.cache
@@ -115,9 +116,9 @@ def column_sums(kind: int):
             squares = sums + columns * 4
             clear(sums, 2 * columns)
             for row in range(first, last):
-                place = row * columns
+                start = row * columns
                 for j in range(columns):
-                    value = load(kind, source, place + j) - load(FLOAT, centre, j)
+                    value = load(kind, source, start + j) - load(FLOAT, centre, j)
                     store(FLOAT, sums, j, load(FLOAT, sums, j) + value)
                     store(FLOAT, squares, j, load(FLOAT, squares, j) + value * value)
 
@@ -138,16 +139,16 @@ def columns_forward(kind: int, which: int, dropout: bool, learns: bool):
             if first == last:
                 return
             for row in range(first, last):
-                place = row * columns
+                start = row * columns
                 for j in range(columns):
-                    z = load(kind, source, place + j) * load(FLOAT, scale, j) + load(FLOAT, shift, j)
+                    z = load(kind, source, start + j) * load(FLOAT, scale, j) + load(FLOAT, shift, j)
                     value, slope = activation(which, z, leak)
                     if dropout:
-                        keep = kept(place, j, key, second, least)
+                        keep = kept(start, j, key, second, least)
                         value, slope = value * factor if keep else ZERO, slope if keep else ZERO
-                    store(kind, target, place + j, value)
+                    store(kind, target, start + j, value)
                     if learns:
-                        store(kind, slopes, place + j, slope)
+                        store(kind, slopes, start + j, slope)
 
     return kernel
 
@@ -168,11 +169,11 @@ def columns_gradient(kind: int):
             products = sums + columns * 4
             clear(sums, 2 * columns)
             for row in range(first, last):
-                place = row * columns
+                start = row * columns
                 for j in range(columns):
-                    gradient = load(kind, gradients, place + j) * load(kind, slopes, place + j)
+                    gradient = load(kind, gradients, start + j) * load(kind, slopes, start + j)
                     store(FLOAT, sums, j, load(FLOAT, sums, j) + gradient)
-                    product = gradient * (load(kind, source, place + j) - load(FLOAT, centre, j))
+                    product = gradient * (load(kind, source, start + j) - load(FLOAT, centre, j))
                     store(FLOAT, products, j, load(FLOAT, products, j) + product)
 
     return kernel
@@ -192,30 +193,30 @@ def columns_backward(kind: int, normed: bool):
             if first == last:
                 return
             for row in range(first, last):
-                place = row * columns
+                start = row * columns
                 for j in range(columns):
-                    gradient = load(kind, gradients, place + j) * load(kind, slopes, place + j)
+                    gradient = load(kind, gradients, start + j) * load(kind, slopes, start + j)
                     if normed:
-                        away = load(kind, source, place + j) - load(FLOAT, centre, j)
+                        away = load(kind, source, start + j) - load(FLOAT, centre, j)
                         gradient -= load(FLOAT, first_term, j) + away * load(FLOAT, second_term, j)
-                    store(kind, target, place + j, load(FLOAT, scale, j) * gradient)
+                    store(kind, target, start + j, load(FLOAT, scale, j) * gradient)
 
     return kernel
 
 
 @njit(**SUMMING)
-def row_sum(kind, source, place, columns):
+def row_sum(kind, source, start, columns):
     total = ZERO
     for j in range(columns):
-        total += load(kind, source, place + j)
+        total += load(kind, source, start + j)
     return total
 
 
 @njit(**SUMMING)
-def row_squares(kind, source, place, columns, mean):
+def row_squares(kind, source, start, columns, mean):
     total = ZERO
     for j in range(columns):
-        away = load(kind, source, place + j) - mean
+        away = load(kind, source, start + j) - mean
         total += away * away
     return total
 
@@ -236,32 +237,32 @@ def rows_forward(kind: int, which: int, dropout: bool, learns: bool, centred: bo
             if first == last:
                 return
             for row in range(first, last):
-                place = row * columns
-                mean = row_sum(kind, source, place, columns) / F(columns) if centred else ZERO
-                inverse = ONE / np.sqrt(row_squares(kind, source, place, columns, mean) / F(columns) + epsilon)
+                start = row * columns
+                mean = row_sum(kind, source, start, columns) / F(columns) if centred else ZERO
+                inverse = ONE / np.sqrt(row_squares(kind, source, start, columns, mean) / F(columns) + epsilon)
                 store(FLOAT, moments, 2 * row, mean)
                 store(FLOAT, moments, 2 * row + 1, inverse)
                 for j in range(columns):
-                    h = (load(kind, source, place + j) - mean) * inverse
+                    h = (load(kind, source, start + j) - mean) * inverse
                     value, slope = activation(which, h * load(FLOAT, scale, j) + load(FLOAT, shift, j), leak)
                     if dropout:
-                        keep = kept(place, j, key, second, least)
+                        keep = kept(start, j, key, second, least)
                         value, slope = value * factor if keep else ZERO, slope if keep else ZERO
-                    store(kind, target, place + j, value)
+                    store(kind, target, start + j, value)
                     if learns:
-                        store(kind, slopes, place + j, slope)
+                        store(kind, slopes, start + j, slope)
 
     return kernel
 
 
 @njit(**SUMMING)
-def row_products(kind, source, slopes, gradients, place, columns, mean, inverse, scale):
+def row_products(kind, source, slopes, gradients, start, columns, mean, inverse, scale):
     """Sums over a row of G * SCALE and G * SCALE * h."""
     plain, product = ZERO, ZERO
     for j in range(columns):
-        gradient = load(kind, gradients, place + j) * load(kind, slopes, place + j) * load(FLOAT, scale, j)
+        gradient = load(kind, gradients, start + j) * load(kind, slopes, start + j) * load(FLOAT, scale, j)
         plain += gradient
-        product += gradient * ((load(kind, source, place + j) - mean) * inverse)
+        product += gradient * ((load(kind, source, start + j) - mean) * inverse)
     return plain, product
 
 
@@ -287,18 +288,18 @@ def rows_backward(kind: int, centred: bool):
             products = sums + columns * 4
             clear(sums, 2 * columns)
             for row in range(first, last):
-                place = row * columns
+                start = row * columns
                 mean, inverse = load(FLOAT, moments, 2 * row), load(FLOAT, moments, 2 * row + 1)
-                plain, product = row_products(kind, source, slopes, gradients, place, columns, mean, inverse, scale)
+                plain, product = row_products(kind, source, slopes, gradients, start, columns, mean, inverse, scale)
                 plain = plain / F(columns) if centred else ZERO
                 product = product / F(columns)
                 for j in range(columns):
-                    gradient = load(kind, gradients, place + j) * load(kind, slopes, place + j)
-                    h = (load(kind, source, place + j) - mean) * inverse
+                    gradient = load(kind, gradients, start + j) * load(kind, slopes, start + j)
+                    h = (load(kind, source, start + j) - mean) * inverse
                     store(FLOAT, sums, j, load(FLOAT, sums, j) + gradient)
                     store(FLOAT, products, j, load(FLOAT, products, j) + gradient * h)
                     gradient = gradient * load(FLOAT, scale, j) - plain - h * product
-                    store(kind, target, place + j, factor * inverse * gradient)
+                    store(kind, target, start + j, factor * inverse * gradient)
 
     return kernel
 

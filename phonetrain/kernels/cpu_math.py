@@ -132,21 +132,22 @@ def next_task(typingctx, address):
 
 @intrinsic
 def random_bits(typingctx, first, index, key, second_key):
-    """uint32 hash of the place first + index (modulo 2^32) under two keys: `lowbias32` (Wellons 2018) with the
+    """uint32 hash of the number first + index (modulo 2^32) under two keys: `lowbias32` (Wellons 2018) with the
     second key between its two products, so that masks of two calls are not permutations of each other.
 
-    Without its last step, which would mend the low bits: who compares with a threshold looks at the high ones. Both
-    parts of the place are cut to 32 bits before they are added: vectors of 64-bit places cost twice as much.
+    The key is folded once more: without it kept counts of whole masks vary 0.6 to 0.8 times as much as a binomial's.
+    The last step of `lowbias32` is left out: it would mend the low bits, and a threshold looks at the high ones. Both
+    summands are cut to 32 bits before they are added: vectors of 64-bit numbers cost twice as much.
     """
 
     def codegen(context, builder, signature, args):
         def fold(bits, by):
             return builder.xor(bits, builder.lshr(bits, _word(by)))
 
-        place = builder.add(builder.trunc(args[0], _word), builder.trunc(args[1], _word))
-        bits = fold(builder.xor(place, args[2]), 16)
+        number = builder.add(builder.trunc(args[0], _word), builder.trunc(args[1], _word))
+        bits = fold(builder.xor(number, args[2]), 16)
         bits = builder.add(fold(builder.mul(bits, _word(0x21F0AAAD)), 15), args[3])
-        return builder.mul(bits, _word(0x735A2D97))
+        return builder.mul(fold(bits, 16), _word(0x735A2D97))
 
     return types.uint32(types.int64, types.int64, types.uint32, types.uint32), codegen
 

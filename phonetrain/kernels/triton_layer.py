@@ -77,12 +77,15 @@ def _slope(z, leak, WHICH: tl.constexpr):
 
 @triton.jit
 def _kept(row, column, columns, word, least):
-    """Which values dropout keeps, (R, C): as on CPUs, `lowbias32` (Wellons 2018) of the place with a second key between
-    its products and without its last step, against a threshold. word: both keys."""
-    place = row.to(tl.uint32)[:, None] * columns.to(tl.uint32) + column.to(tl.uint32)[None, :]
-    bits = place ^ (word & 0xFFFFFFFF).to(tl.uint32)
+    """Which values dropout keeps, (R, C) bool: those whose hash, `cpu_math.random_bits`, is at least `least`.
+
+    word: both keys, the first in the low half.
+    """
+    number = row.to(tl.uint32)[:, None] * columns.to(tl.uint32) + column.to(tl.uint32)[None, :]
+    bits = number ^ (word & 0xFFFFFFFF).to(tl.uint32)
     bits = (bits ^ (bits >> 16)) * 0x21F0AAAD
-    bits = ((bits ^ (bits >> 15)) + (word >> 32).to(tl.uint32)) * 0x735A2D97
+    bits = (bits ^ (bits >> 15)) + (word >> 32).to(tl.uint32)
+    bits = (bits ^ (bits >> 16)) * 0x735A2D97
     return bits >= least.to(tl.uint32)
 
 

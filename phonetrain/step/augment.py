@@ -12,6 +12,7 @@ from torch import Tensor
 from ..config.sections import AugmentConfig
 from ..kernels import cuda_layer
 
+AUGMENT = int.from_bytes(b"augm")  # what the seed is spent on; the orders and the steps have other words
 GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # 2^64 / golden ratio, odd, as a signed 64-bit number
 MIX_1 = 0xBF58476D1CE4E5B9 - 2**64
 MIX_2 = 0x94D049BB133111EB - 2**64
@@ -77,14 +78,14 @@ class Augment:
             self.key, self.epoch = torch.zeros((), dtype=torch.int64, device=device), None
             self.batch_key = torch.zeros(1, dtype=torch.int64, device=device)
         if epoch != self.epoch:
-            self.key.fill_(hashed(self.seed, epoch))
+            self.key.fill_(augment_key(self.seed, epoch))
             self.epoch = epoch
 
     def set_step(self, epoch: int, step: int, device: torch.device) -> None:
         """`set_epoch`, and the key of the batch that the run's step number `step` is made from, (1,) int64."""
         self.set_epoch(epoch, device)
         if self.masks and self.config.mask_mode == "batch":
-            self.batch_key.fill_(hashed(self.seed, epoch, step))
+            self.batch_key.fill_(augment_key(self.seed, epoch, step))
 
     @torch.no_grad()
     def __call__(self, windows: Tensor, frames: Tensor, epoch: int) -> Tensor:
@@ -163,9 +164,9 @@ class Augment:
         return noisy
 
 
-def hashed(*words: int) -> int:
-    """A signed 64-bit number that hangs on every bit of `words`, which are not negative."""
-    return int(np.random.SeedSequence(words).generate_state(1, np.uint64).view(np.int64)[0])
+def augment_key(seed: int, *words: int) -> int:
+    """A signed 64-bit number that depends on every bit of `seed` and `words`, which are not negative."""
+    return int(np.random.SeedSequence(seed, spawn_key=(AUGMENT, *words)).generate_state(1, np.uint64).view(np.int64)[0])
 
 
 def mix(bits: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from .loss import ForwardResult, frame_loss
 from .metrics import FrameMetrics
 from .status import StepStatus
 
+STEP = int.from_bytes(b"step")  # what the seed is spent on; the orders and the augmentation have other words
 LONG_ROW = 64  # values; below it a norm of each row costs more than that of the whole
 
 
@@ -203,8 +204,8 @@ class TrainStep:
 
     def seed_generators(self, step: int) -> None:
         """Seed torch's generators for this step from (seed, step, rank), never from their sum."""
-        words = [self.seed, step, *([self.ranks.rank] if self.ranks.rank else [])]
-        torch.manual_seed(int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0]))
+        draws = np.random.SeedSequence(self.seed, spawn_key=(STEP, step, self.ranks.rank))
+        torch.manual_seed(int(draws.generate_state(1, np.uint64)[0]))
 
 
 def total_norm(gradients: list[Tensor]) -> Tensor:

@@ -18,6 +18,7 @@ from tests.phonetrain.kernels.test_cpu_layer import (
     inputs,
     make_norm,
 )
+from tests.reference import kept_by_dropout
 
 # numpy's, in the interpreter
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::DeprecationWarning")
@@ -142,6 +143,14 @@ def test_masks_of_two_calls_differ_and_a_seed_repeats_them():
         masks.append(hidden_layer(hidden, None, nn.ReLU(), Dropout(0.5)) != 0)
     assert torch.equal(masks[0], masks[2])
     assert 0.4 < float((masks[0] ^ masks[1]).double().mean()) < 0.6
+
+
+def test_masks_are_the_references():
+    key = 0x2B7E151628AED2A6 % 2**62
+    dropout = Dropout(0.3)
+    dropout.key = torch.tensor([key], device=DEVICE)
+    kept = hidden_layer(torch.ones(67, 41, device=DEVICE), None, nn.ReLU(), dropout) != 0
+    assert kept.flatten().tolist() == kept_by_dropout(67 * 41, key, 0.3).tolist()
 
 
 def test_a_second_derivative_is_refused():

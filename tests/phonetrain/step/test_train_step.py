@@ -4,15 +4,18 @@ import copy
 import math
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from phonetrain.config.sections import OptimizerConfig
+from phonedata import EpochOrder, SlabOrder, WindowSpec
+from phonetrain.config.sections import AugmentConfig, OptimizerConfig
 from phonetrain.device import choose_device
 from phonetrain.model.ema import AveragedWeights
 from phonetrain.optim.loss_scale import LossScale
 from phonetrain.optim.optimizers import build_optimizer
+from phonetrain.step.augment import Augment
 from phonetrain.step.metrics import FrameMetrics
 from phonetrain.step.train_step import TrainStep, total_norm
 from tests import reference
@@ -108,6 +111,26 @@ def test_dropout_depends_on_seed_and_step_number_alone():
     assert run(second, made[3:], first=3) == losses[3:]
     assert all(torch.equal(a, b) for a, b in zip(everything(first), everything(second), strict=True))
     assert run(build(net(dropout=0.5)), made[:1], first=1) != losses[:1]
+
+
+def test_what_draws_from_a_seed_shares_no_draws_with_another_use(monkeypatch):
+    """Equal numbers, epoch 3 and step 3, must not give an order, masks and dropout the same words."""
+    used, sequence_of = [], np.random.SeedSequence
+
+    def noted(*arguments, **named):
+        used.append(sequence_of(*arguments, **named).generate_state(16).tolist())
+        return sequence_of(*arguments, **named)
+
+    monkeypatch.setattr(np.random, "SeedSequence", noted)
+    step = build(net(dropout=0.5))
+    for step.seed in (0, 3):
+        augment = Augment(AugmentConfig(time_mask=2, mask_mode="batch"), WindowSpec(2, 2), 3, seed=step.seed)
+        for number in (0, 3):
+            EpochOrder(1000, step.seed, number)
+            SlabOrder(1000, step.seed, number)
+            augment.set_step(number, number, torch.device("cpu"))
+            step.seed_generators(number)
+    assert len(used) == 2 * 2 * 5 and len({word for words in used for word in words}) == 16 * len(used)
 
 
 @pytest.mark.parametrize("name", ["adamw", "adam", "sgd", "nesterov", "rmsprop", "muon"])
