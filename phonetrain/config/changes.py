@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from ..errors import ConfigError
-from .run_config import RunConfig
-from .stages import StagePlan
+from .run_config import RunConfig, StagePlan
 from .validation import joined
 
 
-def diff(old: RunConfig, new: RunConfig) -> list[tuple[str, object, object]]:
+def diff(old: RunConfig, new: RunConfig) -> list[tuple[str, Any, Any]]:
     """(dotted key, old value, new value) of every setting that differs; None where a config leaves it out.
 
     Of stages, where there are as many, by number: `stage.1.optimizer.lr`. That the last stage takes the epochs that
@@ -22,7 +22,7 @@ def diff(old: RunConfig, new: RunConfig) -> list[tuple[str, object, object]]:
     return [change for change in differing(old.to_dict(), table) if change[0] == "epochs" or change[0] in beyond]
 
 
-def stage_diff(old: StagePlan, new: StagePlan) -> list[tuple[str, object, object]]:
+def stage_diff(old: StagePlan, new: StagePlan) -> list[tuple[str, Any, Any]]:
     """`diff` of the settings under which two stages train; a rate that a stage carries over is "previous".
 
     Without `epochs`, which here is how far the schedule reaches and not the run's setting of this name.
@@ -31,19 +31,18 @@ def stage_diff(old: StagePlan, new: StagePlan) -> list[tuple[str, object, object
     return changes + [("optimizer.lr", old.lr, new.lr)] * (old.lr != new.lr)
 
 
-def differing(old: object, new: object, where: str = "") -> list[tuple[str, object, object]]:
+def differing(old: Any, new: Any, where: str = "") -> list[tuple[str, Any, Any]]:
     """(dotted key, old, new) of all that differs in nested tables; as many tables in a list are compared by number."""
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        pairs = [(name, old.get(name), new.get(name)) for name in dict.fromkeys([*old, *new])]
-    elif are_tables(old) and are_tables(new) and len(old) == len(new):
-        pairs = list(zip(range(len(old)), old, new))
-    else:
+    if are_tables(old) and are_tables(new) and len(old) == len(new):
+        old, new = ({str(number): table for number, table in enumerate(tables)} for tables in (old, new))
+    if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
         return [(where, old, new)] if old != new else []
-    return [change for name, *both in pairs for change in differing(*both, joined(where, name))]
+    names = dict.fromkeys([*old, *new])
+    return [change for name in names for change in differing(old.get(name), new.get(name), joined(where, name))]
 
 
 def are_tables(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(each, Mapping) for each in value)
+    return isinstance(value, list) and all(isinstance(item, Mapping) for item in value)
 
 
 def lengthened(config: RunConfig, epochs: int) -> RunConfig:
@@ -62,8 +61,8 @@ def extension_question(old: RunConfig, new: RunConfig) -> str | None:
     changed = [re.sub(r"^stage\.\d+\.", "", key) for key, _, _ in diff(old, new)]
     if any(key == "optimizer.lr" or (key.startswith("schedule.") and key != "schedule.on_extend") for key in changed):
         return None
-    lengths = {plan.schedule_start: plan.schedule_stop for plan in old.stages()}
-    for plan in new.stages():
+    lengths = {plan.schedule_start: plan.schedule_stop for plan in old.plans}
+    for plan in new.plans:
         before = lengths.get(plan.schedule_start, plan.schedule_stop)
         schedule = plan.config.schedule
         if before != plan.schedule_stop and schedule.name in NEEDS_LENGTH and schedule.on_extend is None:

@@ -2,13 +2,14 @@
 
 import copy
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from ..errors import ConfigError
 from .stages import PREVIOUS, Stage, resized
 from .validation import Section, hints, is_section, parse_override, shown, unknown_key
 
-# A setting said later takes the place of its rivals from the recipe; said together with them, both are refused by the
-# rules of their section.
+# An override takes the place of its rivals in the recipe; given together with them, both are refused by the rules of
+# their section.
 GIVE_WAY: dict[str, tuple[str, ...]] = {
     "model.widths": ("model.archetype", "model.depth", "model.hidden", "model.narrowest", "model.factory"),
     "model.archetype": ("model.widths", "model.factory"),
@@ -21,7 +22,7 @@ GIVE_WAY: dict[str, tuple[str, ...]] = {
 
 
 def parsed(texts: Iterable[str]) -> dict[str, object]:
-    """`["optimizer.lr=1e-4", ...]` as dotted key -> value. Raises ConfigError: not key=value, or a key said twice."""
+    """`["optimizer.lr=1e-4", ...]` as dotted key -> value. Raises ConfigError: not key=value, or a key given twice."""
     if isinstance(texts, str):
         texts = [texts]
     changes: dict[str, object] = {}
@@ -35,27 +36,28 @@ def parsed(texts: Iterable[str]) -> dict[str, object]:
     return changes
 
 
-def refuse_keywords(call: str, said: Mapping[str, object]) -> None:
+def refuse_keywords(call: str, unknown: Mapping[str, object]) -> None:
     """Raises ConfigError for keywords that `call`, as `fit("default", ...)`, does not have: a notebook's `epochs=5`."""
-    for name, value in said.items():
+    for name, value in unknown.items():
         setting = f"{name}={value if isinstance(value, str) else shown(value)}"
         instead = call.replace("...", repr(setting))
         raise ConfigError(f"{setting}: is no argument of its own; settings are texts: {instead}")
 
 
 def applied(
-    table: dict[str, object], changes: Mapping[str, object], root: type[Section], epoch: int | None = None
-) -> dict[str, object]:
-    """`table` (as `to_dict` gives it) with dotted keys set; list places are numbers, as `stage.0.epochs`.
+    given: Mapping[str, Any], changes: Mapping[str, Any], root: type[Section], epoch: int | None = None
+) -> dict[str, Any]:
+    """`given` (a table as `to_dict` returns it) with dotted keys set; list places are numbers, as `stage.0.epochs`.
 
     `epochs` of a run with stages cuts them where the run ends, or makes the last one longer; changed stages without
     `epochs` make the run as long as they are. epoch: where a run stands that is changed by hand; None: from its start.
     """
-    table = copy.deepcopy(table)
-    stage = table.get("stage")
-    homes = {key: home(stage, key, epoch) for key in changes if stage and epoch is not None}
-    if homes:
-        refuse_late_carry(stage, changes, epoch)
+    table: dict[str, Any] = copy.deepcopy(dict(given))
+    stages = table.get("stage") or []
+    homes: dict[str, int | None] = {}
+    if stages and epoch is not None:
+        homes = {key: home(stages, key, epoch) for key in changes}
+        refuse_late_carry(stages, changes, epoch)
     for key, value in changes.items():
         if value is not None and value != "none":
             give_way(table, key, value, changes, root)
@@ -63,47 +65,50 @@ def applied(
         if homes.get(key) is None:
             set_key(table, key, value, root)
         if key in homes:
-            set_in_stages(stage, homes[key] or 0, key, value, changes, root)
-    stage = table.get("stage")
-    if stage and any(key.partition(".")[0] == "stage" for key in changes):
+            set_in_stages(stages, homes[key] or 0, key, value, changes, root)
+    stages, epochs = table.get("stage"), changes.get("epochs")
+    if stages and any(key.partition(".")[0] == "stage" for key in changes):
         table.pop("epochs", None)
-    if stage and type(changes.get("epochs")) is int and changes["epochs"] >= 1:
-        whole = tuple(Stage.from_table(each, f"stage.{place}") for place, each in enumerate(stage))
-        table["stage"] = [each.to_table() for each in resized(whole, changes["epochs"])]
-        table["epochs"] = changes["epochs"]
+    if stages and type(epochs) is int and epochs >= 1:
+        whole = tuple(Stage.from_table(stage, f"stage.{number}") for number, stage in enumerate(stages))
+        table["stage"] = [stage.to_table() for stage in resized(whole, epochs)]
+        table["epochs"] = epochs
     return table
 
 
-def home(stages: list[dict[str, object]], key: str, epoch: int) -> int | None:
+def begun(stages: list[dict[str, Any]], epoch: int) -> list[int]:
+    """The numbers of the stages that have begun by `epoch`."""
+    return [number for number in range(len(stages)) if sum(stage["epochs"] for stage in stages[:number]) <= epoch]
+
+
+def home(stages: list[dict[str, Any]], key: str, epoch: int) -> int | None:
     """Number of the stage that the value of `key` in `epoch` is from; None: from the run itself."""
-    began = [place for place in range(len(stages)) if sum(each["epochs"] for each in stages[:place]) <= epoch]
-    return max((place for place in began if said_by(stages[place], key)), default=None)
+    return max((number for number in begun(stages, epoch) if given_by(stages[number], key)), default=None)
 
 
-def refuse_late_carry(stages: list[dict[str, object]], changes: Mapping[str, object], epoch: int) -> None:
+def refuse_late_carry(stages: list[dict[str, Any]], changes: Mapping[str, Any], epoch: int) -> None:
     """Raises ConfigError for `optimizer.lr=previous` in a stage that has begun: there the rate goes on by itself."""
-    begun = [number for number in range(len(stages)) if sum(each["epochs"] for each in stages[:number]) <= epoch]
-    for key in ("optimizer.lr", *(f"stage.{number}.optimizer.lr" for number in begun)):
+    for key in ("optimizer.lr", *(f"stage.{number}.optimizer.lr" for number in begun(stages, epoch))):
         if changes.get(key) == PREVIOUS:
             raise ConfigError(
                 f'{key} = "previous": the stage has begun, and its rate goes on by itself; wanted a number'
             )
 
 
-def said_by(stage: Mapping[str, object], key: str) -> str | None:
+def given_by(stage: Mapping[str, object], key: str) -> str | None:
     """The key of `stage` that `key` is, or stands in: `optimizer.betas` for `optimizer.betas.0`."""
     return next((own for own in stage if own != "epochs" and (key == own or key.startswith(f"{own}."))), None)
 
 
 def set_in_stages(
-    stages: list[dict[str, object]],
+    stages: list[dict[str, Any]],
     first: int,
     key: str,
     value: object,
     changes: Mapping[str, object],
     root: type[Section],
 ) -> None:
-    """Set `key` in each stage from number `first` on that says it: what is said by hand is said after all of them.
+    """Set `key` in every stage from number `first` on that has it: a change by hand comes after all that was planned.
 
     A later stage that carries over the rate of the one before goes on doing so.
     """
@@ -113,15 +118,17 @@ def set_in_stages(
         for rival in rivals(key, value, stage, root) if value is not None and value != "none" else ():
             if rival not in changes:
                 stage.pop(rival, None)
-        own = said_by(stage, key)
+        own = given_by(stage, key)
         if own is not None:
             set_inside(stage, [own, *key.removeprefix(own).split(".")[1:]], key, value, root)
 
 
-def give_way(table: dict, key: str, value: object, changes: Mapping[str, object], root: type[Section]) -> None:
-    """Take away what the new `value` of `key` replaces, unless it is said anew in the same breath."""
-    section, _, name = key.rpartition(".")
-    present: object = table
+def give_way(
+    table: dict[str, Any], key: str, value: object, changes: Mapping[str, object], root: type[Section]
+) -> None:
+    """Take away what the new `value` of `key` replaces, unless it is among the `changes` itself."""
+    section, _, _ = key.rpartition(".")
+    present: Any = table
     for part in section.split("."):
         if isinstance(present, list):
             present = present[int(part)] if part.isdecimal() and int(part) < len(present) else None
@@ -129,7 +136,7 @@ def give_way(table: dict, key: str, value: object, changes: Mapping[str, object]
             present = present.get(part) if isinstance(present, dict) else None
     if not isinstance(present, dict):
         return
-    for rival in rivals(key, value, [f"{section}.{each}" for each in present], root):
+    for rival in rivals(key, value, [f"{section}.{name}" for name in present], root):
         if rival not in changes:
             present.pop(rival.rpartition(".")[2], None)
 
@@ -138,40 +145,44 @@ def rivals(key: str, value: object, present: Iterable[str], root: type[Section])
     """Settings that give way to the new `value` of `key`. present: those that are there."""
     section, _, name = key.rpartition(".")
     if key == "model.factory":
-        return [each for each in present if each not in ("model.factory", "model.max_parameters")]
+        return [other for other in present if other not in ("model.factory", "model.max_parameters")]
     if name == "name":
         readers = getattr(hints(root).get(section), "READ_BY", {})
-        return [f"{section}.{each}" for each, names in readers.items() if value not in names]
+        return [f"{section}.{field}" for field, names in readers.items() if value not in names]
     return [*GIVE_WAY.get(key, ()), *["model.narrowest"] * (key == "model.archetype" and value == "cylinder")]
 
 
-def set_key(table: dict, key: str, value: object, root: type[Section]) -> None:
+def set_key(table: dict[str, Any], key: str, value: object, root: type[Section]) -> None:
+    """Set a dotted key. Raises ConfigError, with the nearest known one, for a key in no section."""
     first, dot, _ = key.partition(".")
     if dot and first not in table and not is_section(hints(root).get(first)):
         raise unknown_key(key, root)
     set_inside(table, key.split("."), key, value, root)
 
 
-def set_inside(table: dict, path: list[str], key: str, value: object, root: type[Section]) -> None:
-    place: object = table
+def set_inside(table: dict[str, Any], path: list[str], key: str, value: object, root: type[Section]) -> None:
+    """Set what `path` leads to in nested tables and lists, making tables that are missing. key: for messages."""
+    inner: Any = table
     *path, last = path
     for part in path:
-        if isinstance(place, list):
-            place = list_item(place, part, key)
-        elif isinstance(place, dict):
-            place = place.setdefault(part, {})
+        if isinstance(inner, list):
+            inner = list_item(inner, part, key)
+        elif isinstance(inner, dict):
+            inner = inner.setdefault(part, {})
         else:
             raise unknown_key(key, root)
-    if isinstance(place, list):
-        list_item(place, last, key)
-        place[int(last)] = value
-    elif isinstance(place, dict):
-        place[last] = value
+    if isinstance(inner, list):
+        list_item(inner, last, key)
+        inner[int(last)] = value
+    elif isinstance(inner, dict):
+        inner[last] = value
     else:
         raise unknown_key(key, root)
 
 
-def list_item(items: list, place: str, key: str) -> object:
-    if not place.isdecimal() or int(place) >= len(items):
-        raise ConfigError(f"{key}: {place} is no place in a list of {len(items)}; wanted 0 to {len(items) - 1}")
-    return items[int(place)]
+def list_item(items: list[Any], index: str, key: str) -> Any:
+    """`items[index]`. Raises ConfigError for what is no index of it."""
+    if not index.isdecimal() or len(index) > 9 or int(index) >= len(items):
+        wanted = f"wanted 0 to {len(items) - 1}" if items else "it is empty"
+        raise ConfigError(f"{key}: {index} is no place in a list of {len(items)}; {wanted}")
+    return items[int(index)]

@@ -1,9 +1,13 @@
 """RunConfig: all settings of a run, frozen; from TOML, overrides or Python, and back to TOML exactly."""
 
+from __future__ import annotations
+
+import functools
+import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from os import PathLike
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from ..errors import ConfigError
 from . import overrides, stages
@@ -31,6 +35,8 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class RunConfig(Section):
+    """All settings of a run; the sections are in sections.py and schedule_section.py."""
+
     version: int = VERSION
     "Version of this list of settings; a recipe of a newer one is refused."
     epochs: Annotated[int, Range(1, 1_000_000)] = 15
@@ -101,25 +107,26 @@ class RunConfig(Section):
             total = sum(stage.epochs for stage in self.stage)
             if total != self.epochs:
                 raise ConfigError(f"epochs = {self.epochs}: the stages take {total} epochs; wanted the same")
-            stages.plan_stages(self)
+            self.plans  # noqa: B018  stages that do not go together are refused here
 
-    def stages(self) -> list[stages.StagePlan]:
-        """The run as a list of stages, each with its resolved config and its epochs; one stage if none are said."""
-        return stages.plan_stages(self)
+    @functools.cached_property
+    def plans(self) -> list[StagePlan]:
+        """The run as a list of stages, each with its resolved config and its epochs; one stage if none are given."""
+        return plan_stages(self)
 
     @classmethod
-    def from_dict(cls, table: Mapping[str, object]) -> "RunConfig":
+    def from_dict(cls, table: Mapping[str, Any]) -> RunConfig:
         """Nested tables as TOML has them. Raises ConfigError for anything that is not exactly a setting."""
         check_version(table.get("version", VERSION))
         config_table = dict(table)
         plans = table.get("stage")
         if plans and "epochs" not in table and isinstance(plans, (list, tuple)):
-            taken = [stages.Stage.from_table(plan, f"stage.{place}").epochs for place, plan in enumerate(plans)]
-            config_table["epochs"] = sum(taken)
+            each = [stages.Stage.from_table(plan, f"stage.{number}").epochs for number, plan in enumerate(plans)]
+            config_table["epochs"] = sum(each)
         return parse(cls, config_table)
 
     @classmethod
-    def from_toml(cls, path: str | PathLike) -> "RunConfig":
+    def from_toml(cls, path: str | PathLike[str]) -> RunConfig:
         """A recipe or a run's config.toml. Raises ConfigError, the file named first."""
         table = recipe.read_toml(path)
         try:
@@ -131,24 +138,84 @@ class RunConfig(Section):
         """The whole config as TOML that `from_toml` reads back equal; none and settings that nothing reads left out."""
         return recipe.toml_text(self.to_dict())
 
-    def override(self, texts: Iterable[str], epoch: int | None = None) -> "RunConfig":
+    def override(self, texts: Iterable[str], epoch: int | None = None) -> RunConfig:
         """This config with `["optimizer.lr=1e-4", "schedule.name=cosine", ...]` set; see overrides.py.
 
         epoch: where a run stands that is changed by hand: what its present or a later stage sets is set there too.
         """
         return self.replaced(overrides.parsed(texts), epoch)
 
-    def replaced(self, changes: Mapping[str, object], epoch: int | None = None) -> "RunConfig":
+    def replaced(self, changes: Mapping[str, object], epoch: int | None = None) -> RunConfig:
         """This config with dotted keys set: `{"optimizer.lr": 1e-4}`. Raises ConfigError."""
         table = overrides.applied(self.to_dict(), changes, type(self), epoch)
         return type(self).from_dict(table)
 
     def setting(self, key: str) -> object:
         """The value at a dotted key as `diff` has them; None where there is none."""
-        value: object = self
+        value: Any = self
         for part in key.split("."):
             value = value[int(part)] if isinstance(value, tuple) else getattr(value, part, None)
         return value
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage of a run, resolved: epochs `start <= epoch < stop` of the run train under `config`.
+
+    Its schedule is laid out over epochs `schedule_start <= epoch < schedule_stop`. A stage that sets `optimizer.lr`
+    or any `schedule.*` starts a schedule of its own (clock, warm-up and plateau memory begin anew); any other stage
+    goes on with the schedule before it, whose length then is that of all stages under it. `config.stage` is empty and
+    `config.epochs == schedule_stop - schedule_start`, so `build_schedule(config, steps, first_epoch=schedule_start)`
+    is right for every stage. carries_rate: it says optimizer.lr = "previous", and its schedule starts, without warm-up,
+    from the rate at which the stage before ended; `config.optimizer.lr` is then the last rate given as a number.
+    """
+
+    config: RunConfig
+    start: int
+    stop: int
+    schedule_start: int
+    schedule_stop: int
+    carries_rate: bool = False
+
+    @property
+    def lr(self) -> float | str:
+        """The base rate as the stage has it: a number or "previous"."""
+        return stages.PREVIOUS if self.carries_rate else self.config.optimizer.lr
+
+    @property
+    def starts_schedule(self) -> bool:
+        return self.start == self.schedule_start
+
+
+def plan_stages(config: RunConfig) -> list[StagePlan]:
+    """The stages of `config` in order; a run without stages is one stage of all its epochs.
+
+    Raises ConfigError, the stage named first, for a stage whose settings do not go together.
+    """
+    if not config.stage:
+        return [StagePlan(config, 0, config.epochs, 0, config.epochs)]
+    starts = [0, *itertools.accumulate(stage.epochs for stage in config.stage)]
+    opens = [number for number, stage in enumerate(config.stage) if number == 0 or stage.restarts_schedule]
+    plans = []
+    # Each on top of what the one before came to: settings that gave way to a new schedule.name there are gone here.
+    resolved = config
+    for number, stage in enumerate(config.stage):
+        changes = {key: stages.thawed(value) for key, value in stage.changes}
+        if changes.get("optimizer.lr") == stages.PREVIOUS:
+            del changes["optimizer.lr"]
+            if number == 0:
+                raise ConfigError('stage.0.optimizer.lr = "previous": the first stage has none before it')
+        opened = max(other for other in opens if other <= number)
+        closed = min([other for other in opens if other > number], default=len(config.stage))
+        try:
+            resolved = resolved.replaced({**changes, "stage": (), "epochs": starts[closed] - starts[opened]})
+        except ConfigError as error:
+            raise ConfigError(f"stage.{number}: {error}") from None
+        carries_rate = ("optimizer.lr", stages.PREVIOUS) in config.stage[opened].changes
+        plans.append(
+            StagePlan(resolved, starts[number], starts[number + 1], starts[opened], starts[closed], carries_rate)
+        )
+    return plans
 
 
 def check_version(version: object) -> None:
@@ -166,6 +233,6 @@ def recipe_names() -> list[str]:
     return recipe.names()
 
 
-def load_recipe(name_or_path: str | PathLike) -> RunConfig:
+def load_recipe(name_or_path: str | PathLike[str]) -> RunConfig:
     """A recipe by name (`diamond`) or a TOML file by path. Raises ConfigError with the nearest name."""
     return RunConfig.from_toml(recipe.locate(name_or_path))

@@ -87,7 +87,7 @@ class ScheduleConfig(Section):
     }
 
     def unread(self) -> dict[str, str]:
-        unread = unread_by_name(self, f"schedule.name = {self.name}")
+        unread = unread_by_name("schedule.name", self.name, self.READ_BY)
         if self.warmup_steps is None and self.warmup_epochs is None:
             unread["warmup_start"] = "there is no warm-up; set schedule.warmup_steps too"
         return unread

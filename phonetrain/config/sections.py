@@ -7,6 +7,7 @@ that nothing would read (`gamma` under a cosine) are refused, not ignored: what 
 
 import datetime
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -31,7 +32,8 @@ def clock_time(text: str) -> datetime.time:
     found = re.fullmatch(r"(\d{1,2}):(\d{2})", text)
     if not found:
         raise ValueError(f"{text!r} is no time of day such as 23:30")
-    return datetime.time(*map(int, found.groups()))
+    hour, minute = map(int, found.groups())
+    return datetime.time(hour, minute)
 
 
 def not_empty(text: str) -> None:
@@ -50,13 +52,13 @@ def factory_name(text: str) -> None:
         raise ValueError(text)
 
 
-def unread_by_name(section: Section, chosen: str) -> dict[str, str]:
-    """The fields that the section's `name` does not read (its READ_BY), with the reason."""
-    reasons = {}
-    for name, readers in section.READ_BY.items():
-        if section.name not in readers:
-            reasons[name] = f"{chosen} does not read it; {' and '.join(readers)} {'do' if readers[1:] else 'does'}"
-    return reasons
+def unread_by_name(key: str, chosen: str, read_by: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
+    """The fields that `chosen`, the value of `key`, does not read, with the reason. read_by: field -> who reads it."""
+    return {
+        field: f"{key} = {chosen} does not read it; {' and '.join(readers)} {'do' if readers[1:] else 'does'}"
+        for field, readers in read_by.items()
+        if chosen not in readers
+    }
 
 
 Count = Annotated[int, Range(1)]
@@ -115,7 +117,7 @@ class ModelConfig(Section):
     section: ClassVar[str] = "model"
 
     archetype: Literal["cylinder", "diamond", "hourglass", "pyramid", "inverse-pyramid"] | None = None
-    "How wide each hidden layer is beside the widest one; layout.py draws the shapes."
+    "How wide each hidden layer is beside the widest one: equal, or tapering to one end, to both or to the middle."
     depth: Annotated[int, Range(1, 40)] | None = None
     "Number of hidden layers."
     hidden: Annotated[int, Range(1, 65536)] | None = None
@@ -150,8 +152,8 @@ class ModelConfig(Section):
             names = set(self.__dataclass_fields__) - {"section", "factory", "max_parameters"}
             return dict.fromkeys(names, "model.factory builds the model; leave this to it")
         if self.widths is not None:
-            names = ("archetype", "depth", "hidden", "narrowest")
-            return dict.fromkeys(names, "model.widths says it all; give one or the other")
+            reason = "model.widths says it all; give one or the other"
+            return dict.fromkeys(("archetype", "depth", "hidden", "narrowest"), reason)
         return {"narrowest": "a cylinder does not taper"} if self.archetype == "cylinder" else {}
 
     def check(self) -> None:
@@ -204,7 +206,7 @@ class OptimizerConfig(Section):
     }
 
     def unread(self) -> dict[str, str]:
-        return unread_by_name(self, f"optimizer.name = {self.name}")
+        return unread_by_name("optimizer.name", self.name, self.READ_BY)
 
     def check(self) -> None:
         if self.name == "nesterov" and self.momentum == 0:

@@ -6,6 +6,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ..errors import ConfigError
 
@@ -17,7 +18,7 @@ def names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
 
 
-def locate(name_or_path: str | os.PathLike) -> Path:
+def locate(name_or_path: str | os.PathLike[str]) -> Path:
     """The file of a recipe: the package's own for a bare name, else the path as given. Raises ConfigError."""
     text = os.fspath(name_or_path)
     if text in names():
@@ -31,13 +32,13 @@ def locate(name_or_path: str | os.PathLike) -> Path:
     raise ConfigError(f"{text}: no such recipe; {hint}")
 
 
-def summary(name_or_path: str | os.PathLike) -> str:
+def summary(name_or_path: str | os.PathLike[str]) -> str:
     """The sentence that a recipe's first comment line says about it; empty where it has none."""
     first = read_text(locate(name_or_path)).split("\n", 1)[0]
     return first.lstrip("# ").strip() if first.startswith("#") else ""
 
 
-def read_text(path: str | os.PathLike) -> str:
+def read_text(path: str | os.PathLike[str]) -> str:
     try:
         return Path(path).read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -48,7 +49,7 @@ def read_text(path: str | os.PathLike) -> str:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}), wanted a recipe file") from None
 
 
-def read_toml(path: str | os.PathLike) -> dict[str, object]:
+def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The tables of a TOML file. Raises ConfigError: missing, unreadable, or not TOML (with line and column)."""
     text = read_text(path)
     try:
@@ -57,14 +58,16 @@ def read_toml(path: str | os.PathLike) -> dict[str, object]:
         raise ConfigError(f"{path}: not TOML: {error}") from None
 
 
-def toml_text(table: Mapping[str, object]) -> str:
+def toml_text(table: Mapping[str, Any]) -> str:
     """Settings as TOML: top-level keys, then a [table] for each section, then a [[table]] for each stage."""
     sections = {name: value for name, value in table.items() if isinstance(value, Mapping)}
-    blocks = [("", {key: value for key, value in table.items() if key not in sections and key != "stage"})]
+    blocks: list[tuple[str, Mapping[str, Any]]] = [
+        ("", {key: value for key, value in table.items() if key not in sections and key != "stage"})
+    ]
     blocks += [(f"[{name}]\n", section) for name, section in sections.items()]
     blocks += [("[[stage]]\n", stage) for stage in table.get("stage", ())]
     lines = [(head, [f"{key} = {toml_value(value)}" for key, value in keys.items()]) for head, keys in blocks if keys]
-    return "\n\n".join(head + "\n".join(each) for head, each in lines) + "\n"
+    return "\n\n".join(head + "\n".join(pairs) for head, pairs in lines) + "\n"
 
 
 def toml_value(value: object) -> str:

@@ -15,12 +15,22 @@ import tomllib
 import types
 import typing
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, Field, dataclass, fields
+from typing import Any, TypeVar
 
 from ..errors import ConfigError
 from .toml import toml_value
 
+S = TypeVar("S", bound="Section")
+F = TypeVar("F", bound=typing.Callable[..., Any])
 
+
+def once(function: F) -> F:
+    """functools.cache, which type checkers take for one that refuses classes."""
+    return typing.cast("F", functools.cache(function))
+
+
+@dataclass(frozen=True)
 class Section:
     """Base of every settings dataclass: checks each field by its annotation, then `check` for rules between fields."""
 
@@ -42,14 +52,15 @@ class Section:
         """Fields that nothing would read, with the reason: they must keep their default and are left out of TOML."""
         return {}
 
-    def to_dict(self) -> dict[str, object]:
+    def to_dict(self) -> dict[str, Any]:
         """Plain tables, lists and values as TOML has them; none and unread fields are left out."""
         unread = self.unread()
         values = {name: getattr(self, name) for name in hints(type(self)) if name not in unread}
         return {name: plain(value) for name, value in values.items() if value is not None and value != ()}
 
 
-def plain(value: object) -> object:
+def plain(value: Any) -> Any:
+    """A setting's value as TOML has it: tables, lists, numbers, texts."""
     if isinstance(value, Section):
         return value.to_dict()
     if hasattr(value, "to_table"):
@@ -57,33 +68,33 @@ def plain(value: object) -> object:
     return [plain(item) for item in value] if isinstance(value, tuple) else value
 
 
-@functools.cache
-def hints(section: type) -> dict[str, object]:
+@once
+def hints(section: Any) -> dict[str, Any]:
     """Field name -> annotation of a settings dataclass, in the order of the file."""
     resolved = typing.get_type_hints(section, include_extras=True)
     return {field.name: resolved[field.name] for field in fields(section)}
 
 
-@functools.cache
-def defaults(section: type) -> dict[str, object]:
+@once
+def defaults(section: Any) -> dict[str, Any]:
     """Field name -> default of every field that has a plain one."""
     return {field.name: field.default for field in fields(section) if field.default is not MISSING}
 
 
-@functools.cache
-def sentences(section: type) -> dict[str, str]:
+@once
+def sentences(section: Any) -> dict[str, str]:
     """Field name -> the sentence written under it in the source."""
     found: dict[str, str] = {}
     for base in reversed([cls for cls in section.__mro__ if issubclass(cls, Section) and cls is not Section]):
-        body = ast.parse(inspect.getsource(base)).body[0].body
+        body = [inner for outer in ast.parse(inspect.getsource(base)).body for inner in getattr(outer, "body", ())]
         for field, text in zip(body, body[1:]):
-            is_field = isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)
-            if is_field and isinstance(text.value, ast.Constant) and isinstance(text.value.value, str):
-                found[field.target.id] = " ".join(text.value.value.split())
+            match field, text:
+                case ast.AnnAssign(target=ast.Name(name)), ast.Expr(value=ast.Constant(value=str(sentence))):
+                    found[name] = " ".join(sentence.split())
     return found
 
 
-def is_section(hint: object) -> bool:
+def is_section(hint: Any) -> bool:
     return isinstance(hint, type) and issubclass(hint, Section)
 
 
@@ -91,7 +102,7 @@ def joined(where: str, name: str | int) -> str:
     return f"{where}.{name}" if where else str(name)
 
 
-def checked(value: object, hint: object, key: str) -> object:
+def checked(value: Any, hint: Any, key: str) -> Any:
     """`value` if the annotation `hint` allows it, else ConfigError naming `key`, the value and what is allowed."""
     if is_section(hint):
         return value if type(value) is hint else parse(hint, value, key)
@@ -100,9 +111,9 @@ def checked(value: object, hint: object, key: str) -> object:
     if typing.get_origin(hint) is tuple and not fits_shape(value, hint):
         raise refused(value, hint, key)
     if typing.get_origin(hint) is tuple:
-        of = typing.get_args(hint)
-        of = [of[0]] * len(value) if len(of) == 2 and of[1] is Ellipsis else of
-        return tuple(checked(item, each, joined(key, place)) for place, (item, each) in enumerate(zip(value, of)))
+        items = typing.get_args(hint)
+        items = (items[0],) * len(value) if items[-1] is Ellipsis else items
+        return tuple(checked(*pair, joined(key, index)) for index, pair in enumerate(zip(value, items)))
     choices = alternatives(hint)
     if len(choices) > 1:
         if type(None) in choices and (value is None or value == "none"):
@@ -119,12 +130,12 @@ def checked(value: object, hint: object, key: str) -> object:
     return checked_scalar(value, hint, key)
 
 
-def fits_shape(value: object, hint: object) -> bool:
-    of = typing.get_args(hint)
-    return isinstance(value, (list, tuple)) and (of[-1] is Ellipsis or len(value) == len(of))
+def fits_shape(value: Any, hint: Any) -> bool:
+    items = typing.get_args(hint)
+    return isinstance(value, (list, tuple)) and (items[-1] is Ellipsis or len(value) == len(items))
 
 
-def checked_scalar(value: object, hint: object, key: str) -> object:
+def checked_scalar(value: Any, hint: Any, key: str) -> Any:
     if typing.get_origin(hint) is typing.Literal:
         if any(value == allowed and type(value) is type(allowed) for allowed in typing.get_args(hint)):
             return value
@@ -139,13 +150,13 @@ def checked_scalar(value: object, hint: object, key: str) -> object:
     return float(value) if hint is float else value
 
 
-def fits_scalar(value: object, hint: object) -> bool:
+def fits_scalar(value: Any, hint: Any) -> bool:
     if hint is float:
         return type(value) in (int, float) and abs(value) <= sys.float_info.max  # not nan, not a whole number beyond
     return type(value) is hint
 
 
-def parse(section: type, table: object, where: str = "") -> Section:
+def parse(section: type[S], table: object, where: str = "") -> S:
     """`table` (a mapping as TOML gives it) as an instance of `section`; `where` is the dotted key it stands at.
 
     Raises ConfigError: an unknown key (with the nearest known one), a wrong type, a value out of range, a missing
@@ -171,11 +182,11 @@ def parse(section: type, table: object, where: str = "") -> Section:
     return section(**values)
 
 
-def required(field) -> bool:
+def required(field: "Field[Any]") -> bool:
     return field.default is MISSING and field.default_factory is MISSING
 
 
-def known_keys(section: type, where: str = "") -> Iterator[tuple[str, type, str]]:
+def known_keys(section: Any, where: str = "") -> Iterator[tuple[str, Any, str]]:
     """(dotted key, section class, field name) of every setting below `section`."""
     for name, hint in hints(section).items():
         key = joined(where, name)
@@ -201,7 +212,7 @@ SYNONYMS = {
 }
 
 
-def unknown_key(key: str, section: type, where: str = "") -> ConfigError:
+def unknown_key(key: str, section: Any, where: str = "") -> ConfigError:
     """The error for a key that is no setting of `section` (which stands at `where`): it names the nearest one."""
     known = [joined(where, name) for name, _, _ in known_keys(section)]
     parts = [joined(where, name) for name, hint in hints(section).items() if is_section(hint)]
@@ -276,19 +287,16 @@ class Text:
         return self.wanted
 
 
-def alternatives(hint: object) -> tuple:
-    return typing.get_args(hint) if isinstance(hint, types.UnionType) or is_union(hint) else (hint,)
+def alternatives(hint: Any) -> tuple[Any, ...]:
+    is_union = isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
+    return typing.get_args(hint) if is_union else (hint,)
 
 
-def is_union(hint: object) -> bool:
-    return typing.get_origin(hint) is typing.Union
-
-
-def literal_values(hint: object) -> tuple:
+def literal_values(hint: Any) -> tuple[Any, ...]:
     return typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else ()
 
 
-def described(hint: object) -> str:
+def described(hint: Any) -> str:
     """What an annotation allows, in words."""
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "none"}
     if hint in names:
@@ -301,16 +309,16 @@ def described(hint: object) -> str:
             return ", ".join(map(str, rules))
         return ", ".join([described(base), *map(str, rules)])
     if typing.get_origin(hint) is tuple:
-        of = typing.get_args(hint)
-        if of[-1] is Ellipsis:
-            return f"a list, each {described(of[0])}"
-        return f"a list of {len(of)}, each {described(of[0])}"
+        items = typing.get_args(hint)
+        count = "" if items[-1] is Ellipsis else f" of {len(items)}"
+        return f"a list{count}, each {described(items[0])}"
     if isinstance(hint, type):
         return "a table"
     return " or ".join(described(choice) for choice in alternatives(hint))
 
 
-def refused(value: object, hint: object, key: str) -> ConfigError:
+def refused(value: object, hint: Any, key: str) -> ConfigError:
+    """The error for a value that `hint` does not allow: what is wanted and, where one is near, what was meant."""
     message = f"{key} = {shown(value)}: wanted {described(hint)}"
     if isinstance(value, str):
         allowed = [name for choice in alternatives(hint) for name in literal_values(choice) if isinstance(name, str)]

@@ -67,12 +67,6 @@ def find_logits_matrix(model: nn.Module, logits: torch.Tensor) -> str | None:
     return None
 
 
-def placed(factory: str) -> str:
-    """`factory` with the whole path of its file, so that it is found from wherever a run is opened later."""
-    source, _, name = factory.rpartition(":")
-    return f"{Path(source).resolve()}:{name}" if source.endswith(".py") else factory
-
-
 def digest(factory: str) -> str | None:
     """Of the text that `factory` is in; None where it is no file, or a package's."""
     source = Path(factory.rpartition(":")[0])

@@ -206,14 +206,14 @@ def measure_recipe(
     recipe: str | os.PathLike[str], overrides: tuple[str, ...], corpus: str | os.PathLike[str] | None
 ) -> dict[str, Any]:
     """Train the parts of a recipe for some seconds, writing nothing, and say what an epoch would take."""
-    from ..config.run_config import load_recipe
+    from ..config.resolve import resolve
     from ..training.data import open_corpus
     from ..training.session import prepare
     from .dry_run import plan
 
     recipes.locate(recipe)
-    config = load_recipe(recipe).override(list(overrides))
-    packed = open_corpus(config, corpus)
+    config = resolve(recipe, overrides, corpus)
+    packed = open_corpus(config)
     told = plan(recipe, *overrides, corpus=corpus)
     prepared = prepare(config, packed)
     setup, device_spec = prepared.setup, prepared.setup.device_spec

@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ..config.run_config import RunConfig, load_recipe
+from ..config.resolve import resolve
+from ..config.run_config import RunConfig
 from ..config.toml import summary
 from ..results.tables import text_table
 from ..text import short
@@ -23,8 +24,8 @@ def show(
     recipe: str | os.PathLike[str], *overrides: str, corpus: str | os.PathLike[str] | None = None
 ) -> dict[str, Any]:
     """Settings and layers of a recipe for the corpus's D and C (the course's 28 and 40 where there is no corpus)."""
-    config = load_recipe(recipe).override(list(overrides))
-    sizes, source = _sizes(config, corpus)
+    config = resolve(recipe, overrides, corpus)
+    sizes, source = _sizes(config)
     return {"recipe": str(recipe), "summary": summary(recipe), "config": config.to_dict(), "toml": config.to_toml(),
             "sizes": sizes | {"source": source}, **_layers(config, sizes)}  # fmt: skip
 
@@ -37,8 +38,8 @@ def plan(
     from ..training.data import open_corpus
     from ..training.session import prepare
 
-    config = load_recipe(recipe).override(list(overrides))
-    packed = open_corpus(config, corpus)
+    config = resolve(recipe, overrides, corpus)
+    packed = open_corpus(config)
     prepared = prepare(config, packed)
     setup, roles, device_spec = prepared.setup, prepared.setup.roles, prepared.setup.device_spec
     try:
@@ -46,7 +47,7 @@ def plan(
         sizes = {"feature_dim": packed.feature_dim, "num_classes": len(packed.phonemes)}
         resident = packed if setup.train.gathers_on_device else None
         stages = []
-        for each in config.stages():
+        for each in config.plans:
             frames = training_selection(packed, roles, each.config).num_frames
             needs = memory(
                 each.config,
@@ -146,12 +147,12 @@ def show_text(told: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _sizes(config: RunConfig, corpus: str | os.PathLike[str] | None) -> tuple[dict[str, int], str]:
+def _sizes(config: RunConfig) -> tuple[dict[str, int], str]:
     from ..training.data import DEFAULT_CORPUS, open_corpus
 
-    if corpus is None and config.data.corpus is None and not Path(DEFAULT_CORPUS).exists():
+    if config.data.corpus is None and not Path(DEFAULT_CORPUS).exists():
         return COURSE, "the course's; no corpus here"
-    packed = open_corpus(config, corpus)
+    packed = open_corpus(config)
     return {"feature_dim": packed.feature_dim, "num_classes": len(packed.phonemes)}, str(packed.path)
 
 

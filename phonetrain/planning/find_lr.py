@@ -16,7 +16,7 @@ import numpy as np
 
 from phonedata.files import write_file
 
-from ..config.run_config import load_recipe
+from ..config.resolve import resolve
 from ..console.panel import bar
 from ..errors import ConfigError, writing
 from ..step.metrics import FrameSums
@@ -46,8 +46,8 @@ def find_lr(
     """
     if not (0 < low < high and steps >= 20):
         raise ConfigError(f"find_lr: got low {low:g}, high {high:g}, {steps} steps; wanted 0 < low < high, 20 or more")
-    config = load_recipe(recipe).override(list(overrides))
-    packed = open_corpus(config, corpus)
+    config = resolve(recipe, overrides, corpus)
+    packed = open_corpus(config)
     setup = prepare(config, packed).setup
     try:
         rates, losses = sweep(setup, np.geomspace(low, high, steps))

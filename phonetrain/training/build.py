@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from phonedata import LOADERS, PackedCorpus, Selection, WindowSpec, open_loader
 
-from ..config.run_config import RunConfig
-from ..config.stages import PREVIOUS, StagePlan
+from ..config.run_config import RunConfig, StagePlan
+from ..config.stages import PREVIOUS
 from ..device import DeviceSpec, describe_machine
 from ..distributed import current, reduce_norms
 from ..errors import CheckpointError

@@ -30,14 +30,14 @@ class Roles(NamedTuple):
     test: str | None
 
 
-def open_corpus(config: RunConfig, given: str | os.PathLike[str] | None = None) -> PackedCorpus:
-    """The packed corpus: `given` on the command line, else the config's, else packed/ here. Raises phonedata's errors.
+def open_corpus(config: RunConfig) -> PackedCorpus:
+    """The packed corpus of the config, else packed/ here. Raises phonedata's errors.
 
-    Without any of them ConfigError names the pack command.
+    Where there is none ConfigError names the pack command.
     """
-    path = Path(given or config.data.corpus or DEFAULT_CORPUS)
+    path = Path(config.data.corpus or DEFAULT_CORPUS)
     if not path.exists():
-        where = "" if given or config.data.corpus else " here"
+        where = "" if config.data.corpus else " here"
         raise ConfigError(
             f"no packed corpus at {path}{os.sep}{where}; `phonedata pack raw/ {path}{os.sep}` makes one, "
             "`--corpus DIR` names another"
@@ -52,7 +52,7 @@ def corpus_of(run: Run, config: RunConfig, given: str | os.PathLike[str] | None 
     only other ones are there, ConfigError where there is none.
     """
     if given is not None:
-        return open_corpus(config, given)
+        return open_corpus(config.replaced({"data.corpus": os.fspath(given)}))
     known = run.read_json(run.environment_path).get("corpus") or {}
     places = [Path(config.data.corpus or DEFAULT_CORPUS)]
     if known.get("from_run"):

@@ -10,7 +10,8 @@ from typing import Any
 from phonedata import PackedCorpus
 
 from ..config.overrides import refuse_keywords
-from ..config.run_config import RunConfig, load_recipe
+from ..config.resolve import resolve
+from ..config.run_config import RunConfig
 from ..console.base import Console
 from ..device import determinism
 from ..distributed import ProcessGroup, init
@@ -18,8 +19,8 @@ from ..errors import ConfigError, RunNotFound
 from ..runs.directory import Run
 from . import checkpoint
 from .data import open_corpus
-from .resume import resume
-from .session import environment, prepare, seen_by, shown_by, train, with_place
+from .resume import resume as go_on
+from .session import environment, prepare, seen_by, shown_by, train
 
 
 def fit(
@@ -52,28 +53,24 @@ def fit(
     refuse_keywords(f'fit("{recipe or "default"}", ...)', unknown)
     if recipe is not None and config is not None:
         raise ConfigError(f"fit: got the recipe {recipe} and a config, wanted one of them; load_recipe makes a config")
-    if config is None:
-        recipe = os.fspath(recipe or "default")
-        config = load_recipe(recipe)
-    config = with_place(config.override(list(overrides)))
+    name = None if config is not None else os.fspath(recipe or "default")
+    config = resolve(config or name, overrides, corpus)
     with init(config.device) as ranks:
         begun = ranks.share(begun_before(run) if ranks.restarts and ranks.is_main else None)
         if begun is not None and checkpoint.saved_steps(Run(begun)):
-            return resume(begun, corpus=corpus, console=console)
-        packed = open_corpus(config, corpus)
-        if corpus is not None:
-            config = config.replaced({"data.corpus": str(corpus)})
+            return go_on(begun, corpus=corpus, console=console)
+        packed = open_corpus(config)
         if run is not None:
             check_place(run, packed)
         prepared = prepare(config, packed)
-        where = Run(begun) if begun is not None else Run.create(run, recipe or "run") if ranks.is_main else None
+        where = Run(begun) if begun is not None else Run.create(run, name or "run") if ranks.is_main else None
         where = seen_by(ranks, where)
         with where.lock(), shown_by(ranks, console) as shown, determinism(config.deterministic):
             if aside := where.set_aside():
                 shown.say(aside)
             where.write_text(where.config_path, config.to_toml())
             where.write_json(where.environment_path, environment(packed, prepared.setup.device_spec, where))
-            where.append_event("run_started", segment=0, epoch=0, step=0, recipe=recipe, **launch(ranks))
+            where.append_event("run_started", segment=0, epoch=0, step=0, recipe=name, **launch(ranks))
             where.append_event("segment_started", segment=0, epoch=0, step=0)
             train(where, prepared.setup, shown, prepared.warnings, True, ranks, began)
     return where
@@ -97,8 +94,8 @@ def launch(ranks: ProcessGroup) -> dict[str, Any]:
 def launch_id() -> str:
     """torchrun's id of this launch; where it was started without `--standalone` or an id, all its launches are called
     `none`, and the process that started this one tells them apart."""
-    told = os.environ.get("TORCHELASTIC_RUN_ID", "none")
-    return f"process {os.getppid()}" if told == "none" else told
+    given = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    return f"process {os.getppid()}" if given == "none" else given
 
 
 def begun_before(run: str | os.PathLike[str] | None) -> Path | None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from phonedata import WindowBatch
 
-from ..config.stages import StagePlan
+from ..config.run_config import StagePlan
 from ..distributed import current
 from ..runs import next_commands
 from ..runs.directory import Run

@@ -13,8 +13,8 @@ import torch
 
 from ..config.changes import diff, extension_question, refuse_silent_extension, stage_diff
 from ..config.overrides import parsed, refuse_keywords
+from ..config.resolve import resolve
 from ..config.run_config import RunConfig
-from ..config.stages import plan_stages
 from ..console.base import Console
 from ..device import DeviceSpec, choose_device, describe_machine, determinism
 from ..distributed import init
@@ -25,7 +25,7 @@ from ..text import counted
 from . import checkpoint
 from .build import TrainingSetup, assemble, identity
 from .data import choose_roles, corpus_of, place_from_run
-from .session import looked_through, seen_by, shown_by, train, with_place
+from .session import looked_through, seen_by, shown_by, train
 from .state import Progress
 
 # Changing these changes which frames come next, so they may change only where an epoch begins.
@@ -63,7 +63,7 @@ def changes_by_hand(old: RunConfig, new: RunConfig, epoch: int) -> list[tuple[st
         return said
     number, before, after = next(
         (number, *both)
-        for number, both in reversed(list(enumerate(zip(plan_stages(old), plan_stages(new)))))
+        for number, both in reversed(list(enumerate(zip(old.plans, new.plans))))
         if both[0].start <= epoch
     )
     here = [change for change in stage_diff(before, after) if change[0] != "data.corpus"]
@@ -76,7 +76,7 @@ def check_changes(
     run: Run, changes: Sequence[tuple[str, Any, Any]], old: RunConfig, new: RunConfig, progress: Progress
 ) -> None:
     """Refuse a change that would make another experiment, or that cannot take effect in the middle of an epoch."""
-    over = [f"stage.{place}." for place, plan in enumerate(plan_stages(old)) if plan.stop <= progress.epoch]
+    over = [f"stage.{place}." for place, plan in enumerate(old.plans) if plan.stop <= progress.epoch]
     for key, before, after in changes:
         fixed = (*over, *(name for name in FIXED_KEYS if name.endswith(".")))
         if key == "model.factory" and before and after and before.rpartition(":")[2] == after.rpartition(":")[2]:
@@ -190,9 +190,7 @@ def resume(
         old, newest = RunConfig.from_dict(saved.identity["config"]), RunConfig.from_toml(where.config_path)
         # Who goes back means the settings of then: what was changed later belongs to what is left aside.
         begins = newest if from_checkpoint is None else old.replaced({"data.corpus": newest.data.corpus})
-        config = with_place(begins.override(list(overrides), epoch=stage_start))
-        if corpus is not None:
-            config = config.replaced({"data.corpus": str(corpus)})
+        config = resolve(begins, overrides, corpus, epoch=stage_start)
         # Against the checkpoint and not against config.toml: a change whose process died before its first checkpoint
         # is made again.
         changes = changes_by_hand(old, config, stage_start)
@@ -203,18 +201,17 @@ def resume(
         device_spec = choose_device(ranks.device(config.device), config.precision)
         held.enter_context(determinism(config.deterministic))
         warnings = problems + restore_machine(saved.identity["machine"], device_spec)
-        plans = plan_stages(config)
-        looked_through(packed, roles, plans)
+        looked_through(packed, roles, config.plans)
         # Killed after its last checkpoint and before its end was recorded: that is all that is left to do.
         only_the_end = saved.progress.finished and not changes and where.status == "running"
-        if saved.progress.epoch >= plans[-1].stop and not only_the_end:
+        if saved.progress.epoch >= config.plans[-1].stop and not only_the_end:
             done = saved.progress.epoch
             more = next_commands.longer(where, old, max(old.epochs, done) + 10)
             raise ConfigError(
-                f"{where.path}: {counted(done, 'epoch')} of {plans[-1].stop} wanted are done; `{more}` trains longer"
+                f"{where.path}: {counted(done, 'epoch')} of {config.epochs} wanted are done; `{more}` trains longer"
             )
         # The stage whose setup was saved: at its very end that is not yet the stage of the next epoch.
-        plan = next(plan for plan in reversed(plans) if plan.start <= stage_start)
+        plan = next(plan for plan in reversed(config.plans) if plan.start <= stage_start)
         setup = assemble(config, plan, packed, roles, device_spec)
         if setup.factory != saved.identity.get("factory", setup.factory):
             warnings.append(f"{config.model.factory}: its text is not the one that the run was trained with so far")

@@ -12,15 +12,13 @@ from typing import Any
 
 from phonedata import PackedCorpus
 
-from ..config.run_config import RunConfig
-from ..config.stages import StagePlan, plan_stages
+from ..config.run_config import RunConfig, StagePlan
 from ..console.base import Console, SilentConsole
 from ..console.open import open_console
 from ..device import DeviceSpec, choose_device, describe_machine, version
 from ..distributed import ProcessGroup, current
 from ..errors import ConfigError, TrainingStopped
 from ..kernels import layer
-from ..model.custom import placed
 from ..runs import next_commands
 from ..runs.directory import ReadOnlyRun, Run
 from ..runs.history import where_scored
@@ -32,12 +30,6 @@ from .stopping import StopRequest, noticed_signals
 from .trainer import Trainer
 
 PACKAGES = ("torch", "numpy", "numba", "zarr", "wandb", "rich", "safetensors")
-
-
-def with_place(config: RunConfig) -> RunConfig:
-    """`config` with the whole path of a model of the user's own: it is found from elsewhere too."""
-    factory = config.model.factory
-    return config if factory is None else config.replaced({"model.factory": placed(factory)})
 
 
 def seen_by(ranks: ProcessGroup, run: Run | None) -> Run:
@@ -67,12 +59,11 @@ def prepare(config: RunConfig, corpus: PackedCorpus) -> Prepared:
     roles = choose_roles(corpus, config.data)
     check_window(corpus, config)
     device_spec = choose_device(current().device(config.device), config.precision)
-    plans = plan_stages(config)
-    warnings = looked_through(corpus, roles, plans)
+    warnings = looked_through(corpus, roles, config.plans)
     if (reason := layer.why_not(device_spec.device)) is not None:
         compiler = "Triton" if device_spec.device.type == "cuda" else "numba"
         warnings.append(f"{compiler} makes no kernels here, so layers take torch's own, which is slower ({reason})")
-    return Prepared(assemble(config, plans[0], corpus, roles, device_spec), warnings)
+    return Prepared(assemble(config, config.plans[0], corpus, roles, device_spec), warnings)
 
 
 def looked_through(corpus: PackedCorpus, roles: Roles, plans: Sequence[StagePlan]) -> list[str]:
@@ -147,7 +138,7 @@ def train(
     tracker = open_tracker(config.tracking, run, settings, console.say, console.warn) if ranks.is_main else Tracker()
     plan = {
         "run": str(run.path),
-        "epochs": plan_stages(config)[-1].stop,
+        "epochs": config.epochs,
         "steps_per_epoch": setup.train.batches_per_epoch,
         "model": f"{describe(setup)['model']['parameters']:,} parameters",
         "data": f"{setup.train.num_frames:,} frames of {setup.roles.train}; scored on {setup.roles.dev} "

@@ -14,7 +14,6 @@ from phonedata import PhonedataError
 
 from ..config.changes import stage_diff
 from ..config.sections import duration
-from ..config.stages import plan_stages
 from ..console.base import Console
 from ..device import describe_machine
 from ..distributed import current
@@ -52,7 +51,7 @@ class Trainer:
         self, run: Run, setup: TrainingSetup, console: Console, tracker: Tracker, request: StopRequest, began: float
     ) -> None:
         self.run, self.setup, self.console, self.tracker, self.request = run, setup, console, tracker, request
-        self.plans = plan_stages(setup.run_config)
+        self.plans = setup.run_config.plans
         stop = setup.run_config.stop
         self.deadline = Deadline(None if stop.max_time is None else duration(stop.max_time), stop.stop_at, began)
         self.watch = nonfinite.DivergenceWatch(setup.config.guard.divergence)

@@ -38,7 +38,7 @@ def test_recipe_builds_under_its_cap_and_has_a_rate_for_every_epoch(name):
     config = load_recipe(name)
     model = build_model(config.override(["model.max_parameters=2_000_000"]), feature_dim=28, num_classes=40)
     assert model.num_parameters <= 2_000_000
-    for plan in config.stages():
+    for plan in config.plans:
         schedule = build_schedule(plan.config, 7, first_epoch=plan.schedule_start)
         for epoch in (plan.start, plan.stop - 1):
             rates = schedule.rates(epoch, 7)
@@ -54,7 +54,7 @@ def test_recipe_can_be_shortened(name):
 
 
 def test_long_is_a_sequence_of_stages():
-    plans = load_recipe("long").stages()
+    plans = load_recipe("long").plans
     assert plans[-1].stop == 210
     assert [plan.config.subset for plan in plans] == [0.75, 1.0, 1.0, 1.0]
     assert [plan.config.optimizer.lr for plan in plans] == [1e-3, 1e-3, 1e-4, 1.2e-6]

@@ -4,12 +4,14 @@ import dataclasses
 import subprocess
 import sys
 import tomllib
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from phonetrain.config.changes import diff, stage_diff
+from phonetrain.config.resolve import resolve
 from phonetrain.config.run_config import RunConfig, load_recipe
 from phonetrain.config.sections import ModelConfig, OptimizerConfig
 from phonetrain.config.stages import Stage
@@ -250,7 +252,7 @@ def test_diff_names_old_and_new():
 def test_stages_apply_one_after_the_other():
     config = DEFAULT.override([STAGES])
     assert config.epochs == 9
-    plans = config.stages()
+    plans = config.plans
     assert [(plan.start, plan.stop, plan.schedule_start, plan.schedule_stop) for plan in plans] == [
         (0, 2, 0, 5),
         (2, 5, 0, 5),
@@ -266,12 +268,12 @@ def test_each_stage_may_have_a_schedule_of_another_name():
     first = "{epochs=2, schedule.name='plateau', schedule.patience=2}"
     second = "{epochs=2, schedule.name='step', schedule.step_size=1, schedule.gamma=0.5}"
     config = DEFAULT.override([f"stage=[{first}, {second}, {{epochs=2, schedule.name='constant'}}]"])
-    assert [plan.config.schedule.name for plan in config.stages()] == ["plateau", "step", "constant"]
-    assert config.stages()[1].config.schedule.patience == 10
+    assert [plan.config.schedule.name for plan in config.plans] == ["plateau", "step", "constant"]
+    assert config.plans[1].config.schedule.patience == 10
 
 
 def test_a_run_without_stages_is_one_stage():
-    (plan,) = DEFAULT.stages()
+    (plan,) = DEFAULT.plans
     assert plan.config == DEFAULT
     assert (plan.start, plan.stop) == (0, DEFAULT.epochs)
 
@@ -282,24 +284,24 @@ def test_epochs_of_a_staged_run_cut_it_or_lengthen_its_last_stage():
     assert [stage.epochs for stage in config.override(["epochs=12"]).stage] == [2, 3, 7]
     longer = config.override(["stage.0.epochs=5", "stage.2.optimizer.lr=3e-5"])
     assert longer.epochs == 12
-    assert longer.stages()[2].config.optimizer.lr == 3e-5
+    assert longer.plans[2].config.optimizer.lr == 3e-5
     with pytest.raises(ConfigError, match="epochs = 4: the stages take 2 epochs"):
         RunConfig(epochs=4, stage=(Stage(2),))
 
 
 def test_stage_may_carry_the_rate_of_the_one_before():
     config = DEFAULT.override([CARRYING])
-    assert [plan.lr for plan in config.stages()] == [DEFAULT.optimizer.lr, "previous", "previous"]
-    assert [plan.carries_rate and plan.starts_schedule for plan in config.stages()] == [False, True, False]
-    assert all(plan.config.optimizer.lr == DEFAULT.optimizer.lr for plan in config.stages())
-    first, carrying, _ = config.stages()
+    assert [plan.lr for plan in config.plans] == [DEFAULT.optimizer.lr, "previous", "previous"]
+    assert [plan.carries_rate and plan.starts_schedule for plan in config.plans] == [False, True, False]
+    assert all(plan.config.optimizer.lr == DEFAULT.optimizer.lr for plan in config.plans)
+    first, carrying, _ = config.plans
     assert ("optimizer.lr", DEFAULT.optimizer.lr, "previous") in stage_diff(first, carrying)
 
 
 def test_rate_changed_by_hand_leaves_it_to_later_stages_to_carry_theirs():
     config = DEFAULT.override([CARRYING])
-    assert [plan.lr for plan in config.override(["optimizer.lr=0.5"], 1).stages()] == [0.5, "previous", "previous"]
-    assert [plan.lr for plan in config.override(["optimizer.lr=0.5"], 4).stages()] == [DEFAULT.optimizer.lr, 0.5, 0.5]
+    assert [plan.lr for plan in config.override(["optimizer.lr=0.5"], 1).plans] == [0.5, "previous", "previous"]
+    assert [plan.lr for plan in config.override(["optimizer.lr=0.5"], 4).plans] == [DEFAULT.optimizer.lr, 0.5, 0.5]
 
 
 @pytest.mark.parametrize("key", ["optimizer.lr", "stage.1.optimizer.lr"])
@@ -333,24 +335,41 @@ def test_changed_by_hand_is_set_where_the_present_value_is_said_and_in_later_sta
 
     def rates(changes, epoch):
         changed = config.override(changes, epoch)
-        assert [plan.start for plan in changed.stages()] == [0, 2, 4, 6]
-        return [plan.config.optimizer.lr for plan in changed.stages()]
+        assert [plan.start for plan in changed.plans] == [0, 2, 4, 6]
+        return [plan.config.optimizer.lr for plan in changed.plans]
 
     assert rates(["optimizer.lr=5e-5"], 0) == [5e-5, 5e-5, 5e-5, 5e-5]
     assert rates(["optimizer.lr=5e-5"], 4) == [1e-2, 5e-5, 5e-5, 5e-5]
     assert rates(["optimizer.lr=5e-5"], 6) == [1e-2, 1e-3, 1e-3, 5e-5]
     assert rates(["stage.3.optimizer.lr=5e-5"], 2) == [1e-2, 1e-3, 1e-3, 5e-5]
-    assert [plan.config.subset for plan in config.override(["subset=0.7"], 4).stages()] == [1.0, 0.7, 0.7, 0.7]
+    assert [plan.config.subset for plan in config.override(["subset=0.7"], 4).plans] == [1.0, 0.7, 0.7, 0.7]
 
 
 def test_stages_settings_give_way_to_what_is_changed_by_hand():
     plateau = "{epochs=2, schedule.name='plateau', schedule.patience=2}"
     config = DEFAULT.override([f"stage=[{{epochs=2}}, {plateau}, {{epochs=2, schedule.patience=3}}]"])
     changed = config.override(["schedule.name=constant"], 2)
-    assert [plan.config.schedule.name for plan in changed.stages()] == ["cosine", "constant", "constant"]
+    assert [plan.config.schedule.name for plan in changed.plans] == ["cosine", "constant", "constant"]
 
 
 def test_longer_last_stage_is_the_change_of_epochs_said_once():
     staged = DEFAULT.override(["stage=[{epochs = 2}, {epochs = 3, subset = 0.5}]"])
     assert diff(staged, staged.override(["epochs=9"])) == [("epochs", 5, 9)]
     assert [key for key, *_ in diff(staged, staged.override(["epochs=4"]))] == ["epochs", "stage.1.epochs"]
+
+
+def test_a_run_has_one_config_of_recipe_overrides_corpus_and_the_whole_path_of_its_factory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = resolve("default", ["epochs=3", "model.factory=net.py:build"], Path("packed"))
+    assert (config.epochs, config.data.corpus) == (3, "packed")
+    assert config.model.factory == f"{tmp_path.resolve() / 'net.py'}:build"
+    assert resolve(config) == config == resolve(config, corpus="packed")
+    assert resolve() == load_recipe("default")
+    assert resolve("default", ["data.corpus=elsewhere"], "packed").data.corpus == "packed"
+    assert resolve("default", ["model.factory=package.net:build"]).model.factory == "package.net:build"
+
+
+def test_stages_are_resolved_once(monkeypatch):
+    config = load_recipe("long")
+    monkeypatch.setattr(RunConfig, "replaced", lambda *_: pytest.fail("resolved again"))
+    assert config.plans is config.plans

@@ -186,7 +186,7 @@ def test_plateau_names_the_score_it_misses():
 def tables_of_stages(config: RunConfig, scores: Sequence[float]) -> np.ndarray:
     """(epochs, STEPS) rates of a run with stages. scores: its dev loss, (epochs,)."""
     rates, schedule = [], None
-    for plan in config.stages():
+    for plan in config.plans:
         before, schedule = schedule, build_schedule(plan.config, STEPS, plan.schedule_start)
         if not plan.starts_schedule:
             schedule.load_state_dict(before.state_dict())
@@ -381,7 +381,7 @@ def test_stage_schedule_starts_at_its_first_epoch():
             ],
         }
     )
-    first, second, third = staged.stages()
+    first, second, third = staged.plans
     assert (first.schedule_start, first.schedule_stop, second.schedule_start, third.schedule_start) == (0, 11, 0, 11)
     assert second.config.subset == third.config.subset == 0.5
     schedule = build_schedule(third.config, STEPS, first_epoch=third.schedule_start)

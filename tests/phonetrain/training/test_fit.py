@@ -13,7 +13,6 @@ import torch
 
 from phonedata import Selection
 from phonetrain.config.run_config import RunConfig, load_recipe
-from phonetrain.config.stages import plan_stages
 from phonetrain.console.base import Console
 from phonetrain.errors import ConfigError, RunExists, TrainingStopped
 from phonetrain.runs.directory import Run
@@ -143,7 +142,7 @@ def test_class_that_training_never_shows_is_named(tmp_path):
     def told(subset, seed=0):
         config = load_recipe("default").override([f"subset={subset}", "batch_size=8", f"seed={seed}"])
         roles = choose_roles(corpus, config.data)
-        return [message for message in looked_through(corpus, roles, plan_stages(config)) if "never" in message]
+        return [message for message in looked_through(corpus, roles, config.plans) if "never" in message]
 
     assert told(1.0) == []
     chosen = {seed: Selection.of(corpus, "train-clean", 0.5, seed).utterance_ids for seed in range(9)}

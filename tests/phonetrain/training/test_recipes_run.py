@@ -62,7 +62,7 @@ def rate_before(run: Run, plan: StagePlan) -> float | None:
 
 
 def test_what_was_built_is_what_the_configuration_says(trained):
-    plan = RunConfig.from_toml(trained.config_path).stages()[-1]
+    plan = RunConfig.from_toml(trained.config_path).plans[-1]
     config = plan.config
     built = trained.read_json(trained.built_path)
     layers = built["model"]["layers"]
@@ -108,7 +108,7 @@ def test_what_was_built_is_what_the_configuration_says(trained):
 def test_recorded_rates_are_those_of_the_schedule(trained):
     config = RunConfig.from_toml(trained.config_path)
     steps = trained.read_json(trained.built_path)["loader"]["batches_per_epoch"]
-    lines, plans = trained.metrics("epoch"), config.stages()
+    lines, plans = trained.metrics("epoch"), config.plans
     first = build_schedule(plans[0].config, steps).rates(0, steps)[-1]
     assert lines[0]["lr"] == pytest.approx(float(first), rel=1e-12)
     schedule = build_schedule(plans[-1].config, steps, plans[-1].schedule_start)

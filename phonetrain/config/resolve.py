@@ -1,0 +1,40 @@
+"""resolve: a recipe, the overrides and the corpus of a command become the one config that a run has."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from . import overrides
+from .run_config import RunConfig, load_recipe
+
+
+def resolve(
+    recipe: RunConfig | str | os.PathLike[str] | None = None,
+    texts: Iterable[str] = (),
+    corpus: str | os.PathLike[str] | None = None,
+    epoch: int | None = None,
+) -> RunConfig:
+    """The config of a run, validated once as a recipe and once with all changes.
+
+    recipe: a name, the path of a TOML file, or a config; None: the recipe `default`. texts: overrides, "key=value"
+    each. corpus: path of the packed corpus, in place of `data.corpus`. epoch: where a run stands that is changed by
+    hand, as in `RunConfig.override`. A model of the user's own gets the whole path of its file.
+
+    Raises ConfigError.
+    """
+    config = recipe if isinstance(recipe, RunConfig) else load_recipe("default" if recipe is None else recipe)
+    changes = overrides.parsed(texts)
+    if corpus is not None:
+        changes["data.corpus"] = os.fspath(corpus)
+    factory = changes.get("model.factory", config.model.factory)
+    if isinstance(factory, str) and factory != "none":
+        changes["model.factory"] = with_whole_path(factory)
+    return config.replaced(changes, epoch) if changes else config
+
+
+def with_whole_path(factory: str) -> str:
+    """`factory` with the whole path of its file, so that it is found from wherever a run is opened later."""
+    source, _, name = factory.rpartition(":")
+    return f"{Path(source).resolve()}:{name}" if source.endswith(".py") else factory
