@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -14,6 +15,9 @@ from ..errors import ConfigError
 FUSED_ON = ("cpu", "cuda")  # where SGD, Adam and AdamW have fused kernels; RMSprop and Muon have none
 
 
+Groups = list[dict[str, Any]]  # parameter groups as torch.optim takes them
+
+
 class MuonWithAdamW(Optimizer):
     """torch's Muon for its groups and torch's AdamW for the others, as one optimizer: one state, one list of groups.
 
@@ -23,11 +27,11 @@ class MuonWithAdamW(Optimizer):
     columns)), Liu et al. 2025, Muon is Scalable for LLM Training), so that one rate and one decay serve both.
     """
 
-    def __init__(self, groups: list[dict], config: OptimizerConfig, fused: bool) -> None:
+    def __init__(self, groups: Groups, config: OptimizerConfig, fused: bool) -> None:
         matrices = [group for group in groups if group["muon"]]
         rest = [group for group in groups if not group["muon"]]
-        settings = {"momentum": config.momentum, "adjust_lr_fn": "match_rms_adamw"}
-        self.muon = Muon(matrices, lr=config.lr, weight_decay=config.weight_decay, **settings)
+        decay, scale = config.weight_decay, "match_rms_adamw"
+        self.muon = Muon(matrices, lr=config.lr, weight_decay=decay, momentum=config.momentum, adjust_lr_fn=scale)
         self.adamw = AdamW(rest, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
         super().__init__([*self.muon.param_groups, *self.adamw.param_groups], {"lr": config.lr})
         self._share()
@@ -38,7 +42,7 @@ class MuonWithAdamW(Optimizer):
         self.adamw.param_groups = [group for group in self.param_groups if not group["muon"]]
 
     @torch.no_grad()
-    def step(self, closure=None):
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One update of all parameters; returns the closure's loss, if there is a closure."""
         loss = None
         if closure is not None:
@@ -63,20 +67,15 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module, device: torch.dev
     that gives the logits, which `model.logits_matrix` names, and all vectors go to AdamW. Kernels are fused where torch
     has them for the device, on CPUs too: besides being faster they skip a step on the device when `found_inf` says so.
     """
-    fused = torch.device(device).type in FUSED_ON
-    groups = parameter_groups(config, model)
+    kind, groups = OPTIMIZERS[config.name], parameter_groups(config, model)
     if config.name == "muon" and groups[0]["kind"] != "muon":
         raise ConfigError("optimizer.name = muon: the model has no weight matrix before its head; use adamw")
-    if config.name == "muon":
+    fused = torch.device(device).type in FUSED_ON
+    if kind.make is MuonWithAdamW:
         return MuonWithAdamW(groups, config, fused)
-    if config.name in ("sgd", "nesterov"):
-        nesterov = config.name == "nesterov"
-        return with_momenta(SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=nesterov, fused=fused))
-    if config.name == "rmsprop":
-        settings = {"momentum": config.momentum, "alpha": config.alpha, "eps": config.eps}
-        return with_momenta(RMSprop(groups, lr=config.lr, **settings))
-    kind = Adam if config.name == "adam" else AdamW
-    return kind(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
+    settings: dict[str, Any] = {name: getattr(config, name) for name in kind.reads}
+    settings |= {"fused": fused} if kind.fused else {}
+    return kind.make(groups, lr=config.lr, **settings)
 
 
 def with_momenta(optimizer: SGD | RMSprop) -> SGD | RMSprop:
@@ -90,7 +89,8 @@ def with_momenta(optimizer: SGD | RMSprop) -> SGD | RMSprop:
     return optimizer
 
 
-def start_momenta(optimizer: SGD | RMSprop, *_) -> None:
+def start_momenta(optimizer: SGD | RMSprop, *_: object) -> None:
+    """Before an update: make the momenta that it will look for and that are not there, all 0."""
     for group in optimizer.param_groups:
         for parameter in group["params"] if group["momentum"] else ():
             state = optimizer.state[parameter]
@@ -99,14 +99,51 @@ def start_momenta(optimizer: SGD | RMSprop, *_) -> None:
                 state["momentum_buffer"] = torch.zeros_like(parameter)
 
 
-def parameter_groups(config: OptimizerConfig, model: nn.Module) -> list[dict]:
+class OptimizerKind(NamedTuple):
+    """One row of OPTIMIZERS.
+
+    make: the class, or a function of the same arguments. moments: values that it keeps beside each parameter. reads:
+    the settings, besides lr and weight_decay, that it is given under their own names. fused: its kernels leave an
+    update out on the device, so that the whole step can be captured; else the host decides about every update.
+    """
+
+    make: Callable[..., Optimizer]
+    moments: int
+    reads: tuple[str, ...]
+    fused: bool
+
+
+def sgd(groups: Groups, **settings: Any) -> Optimizer:
+    return with_momenta(SGD(groups, **settings))
+
+
+def nesterov(groups: Groups, **settings: Any) -> Optimizer:
+    return with_momenta(SGD(groups, nesterov=True, **settings))
+
+
+def rmsprop(groups: Groups, **settings: Any) -> Optimizer:
+    return with_momenta(RMSprop(groups, **settings))
+
+
+# Every fact about an optimizer; the allowed names and READ_BY in config/sections.py are held equal by a test.
+OPTIMIZERS: dict[str, OptimizerKind] = {
+    "sgd": OptimizerKind(sgd, 1, ("momentum",), fused=True),
+    "nesterov": OptimizerKind(nesterov, 1, ("momentum",), fused=True),
+    "rmsprop": OptimizerKind(rmsprop, 2, ("momentum", "eps", "alpha"), fused=False),
+    "adam": OptimizerKind(Adam, 2, ("betas", "eps"), fused=True),
+    "adamw": OptimizerKind(AdamW, 2, ("betas", "eps"), fused=True),
+    "muon": OptimizerKind(MuonWithAdamW, 1, ("momentum", "betas", "eps", "rest_ratio"), fused=False),
+}
+
+
+def parameter_groups(config: OptimizerConfig, model: nn.Module) -> Groups:
     """Parameters by what is done with them, in the order of the model; empty groups are left out."""
     head = getattr(model, "logits_matrix", None)
     if config.name == "muon" and head is None:
         raise ConfigError("optimizer.name = muon: no matrix of the model is seen to give its logits; use adamw")
     trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    kinds = {"decayed": [], "plain": []}
-    muon = []
+    kinds: dict[str, list[nn.Parameter]] = {"decayed": [], "plain": []}
+    muon: list[nn.Parameter] = []
     for name, parameter in trained:
         if config.name == "muon" and parameter.ndim == 2 and name != head:
             muon.append(parameter)
@@ -114,7 +151,7 @@ def parameter_groups(config: OptimizerConfig, model: nn.Module) -> list[dict]:
             kinds["decayed" if parameter.ndim >= 2 or config.decay_all else "plain"].append(parameter)
     decays = {"decayed": config.weight_decay, "plain": 0.0}
     ratio = config.rest_ratio if config.name == "muon" else 1.0
-    groups = [
+    groups: Groups = [
         {"params": parameters, "weight_decay": decays[kind], "lr_ratio": ratio, "lr": ratio * config.lr, "kind": kind}
         for kind, parameters in kinds.items()
     ]
@@ -149,5 +186,5 @@ def describe_optimizer(optimizer: Optimizer) -> dict[str, object]:
 
 def plain(value: object) -> object:
     if isinstance(value, Iterable) and not isinstance(value, str):
-        return [float(each) for each in value]
+        return [float(item) for item in value]
     return float(value) if isinstance(value, torch.Tensor) else value

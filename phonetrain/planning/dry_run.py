@@ -17,7 +17,6 @@ BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 # Values of a hidden unit that training keeps for the backward pass: output of the matrix, of the norm, of the
 # activation, and the dropout's.
 KEPT_VALUES = 4
-MOMENTS = {"sgd": 1, "nesterov": 1, "rmsprop": 2, "adam": 2, "adamw": 2, "muon": 1}
 
 
 def show(
@@ -87,10 +86,12 @@ def memory(
     Weights and what is kept beside them are float32; activations are in the training precision. What the libraries
     take for themselves (about 0.4 GB on CUDA) is not in it.
     """
+    from ..optim.optimizers import OPTIMIZERS
+
     width = config.window.width
     batch = config.batch_size // config.optimizer.accumulation
     bytes_each = BYTES[precision]
-    moments = MOMENTS[config.optimizer.name]
+    moments = OPTIMIZERS[config.optimizer.name].moments
     told = {
         "weights": 4 * parameters,
         "gradients": 4 * parameters,

@@ -1,16 +1,21 @@
 """Optimizers: torch's own, decay where it belongs, one state for Muon and AdamW, told from the live object."""
 
 import copy
+import typing
 
 import pytest
 import torch
 
 from phonetrain.config.run_config import RunConfig
+from phonetrain.config.sections import OptimizerConfig
+from phonetrain.config.validation import hints
 from phonetrain.errors import ConfigError
 from phonetrain.model.classifier import build_model
-from phonetrain.optim.optimizers import build_optimizer, describe_optimizer
+from phonetrain.optim.optimizers import OPTIMIZERS, OptimizerKind, build_optimizer, describe_optimizer
+from tests.training import fit_tiny
 
-NAMES = ("sgd", "nesterov", "rmsprop", "adam", "adamw", "muon")
+NAMES = tuple(OPTIMIZERS)
+READ_BY = OptimizerConfig.READ_BY
 
 
 def config_of(name: str, **settings) -> RunConfig:
@@ -212,3 +217,33 @@ def test_description_is_read_from_the_live_object(name):
     assert sum(group["elements"] for group in told["groups"]) == sum(p.numel() for p in model.parameters())
     assert {"adamw": "AdamW", "nesterov": "SGD", "muon": "MuonWithAdamW"}.get(name, told["class"]) == told["class"]
     assert {group["weight_decay"] for group in told["groups"]} == {0.0, 0.1}
+
+
+def test_the_settings_allow_and_read_what_the_table_of_optimizers_has():
+    assert set(typing.get_args(hints(OptimizerConfig)["name"])) == set(OPTIMIZERS)
+    readers = {field: tuple(name for name, kind in OPTIMIZERS.items() if field in kind.reads) for field in READ_BY}
+    assert readers == READ_BY
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_table_says_which_optimizers_leave_updates_out_on_the_device(name):
+    optimizer = model_and_optimizer(name)[1]
+    assert all(group.get("fused") for group in optimizer.param_groups) == OPTIMIZERS[name].fused
+
+
+def test_an_optimizer_is_one_row_and_one_allowed_name(monkeypatch):
+    monkeypatch.setitem(OPTIMIZERS, "adagrad", OptimizerKind(torch.optim.Adagrad, 1, ("eps",), fused=False))
+    monkeypatch.setitem(hints(OptimizerConfig), "name", typing.Literal["adagrad"])
+    monkeypatch.setitem(READ_BY, "eps", (*READ_BY["eps"], "adagrad"))
+    optimizer = model_and_optimizer("adagrad", eps=1e-3)[1]
+    assert type(optimizer) is torch.optim.Adagrad and optimizer.param_groups[0]["eps"] == 1e-3
+
+
+def test_after_a_onecycle_stage_every_part_of_muon_has_its_own_momentum_again(learnable_corpus, tmp_path):
+    stages = 'stage=[{epochs=1, schedule.name="onecycle"}, {epochs=1, schedule.name="constant"}]'
+    run = fit_tiny(learnable_corpus, tmp_path / "run", "optimizer.name=muon", "schedule.warmup_steps=none", stages)
+    groups = {group["kind"]: group for group in run.read_json(run.built_path)["optimizer"]["groups"]}
+    assert groups.pop("muon")["momentum"] == 0.9
+    assert groups and all(group["betas"] == [0.9, 0.999] for group in groups.values())
+    saved = torch.load(run.checkpoint_dir(run.read_pointer("last")) / "training.pt", weights_only=True)["optimizer"]
+    assert all(group["betas"] == (0.9, 0.999) for group in saved["param_groups"] if not group["muon"])
