@@ -10,7 +10,7 @@ import errno
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from .errors import PhonedataError
@@ -72,6 +72,23 @@ def sync_tree(root: Path) -> None:
 def write_file(path: Path, content: bytes) -> None:
     """Write `content` to `path`, whole or not at all: on an error the old file stays. Folders above are made."""
     write_files({path: content})
+
+
+def write_stream(path: Path, pieces: Iterable[bytes]) -> None:
+    """`write_file` for what does not fit into memory at once: `pieces` follow each other in the file."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with open(temporary, "wb") as file:
+            file.writelines(pieces)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    sync_folder(path.parent)
 
 
 def write_files(contents: Mapping[Path, bytes]) -> None:

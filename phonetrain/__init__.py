@@ -36,7 +36,7 @@ _MODULES = {
     "fit": "training.fit",
     "resume": "training.resume",
     "find_lr": "planning.find_lr",
-    "evaluate": "results.predict",
+    "evaluate": "results.evaluate",
     "predict": "results.predict",
     "open_trained": "results.trained",
     "report": "results.report",
@@ -60,8 +60,8 @@ if TYPE_CHECKING:
     from .errors import TrainingStopped as TrainingStopped
     from .planning.doctor import doctor as doctor
     from .planning.find_lr import find_lr as find_lr
+    from .results.evaluate import evaluate as evaluate
     from .results.export import export as export
-    from .results.predict import evaluate as evaluate
     from .results.predict import predict as predict
     from .results.report import report as report
     from .results.trained import open_trained as open_trained

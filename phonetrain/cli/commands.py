@@ -143,7 +143,9 @@ def evaluate(
     device: str = "auto",
     json: Flag = False,
 ) -> None:
-    """Score a run's best checkpoint on its dev partition, in fp32, with recall per phoneme and confusions.
+    """Score a run's best checkpoint on its dev partition: accuracy with its interval, phone errors, what goes wrong.
+
+    In fp32, as `phonetrain evaluate runs/a-1 --partition dev-other`.
 
     Parameters
     ----------
@@ -160,7 +162,7 @@ def evaluate(
     json
         Print everything as JSON, the confusion matrix included.
     """
-    from ..results.predict import evaluate
+    from ..results.evaluate import evaluate
     from ..results.tables import evaluation_text
 
     told = evaluate(run, partition, checkpoint, corpus, device)
@@ -169,43 +171,65 @@ def evaluate(
 
 @app.command
 def predict(
-    run: Path | None = None,
-    *,
+    *runs: Path,
     partition: str | None = None,
     out: Path | None = None,
     checkpoint: str = "best",
     corpus: Path | None = None,
     device: str = "auto",
+    as_: Annotated[Literal["csv", "npy", "ark", "ctm", "textgrid", "text", "json"], Parameter(name="--as")] = "csv",
     labels: Literal["phoneme", "index"] = "phoneme",
     header: str = "id,label",
+    smooth: Literal["viterbi", "median", "none"] = "none",
+    scale: float | None = None,
+    average: Literal["log", "probability"] = "log",
+    values: Literal["log-posterior", "posterior", "log-likelihood"] = "log-posterior",
+    max_parameters: int | None = None,
     json: Flag = False,
 ) -> None:
-    """Label every frame of a partition and write the submission CSV; prints its path.
+    """Label every frame of a partition and write the submission CSV, or posteriors for a decoder; prints the path.
+
+    Several runs are averaged, as `phonetrain predict runs/a-1 runs/a-2@last --smooth viterbi`.
 
     Parameters
     ----------
-    run
-        The run's directory or name; default: the one under runs/ trained last.
+    runs
+        Run directories or names, each with @CHECKPOINT if wanted; default: the one under runs/ trained last.
     partition
         Default: the run's test.
     out
-        The CSV; default RUN/predictions/PARTITION.csv.
+        The file; default RUN/predictions/PARTITION.csv.
     checkpoint
         best, last, or a step as step-1200.
     corpus
         Another packed corpus with the same phonemes.
     device
         auto, cpu, cuda, cuda:1.
+    as_
+        csv (a label a frame), npy or ark (posteriors), ctm, textgrid, text or json (phones with times).
     labels
         phoneme strings, or the class index.
     header
-        The two column names, as Id,Class.
+        The two column names of the CSV, as Id,Class.
+    smooth
+        viterbi (the best path, by which phone follows which in training), median (of 5 frames), none.
+    scale
+        Of log posteriors against the transitions of viterbi; default 1.5.
+    average
+        Of several runs: the mean of log posteriors, or of probabilities.
+    values
+        What npy and ark hold; log-likelihood is the log posterior minus the log prior.
+    max_parameters
+        The most parameters that all runs may have together.
     json
         Print the result as JSON.
     """
-    from ..results.predict import predict
+    from ..results.predict import SCALE, predict
 
-    path = predict(run, partition, out, checkpoint, corpus, device, labels, header)
+    path = predict(
+        runs, partition, out, checkpoint, corpus, device, labels, header, form=as_, smooth=smooth,
+        scale=SCALE if scale is None else scale, average=average, values=values, max_parameters=max_parameters,
+    )  # fmt: skip
     print_result({"predictions": str(path)}, str(path), json)
 
 

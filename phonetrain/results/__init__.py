@@ -1,2 +1,3 @@
-"""After a run was trained: trained.py (open a trained model), predict.py (scores and the predictions CSV), export.py,
-report.py over html.py, plots.py and tables.py."""
+"""After training: trained.py (a model, opened), posteriors.py (its answer for each frame), smoothing.py (best path),
+evaluate.py (counts against labels, with phones.py, sounds.py and bootstrap.py), predict.py and output.py (files),
+export.py (a model for torch alone), report.py, html.py, plots.py and tables.py (for people)."""

@@ -1,78 +1,36 @@
-"""A checkpoint and a partition give scores, or a CSV with one label per frame, in frame order; always in fp32."""
+"""What nets say of a partition, as a file: labels (csv, ctm, TextGrid, text, JSON) or posteriors (npy, Kaldi ark)."""
 
 from __future__ import annotations
 
-import csv
-import io
-import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, get_args
 
 import numpy as np
-import torch
+import numpy.typing as npt
 
-from phonedata import WindowSpec, open_loader
-from phonedata.files import write_file
+from phonedata import Selection
 
-from ..console.panel import bar
-from ..errors import ConfigError, PhonetrainError, writing
-from ..runs.directory import Run
-from ..step.scoring import score
-from ..training.data import choose_roles, why_not_finite
-from .tables import Evaluation
-from .trained import Trained, open_trained
+from ..errors import ConfigError
+from ..training.data import choose_roles
+from .evaluate import kept_name
+from .output import LABEL_WRITERS, SCORE_WRITERS, Utterance, check_csv, check_header
+from .posteriors import Average, RunName, open_ensemble, posteriors
+from .smoothing import count_transitions, median_labels, training_partitions, viterbi
+from .trained import Trained
 
-BATCH = 4096
-CONFUSED_PAIRS = 12
-
-
-def evaluate(
-    run: Run | str | os.PathLike[str] | None = None,
-    partition: str | None = None,
-    checkpoint: str | int = "best",
-    corpus: str | os.PathLike[str] | None = None,
-    device: str = "auto",
-) -> dict[str, Any]:
-    """Score a labelled partition (default: the run's dev) in fp32, every frame once, and return the numbers.
-
-    loss is the mean cross entropy in nats a frame, accuracy and error_rate are shares of frames; majority is what
-    answering the commonest phoneme everywhere would score. phonemes has frames, recall and precision of each class,
-    confused the pairs that cost most frames, confusion the (C, C) counts, true class by predicted class. in_training is
-    the accuracy that the same weights had there in training, with its precision, or None. The result is
-    also kept in the run's evaluations/. Raises ConfigError where the partition has no labels.
-    """
-    trained = open_trained(run, checkpoint, corpus, device)
-    name = partition or choose_roles(trained.corpus, trained.config.data).dev
-    partitions = [trained.corpus[part.strip()] for part in name.split("+")]
-    bare = [part.name for part in partitions if not part.labelled]
-    if bare:
-        raise ConfigError(
-            f"{', '.join(bare)} of {trained.corpus.path} has no labels to score against; "
-            f"`phonetrain predict --partition {bare[0]}` labels it"
-        )
-    with _open(trained, name) as loader:
-        metrics = score(trained.model, _Watched(loader, f"scoring {name}"), trained.compute,
-                        len(trained.corpus.phonemes), confusion=True)  # fmt: skip
-        frames = loader.num_frames
-    result = metrics.result()
-    if result["frames"] != frames:
-        raise PhonetrainError(f"{name}: {result['frames']} frames were scored, wanted {frames}; please report this")
-    if not math.isfinite(result["loss"]):
-        print(f"warning: these scores mean nothing: {why_not_finite(trained.corpus, name)}", file=sys.stderr)
-    assert metrics.confusion is not None  # asked for above
-    confusion = metrics.confusion.cpu().numpy()
-    told = trained.conditions | {"partition": name, "utterances": sum(part.num_utterances for part in partitions)}
-    told["in_training"] = _scored_in_training(trained, name)
-    told |= result | describe_confusion(confusion, trained.corpus.phonemes.symbols) | {"confusion": confusion.tolist()}
-    _keep(trained.run, told)
-    return Evaluation(told)
+Form = Literal["csv", "npy", "ark", "ctm", "textgrid", "text", "json"]
+Smooth = Literal["viterbi", "median", "none"]
+Values = Literal["log-posterior", "posterior", "log-likelihood"]
+SUFFIXES = {"textgrid": "", "text": ".txt"}
+SCALE = 1.5  # of log posteriors against the transitions; docs/RESULTS.md has the measurements
 
 
 def predict(
-    run: Run | str | os.PathLike[str] | None = None,
+    runs: RunName | Sequence[RunName] = None,
     partition: str | None = None,
     out: str | os.PathLike[str] | None = None,
     checkpoint: str | int = "best",
@@ -80,164 +38,93 @@ def predict(
     device: str = "auto",
     labels: Literal["phoneme", "index"] = "phoneme",
     header: str = "id,label",
+    *,
+    form: Form = "csv",
+    smooth: Smooth = "none",
+    scale: float = SCALE,
+    average: Average = "log",
+    values: Values = "log-posterior",
+    max_parameters: int | None = None,
 ) -> Path:
-    """Label every frame of a partition (default: the run's test) and write a CSV of exactly N rows.
+    """Label every frame of a partition (default: the run's test), or write its posteriors; returns the path.
 
-    Row i holds id i (0..N-1, over the frames in the packed order of utterances) and the phoneme, or its class index.
+    runs: one run or several, whose posteriors are averaged (`average`: the mean of "log" posteriors or of the
+    "probability"); max_parameters is the most that all nets together may have.
+    form: csv has exactly N rows, row i the id i (0..N-1, over the frames in the packed order of utterances) and the
+    phoneme, or its class index (`labels`), under the two names of `header`; npy an (N, C) float32 array; ark Kaldi's
+    float matrices, an (N_u, C) one an utterance; ctm, textgrid (a folder of TextGrids), text and json hold phones with
+    their times, text without silence. values: what npy and ark hold; "log-likelihood" is the log posterior minus the
+    log of the class's share of the training frames.
+    smooth: "viterbi" takes the best path over phone transitions counted in the training labels, with log posteriors
+    times `scale`; "median" the running median over 5 frames.
     The file (default: the run's predictions/<partition>.csv, another name for another corpus) appears whole or not at
-    all and is read back and compared before its path is returned.
+    all; a CSV is read back and compared before its path is returned. Raises ConfigError, PhonetrainError.
     """
-    names = header.split(",")
-    if len(names) != 2 or not all(name.strip() for name in names):
-        raise ConfigError(f"header: got {header!r}, wanted two column names with a comma between, as id,label")
-    trained = open_trained(run, checkpoint, corpus, device)
-    name = partition or choose_roles(trained.corpus, trained.config.data).test
-    if name is None:
+    names = check_header(header) if form == "csv" else []
+    for name, value, allowed in (("as", form, Form), ("smooth", smooth, Smooth), ("values", values, Values)):
+        if value not in get_args(allowed):
+            raise ConfigError(f"{name}: got {value!r}, wanted one of {', '.join(get_args(allowed))}")
+    if form in SCORE_WRITERS and smooth != "none":
+        raise ConfigError(f"--smooth {smooth} changes labels, but --as {form} holds posteriors; leave one of them out")
+    if not scale > 0:
+        raise ConfigError(f"scale: got {scale}, wanted a number above 0")
+    nets = open_ensemble(runs, checkpoint, corpus, device, max_parameters)
+    first = nets[0]
+    chosen = partition or choose_roles(first.corpus, first.config.data).test
+    if chosen is None:
         raise ConfigError(
-            f"{trained.corpus.path} has no partition named like test (it has "
-            f"{', '.join(trained.corpus.partitions)}); say which one: --partition NAME"
+            f"{first.corpus.path} has no partition named like test (it has "
+            f"{', '.join(first.corpus.partitions)}); say which one: --partition NAME"
         )
-    classes = label_frames(trained, name)
-    symbols = trained.corpus.phonemes.symbols if labels == "phoneme" else range(len(trained.corpus.phonemes))
-    if trained.other_corpus:
-        print(f"note: {trained.corpus.path} is not the corpus {trained.run.path} was trained on", file=sys.stderr)
-    path = trained.run.predictions / f"{kept_name(name, trained.other_corpus)}.csv" if out is None else Path(out)
-    with writing(path, "give another place with --out FILE"):
-        write_file(path, _as_csv(names, classes, symbols))
-    _check_written(path, names, classes, symbols)
+    if first.other_corpus:
+        print(f"note: {first.corpus.path} is not the corpus {first.run.path} was trained on", file=sys.stderr)
+    stem = kept_name(chosen, first.other_corpus)
+    path = first.run.predictions / f"{stem}{SUFFIXES.get(form, f'.{form}')}" if out is None else Path(out)
+    selection = Selection.of(first.corpus, chosen)
+    if form in SCORE_WRITERS:
+        offset = _log_priors(first) if values == "log-likelihood" else np.zeros(1, np.float32)
+        rows = (part - offset for part in posteriors(nets, chosen, "scoring", average))
+        SCORE_WRITERS[form](path, selection, map(np.exp, rows) if values == "posterior" else rows)
+        return path
+    classes = label_frames(nets, chosen, smooth, scale, average)
+    symbols = (
+        first.corpus.phonemes.symbols if labels == "phoneme" else tuple(map(str, range(len(first.corpus.phonemes))))
+    )
+    LABEL_WRITERS[form](path, _utterances(selection, classes, symbols), names)
+    if form == "csv":
+        check_csv(path, names, [symbols[index] for index in classes.tolist()])
     return path
 
 
-@torch.no_grad()
-def label_frames(trained: Trained, partition: str) -> np.ndarray:
-    """(N,) int64 most probable class of every frame of `partition`, placed by frame id.
-
-    Says so on stderr where frames have no finite score: their labels mean nothing.
-    """
-    lost = 0
-    with _open(trained, partition) as loader:
-        classes = np.full(loader.num_frames, -1, np.int64)
-        for batch in _Watched(loader, f"labelling {partition}").epoch(0):
-            logits = trained.model(batch.windows.float())
-            lost += int((~torch.isfinite(logits).all(1)).sum())
-            classes[batch.frames.cpu().numpy()] = logits.argmax(1).cpu().numpy()
-    missing = int((classes < 0).sum())
-    if missing:
-        raise PhonetrainError(f"{partition}: {missing} of {len(classes)} frames got no label; please report this")
-    if lost:
-        print(
-            f"warning: the labels of {lost:,} of {len(classes):,} frames mean nothing: "
-            f"{why_not_finite(trained.corpus, partition)}",
-            file=sys.stderr,
-        )
-    return classes
+def label_frames(
+    nets: Sequence[Trained],
+    partition: str,
+    smooth: Smooth = "none",
+    scale: float = SCALE,
+    average: Average = "log",
+) -> npt.NDArray[np.int64]:
+    """(N,) int64 class of every frame of `partition`, by frame id."""
+    decide: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.int64]] = _most_probable
+    if smooth == "median":
+        decide = median_labels
+    elif smooth == "viterbi":
+        decide = partial(viterbi, transitions=count_transitions(training_partitions(nets[0])), scale=scale)
+    return np.concatenate([decide(rows) for rows in posteriors(nets, partition, "labelling", average)])
 
 
-def describe_confusion(confusion: np.ndarray, symbols: tuple[str, ...]) -> dict[str, Any]:
-    """What a (C, C) matrix of counts, true class by predicted class, says: majority, phonemes, confused."""
-    true, predicted, right = confusion.sum(1), confusion.sum(0), confusion.diagonal()
-    total = int(true.sum())
-    phonemes = [
-        {
-            "phoneme": symbol,
-            "frames": int(true[index]),
-            "recall": int(right[index]) / int(true[index]) if true[index] else None,
-            "precision": int(right[index]) / int(predicted[index]) if predicted[index] else None,
-        }
-        for index, symbol in enumerate(symbols)
-    ]
-    wrong = confusion - np.diag(right)
-    order = np.argsort(-wrong, axis=None, kind="stable")[:CONFUSED_PAIRS]
-    pairs = [divmod(int(place), len(symbols)) for place in order if wrong.flat[place]]
-    confused = [
-        {
-            "phoneme": symbols[row],
-            "heard_as": symbols[column],
-            "frames": int(wrong[row, column]),
-            "share_of_phoneme": int(wrong[row, column]) / int(true[row]),
-            "share_of_errors": int(wrong[row, column]) / int(wrong.sum()),
-        }
-        for row, column in pairs
-    ]
-    most = int(true.argmax())
-    majority = {"phoneme": symbols[most], "share": int(true[most]) / total if total else None}
-    return {"majority": majority, "phonemes": phonemes, "confused": confused}
+def _most_probable(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
+    return np.asarray(rows.argmax(1), np.int64)
 
 
-def _open(trained: Trained, partition: str) -> Any:
-    window = trained.config.window
-    return open_loader(
-        trained.corpus,
-        partition,
-        window=WindowSpec(window.left, window.right),
-        batch_size=BATCH,
-        order="sequential",
-        drop_last=False,
-        device=str(trained.compute.device),
-        dtype="float32",
-    )
+def _log_priors(net: Trained) -> npt.NDArray[np.float32]:
+    """(C,) log of each class's share of the training frames; half a frame more each, so that none is -inf."""
+    counts = np.full(len(net.corpus.phonemes), 0.5)
+    for part in training_partitions(net):
+        counts += 0 if part.label_histogram is None else part.label_histogram
+    return np.asarray(np.log(counts / counts.sum()), np.float32)
 
 
-class _Watched:
-    """A loader whose pass over the frames is shown on a terminal."""
-
-    def __init__(self, loader: Any, what: str):
-        self.loader, self.what = loader, what
-
-    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Any]:
-        done = 0
-        with bar(self.what, self.loader.num_frames) as show:
-            for batch in self.loader.epoch(epoch, start_batch):
-                yield batch
-                done += batch.frames.shape[0]
-                show(done)
-
-
-def _scored_in_training(trained: Trained, partition: str) -> dict[str, Any] | None:
-    run, built = trained.run, trained.run.read_json(trained.run.built_path)
-    there = [line for line in run.scores() if line.get("step") == trained.saved.progress.step]
-    same = partition == (built.get("scoring") or {}).get("partitions")
-    same = same and trained.conditions["corpus_is_the_trained_one"]
-    return {"accuracy": there[-1]["dev_accuracy"], "precision": built.get("precision")} if there and same else None
-
-
-def kept_name(what: str, other_corpus: str | None) -> str:
-    """Name of a result of partitions. other_corpus: digest of a corpus that is not the run's, with the same names."""
-    return what.replace(" ", "") + (f"-corpus-{other_corpus[:12]}" if other_corpus else "")
-
-
-def kept_at(run: Run, partition: str, checkpoint: str, other_corpus: str | None = None) -> Path:
-    """Where an evaluation is kept. checkpoint: as step-1200. other_corpus: as in `kept_name`."""
-    return run.evaluations / f"{kept_name(f'{partition}-{checkpoint}', other_corpus)}.json"
-
-
-def _keep(run: Run, told: dict[str, Any]) -> None:
-    """Keep an evaluation for the report; a run that this user cannot write to is scored all the same."""
-    other = None if told["corpus_is_the_trained_one"] else told["corpus_digest"]
-    try:
-        run.write_json(kept_at(run, told["partition"], told["checkpoint"], other), told)
-    except PhonetrainError as error:
-        print(f"warning: the scores are not kept: {error}", file=sys.stderr)
-
-
-def _as_csv(names: list[str], classes: np.ndarray, symbols: Any) -> bytes:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(names)
-    writer.writerows((frame, symbols[index]) for frame, index in enumerate(classes.tolist()))
-    return text.getvalue().encode()
-
-
-def _check_written(path: Path, names: list[str], classes: np.ndarray, symbols: Any) -> None:
-    with open(path, encoding="utf-8", newline="") as file:
-        rows = csv.reader(file)
-        same = next(rows, None) == names
-        count = 0
-        for frame, row in enumerate(rows):
-            count += 1
-            same = same and frame < len(classes) and row == [str(frame), str(symbols[classes[frame]])]
-    if not same or count != len(classes):
-        raise PhonetrainError(
-            f"{path}: read back {count} rows that are not the {len(classes)} written; the disk or a second writer "
-            "changed them: predict again"
-        )
+def _utterances(selection: Selection, classes: npt.NDArray[np.int64], symbols: Sequence[str]) -> Iterator[Utterance]:
+    ends = selection.utterance_end.tolist()
+    for name, begin, end in zip(selection.utterance_ids, [0, *ends[:-1]], ends, strict=True):
+        yield Utterance(name, begin, [symbols[index] for index in classes[begin:end].tolist()], selection.corpus)

@@ -153,7 +153,7 @@ def summary(run: Run) -> dict[str, Any]:
 def kept_evaluation(run: Run) -> dict[str, Any] | None:
     """The kept fp32 evaluation of the best checkpoint on dev, if there is one of these very weights."""
     from ..training import checkpoint
-    from .predict import kept_at
+    from .evaluate import kept_at
 
     step = run.read_pointer("best")
     wanted = None if step is None else checkpoint.scored_as(run.checkpoint_dir(step))
@@ -172,7 +172,7 @@ def best_evaluation(run: Run) -> Scores:
         return "No epoch has been scored yet, so there is no best checkpoint to look at."
     from phonedata import PhonedataError
 
-    from .predict import evaluate
+    from .evaluate import evaluate
 
     try:
         print(f"{run.path}: scoring its best checkpoint on dev, once, for the confusion matrix", file=sys.stderr)

@@ -39,46 +39,116 @@ class Evaluation(dict[str, Any]):
         return evaluation_text(self)
 
 
-def evaluation_text(told: dict[str, Any]) -> str:
+MOST_ROWS = 100  # phonemes that are all listed; of larger sets the worst are
+WORST_ROWS = 20
+
+
+def share_with_interval(share: float, interval: dict[str, Any] | None) -> str:
+    """`68.25 %  (67.40 to 69.10)`."""
+    bounds = "" if interval is None else f"  ({percent(interval['low'])} to {percent(interval['high'])})"
+    return f"{percent(share)} %{bounds}"
+
+
+def evaluation_text(scores: dict[str, Any]) -> str:
     """What `evaluate` returned, for people."""
+    interval = scores["interval"]
+    whom = "" if interval["drawn"] == "speakers" else ", for these speakers"
     lines = [
-        f"{told['run']}, {told['checkpoint']} ({counted(told['epochs_done'], 'epoch')}), {told['weights']} weights, "
-        f"{told['precision']} on {told['device']}",
-        f"{told['partition']}: {told['utterances']:,} utterances, {told['frames']:,} frames",
+        f"{scores['run']}, {scores['checkpoint']} ({counted(scores['epochs_done'], 'epoch')}), {scores['weights']} "
+        f"weights, {scores['precision']} on {scores['device']}",
+        f"{scores['partition']}: {scores['utterances']:,} utterances, {scores['frames']:,} frames",
+        *([] if scores["corpus_is_the_trained_one"] else
+          [f"note: {scores['corpus']} is not the corpus this run was trained on (its digest differs)"]),
         "",
-        f"frame accuracy    {percent(told['accuracy'])} %     (answering {told['majority']['phoneme']} everywhere: "
-        f"{percent(told['majority']['share'])} %)",
-        f"frame error rate  {percent(told['error_rate'])} %",
-        f"loss              {told['loss']:.4f} nats a frame",
+        f"frame accuracy    {share_with_interval(scores['accuracy'], interval)}    95 % of draws of "
+        f"{interval['units']:,} {interval['drawn']}{whom}",
+        f"frame error rate  {percent(scores['error_rate'])} %    (answering {scores['majority']['phoneme']} "
+        f"everywhere: {percent(1 - scores['majority']['share'])} %)",
+        f"loss              {scores['loss']:.4f} nats a frame",
+    ]  # fmt: skip
+    before = scores["in_training"]
+    if before is not None and before["precision"] != scores["precision"]:
+        lines.append(f"in training       {percent(before['accuracy'])} %    (in {before['precision']}: the "
+                     "difference is rounding)")  # fmt: skip
+    lines += [*_phone_lines(scores), *_calibration_lines(scores["calibration"]), "", *_group_tables(scores), ""]
+    return "\n".join(lines + _phoneme_table(scores["phonemes"]) + _confused_table(scores["confused"]))
+
+
+def _phone_lines(scores: dict[str, Any]) -> list[str]:
+    lines = []
+    for what, at in (("", scores), ("smoothed", scores["smoothed"])):
+        if at is None:
+            lines.append("smoothed          left out: it needs training labels and at most 128 classes")
+            continue
+        if what:
+            lines.append(f"smoothed          {share_with_interval(at['accuracy'], at['interval'])}    of frames right; "
+                         f"scale {at['scale']:g}, penalty {at['penalty']:g}, chosen on the other half")  # fmt: skip
+        if (rate := at["phone_error_rate"]) is not None:
+            lines.append(f"  phone errors    {share_with_interval(rate['rate'], rate['interval'])}    without silence")
+        score = at["boundaries"]
+        if score["f1"] is not None:
+            lines.append(
+                f"  boundaries      F1 {percent(score['f1'])} %, precision {percent(score['precision'])} %, recall "
+                f"{percent(score['recall'])} %, R-value {percent(score['r_value'])} %"
+            )
+            lines.append(f"                  within 20 ms; the median of them is {score['off_by_ms']:g} ms off")
+    return lines
+
+
+def _calibration_lines(found: dict[str, Any]) -> list[str]:
+    return [
+        f"calibration       expected error {percent(found['expected_error'])} %; at temperature "
+        f"{found['temperature']:g} the loss is {found['loss_with_temperature']:.4f}"
+    ]
+
+
+def _group_tables(scores: dict[str, Any]) -> list[str]:
+    """Accuracy by class of sounds, by distance to a boundary, of the hardest speakers and utterances."""
+    lines: list[str] = []
+    rows: list[tuple[str, ...]]
+    if scores["sounds"] is None:
+        lines.append("classes of sounds are left out: the phoneme set is neither ARPABET nor IPA")
+    else:
+        rows = [(row["class"], f"{row['frames']:,}", percent(row["accuracy"]), percent(row["within_class"]))
+                for row in scores["sounds"]]  # fmt: skip
+        lines += text_table(("class of sounds", "frames", "right %", "in class %"), rows)
+    last = len(scores["by_distance"]) - 1
+    rows = [(f"{row['frames_away']}{' or more' * (row['frames_away'] == last)}", f"{row['frames']:,}",
+             percent(row["accuracy"])) for row in scores["by_distance"]]  # fmt: skip
+    lines += ["", *text_table(("frames to a boundary", "frames", "right %"), rows)]
+    rows = [(row["speaker"], f"{row['frames']:,}", percent(row["accuracy"])) for row in scores["by_speaker"][:5]]
+    lines += [
         "",
+        *text_table((f"hardest of {counted(len(scores['by_speaker']), 'speaker')}", "frames", "right %"), rows),
     ]
-    before = told["in_training"]
-    if before is not None and before["precision"] != told["precision"]:
-        lines.insert(
-            -1,
-            f"in training       {percent(before['accuracy'])} %     (in {before['precision']}: the "
-            "difference is rounding)",
-        )
-    if not told["corpus_is_the_trained_one"]:
-        lines.insert(2, f"note: {told['corpus']} is not the corpus this run was trained on (its digest differs)")
-    half = -(-len(told["phonemes"]) // 2)
-    cells = [
-        (each["phoneme"], f"{each['frames']:,}", percent(each["recall"]), percent(each["precision"]))
-        for each in told["phonemes"]
-    ]
+    rows = [(row["utterance"], f"{row['frames']:,}", percent(row["accuracy"])) for row in scores["worst_utterances"]]
+    return [*lines, "", *text_table(("worst utterances", "frames", "right %"), rows)]
+
+
+def _phoneme_table(phonemes: list[dict[str, Any]]) -> list[str]:
+    """Two columns side by side; of hundreds of classes those with the lowest recall."""
+    note = []
+    if len(phonemes) > MOST_ROWS:
+        seen = [row for row in phonemes if row["recall"] is not None]
+        note = [f"the {WORST_ROWS} of {len(phonemes)} phonemes with the lowest recall; --json has all"]
+        phonemes = sorted(seen, key=lambda row: float(row["recall"]))[:WORST_ROWS]
+    cells = [(row["phoneme"], f"{row['frames']:,}", percent(row["recall"]), percent(row["precision"]))
+             for row in phonemes]  # fmt: skip
+    half = -(-len(cells) // 2)
     header = ("phoneme", "frames", "recall %", "precision %")
     sides = [text_table(header, part) for part in (cells[:half], cells[half:]) if part]
     width = max(map(len, sides[0])) + 4
-    for place, line in enumerate(sides[0]):
-        other = sides[1][place] if len(sides) > 1 and place < len(sides[1]) else ""
-        lines.append(f"{line:<{width}}{other}".rstrip())
-    if told["confused"]:
-        lines += ["", "most confused"]
-        rows = [
-            (f"{each['phoneme']} heard as {each['heard_as']}", f"{each['frames']:,} frames",
-             f"{percent(each['share_of_phoneme'])} % of {each['phoneme']}",
-             f"{percent(each['share_of_errors'])} % of all errors")
-            for each in told["confused"]
-        ]  # fmt: skip
-        lines += text_table(rows[0], rows[1:])
-    return "\n".join(lines)
+    others = [*(sides[1] if len(sides) > 1 else []), "", ""]
+    return note + [f"{left:<{width}}{right}".rstrip() for left, right in zip(sides[0], others)]
+
+
+def _confused_table(confused: list[dict[str, Any]]) -> list[str]:
+    if not confused:
+        return []
+    rows = [
+        (f"{row['phoneme']} heard as {row['heard_as']}", f"{row['frames']:,} frames",
+         f"{percent(row['share_of_phoneme'])} % of {row['phoneme']}",
+         f"{percent(row['share_of_errors'])} % of all errors")
+        for row in confused
+    ]  # fmt: skip
+    return ["", "most confused", *text_table(rows[0], rows[1:])]

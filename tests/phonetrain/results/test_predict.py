@@ -14,7 +14,8 @@ import torch
 from phonetrain.config.run_config import load_recipe
 from phonetrain.console.base import Console
 from phonetrain.errors import CheckpointError, ConfigError, PhonetrainError
-from phonetrain.results.predict import describe_confusion, evaluate, label_frames, predict
+from phonetrain.results.evaluate import describe_confusion, evaluate
+from phonetrain.results.predict import label_frames, predict
 from phonetrain.results.tables import evaluation_text
 from phonetrain.results.trained import open_trained
 from phonetrain.runs.directory import Run
@@ -22,7 +23,8 @@ from phonetrain.training import checkpoint
 from phonetrain.training.fit import fit
 from tests.training import TINY, StopAt, fit_tiny, resume_tiny, weights
 
-room = sys.modules["phonetrain.results.predict"]
+posteriors_room = sys.modules["phonetrain.results.posteriors"]
+room = sys.modules["phonetrain.results.output"]
 trained_room = sys.modules["phonetrain.results.trained"]
 
 
@@ -98,8 +100,8 @@ def test_predictions_equal_the_slow_way_row_by_row(trained_run, learnable_corpus
 
 def test_rows_are_placed_by_frame_id_whatever_order_batches_come_in(trained_run, monkeypatch):
     trained = open_trained(trained_run)
-    in_order = label_frames(trained, "test-clean")
-    loader = room._open(trained, "test-clean")
+    in_order = label_frames([trained], "test-clean")
+    loader = posteriors_room.open_frames(trained, "test-clean")
 
     class Backwards:
         num_frames = loader.num_frames
@@ -115,8 +117,8 @@ def test_rows_are_placed_by_frame_id_whatever_order_batches_come_in(trained_run,
         def __exit__(self, *exception):
             loader.close()
 
-    monkeypatch.setattr(room, "_open", lambda trained, partition: Backwards())
-    assert (label_frames(trained, "test-clean") == in_order).all()
+    monkeypatch.setattr(posteriors_room, "open_frames", lambda trained, partition: Backwards())
+    assert (label_frames([trained], "test-clean") == in_order).all()
 
 
 def test_index_labels_and_other_header_for_other_courses(trained_run, tmp_path):
@@ -319,3 +321,39 @@ def test_export_on_a_full_disk_writes_nothing_and_does_not_advise_to_resume(trai
     with pytest.raises(PhonetrainError, match="No space left on device.*--out DIR") as refused:
         export(trained_run, tmp_path / "export")
     assert "resume" not in str(refused.value) and list(tmp_path.iterdir()) == []
+
+
+def test_posteriors_are_read_back_by_numpy_and_kaldiio_and_give_the_labels(trained_run, tmp_path):
+    kaldiio = pytest.importorskip("kaldiio")
+    labels = label_frames([open_trained(trained_run)], "test-clean")
+    array = np.load(predict(trained_run, out=tmp_path / "a.npy", form="npy"))
+    ark = dict(kaldiio.load_ark(str(predict(trained_run, out=tmp_path / "a.ark", form="ark", values="posterior"))))
+    assert (array.argmax(1) == labels).all()
+    np.testing.assert_allclose(np.concatenate(list(ark.values())), np.exp(array), rtol=1e-6)
+
+
+def test_average_of_a_net_with_itself_changes_nothing_and_too_many_parameters_are_refused(trained_run, tmp_path):
+    alone = np.load(predict(trained_run, out=tmp_path / "a.npy", form="npy"))
+    names = [str(trained_run.path), f"{trained_run.path}@best"]
+    for average in ("log", "probability"):
+        both = np.load(predict(names, out=tmp_path / "b.npy", form="npy", average=average))
+        np.testing.assert_allclose(both, alone, atol=1e-5)
+    with pytest.raises(ConfigError, match="2 nets have .* more than --max-parameters 1,000"):
+        predict(names, max_parameters=1000)
+
+
+@pytest.mark.parametrize("form", ["ctm", "text", "json", "textgrid"])
+@pytest.mark.parametrize("smooth", ["viterbi", "median"])
+def test_phones_of_every_utterance_are_written(trained_run, learnable_corpus, tmp_path, form, smooth):
+    path = predict(trained_run, out=tmp_path / "out", form=form, smooth=smooth)
+    ids = set(learnable_corpus["test-clean"].utterance_ids)
+    if form == "textgrid":
+        assert {file.stem for file in path.iterdir()} == ids
+    else:
+        assert all(name in path.read_text() for name in ids)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+
+
+def test_smoothing_of_posteriors_is_refused(trained_run):
+    with pytest.raises(ConfigError, match="--smooth viterbi changes labels"):
+        predict(trained_run, form="npy", smooth="viterbi")

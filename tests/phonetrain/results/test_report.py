@@ -13,8 +13,8 @@ import pytest
 from phonedata import PackedCorpus, pack
 from phonetrain.config.run_config import load_recipe
 from phonetrain.errors import PhonetrainError, RunNotFound
+from phonetrain.results.evaluate import evaluate
 from phonetrain.results.plots import Curves, as_png, draw_run, epoch_scale
-from phonetrain.results.predict import evaluate
 from phonetrain.results.report import ablation_markdown, best_evaluation, command, kept_evaluation, report
 from phonetrain.runs.directory import Run
 from phonetrain.runs.explain import explain

@@ -10,7 +10,7 @@ from phonetrain.cli.main import exit_code
 from phonetrain.config.run_config import RunConfig
 from phonetrain.console.base import Console
 from phonetrain.errors import ConfigError
-from phonetrain.results.predict import evaluate
+from phonetrain.results.evaluate import evaluate
 from phonetrain.results.report import epochs, summary
 from phonetrain.results.tables import evaluation_text
 from phonetrain.runs.directory import Run

@@ -1,0 +1,135 @@
+"""Log posteriors of a partition, an utterance at a time, from one trained net or the average of several; in fp32."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from phonedata import Selection, WindowSpec, open_loader
+
+from ..console.panel import bar
+from ..errors import ConfigError, PhonetrainError
+from ..runs.directory import Run
+from ..training.data import why_not_finite
+from .trained import Trained, open_trained
+
+BATCH = 4096
+Average = Literal["log", "probability"]
+RunName = Run | str | os.PathLike[str] | None
+
+
+def open_ensemble(
+    runs: RunName | Sequence[RunName],
+    checkpoint: str | int = "best",
+    corpus: str | os.PathLike[str] | None = None,
+    device: str = "auto",
+    max_parameters: int | None = None,
+) -> list[Trained]:
+    """The nets whose posteriors are averaged; one run is one net. A name may end in @CHECKPOINT, as runs/a-1@last.
+
+    max_parameters: the most that all of them together may have. Raises ConfigError where they have more, or where they
+    are of different corpora or phonemes; RunNotFound, CheckpointError.
+    """
+    names = [runs] if runs is None or isinstance(runs, (Run, str, os.PathLike)) else list(runs) or [None]
+    nets = []
+    for name in names:
+        chosen: str | int = checkpoint
+        if isinstance(name, (str, Path)) and "@" in str(name) and not Path(name).exists():
+            name, _, chosen = str(name).rpartition("@")
+        nets.append(open_trained(name, chosen, corpus, device))
+    for net in nets[1:]:
+        if net.corpus.digest != nets[0].corpus.digest:
+            raise ConfigError(
+                f"{net.run.path} belongs to {net.corpus.path} and {nets[0].run.path} to {nets[0].corpus.path}: only "
+                "nets of one corpus can be averaged; give one that suits all of them: --corpus DIR"
+            )
+    parameters = sum(parameter.numel() for net in nets for parameter in net.model.parameters())
+    if max_parameters is not None and parameters > max_parameters:
+        raise ConfigError(
+            f"the {len(nets)} nets have {parameters:,} parameters together, more than --max-parameters "
+            f"{max_parameters:,}; average fewer or smaller ones"
+        )
+    return nets
+
+
+def posteriors(
+    nets: Sequence[Trained], partition: str, doing: str, average: Average = "log"
+) -> Iterator[npt.NDArray[np.float32]]:
+    """(N_u, C) float32 log posteriors of each utterance of `partition`, in packed order; memory does not grow with it.
+
+    average: "log" takes the mean of the nets' log posteriors, normalised again; "probability" that of their posteriors.
+    Says on stderr, at the end, where frames have no finite score.
+    """
+    ends = Selection.of(nets[0].corpus, partition).utterance_end.tolist()
+    waiting: list[npt.NDArray[np.float32]] = []
+    utterance = first = done = lost = 0
+    with contextlib.ExitStack() as stack:
+        streams = [_batches(net, partition, stack) for net in nets]
+        show = stack.enter_context(bar(f"{doing} {partition}", ends[-1]))
+        for batch in zip(*streams, strict=True):
+            rows = _averaged(batch, average)
+            lost += int((~np.isfinite(rows).all(1)).sum())
+            waiting.append(rows)
+            done += len(rows)
+            show(done)
+            while utterance < len(ends) and ends[utterance] <= done:
+                together = np.concatenate(waiting) if len(waiting) > 1 else waiting[0]
+                length = ends[utterance] - first
+                yield together[:length]
+                waiting = [together[length:]]
+                first, utterance = ends[utterance], utterance + 1
+    if done != ends[-1]:
+        raise PhonetrainError(f"{partition}: {done} frames were scored, wanted {ends[-1]}; please report this")
+    if lost:
+        why = why_not_finite(nets[0].corpus, partition)
+        print(f"warning: the scores of {lost:,} of {done:,} frames mean nothing: {why}", file=sys.stderr)
+
+
+def _averaged(batch: Sequence[npt.NDArray[np.float32]], average: Average) -> npt.NDArray[np.float32]:
+    if len(batch) == 1:
+        return batch[0]
+    if average == "log":
+        mean = np.mean(batch, axis=0)
+        rows = mean - np.logaddexp.reduce(mean, axis=1, keepdims=True)
+    else:
+        rows = np.logaddexp.reduce(np.stack(batch), axis=0) - np.log(len(batch))
+    return np.asarray(rows, np.float32)
+
+
+def _batches(net: Trained, partition: str, stack: contextlib.ExitStack) -> Iterator[npt.NDArray[np.float32]]:
+    """(B, C) log posteriors of consecutive frames, placed by frame id."""
+    loader = stack.enter_context(open_frames(net, partition))
+    begin = 0
+    for batch in loader.epoch(0):
+        with torch.no_grad():
+            rows = torch.log_softmax(net.model(batch.windows.float()), 1).cpu().numpy()
+        frames = batch.frames.cpu().numpy() - begin
+        placed = np.empty_like(rows)
+        if not np.array_equal(np.sort(frames), np.arange(len(rows))):
+            raise PhonetrainError(f"{partition}: frames near {begin} are missing or doubled; please report this")
+        placed[frames] = rows
+        begin += len(rows)
+        yield placed
+
+
+def open_frames(net: Trained, partition: str) -> Any:
+    """A loader of the partition's windows in frame order."""
+    window = net.config.window
+    return open_loader(
+        net.corpus,
+        partition,
+        window=WindowSpec(window.left, window.right),
+        batch_size=BATCH,
+        order="sequential",
+        drop_last=False,
+        device=str(net.compute.device),
+        dtype="float32",
+    )

@@ -1,0 +1,96 @@
+"""Scores in phones, boundaries, classes of sounds and intervals equal the slow, obvious way."""
+
+import numpy as np
+import pytest
+
+from phonetrain.results.bootstrap import interval, units_of
+from phonetrain.results.phones import (
+    boundaries,
+    boundary_score,
+    distance_to_boundary,
+    edit_distance,
+    matched_boundaries,
+)
+from phonetrain.results.smoothing import Transitions, median_labels, viterbi
+from phonetrain.results.sounds import sound_classes
+
+
+def slow_edit_distance(wanted, found):
+    if not wanted or not found:
+        return len(wanted) + len(found)
+    return min(
+        slow_edit_distance(wanted[1:], found[1:]) + (wanted[0] != found[0]),
+        slow_edit_distance(wanted[1:], found) + 1,
+        slow_edit_distance(wanted, found[1:]) + 1,
+    )
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_edit_distance_equals_the_recursive_definition(seed):
+    random = np.random.default_rng(seed)
+    wanted, found = (random.integers(0, 3, random.integers(0, 7)) for _ in range(2))
+    assert edit_distance(wanted, found) == slow_edit_distance(wanted.tolist(), found.tolist())
+
+
+def test_distance_to_boundary_is_0_on_both_sides_of_one_and_the_length_without_one():
+    assert distance_to_boundary(np.array([5, 5, 5, 2, 2, 2, 2])).tolist() == [2, 1, 0, 0, 1, 2, 3]
+    assert distance_to_boundary(np.array([4, 4, 4])).tolist() == [3, 3, 3]
+    assert boundaries(np.array([5, 5, 2, 2, 5])).tolist() == [2, 4]
+
+
+def test_boundaries_match_once_and_within_the_tolerance():
+    assert matched_boundaries(np.array([10, 20, 30]), np.array([9, 11, 20, 33]), 2).tolist() == [1, 1, 0]
+    perfect = boundary_score(np.array([4, 0, 0]), 4, 4, 10.0)
+    assert perfect.f1 == 1.0 and perfect.r_value == pytest.approx(1.0) and perfect.off_by_ms == 0.0
+    # Rasanen et al.: twice as many boundaries as wanted, all wanted ones hit.
+    over = boundary_score(np.array([4, 0, 0]), 4, 8, 10.0)
+    assert over.r_value == pytest.approx(1 - (1 + 1 / np.sqrt(2)) / 2)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_path_has_the_score_of_a_plain_float64_viterbi(seed):
+    random = np.random.default_rng(seed)
+    classes, frames, scale, penalty = 7, 60, 1.5, 0.7
+    rows = np.log(random.dirichlet(np.ones(classes), frames)).astype(np.float32)
+    transitions = Transitions.of(random.integers(0, 50, (classes, classes)), random.integers(0, 9, classes))
+    nexts = transitions.log_next.astype(np.float64) - penalty * (1 - np.eye(classes))
+    best, back = transitions.log_initial + scale * rows[0].astype(np.float64), []
+    for row in rows[1:].astype(np.float64):
+        back.append((best[:, None] + nexts).argmax(0))
+        best = (best[:, None] + nexts).max(0) + scale * row
+    wanted = [int(best.argmax())]
+    for source in back[::-1]:
+        wanted.append(int(source[wanted[-1]]))
+    assert viterbi(rows, transitions, scale, penalty).tolist() == wanted[::-1]
+
+
+def test_median_drops_a_class_that_lasts_two_frames_of_five():
+    rows = np.log(np.full((9, 2), 0.1, np.float32))
+    rows[:, 0], rows[4:6] = np.log(0.9), np.log([0.1, 0.9])
+    assert median_labels(rows).tolist() == [0] * 9
+
+
+@pytest.mark.parametrize(
+    ("symbols", "classes"),
+    [
+        (("[SIL]", "AH0", "T_B", "jh", "NG"), ["silence", "vowels", "stops", "affricates", "nasals"]),
+        (
+            ("sil", "a\u02d0", "t\u0361\u0283", "\u0283", "\u014b"),
+            ["silence", "vowels", "affricates", "fricatives", "nasals"],
+        ),
+        (("word", "T"), None),
+    ],
+)
+def test_sounds_of_arpabet_and_ipa_are_classed_and_other_sets_left_out(symbols, classes):
+    assert sound_classes(symbols) == classes
+
+
+def test_interval_holds_the_share_and_of_50_speakers_the_speakers_are_drawn():
+    random = np.random.default_rng(0)
+    whole = random.integers(50, 100, 200)
+    part = random.binomial(whole, 0.6)
+    assert units_of([f"s{n % 50}" for n in range(200)])[1] == "speakers"
+    units, drawn = units_of([f"s{n % 49}" for n in range(200)])
+    found = interval(part, whole, units)
+    assert drawn == "utterances" and found["low"] < part.sum() / whole.sum() < found["high"]
+    assert found == interval(part, whole, units)
