@@ -28,6 +28,8 @@ _MODULES = {
     "pack": "packing.pack",
     "PackReport": "packing.report",
     "extract": "packing.extract",
+    "AlignmentOptions": "raw.audio",
+    "FrontEnd": "raw.frontend",
     "merge": "packing.merge",
     "inspect": "format.describe",
     "open_loader": "loaders.open",
@@ -65,6 +67,8 @@ if TYPE_CHECKING:
     from .packing.report import PackReport as PackReport
     from .phonemes import ARPABET as ARPABET
     from .phonemes import PhonemeSet as PhonemeSet
+    from .raw.audio import AlignmentOptions as AlignmentOptions
+    from .raw.frontend import FrontEnd as FrontEnd
 else:
 
     def __getattr__(name: str) -> object:

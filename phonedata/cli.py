@@ -36,6 +36,11 @@ def pack(
     workers: int | None = None,
     part: str | None = None,
     stats_only: Flag = False,
+    alignments: Path | None = None,
+    tier: str | None = None,
+    alignment_unit: float | None = None,
+    unknown: Literal["class", "skip"] = "class",
+    max_uncovered: float | None = None,
     json_output: Json = False,
 ) -> None:
     """Pack the raw folder RAW into the corpus PACKED, whole or not at all.
@@ -68,11 +73,23 @@ def pack(
         I/N: pack only the I-th of N parts, into PACKED.parts, for `phonedata merge PACKED`; one that is there is kept.
     stats_only
         With --part and --cmvn speaker or train: only the statistics, which every part then needs.
+    alignments
+        Folder of a tree that holds the alignments of the audio, paired by id; by default they lie beside it.
+    tier
+        The TextGrids' tier of phones, by name or number; by default the one named phones, MAU or PhonAlign.
+    alignment_unit
+        How many units of the times in .phn and .lab are a second, e.g. 16000, 1000 for milliseconds, 1 for seconds; by
+        default .phn counts samples of the audio, HTK's .lab 100 ns, and numbers with a decimal point seconds.
+    unknown
+        Unknown words (spn, unk, oov) are classes of their own, or their utterances are left out.
+    max_uncovered
+        Largest share of an utterance that no interval covers; by default 0.1, and no stretch above 1 s.
     json_output
         Print the report as JSON.
     """
     from .packing.pack import pack as run
     from .progress import ProgressLine
+    from .raw.audio import AlignmentOptions
 
     with ProgressLine() as line:
         report = run(
@@ -89,6 +106,7 @@ def pack(
             progress=line,
             part=_parse_part(part),
             stats_only=stats_only,
+            alignment=AlignmentOptions(_text(alignments), tier, alignment_unit, unknown, max_uncovered),
         )
     _show(report.to_dict(), as_flags(str(report)), json_output)
 
@@ -103,6 +121,10 @@ def _show(result: dict[str, Any], text: str, as_json: bool) -> None:
         # What is still buffered goes nowhere: the flush at exit would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise PhonedataError(f"the output could not be written ({error.strerror}); make room for it") from None
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
 
 
 def _parse_part(text: str | None) -> tuple[int, int] | None:
@@ -120,14 +142,29 @@ def extract(
     raw: Path,
     /,
     *,
-    coefficients: int = 28,
-    mel_bins: int = 40,
+    features: Literal["mfcc", "fbank"] = "mfcc",
+    coefficients: int | None = None,
+    bins: int = 40,
+    deltas: Literal[0, 1, 2] = 0,
+    c0: Literal["first", "last"] = "first",
     rate: int = 16000,
+    frame_length: float = 25.0,
+    frame_shift: float = 10.0,
+    low_hz: float = 20.0,
+    high_hz: float | None = None,
+    window: Literal["povey", "hamming", "hanning", "rectangular"] = "povey",
+    preemphasis: float = 0.97,
+    lifter: float = 22.0,
+    alignments: Path | None = None,
+    tier: str | None = None,
+    alignment_unit: float | None = None,
+    unknown: Literal["class", "skip"] = "class",
+    max_uncovered: float | None = None,
     skip_bad: Flag = False,
     workers: int | None = None,
     json_output: Json = False,
 ) -> None:
-    """Compute MFCC and frame labels of the folder AUDIO into the new raw folder RAW, ready to pack.
+    """Compute features and frame labels of the folder AUDIO into the new raw folder RAW, ready to pack.
 
     AUDIO holds one folder a partition, with .wav or .flac files at any depth and beside each, except in a test
     partition, its phones: a TextGrid (MFA), TIMIT's .phn, or a .lab of Festival or HTK. Repeat an interrupted call and
@@ -139,12 +176,43 @@ def extract(
         Folder of partitions, e.g. AUDIO/train/speaker/ID.wav with ID.TextGrid.
     raw
         The raw folder to make.
+    features
+        MFCC, or log mel energies (fbank).
     coefficients
-        MFCC a frame, every 10 ms over 25 ms.
-    mel_bins
-        Mel bins that they are computed from.
+        MFCC a frame; 28 by default.
+    bins
+        Mel bins.
+    deltas
+        How many derivatives follow the static coefficients.
+    c0
+        Whether MFCC's C0 is the first or the last coefficient; the course's features have it last.
     rate
         Sampling rate in Hz that audio is brought to.
+    frame_length
+        Milliseconds that a frame covers.
+    frame_shift
+        Milliseconds from one frame to the next.
+    low_hz
+        Lower end of the mel bins.
+    high_hz
+        Upper end of the mel bins; half of the rate by default.
+    window
+        The frames' window function.
+    preemphasis
+        Factor of the pre-emphasis, 0 for none.
+    lifter
+        Cepstral lifter of MFCC, 0 for none.
+    alignments
+        Folder of a tree that holds the alignments of the audio, paired by id; by default they lie beside it.
+    tier
+        The TextGrids' tier of phones, by name or number; by default the one named phones, MAU or PhonAlign.
+    alignment_unit
+        How many units of the times in .phn and .lab are a second, e.g. 16000, 1000 for milliseconds, 1 for seconds; by
+        default .phn counts samples of the audio, HTK's .lab 100 ns, and numbers with a decimal point seconds.
+    unknown
+        Unknown words (spn, unk, oov) are classes of their own, or their utterances are left out.
+    max_uncovered
+        Largest share of an utterance that no interval covers; by default 0.1, and no stretch above 1 s.
     skip_bad
         Leave out utterances that cannot be read, and list them.
     workers
@@ -154,12 +222,30 @@ def extract(
     """
     from .packing.extract import extract as run
     from .progress import ProgressLine
+    from .raw.audio import AlignmentOptions
     from .raw.frontend import FrontEnd
 
-    frontend = FrontEnd(rate_hz=rate, mel_bins=mel_bins, coefficients=coefficients)
+    frontend = FrontEnd(
+        features=features,
+        rate_hz=rate,
+        frame_length_ms=frame_length,
+        frame_shift_ms=frame_shift,
+        mel_bins=bins,
+        coefficients=coefficients,
+        deltas=deltas,
+        c0=c0,
+        low_hz=low_hz,
+        high_hz=high_hz,
+        window=window,
+        preemphasis=preemphasis,
+        lifter=lifter,
+    )
+    alignment = AlignmentOptions(_text(alignments), tier, alignment_unit, unknown, max_uncovered)
     with ProgressLine() as line:
-        report = run(audio, raw, frontend=frontend, skip_bad=skip_bad, workers=workers, progress=line)
-    _show(report.to_dict(), str(report), json_output)
+        report = run(
+            audio, raw, frontend=frontend, alignment=alignment, skip_bad=skip_bad, workers=workers, progress=line
+        )
+    _show(report.to_dict(), as_flags(str(report)), json_output)
 
 
 @app.command
@@ -246,9 +332,10 @@ def as_flags(message: str) -> str:
 
     def flag(match: re.Match[str]) -> str:
         name = match[1].replace("_", "-")
-        return f"--{name}" if match[2] == "True" else f"--{name} {match[3]}"
+        return f"--{name}" if match[2] == "True" else f"--{name} {match[3] or match[4] or ''}".rstrip()
 
-    return re.sub(r"\b(replace|skip_bad|cmvn|dtype|train_partition)=(True|'([^']*)')", flag, message)
+    names = "replace|skip_bad|cmvn|dtype|train_partition|tier|alignments|unknown|alignment_unit|max_uncovered"
+    return re.sub(rf"\b({names})=(True|'([^']*)'|([\d.]*\d))", flag, message)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -63,7 +63,7 @@ def _speak_voice(partition: str, voice: str, speaker: int, num_utterances: int, 
         signal = draw.normal(0.0, noise, size=len(speech) + int((lead + tail) * frontend.rate_hz)).astype(np.float32)
         first = int(lead * frontend.rate_hz)
         signal[first : first + len(speech)] += gain * speech
-        features = frontend.mfcc(np.round(signal).clip(-32768, 32767))
+        features = frontend.compute(np.round(signal).clip(-32768, 32767))
         begin = starts / synthesiser.rate_hz + first / frontend.rate_hz
         end = np.append(begin[1:], first / frontend.rate_hz + len(waveform) / synthesiser.rate_hz)
         classes = [ARPABET.index(name) for name in names]

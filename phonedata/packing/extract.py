@@ -7,10 +7,11 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from multiprocessing import current_process, parent_process
 from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -19,6 +20,7 @@ from ..errors import CorpusExists, CorpusNotFound, PhonedataError, RawDataError,
 from ..files import put_in_place, sync_tree
 from ..phonemes import ARPABET
 from ..raw import audio as audio_layout
+from ..raw.audio import AlignmentOptions
 from ..raw.base import Problem, RawCorpus, RawPartition
 from ..raw.frontend import FrontEnd
 from ..system import available_cores
@@ -49,26 +51,28 @@ class ExtractReport:
         return {
             "path": str(self.path),
             "partitions": {name: {"utterances": u, "frames": n} for name, (u, n) in self.partitions.items()},
-            "left_out": [problem.to_dict() for problem in self.left_out],
+            "left_out": [asdict(problem) for problem in self.left_out],
             "notes": list(self.notes),
         }
 
 
 def extract(
-    audio,
-    raw,
+    audio: str | os.PathLike[str],
+    raw: str | os.PathLike[str],
     *,
     frontend: FrontEnd | None = None,
+    alignment: AlignmentOptions | None = None,
     skip_bad: bool = False,
     workers: int | None = None,
     progress: Callable[..., None] | None = None,
 ) -> ExtractReport:
-    """Compute MFCC and frame labels of the folder `audio` and write them to the new folder `raw`.
+    """Compute features and frame labels of the folder `audio` and write them to the new folder `raw`.
 
-    The label of a frame is the phone that covers its centre. `progress(stage, done, total, unit)` counts them. An
-    interrupted call continues where it stopped when it is repeated. `workers` processes (default: the cores this one
-    may use) import the calling script, which must call under `if __name__ == "__main__":`. Raises CorpusNotFound,
-    CorpusExists, RawDataError (unless `skip_bad`), MissingReader, PhonedataError (disk, another process writing `raw`).
+    The label of a frame is the phone that covers its centre; `alignment` says how alignments are read.
+    `progress(stage, done, total, unit)` counts utterances. An interrupted call continues where it stopped when it is
+    repeated. `workers` processes (default: the cores this one may use) import the calling script, which must call under
+    `if __name__ == "__main__":`. Raises CorpusNotFound, CorpusExists, RawDataError (unless `skip_bad`), SpecError,
+    MissingReader, PhonedataError (disk, another process writing `raw`).
     """
     if current_process().name.startswith(_Extractor.__name__):
         # One of our own processes imports a script without a guard; the one who started it says so, once.
@@ -79,7 +83,7 @@ def extract(
     _check_absent(target)
     if workers is not None and workers < 1:
         raise SpecError(f"workers {workers}, wanted at least 1")
-    corpus = audio_layout.open_layout(source, frontend)
+    corpus = audio_layout.open_layout(source, frontend, alignment)
     problems = [problem for partition in corpus.partitions for problem in partition.problems]
     if problems and not skip_bad:
         raise RawDataError(problems[0].message + (f" ({len(problems)} such files)" if len(problems) > 1 else ""))
@@ -128,7 +132,14 @@ def _check_absent(target: Path) -> None:
         raise CorpusExists(f"{target}: already there; remove it or name another folder")
 
 
-def _extract(corpus: RawCorpus, target: Path, staging: Staging, skip_bad, workers: int, progress) -> ExtractReport:
+def _extract(
+    corpus: RawCorpus,
+    target: Path,
+    staging: Staging,
+    skip_bad: bool,
+    workers: int,
+    progress: Callable[..., None] | None,
+) -> ExtractReport:
     """Extract into `staging.corpus` what its journal does not call done."""
     tasks = []
     for partition in corpus.partitions:
@@ -141,7 +152,13 @@ def _extract(corpus: RawCorpus, target: Path, staging: Staging, skip_bad, worker
     open_tasks = [(p, begin, end) for p, begin, end in tasks if (p.name, begin, end) not in finished]
     kept = done = total - sum(end - begin for _, begin, end in open_tasks)
     workers = min(workers, len(open_tasks))
-    pool = ProcessPoolExecutor(workers, _Extractors(), _begin_process, (corpus.partitions,)) if workers > 1 else None
+    pool, notes = None, list(corpus.notes)
+    if workers > 1:
+        try:
+            pool = ProcessPoolExecutor(workers, _Extractors(), _begin_process, (corpus.partitions,))
+        except (OSError, ImportError) as error:
+            # Semaphores lie in /dev/shm, which may be full, read-only or not there at all.
+            notes.append(f"one process did it all: this system gives no semaphores for more ({error}); see /dev/shm")
     try:
         jobs = [(p.name if pool else p, begin, end, str(staging.corpus), skip_bad) for p, begin, end in open_tasks]
         results = (pool.map if pool else map)(_extract_some, *zip(*jobs)) if jobs else ()
@@ -157,12 +174,13 @@ def _extract(corpus: RawCorpus, target: Path, staging: Staging, skip_bad, worker
     counts, problems = {}, [problem for partition in corpus.partitions for problem in partition.problems]
     for partition in corpus.partitions:
         parts = [finished[p.name, begin, end] for p, begin, end in tasks if p is partition]
-        bad = [Problem(*told) for part in parts for told in part["left_out"]]
+        bad = [Problem(*problem) for part in parts for problem in part["left_out"]]
         counts[partition.name] = len(partition.utterance_ids) - len(bad), sum(part["frames"] for part in parts)
         problems += bad
         _check_files(staging.corpus, partition, counts[partition.name][0], sum(part["bytes"] for part in parts))
-    notes = (*corpus.notes, f"{kept:,} utterances kept from an interrupted call") if kept else corpus.notes
-    return ExtractReport(target, counts, problems, notes)
+    if kept:
+        notes.append(f"{kept:,} utterances kept from an interrupted call")
+    return ExtractReport(target, counts, problems, tuple(notes))
 
 
 def _kinds(partition: RawPartition) -> tuple[str, ...]:
@@ -196,14 +214,15 @@ def _begin_process(partitions: tuple[RawPartition, ...]) -> None:
     _partitions.update({partition.name: partition for partition in partitions})
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
-    def end_with_parent():
-        parent_process().join()
+    def end_with_parent() -> None:
+        if parent := parent_process():
+            parent.join()
         os._exit(1)
 
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 
-def _extract_some(partition: RawPartition | str, begin: int, end: int, out: str, skip_bad: bool) -> dict:
+def _extract_some(partition: RawPartition | str, begin: int, end: int, out: str, skip_bad: bool) -> dict[str, Any]:
     """Write utterances begin..end of a partition (in the pool, its name): frames, bytes, what was left out."""
     partition = _partitions[partition] if isinstance(partition, str) else partition
     frames, size, left_out = 0, 0, []

@@ -7,6 +7,7 @@ from pathlib import Path
 from ..errors import NoSpace, PhonedataError, SpecError
 from ..files import disk_error, is_disk_full, put_in_place, recover, staging_path
 from ..format.corpus import PackedCorpus
+from ..raw.audio import AlignmentOptions
 from ..raw.base import RawCorpus
 from ..raw.open import open_raw
 from ..system import available_cores
@@ -33,6 +34,7 @@ def pack(
     progress=None,
     part: tuple[int, int] | None = None,
     stats_only: bool = False,
+    alignment: AlignmentOptions | None = None,
 ) -> PackReport:
     """Pack the raw folder `raw` into the corpus `packed`, whole or not at all; returns what was done.
 
@@ -46,6 +48,8 @@ def pack(
     first runs with `stats_only`. A part that is there is kept, unless `replace`, or packed again if a raw file was
     written or the statistics were made again since.
 
+    `alignment` says how alignments of audio become labels.
+
     An interrupted call continues where it stopped when it is repeated. Raises CorpusExists, CorpusNotFound,
     RawDataError (the first thing wrong in the raw folder), SpecError, PhonedataError (disk).
     """
@@ -58,7 +62,7 @@ def pack(
     if workers is not None and workers < 1:
         raise SpecError(f"workers {workers}, wanted at least 1")
     recover(whole)
-    corpus = open_raw(raw, layout)
+    corpus = open_raw(raw, layout, alignment) if alignment else open_raw(raw, layout)
     check_partitions(corpus, options)
     target = whole
     try:

@@ -31,7 +31,7 @@ class PackOptions:
 
     def command(self, raw, packed) -> str:
         """The shell command of this pack, but for the part."""
-        words = ["phonedata", "pack", str(raw.path), str(packed), "--layout", raw.layout]
+        words = ["phonedata", "pack", str(raw.path), str(packed), "--layout", raw.layout, *raw.arguments]
         for option in fields(self):
             value = getattr(self, option.name)
             if option.name != "part" and value != option.default:

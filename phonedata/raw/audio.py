@@ -1,176 +1,505 @@
-"""Audio with phone alignments beside it (wav, flac; TextGrid, .phn, .lab): MFCC and labels, made while reading."""
+"""Audio with phone alignments (wav, flac; TextGrid, .phn, .lab): features and labels, made while reading."""
 
 import os
+import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 
-from ..errors import MissingReader, RawDataError
+from ..errors import MissingReader, RawDataError, SpecError
 from ..phonemes import ARPABET, PhonemeSet
-from .alignments import SILENCE, SUFFIXES, Intervals, as_arpabet, read_alignment
+from .alignments import SILENCE, SUFFIXES, UNKNOWN, Intervals, as_arpabet, likely_unit, read_alignment
 from .base import Problem, RawCorpus, Stamp, check_name, read_phonemes
-from .frontend import FrontEnd, labels_at, resample
+from .frontend import FrontEnd, labels_at, num_resampled, resample
 from .hw1p2 import speaker_of
 
 LOOKS_FOR = "PARTITION/.../ID.wav or .flac, with ID.TextGrid, ID.phn or ID.lab beside it"
 AUDIO = (".wav", ".flac")
-DEPTH = 5  # LibriSpeech has speakers and chapters, TIMIT dialects and speakers below a partition
+DEPTH = 8  # LibriSpeech has speakers and chapters, TIMIT dialects and speakers below a partition
 LONGEST_SECONDS = 4 * 3600
 _BEYOND = 0.1  # seconds that an alignment may reach beyond its audio: MFA and TIMIT round
+_MAX_UNCOVERED, _LONGEST_GAP = 0.1, 1.0  # share of an utterance, seconds
+_FEW_STRAYS, _FEWEST_TIMIT = 0.2, 0.005  # shares of a corpus's phones
+# Folders that tell what their files are, not whose they are: wav/ID.wav and lab/ID.lab are partners.
+_AUDIO_FOLDER = re.compile(r"wavs?|waves?|audio|flac|wav\d+k?", re.IGNORECASE)
+_LABEL_FOLDER = re.compile(r"labs?|labels?|text_?grids?|phns?|align(ed|ments?)?|phones?", re.IGNORECASE)
+# TIMIT's inventory and Festival's, beside ARPABET: classes of their own, its pauses too.
+_TIMIT = frozenset(
+    ["bcl", "dcl", "gcl", "pcl", "tcl", "kcl", "dx", "q", "nx", "hv", "ux", "ax", "ix", "axr", "ax-h", "em", "en"]
+    + ["eng", "el", "pau", "epi", "h#"]
+)
+
+
+@dataclass(frozen=True)
+class AlignmentOptions:
+    """How alignments become labels.
+
+    alignments: folder of a tree of their own, paired by utterance id; None: beside the audio.
+    tier: the tier of TextGrids that holds phones, by its name or its number from 1; None: the one named as phones.
+    alignment_unit: how many units of the times in .phn and .lab are one second; None: what the format says.
+    unknown: "class" keeps unknown words (spn, unk, oov) as classes of their own, "skip" leaves their utterances out.
+    max_uncovered: largest share of an utterance's frames that no interval covers; None: 0.1, and no stretch above 1 s.
+    """
+
+    alignments: str | None = None
+    tier: str | None = None
+    alignment_unit: float | None = None
+    unknown: str = "class"
+    max_uncovered: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.unknown not in ("class", "skip"):
+            raise SpecError(f"unknown {self.unknown!r}, wanted class or skip")
+        if self.max_uncovered is not None and not 0 <= self.max_uncovered <= 1:
+            raise SpecError(f"max uncovered {self.max_uncovered}, wanted a share of an utterance, 0 to 1")
+        if self.alignment_unit is not None and not 1 <= self.alignment_unit <= 1e9:
+            raise SpecError(f"alignment unit {self.alignment_unit}, wanted units in a second, 1 to 1e9")
+        if self.alignments is not None and not os.path.isdir(self.alignments):
+            raise SpecError(f"alignments {self.alignments!r} is not a folder; give the root of their tree")
+
+    def arguments(self) -> list[str]:
+        """The words of a command line that say the same."""
+        words = []
+        for option in fields(self):
+            value = getattr(self, option.name)
+            if value != option.default:
+                words += [f"--{option.name.replace('_', '-')}", str(value)]
+        return words
 
 
 def detect(root: Path) -> bool:
-    """Whether a folder in `root` holds audio, up to DEPTH folders below it (links to folders are not followed)."""
-    return any(_has_audio(child) for child in root.iterdir() if child.is_dir() and not child.name.startswith("."))
+    """Whether a folder in `root` holds audio, up to DEPTH folders below it."""
+    return any(_has_audio(child) for child in _folders(root))
+
+
+def _folders(root: Path) -> list[Path]:
+    folders = (child for child in sorted(root.iterdir()) if child.is_dir())
+    return [child for child in folders if not child.name.startswith((".", "__MACOSX"))]
 
 
 def _has_audio(folder: Path) -> bool:
-    return any(name.lower().endswith(AUDIO) for _, names in _walk(folder) for name in names)
+    return any(name.lower().endswith(AUDIO) for _, names in _walk(folder, []) for name in names)
 
 
-def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
-    """(folder, file names) of `folder` and of what lies in it, down to DEPTH: some trees have no end worth reaching."""
-    for place, folders, names in os.walk(folder):
-        if len(Path(place).relative_to(folder).parts) >= DEPTH:
+def _walk(folder: Path, too_deep: list[str]) -> Iterator[tuple[str, list[str]]]:
+    """(folder, file names) of `folder` and of what lies in it, down to DEPTH; `too_deep` gets the folders below that.
+
+    Links are followed, each folder once: a link to a folder above it would lead round in circles.
+    """
+    seen = set()
+    for path, folders, names in os.walk(folder, followlinks=True):
+        status = os.stat(path)
+        if (status.st_dev, status.st_ino) in seen:
             folders.clear()
-        yield place, names
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
+        if folders and len(Path(path).relative_to(folder).parts) >= DEPTH:
+            too_deep += [os.path.join(path, name) for name in folders]
+            folders.clear()
+        yield path, [name for name in sorted(names) if not name.startswith(".")]
 
 
-def open_layout(root: Path, frontend: FrontEnd | None = None) -> RawCorpus:
-    """One partition per folder of `root` that holds audio. Raises RawDataError.
+def open_layout(root: Path, frontend: FrontEnd | None = None, options: AlignmentOptions | None = None) -> RawCorpus:
+    """One partition per folder of `root` that holds audio. Reads every alignment and every audio file's header.
 
     Phones of MFA or CMUdict become ARPABET, without stress digits; any other inventory stays as it is, in sorted order,
-    unless `phonemes.txt` lists it.
+    unless `phonemes.txt` lists it. An utterance whose alignment leaves too much uncovered, or has no phone, is a
+    problem. Raises RawDataError.
     """
-    frontend = frontend or FrontEnd()
-    folders = [c for c in sorted(root.iterdir()) if c.is_dir() and not c.name.startswith(".") and _has_audio(c)]
-    partitions = [AudioPartition(root, folder, frontend) for folder in folders]
-    given = read_phonemes(root, None)
-    symbols = set()
-    if given is None:
-        for partition in partitions:
-            symbols |= partition.inventory()
-    own = sorted(s for s in symbols if as_arpabet(s) is None)
-    notes = []
-    phonemes = given or ARPABET
-    if own:
-        # "" (an empty interval) cannot be a symbol; it is a pause like the set's own.
-        phonemes = PhonemeSet(tuple(sorted(s for s in symbols if s)))
-        notes.append(
-            f"{len(own)} phones are not ARPABET (e.g. {own[0]}), so all {len(phonemes)} are kept as they are, in "
-            "sorted order"
-        )
+    frontend, options = frontend or FrontEnd(), options or AlignmentOptions()
+    notes: list[str] = []
+    files = _list_files(root, options, notes)
+    partitions = [
+        AudioPartition(root, name, frontend, options, *files[name]) for name in sorted(files) if files[name][0]
+    ]
+    phonemes = _phonemes(root, partitions, options, notes)
     for partition in partitions:
         partition.use(phonemes)
-    described = {"kind": "mfcc", "rate_hz": frontend.rate_hz, "frame_length_ms": frontend.frame_length_ms}
-    described |= {"frame_shift_ms": frontend.frame_shift_ms, "mel_bins": frontend.mel_bins, "low_hz": frontend.low_hz}
-    described |= {"coefficients": frontend.coefficients}
-    return RawCorpus(root, "audio", tuple(partitions), phonemes, described, tuple(notes))
+    notes += _label_table(partitions)
+    arguments = tuple(options.arguments())
+    return RawCorpus(root, "audio", tuple(partitions), phonemes, frontend.describe(), tuple(notes), arguments)
 
 
-def read_waveform(path: str, rate_hz: int) -> tuple[np.ndarray, int]:
-    """Mono waveform (n,) float32 at `rate_hz` in the scale of int16, and the file's own rate. Raises RawDataError."""
+def _list_files(
+    root: Path, options: AlignmentOptions, notes: list[str]
+) -> dict[str, tuple[dict[str, Path], dict[str, list[Path]]]]:
+    """Partition -> (audio: path -> path within the partition; alignments: the same without suffix -> files)."""
+    found: dict[str, tuple[dict[str, Path], dict[str, list[Path]]]] = {}
+    too_deep: list[str] = []
+    for folder in _folders(root):
+        for path, names in _walk(folder, too_deep):
+            parts = Path(path).relative_to(root).parts
+            for name in names:
+                stem, suffix = _split(name)
+                kind_folder = _AUDIO_FOLDER if suffix in AUDIO else _LABEL_FOLDER
+                if suffix not in (*AUDIO, *SUFFIXES):
+                    continue
+                own = tuple(part for part in parts if not kind_folder.fullmatch(part))
+                partition = own[0] if own else Path(os.path.abspath(root)).name
+                audio, aligned = found.setdefault(partition, ({}, {}))
+                key = Path(*own[1:], stem)
+                if suffix in AUDIO:
+                    audio[os.path.join(path, name)] = key
+                elif options.alignments is None:
+                    aligned.setdefault(str(key), []).append(Path(path, name))
+    if too_deep:
+        notes.append(
+            f"{too_deep[0]} and {len(too_deep) - 1} more folders lie too deep and are not read (limit {DEPTH})"
+        )
+    for partition, (audio, _) in found.items():
+        # Kaggle's TIMIT has each recording twice: SA1.WAV, and SA1.WAV.wav, which every reader can read.
+        copies = [f for f in audio if f"{f}.wav" in audio]
+        for copy in copies:
+            del audio[copy]
+        if copies:
+            notes.append(
+                f"{partition}: {len(copies)} files are not read, a copy with .wav behind the name is ({copies[0]})"
+            )
+    if options.alignments is not None:
+        _pair_tree(Path(options.alignments), found, notes)
+    return found
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Stem and suffix in lower case; the stem of SA1.WAV.wav is SA1."""
+    stem, suffix = os.path.splitext(name)
+    bare, other = os.path.splitext(stem)
+    return (bare if other.lower() in AUDIO and bare else stem), suffix.lower()
+
+
+def _pair_tree(tree: Path, found: dict[str, tuple[dict[str, Path], dict[str, list[Path]]]], notes: list[str]) -> None:
+    """Pair audio with the alignments of another tree: by the file's name, and where several have it by the folders
+    that hold them, from the speaker upwards."""
+    named: dict[str, list[Path]] = {}
+    for path, names in _walk(tree, []):
+        for name in names:
+            if _split(name)[1] in SUFFIXES:
+                named.setdefault(_split(name)[0], []).append(Path(path, name))
+    recordings = Counter(key.name for audio, _ in found.values() for key in audio.values())
+    used: set[Path] = set()
+    for partition, (audio, aligned) in found.items():
+        for key in audio.values():
+            candidates = named.get(key.name, [])
+            if len(candidates) > 1 or recordings[key.name] > 1:
+                folders = (partition, *key.parts[:-1])
+                depths = [_common_end(folders, file.relative_to(tree).parts[:-1]) for file in candidates]
+                most = max(depths, default=0)
+                candidates = [f for f, depth in zip(candidates, depths) if depth == most] if most else []
+            if len({file.suffix.lower() for file in candidates}) == len(candidates):
+                aligned.setdefault(str(key), []).extend(candidates)
+                used.update(candidates)
+    count = sum(map(len, named.values())) - len(used)
+    if count:
+        notes.append(f"{count} alignments of {tree} are not used: no audio has their name and folder")
+
+
+def _common_end(one: tuple[str, ...], other: tuple[str, ...]) -> int:
+    """How many names two paths have in common, counted from their ends."""
+    count = 0
+    while count < min(len(one), len(other)) and one[-1 - count] == other[-1 - count]:
+        count += 1
+    return count
+
+
+def _phonemes(
+    root: Path, partitions: list["AudioPartition"], options: AlignmentOptions, notes: list[str]
+) -> PhonemeSet:
+    """The classes: `phonemes.txt`, ARPABET where all phones are, else what is there; strays become problems."""
+    given = read_phonemes(root, None)
+    if given is not None:
+        return given
+    counts: Counter[str] = Counter()
+    for partition in partitions:
+        counts.update(partition.inventory())
+    unknown = sorted(symbol for symbol in counts if symbol.lower() in UNKNOWN)
+    phones = Counter({s: n for s, n in counts.items() if s.lower() not in SILENCE | UNKNOWN})
+    timit = {s: n for s, n in phones.items() if as_arpabet(s) is None and s.lower() in _TIMIT}
+    strays = {s: n for s, n in phones.items() if as_arpabet(s) is None and s.lower() not in _TIMIT}
+    if 0 < sum(timit.values()) <= _FEWEST_TIMIT * phones.total():
+        strays |= timit
+    if sum(strays.values()) > _FEW_STRAYS * phones.total():
+        strays = {}
+    if strays:
+        for partition in partitions:
+            partition.refuse_strays(strays)
+    kept = [s for s in phones if s not in strays]
+    own = [s for s in kept if as_arpabet(s) is None]
+    symbols = list(ARPABET.symbols)
+    if own:
+        pauses = [s for s in counts if s.lower() in _TIMIT and s.lower() in SILENCE]
+        pauses = pauses if all(s.lower() in _TIMIT for s in own) else []
+        symbols = sorted([*kept, *pauses])
+        if not pauses and any(partition.has_silence() for partition in partitions):
+            symbols.insert(0, ARPABET.symbols[0])
+        notes.append(
+            f"{len(own)} phones are not ARPABET (e.g. {min(own)}), so all {len(symbols)} are kept as they are, in "
+            "sorted order"
+        )
+        if rare := sorted(s for s in own if phones[s] == 1) if phones.total() > 100 else []:
+            where = next(filter(None, (partition.file_with(rare[0]) for partition in partitions)), "")
+            notes.append(f"{len(rare)} of them occur once, as {rare[0]} in {where}; are they slips?")
+    if unknown and options.unknown == "class":
+        symbols += unknown
+        notes.append(
+            f"unknown words ({', '.join(unknown)}) are speech and get classes of their own; unknown='skip' leaves "
+            "their utterances out"
+        )
+    return PhonemeSet(tuple(symbols))
+
+
+def _label_table(partitions: list["AudioPartition"]) -> list[str]:
+    """What labels do not say, a line for each labelled partition."""
+    lines = []
+    for partition in partitions:
+        if partition.labelled:
+            frames, uncovered, unknown, without = partition.totals()
+            lines.append(
+                f"{partition.name}: {uncovered:,} of {frames:,} frames labelled silence because nothing covers them, "
+                f"{without:,} utterances without a phone, {unknown:,} frames of unknown words"
+                + (f" in {partition.skipped:,} utterances left out" if partition.skipped else "")
+            )
+    return lines
+
+
+def read_waveform(path: str, rate_hz: int) -> np.ndarray:
+    """Mono waveform (n,) float32 at `rate_hz` in the scale of int16. Raises RawDataError."""
+    own_rate, length = read_header(path)
+    import soundfile
+
+    try:
+        waveform = soundfile.read(path, dtype="float32")[0]
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    except (RuntimeError, ValueError, TypeError, MemoryError) as error:  # LibsndfileError is a RuntimeError
+        raise _unreadable(path, error) from None
+    if waveform.shape != (length,) or not np.isfinite(waveform).all():
+        raise RawDataError(f"{path}: {len(waveform)} of {length} samples could be read as numbers; mend or remove it")
+    return resample(waveform * np.float32(32768), own_rate, rate_hz)
+
+
+def read_header(path: str) -> tuple[int, int]:
+    """Rate in Hz and number of samples of a mono audio file. Raises RawDataError, MissingReader."""
     try:
         import soundfile
     except ImportError:
         raise MissingReader(
             "reading audio needs soundfile, which is not installed; pip install 'phonedata[audio]'"
         ) from None
+    if not os.path.isfile(path):
+        raise RawDataError(f"{path}: is not a file; remove it, or put the audio there")
     try:
-        if not os.path.isfile(path):
-            raise RawDataError(f"{path}: is not a file; remove or mend it")
-        with soundfile.SoundFile(path) as sound:
-            own_rate, channels, length = sound.samplerate, sound.channels, sound.frames
-            if channels != 1:
-                raise RawDataError(f"{path}: {channels} channels, wanted one; mix it down, e.g. sox IN OUT remix 1")
-            if not 1000 <= own_rate <= 384000 or length > LONGEST_SECONDS * own_rate:
-                raise RawDataError(
-                    f"{path}: {length} samples at {own_rate} Hz, wanted one utterance; cut or mend the file"
-                )
-            waveform = sound.read(dtype="float32")
-    except OSError as error:
-        raise RawDataError(f"{path}: cannot be read ({error.strerror}); mend or remove it") from None
-    except (RuntimeError, ValueError, TypeError, MemoryError) as error:  # LibsndfileError is a RuntimeError
-        line = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        raise RawDataError(f"{path}: is no audio that libsndfile can read ({line}); mend or remove it") from None
-    if len(waveform) != length or not np.isfinite(waveform).all():
-        raise RawDataError(f"{path}: {len(waveform)} of {length} samples could be read as numbers; mend or remove it")
-    return resample(waveform * np.float32(32768), own_rate, rate_hz), own_rate
+        found = soundfile.info(path)
+    except (OSError, RuntimeError, ValueError, TypeError, MemoryError) as error:
+        raise _unreadable(path, error) from None
+    if found.channels != 1:
+        raise RawDataError(
+            f"{path}: {found.channels} channels, wanted one; mix them down, e.g. sox IN OUT remix -, or keep the first "
+            "with sox IN OUT remix 1"
+        )
+    if not 1000 <= found.samplerate <= 384000 or found.frames > LONGEST_SECONDS * found.samplerate:
+        raise RawDataError(
+            f"{path}: {found.frames} samples at {found.samplerate} Hz, wanted one utterance; cut or mend the file"
+        )
+    return found.samplerate, found.frames
+
+
+def _unreadable(path: str, error: BaseException) -> RawDataError:
+    if isinstance(error, OSError):
+        return RawDataError(f"{path}: cannot be read ({error.strerror}); check its disk and permissions")
+    line = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+    return RawDataError(f"{path}: is no audio that libsndfile can read ({line}); mend or remove it")
+
+
+@dataclass
+class _Labels:
+    """Labels of one utterance as runs of frames: `counts` (S,) of equal `symbols` (S,); -1 is: nothing covers it."""
+
+    counts: np.ndarray
+    symbols: np.ndarray
 
 
 class AudioPartition:
     """The audio of one folder; see raw.RawPartition. `use` gives it the phonemes of the whole corpus."""
 
-    def __init__(self, root: Path, folder: Path, frontend: FrontEnd):
-        check_name(folder.name, "partition name", root)
-        self.name, self.frontend, self.order, self.lengths_hint = folder.name, frontend, "sorted", None
-        self.problems: list[Problem] = []
-        audio, aligned = [], {}
-        for place, names in _walk(folder):
-            for name in sorted(names):
-                stem, suffix = os.path.splitext(os.path.join(place, name))
-                if name.startswith("."):
-                    continue
-                if suffix.lower() in AUDIO:
-                    audio.append(stem + suffix)
-                elif suffix.lower() in SUFFIXES:
-                    # MFA's own .lab beside a TextGrid is a transcript in words, not an alignment.
-                    known = aligned.get(stem, "")
-                    if not known or SUFFIXES.index(suffix.lower()) < SUFFIXES.index(os.path.splitext(known)[1].lower()):
-                        aligned[stem] = stem + suffix
-        ids = {path: _utterance_id(Path(path).relative_to(folder)) for path in audio}
-        twice = {i for i, count in Counter(ids.values()).items() if count > 1}
+    def __init__(
+        self,
+        root: Path,
+        name: str,
+        frontend: FrontEnd,
+        options: AlignmentOptions,
+        audio: dict[str, Path],
+        aligned: dict[str, list[Path]],
+    ):
+        check_name(name, "partition name", root)
+        self.name, self.frontend, self.options, self.order = name, frontend, options, "sorted"
+        self.lengths_hint: Sequence[int] | None = None
         self.labelled = bool(aligned)
-        stamp, found = Stamp(), {}
+        self.problems: list[Problem] = []
+        self.phonemes = ARPABET
+        self.skipped = self._without = 0
+        self._symbols: dict[str, int] = {}
+        ids = {path: _utterance_id(key) for path, key in audio.items()}
+        twice = {i for i, count in Counter(ids.values()).items() if count > 1}
+        stamp = Stamp()
+        self.utterance_ids: list[str] = []
+        self._files: list[tuple[str, str | None]] = []
+        self._labels: list[_Labels] = []
+        missing = (
+            "no alignment beside it (.TextGrid, .phn or .lab)"
+            if options.alignments is None
+            else (f"no alignment of its name in {options.alignments}")
+        )
         for path, utterance in sorted(ids.items(), key=lambda pair: (pair[1], pair[0])):
-            check_name(utterance, "utterance id", folder)
-            partner = aligned.get(os.path.splitext(path)[0])
+            check_name(utterance, "utterance id", root / name)
+            # MFA's own .lab beside a TextGrid is a transcript in words, not an alignment.
+            partners = sorted(aligned.get(str(audio[path]), ()), key=lambda f: SUFFIXES.index(f.suffix.lower()))
+            partner = str(partners[0]) if partners else None
             if utterance in twice:
-                self.problems.append(
-                    Problem(utterance, f"{path}: the id {utterance} belongs to another file too; rename one")
-                )
-            elif self.labelled and partner is None:
-                self.problems.append(
-                    Problem(
-                        utterance, f"{path}: no alignment beside it (.TextGrid, .phn or .lab); add it, or skip_bad=True"
-                    )
-                )
-            else:
-                found[utterance] = path, partner
-                for file in filter(None, (path, partner)):
-                    # A link that leads nowhere is refused when it is read.
-                    stamp.add(utterance, os.stat(file) if os.path.exists(file) else None)
-        heard = {os.path.splitext(path)[0] for path in audio}
-        for stem in sorted(aligned.keys() - heard):
-            utterance = _utterance_id(Path(aligned[stem]).relative_to(folder))
-            message = f"{aligned[stem]}: no audio beside it (.wav or .flac); add it, or skip_bad=True"
-            self.problems.append(Problem(utterance, message))
-        stamp.add(repr(frontend), None)
-        self.stamp, self.written = stamp.digests()
-        self.utterance_ids = sorted(found)
-        self.speakers = [speaker_of(utterance) for utterance in self.utterance_ids]
-        self._files = [found[utterance] for utterance in self.utterance_ids]
-
-    def inventory(self) -> set[str]:
-        """All symbols of the partition's alignments; a damaged file is named when it is read, not here."""
-        symbols: set[str] = set()
-        for _, partner in self._files if self.labelled else ():
-            try:
-                symbols.update(read_alignment(partner, 16000).symbols)
-            except RawDataError:
+                self._refuse(utterance, f"{path}: the id {utterance} belongs to another file too; rename one")
                 continue
-        return symbols
+            if self.labelled and partner is None:
+                self._refuse(utterance, f"{path}: {missing}; add it, or skip_bad=True")
+                continue
+            for file in filter(None, (path, partner)):
+                # A link that leads nowhere is refused when it is read.
+                stamp.add(utterance, os.stat(file) if os.path.exists(file) else None)
+            if partner is not None:
+                try:
+                    labels = self._read_labels(path, partner)
+                except RawDataError as error:
+                    self._refuse(utterance, str(error))
+                    continue
+                if labels is None:
+                    continue
+                self._labels.append(labels)
+            self.utterance_ids.append(utterance)
+            self._files.append((path, partner))
+        if options.alignments is None:
+            for key in sorted(aligned.keys() - {str(key) for key in audio.values()}):
+                message = f"{aligned[key][0]}: no audio beside it (.wav or .flac); add it, or skip_bad=True"
+                self._refuse(_utterance_id(Path(key)), message)
+        stamp.add(repr((frontend, options.arguments())), None)
+        self.stamp, self.written = stamp.digests()
+        self.speakers = [speaker_of(utterance) for utterance in self.utterance_ids]
+
+    def _refuse(self, utterance: str, message: str) -> None:
+        self.problems.append(Problem(utterance, message))
+
+    def _read_labels(self, path: str, partner: str) -> _Labels | None:
+        """The labels of one utterance as symbols, checked against the audio; None where it is to be skipped."""
+        rate, samples = read_header(path)
+        intervals = read_alignment(partner, rate, self.options.tier, self.options.alignment_unit)
+        seconds = samples / rate
+        num_frames = self.frontend.num_frames(num_resampled(samples, rate, self.frontend.rate_hz))
+        if not num_frames:
+            raise RawDataError(f"{path}: {seconds:.3f} s are shorter than one frame; remove it")
+        end = float(intervals.ends[-1]) if len(intervals.ends) else 0.0
+        cause = likely_unit(end, intervals.unit, seconds, rate)
+        if end > seconds + _BEYOND:
+            raise RawDataError(
+                f"{partner}: ends at {end:.3f} s, but {path} has {seconds:.3f} s; {cause or 'align it again'}"
+            )
+        codes = np.array([self._symbols.setdefault(s, len(self._symbols)) for s in intervals.symbols], dtype=np.int64)
+        centres = self.frontend.centres(num_frames)
+        frames = labels_at(centres, intervals.starts, intervals.ends, codes, -1, np.int64)
+        edges = np.flatnonzero(np.diff(frames, prepend=-2, append=-2))
+        labels = _Labels(np.diff(edges).astype(np.int32), frames[edges[:-1]].astype(np.int32))
+        self._check_coverage(labels, intervals, partner, seconds, cause)
+        lowered = {symbol.lower() for symbol in intervals.symbols}
+        if self.options.unknown == "skip" and lowered & UNKNOWN:
+            self.skipped += 1
+            return None
+        return labels
+
+    def _check_coverage(self, labels: _Labels, intervals: Intervals, partner: str, seconds: float, cause: str) -> None:
+        """Refuse an alignment without any phone, or one that leaves too much of its audio uncovered."""
+        end = float(intervals.ends[-1]) if len(intervals.ends) else 0.0
+        gaps = labels.counts[labels.symbols < 0]
+        share = gaps.sum() / labels.counts.sum()
+        longest = gaps.max(initial=0) * self.frontend.frame_shift_ms / 1000
+        limit = self.options.max_uncovered
+        too_much = share > limit if limit is not None else share > _MAX_UNCOVERED or longest > _LONGEST_GAP
+        if not any(intervals.symbols):
+            self._without += 1
+            raise RawDataError(
+                f"{partner}: has no phone, although the audio has {seconds:.3f} s (did its alignment fail?); align it "
+                "again, or skip_bad=True"
+            )
+        if too_much:
+            allow = f"align it again, or allow it with max_uncovered={np.ceil(share * 100) / 100:.2f}"
+            raise RawDataError(
+                f"{partner}: nothing labels {share:.0%} of {seconds:.3f} s of audio (it ends at {end:.3f} s, the "
+                f"longest gap has {longest:.2f} s); {cause or allow}"
+            )
+
+    def inventory(self) -> Counter[str]:
+        """How many intervals of the partition's utterances have each symbol."""
+        counts: Counter[int] = Counter()
+        for labels in self._labels:
+            counts.update(labels.symbols.tolist())
+        return Counter({symbol: counts[code] for symbol, code in self._symbols.items() if counts[code]})
+
+    def has_silence(self) -> bool:
+        """Whether a frame is a pause by name, or nothing covers it."""
+        silent = {code for symbol, code in self._symbols.items() if symbol.lower() in SILENCE} | {-1}
+        return any(not silent.isdisjoint(labels.symbols.tolist()) for labels in self._labels)
+
+    def file_with(self, symbol: str) -> str | None:
+        """The first alignment that has `symbol`."""
+        code = self._symbols.get(symbol)
+        found = (f for (_, f), labels in zip(self._files, self._labels) if code in labels.symbols.tolist())
+        return next(found, None)
+
+    def refuse_strays(self, strays: dict[str, int]) -> None:
+        """Make a problem of each utterance with one of `strays`, symbol -> count in the corpus."""
+        names = {code: symbol for symbol, code in self._symbols.items() if symbol in strays}
+        listed = ", ".join(f"{symbol!r} {count} times" for symbol, count in sorted(strays.items())[:10])
+        bad = {}
+        for index, labels in enumerate(self._labels):
+            if found := [names[code] for code in labels.symbols.tolist() if code in names]:
+                bad[index] = found[0]
+        for index, symbol in bad.items():
+            self._refuse(
+                self.utterance_ids[index],
+                f"{self._files[index][1]}: phone {symbol!r} is none of the set that nearly all others are of (strays: "
+                f"{listed}); correct it, list all phones in phonemes.txt, or skip_bad=True",
+            )
+        self._keep([index for index in range(len(self._files)) if index not in bad])
+
+    def _keep(self, indices: list[int]) -> None:
+        self.utterance_ids = [self.utterance_ids[index] for index in indices]
+        self.speakers = [self.speakers[index] for index in indices]
+        self._files = [self._files[index] for index in indices]
+        self._labels = [self._labels[index] for index in indices]
+
+    def totals(self) -> tuple[int, int, int, int]:
+        """Frames, frames that nothing covers, frames of unknown words, utterances without a phone."""
+        unknown = {code for symbol, code in self._symbols.items() if symbol.lower() in UNKNOWN}
+        frames = uncovered = unknown_frames = 0
+        for labels in self._labels:
+            frames += int(labels.counts.sum())
+            uncovered += int(labels.counts[labels.symbols < 0].sum())
+            unknown_frames += int(labels.counts[np.isin(labels.symbols, list(unknown))].sum())
+        return frames, uncovered, unknown_frames, self._without
 
     def use(self, phonemes: PhonemeSet) -> None:
         """Label with `phonemes` from now on; what no interval covers is their silence, where they have one."""
         self.phonemes = phonemes
         silences = [s for s in phonemes.symbols if s.lower() in SILENCE]
         # TIMIT marks the ends of an utterance with h#, and pauses within with pau: uncovered frames are at the ends.
-        self._silence = next(
-            (s for s in ("[SIL]", "sil", "h#", "SIL", "pau") if s in silences), (silences or [None])[0]
-        )
+        silence = next((s for s in ("[SIL]", "sil", "h#", "SIL", "pau") if s in silences), (silences or [""])[0])
+        self._classes = np.full(len(self._symbols) + 1, -1, dtype=np.int64)  # the last: what nothing covers
+        for symbol, code in self._symbols.items():
+            self._classes[code] = phonemes.classes.get(self._class_of(symbol, silence), -1)
+        self._classes[-1] = phonemes.classes.get(silence, -1)
+
+    def _class_of(self, symbol: str, silence: str) -> str:
+        known = symbol if symbol in self.phonemes.classes else as_arpabet(symbol) or symbol
+        return silence if known not in self.phonemes.classes and symbol.lower() in SILENCE else known
 
     def where(self, index: int) -> str:
         return self._files[index][0]
@@ -178,53 +507,38 @@ class AudioPartition:
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
         """See raw.RawPartition.read."""
         path, partner = self._files[index]
-        waveform, own_rate = read_waveform(path, self.frontend.rate_hz)
-        features = self.frontend.mfcc(waveform)
+        waveform = read_waveform(path, self.frontend.rate_hz)
+        features = self.frontend.compute(waveform)
         if not len(features):
             raise RawDataError(
                 f"{path}: {len(waveform) / self.frontend.rate_hz:.3f} s are shorter than one frame; remove it"
             )
-        if not self.labelled:
+        if partner is None:
             return features, None
-        intervals = read_alignment(partner, own_rate)
-        seconds = len(waveform) / self.frontend.rate_hz
-        if len(intervals.ends) and intervals.ends[-1] > seconds + _BEYOND:
-            raise RawDataError(
-                f"{partner}: ends at {intervals.ends[-1]:.3f} s, but {path} has {seconds:.3f} s; align it again"
-            )
-        return features, self._labels(intervals, len(features), partner)
-
-    def _labels(self, intervals: Intervals, num_frames: int, partner: str) -> np.ndarray:
-        classes = []
-        for symbol in intervals.symbols:
-            known = symbol if symbol in self.phonemes.classes else as_arpabet(symbol)
-            if known not in self.phonemes.classes and symbol.lower() in SILENCE:
-                known = self._silence
-            if known not in self.phonemes.classes:
+        labels = self._labels[index]
+        if labels.counts.sum() != len(features):
+            raise RawDataError(f"{path}: changed while it was read; start again")
+        classes = self._classes[labels.symbols]
+        if (classes < 0).any():
+            first = int(np.flatnonzero(classes < 0)[0])
+            names = {code: symbol for symbol, code in self._symbols.items()}
+            symbol = names.get(int(labels.symbols[first]), "")
+            if not symbol or symbol.lower() in SILENCE:
+                frame = int(labels.counts[:first].sum())
                 raise RawDataError(
-                    f"{partner}: phone {symbol!r} is not in the set of {len(self.phonemes)}; list it in phonemes.txt"
+                    f"{partner}: no phone covers frame {frame}, and phonemes.txt names no silence; add a line sil to it"
                 )
-            classes.append(self.phonemes.classes[known])
-        outside = len(self.phonemes) if self._silence is None else self.phonemes.index(self._silence)
-        labels = labels_at(
-            self.frontend.centres(num_frames),
-            intervals.starts,
-            intervals.ends,
-            np.array(classes, int),
-            outside,
-            np.int64,
-        )
-        if labels.max() >= len(self.phonemes):
-            frame = int(np.argmax(labels))
+            also = "; unknown='skip' leaves such utterances out" if symbol.lower() in UNKNOWN else ""
             raise RawDataError(
-                f"{partner}: no phone covers frame {frame}, and the phonemes have no silence; add an interval"
+                f"{partner}: phone {symbol!r} is not in the set of {len(self.phonemes)}; list it in phonemes.txt{also}"
             )
-        return labels.astype(self.phonemes.label_dtype)
+        return features, np.repeat(classes, labels.counts).astype(self.phonemes.label_dtype)
 
 
 def _utterance_id(relative: Path) -> str:
-    """LibriSpeech's names as they are; else SPEAKER-FOLDERS-NAME, the speaker being the folder that holds the file."""
-    if len(relative.stem.split("-")) >= 3 or len(relative.parts) == 1:
-        return relative.stem
+    """The id of a file, `relative` to its partition and without suffix: LibriSpeech's names as they are; else
+    SPEAKER-FOLDERS-NAME, the speaker being the folder that holds the file."""
+    if len(relative.name.split("-")) >= 3 or len(relative.parts) == 1:
+        return relative.name
     *above, speaker = (part.replace("-", "_") for part in relative.parts[:-1])
-    return "-".join([speaker, *(above or ["0"]), relative.stem.replace("-", "_")])
+    return "-".join([speaker, *(above or ["0"]), relative.name.replace("-", "_")])

@@ -41,6 +41,7 @@ class RawPartition(Protocol):
         stamp: text that changes with the size of a file, and is the same for a copy of the folder elsewhere.
         written: text that changes when a file is written again; an interrupted pack continues, and a part is kept,
             only if it is the same.
+        phonemes: the classes of its labels.
     """
 
     name: str
@@ -52,6 +53,7 @@ class RawPartition(Protocol):
     order: str
     stamp: str
     written: str
+    phonemes: PhonemeSet
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
         """Features (T, D) native C-order float32 or float64 and labels (T,) of the corpus's label dtype, or None.
@@ -90,6 +92,8 @@ class RawCorpus:
     phonemes: PhonemeSet
     frontend: dict | None = None
     notes: tuple[str, ...] = field(default=())
+    arguments: tuple[str, ...] = ()
+    """Words of the command line that open it this way, beside its folder and layout."""
 
     @property
     def frame_shift_ms(self) -> float:

@@ -1,34 +1,59 @@
-"""FrontEnd: waveform -> MFCC as Kaldi makes them, where each frame lies in time, and resampling to its rate."""
+"""FrontEnd: waveform -> MFCC or log mel energies as Kaldi makes them, where frames lie in time, and resampling."""
 
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from importlib.metadata import version
-from math import ceil, gcd
+from typing import Literal
 
 import numpy as np
 
-from ..errors import MissingReader, RawDataError, SpecError
-
-# 22,050 -> 16,000 Hz is 320 / 441; the resampling matrix of two coprime rates would need gigabytes.
-MAX_RATIO_TERM = 6000
+from ..errors import MissingReader, SpecError
 
 
 @dataclass(frozen=True)
 class FrontEnd:
-    """MFCC of kaldi-native-fbank with Kaldi's defaults and no dither, so that the same waveform gives the same bytes.
+    """Features of kaldi-native-fbank with Kaldi's defaults and no dither: the same waveform gives the same bytes.
 
-    Raises SpecError for values that give no features.
+    features: "mfcc", or "fbank" for log mel energies. coefficients: of MFCC, 28 by default; fbank has `mel_bins`.
+    deltas: how many derivatives follow, 0 to 2. c0: whether MFCC's C0 is the first or the last coefficient.
+    high_hz: upper end of the mel bins; None: half of `rate_hz`. Raises SpecError for values that give no features.
     """
 
+    features: Literal["mfcc", "fbank"] = "mfcc"
     rate_hz: int = 16000
     frame_length_ms: float = 25.0
     frame_shift_ms: float = 10.0
     mel_bins: int = 40
-    coefficients: int = 28
+    coefficients: int | None = None
+    deltas: int = 0
+    c0: Literal["first", "last"] = "first"
     low_hz: float = 20.0
+    high_hz: float | None = None
+    window: Literal["povey", "hamming", "hanning", "rectangular"] = "povey"
+    preemphasis: float = 0.97
+    lifter: float = 22.0
 
-    def __post_init__(self):
-        if not 1 <= self.coefficients <= self.mel_bins <= 200:
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("features", ("mfcc", "fbank")),
+            ("deltas", (0, 1, 2)),
+            ("c0", ("first", "last")),
+            ("window", ("povey", "hamming", "hanning", "rectangular")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise SpecError(f"{name} {getattr(self, name)!r}, wanted {', '.join(map(str, allowed))}")
+        if self.features == "fbank":
+            if self.coefficients is not None or self.c0 != "first" or self.lifter != 22.0:
+                raise SpecError("coefficients, c0 and lifter are settings of mfcc; fbank has one value a mel bin")
+        elif self.coefficients is None:
+            object.__setattr__(self, "coefficients", 28)
+        if not 0 <= self.preemphasis <= 1 or not 0 <= self.lifter <= 1000:
+            raise SpecError(f"preemphasis {self.preemphasis}, lifter {self.lifter}; wanted 0 to 1, and 0 (off) to 1000")
+        high = self.high_hz or self.rate_hz / 2
+        if not self.low_hz < high <= self.rate_hz / 2:
+            raise SpecError(
+                f"high {high} Hz, wanted above low ({self.low_hz}) up to half the rate ({self.rate_hz / 2})"
+            )
+        if not 1 <= (self.coefficients or 1) <= self.mel_bins <= 200 or self.coefficients == 0:
             raise SpecError(
                 f"{self.coefficients} coefficients of {self.mel_bins} mel bins; "
                 "wanted 1 <= coefficients <= mel bins <= 200"
@@ -67,40 +92,74 @@ class FrontEnd:
         """Centres (T,) float64 of the frames, in seconds: frame t covers samples [t * shift, t * shift + length)."""
         return (np.arange(num_frames) * self.shift + self.length / 2) / self.rate_hz
 
-    def mfcc(self, waveform: np.ndarray) -> np.ndarray:
-        """MFCC (T, coefficients) float32, C0 first, of a mono `waveform` at `rate_hz`, in the scale of int16 samples.
+    @property
+    def dim(self) -> int:
+        """Coefficients of a frame, deltas included."""
+        static = self.mel_bins if self.features == "fbank" else self.coefficients or 0
+        return static * (1 + self.deltas)
 
-        T may be 0. Raises MissingReader without kaldi-native-fbank.
+    def compute(self, waveform: np.ndarray) -> np.ndarray:
+        """Features (T, dim) float32 of a mono `waveform` at `rate_hz`, in the scale of int16 samples.
+
+        T may be 0. Static coefficients come first, then their deltas. Raises MissingReader without kaldi-native-fbank.
         """
         try:
             import kaldi_native_fbank as fbank
         except ImportError:
             raise MissingReader(
-                "MFCC need kaldi-native-fbank, which is not installed; pip install 'phonedata[audio]'"
+                "features need kaldi-native-fbank, which is not installed; pip install 'phonedata[audio]'"
             ) from None
-        options = fbank.MfccOptions()
+        options = fbank.FbankOptions() if self.features == "fbank" else fbank.MfccOptions()
         frame, mel = options.frame_opts, options.mel_opts
         frame.samp_freq, frame.dither, frame.snip_edges = self.rate_hz, 0.0, True
         frame.frame_length_ms, frame.frame_shift_ms = self.frame_length_ms, self.frame_shift_ms
-        mel.num_bins, mel.low_freq, mel.high_freq = self.mel_bins, self.low_hz, 0.0
-        options.num_ceps, options.use_energy = self.coefficients, False
-        computer = fbank.OnlineMfcc(options)
+        frame.window_type, frame.preemph_coeff = self.window, self.preemphasis
+        mel.num_bins, mel.low_freq, mel.high_freq = self.mel_bins, self.low_hz, self.high_hz or self.rate_hz / 2
+        options.use_energy = False
+        if self.features == "mfcc":
+            options.num_ceps, options.cepstral_lifter = self.coefficients, self.lifter
+        computer = fbank.OnlineFbank(options) if self.features == "fbank" else fbank.OnlineMfcc(options)
         computer.accept_waveform(self.rate_hz, np.ascontiguousarray(waveform, dtype=np.float32))
         computer.input_finished()
-        features = np.empty((computer.num_frames_ready, self.coefficients), dtype=np.float32)
-        for t in range(len(features)):
-            features[t] = computer.get_frame(t)
-        return features
+        static = np.empty((computer.num_frames_ready, self.dim // (1 + self.deltas)), dtype=np.float32)
+        for t in range(len(static)):
+            static[t] = computer.get_frame(t)
+        if self.c0 == "last":
+            static = np.ascontiguousarray(np.roll(static, -1, axis=1))
+        return add_deltas(static, self.deltas)
 
-    def to_toml(self, **more) -> str:
+    def describe(self) -> dict[str, str | int | float | bool]:
+        """Every setting that decides the features, as a raw folder's `frontend.toml` and a packed corpus keep it."""
+        entries = {"kind": self.features, **asdict(self), "high_hz": self.high_hz or self.rate_hz / 2}
+        del entries["features"]
+        if self.features == "fbank":
+            for name in ("coefficients", "lifter", "c0"):
+                del entries[name]
+        entries |= {"dither": 0.0, "snip_edges": True, "sample_scale": "int16"}
+        return entries
+
+    def to_toml(self, **more: str) -> str:
         """Text of a `frontend.toml`: how the features of a raw folder were made."""
-        entries = {"kind": "mfcc", **asdict(self), "high_hz": self.rate_hz / 2, "window": "povey", "preemphasis": 0.97}
-        entries |= {"lifter": 22, "c0": "first", "dither": 0.0, "snip_edges": True, "sample_scale": "int16"}
-        entries |= {"library": f"kaldi-native-fbank {version('kaldi-native-fbank')}", **more}
+        library = {"library": f"kaldi-native-fbank {version('kaldi-native-fbank')}"}
+        entries = {**self.describe(), **library, **more}
         return "".join(f"{key} = {_toml(value)}\n" for key, value in entries.items())
 
 
-def _toml(value) -> str:
+def add_deltas(static: np.ndarray, order: int) -> np.ndarray:
+    """`static` (T, D) and its derivatives up to `order`: (T, D * (1 + order)) float32, as Kaldi's add-deltas does.
+
+    A derivative is a regression over two frames to each side; beyond an end, the frame at that end counts.
+    """
+    blocks, kernel = [static], np.ones(1)
+    for _ in range(order if len(static) else 0):
+        kernel = np.convolve(kernel, np.arange(2, -3, -1) / 10)
+        reach = len(kernel) // 2
+        padded = np.pad(static.astype(np.float64), ((reach, reach), (0, 0)), mode="edge")
+        blocks.append(sum(w * padded[j : j + len(static)] for j, w in enumerate(kernel[::-1])))
+    return np.concatenate(blocks, axis=1, dtype=np.float32) if len(static) else np.repeat(static, 1 + order, axis=1)
+
+
+def _toml(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, int | float):
@@ -108,44 +167,27 @@ def _toml(value) -> str:
     return '"' + str(value).replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
-@lru_cache(maxsize=4)
-def _resampling_matrix(up: int, down: int) -> tuple[np.ndarray, int]:
-    """Weights (down + 2 * reach, up): `up` output samples from one block of `down` input samples and its neighbours.
-
-    A sinc cut off at 0.945 of the lower Nyquist frequency under a Kaiser window: beta 12, 48 zero crossings a side.
-    """
-    crossings, beta = 48, 12.0
-    cutoff = 0.945 * min(1.0, up / down)  # in units of the input's Nyquist frequency
-    reach = ceil(crossings / cutoff)
-    distance = np.arange(up) * (down / up) - (np.arange(down + 2 * reach)[:, None] - reach)
-    window = np.i0(beta * np.sqrt(np.clip(1 - (distance / reach) ** 2, 0, None))) / np.i0(beta)
-    weights = np.where(np.abs(distance) <= reach, cutoff * np.sinc(cutoff * distance) * window, 0.0)
-    return weights.astype(np.float32), reach
+def num_resampled(num_samples: int, from_hz: int, to_hz: int) -> int:
+    """Samples that `resample` makes of `num_samples`."""
+    return -(-num_samples * to_hz // from_hz)
 
 
 def resample(waveform: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
     """`waveform` (n,) at `from_hz` as float32 at `to_hz`: ceil(n * to / from) samples, sample 0 at time 0 in both.
 
-    Polyphase FIR as one matrix product a block. Raises RawDataError for a pair of rates without a small ratio.
+    soxr's "very high" quality. Raises MissingReader without soxr.
     """
     waveform = np.ascontiguousarray(waveform, dtype=np.float32)
     if from_hz == to_hz:
         return waveform
-    common = gcd(from_hz, to_hz)
-    up, down = to_hz // common, from_hz // common
-    if max(up, down) > MAX_RATIO_TERM:
-        raise RawDataError(
-            f"{from_hz} Hz to {to_hz} Hz is a ratio of {up} / {down}, too fine to resample here; convert it first, "
-            "with sox or ffmpeg"
-        )
-    weights, reach = _resampling_matrix(up, down)
-    blocks = ceil(len(waveform) / down)
-    if not blocks:
-        return waveform
-    padded = np.zeros(blocks * down + 2 * reach, dtype=np.float32)
-    padded[reach : reach + len(waveform)] = waveform
-    windows = np.lib.stride_tricks.sliding_window_view(padded, len(weights))[::down]
-    return (windows @ weights).reshape(-1)[: ceil(len(waveform) * up / down)]
+    try:
+        import soxr
+    except ImportError:
+        raise MissingReader("resampling needs soxr, which is not installed; pip install 'phonedata[audio]'") from None
+    resampled = np.zeros(num_resampled(len(waveform), from_hz, to_hz), dtype=np.float32)
+    found = soxr.resample(waveform, from_hz, to_hz, quality="VHQ")[: len(resampled)]
+    resampled[: len(found)] = found  # soxr rounds the number of samples, and may make one less
+    return resampled
 
 
 def labels_at(

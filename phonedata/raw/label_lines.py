@@ -6,6 +6,7 @@ import tempfile
 import weakref
 import zlib
 from contextlib import suppress
+from io import FileIO
 from pathlib import Path
 
 import numpy as np
@@ -24,13 +25,14 @@ _MARK = b"\xef\xbb\xbf"  # UTF-8's, which Windows editors write before the first
 class OpenFile:
     """The file that was read last, kept open for the next read; a copy in another process opens its own."""
 
-    def __init__(self):
-        self._path, self._descriptor = None, -1
+    def __init__(self) -> None:
+        self._path: str | None = None
+        self._descriptor = -1
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type["OpenFile"], tuple[()]]:
         return OpenFile, ()
 
-    def __del__(self):
+    def __del__(self) -> None:
         if self._descriptor >= 0:
             os.close(self._descriptor)
 
@@ -60,7 +62,7 @@ class OpenFile:
         """
         self.open(path)
         os.lseek(self._descriptor, offset, os.SEEK_SET)
-        room = memoryview(array.reshape(-1).view(np.uint8))
+        room = memoryview(array.reshape(-1).view(np.uint8).data)
         with open(self._descriptor, "rb", buffering=0, closefd=False) as file:
             while room and (count := file.readinto(room)):
                 room = room[count:]
@@ -111,6 +113,12 @@ class LabelLines:
                 "ali-to-phones --per-frame final.mdl 'ark:gunzip -c ali.1.gz|' ark,t:ali.1.txt (or ali-to-pdf)"
             )
         utterance = text_id(head[0], file)
+        words = line.split(None, 6)
+        if len(words) in (5, 6) and all(b"." in word and _is_number(word) for word in words[2:4]):
+            raise RawDataError(
+                f"{file}: is a CTM file (ID channel start duration phone), wanted one label a frame; write it with "
+                "ali-to-phones --per-frame"
+            )
         if utterance in self.places:
             raise RawDataError(f"{file}: lists {utterance!r} twice; remove one line")
         self.places[utterance] = number, offset, len(line)
@@ -155,10 +163,18 @@ class LabelLines:
             )
         if len(labels) and labels.max() >= len(phonemes):
             raise RawDataError(
-                f"{where}: label {int(labels.max())} is outside 0..{len(phonemes) - 1}; "
-                f"list all symbols in {self.table}"
+                f"{where}: label {int(labels.max())} is outside 0..{len(phonemes) - 1}; list all symbols in "
+                f"{self.table}, or, if these are Kaldi's transition ids, write phones with ali-to-phones --per-frame"
             )
         return labels.astype(phonemes.label_dtype)
+
+
+def _is_number(word: bytes) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
 
 
 def _unpack(file: Path) -> str:
@@ -187,7 +203,7 @@ def _unpack(file: Path) -> str:
     return path
 
 
-def _write(text, piece: bytes, file: Path) -> None:
+def _write(text: FileIO, piece: bytes, file: Path) -> None:
     try:
         while piece:
             piece = piece[text.write(piece) :]
@@ -207,7 +223,7 @@ def _remove(path: str) -> None:
         os.unlink(path)
 
 
-def text_id(word: bytes, where) -> str:
+def text_id(word: bytes, where: str | Path) -> str:
     """An utterance id from a foreign list, checked. Raises RawDataError."""
     try:
         utterance = word.decode()

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..errors import CorpusNotFound, RawDataError, SpecError
+from .audio import AlignmentOptions
 from .base import RawCorpus
 
 # One module per layout, in the order in which they are looked for. Each has
@@ -17,8 +18,8 @@ from .base import RawCorpus
 LAYOUTS = ("hw1p2", "libriphone", "kaldi", "audio")
 
 
-def open_raw(path, layout: str | None = None) -> RawCorpus:
-    """Open a raw folder, with its layout found by itself or forced by name.
+def open_raw(path, layout: str | None = None, alignment: AlignmentOptions | None = None) -> RawCorpus:
+    """Open a raw folder, with its layout found by itself or forced by name; `alignment` is for audio alone.
 
     Raises CorpusNotFound when there is no folder or no known layout in it (the message says what was looked for),
     SpecError for an unknown layout name, RawDataError when the layout's own lists are damaged.
@@ -42,6 +43,13 @@ def open_raw(path, layout: str | None = None) -> RawCorpus:
             # A project folder may hold any sound beside the folder that is meant.
             _refuse_if_meant(root, folders[:50], wanted)
         if module.detect(root):
+            if name == "audio":
+                return _with_notes(module.open_layout(root, options=alignment))
+            if alignment is not None and alignment.arguments():
+                option = alignment.arguments()[0].strip("-").replace("-", "_")
+                raise SpecError(
+                    f"{root}: {option} is for audio with alignments, this is the layout {name}; leave it out"
+                )
             return _with_notes(module.open_layout(root))
         wanted.append(f"{name}: {module.LOOKS_FOR}")
     _refuse_if_meant(root, [*folders[:50], Path(os.path.abspath(root)).parent], wanted)

@@ -82,7 +82,7 @@ def audio(root, seed, seconds, rate, suffix, kind, options):
         phones = [(a / 100, b / 100, str(s)) for a, b, s in zip(borders, borders[1:], names)]
         write_alignment(file.with_suffix(suffix), phones, rate)
         samples = soundfile.read(file, dtype="float32")[0] * np.float32(32768)
-        features = front.mfcc(resample(samples, rate, front.rate_hz))
+        features = front.compute(resample(samples, rate, front.rate_hz))
         classes = [ARPABET.index(symbol) for symbol in label_truth(phones, len(features))]
         told[f"s{n}-0-u{n}"] = features, np.array(classes)
     pack(root / "raw", root / "packed", **options)
