@@ -51,8 +51,9 @@ def sync_folder(path: Path) -> None:
     try:
         os.fsync(fd)
     except OSError as error:
-        # Network and user-space file systems (a mounted Drive) may not know the call for folders.
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+        # Network and user-space file systems (a mounted Drive, WSL) may not know the call for folders, and say so in
+        # many ways. A disk that fails shows when the files in the folder are synced.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EIO, errno.ENOSYS):
             raise
     finally:
         os.close(fd)

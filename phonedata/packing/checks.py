@@ -13,6 +13,7 @@ from .plan import PackOptions
 
 _PARTITION_NAMES = {"zarr.json", "features", "labels", "utterance_end", "utterance_id_bytes", "utterance_id_end"}
 _PARTITION_NAMES |= {"speaker_bytes", "speaker_end", "part_means", "part_squares"}
+_LITTER = {".DS_Store", "Thumbs.db", "desktop.ini"}  # what file managers leave wherever they look
 LARGEST_DIM = 4096  # one inner chunk must fit the memory of a laptop
 
 
@@ -63,7 +64,11 @@ def _foreign_names(target: Path, attributes: dict) -> list[str]:
             found += [entry.name] if entry.name != "zarr.json" else []
         elif entry.is_dir():
             found += [f"{entry.name}/{name}" for name in os.listdir(entry.path) if name not in _PARTITION_NAMES]
-    return sorted(found)
+    return sorted(path for path in found if not _is_litter(path.rpartition("/")[2]))
+
+
+def _is_litter(name: str) -> bool:
+    return name in _LITTER or name.startswith("._")
 
 
 def check_space(place: Path, wanted: int, there: int) -> None:
@@ -103,6 +108,12 @@ def check_partitions(corpus: RawCorpus, options: PackOptions) -> None:
             raise RawDataError(partition.problems[0].message + (f" (and {more} more like it)" if more else ""))
         if not partition.utterance_ids:
             raise RawDataError(f"{corpus.path}: partition {partition.name} has no utterance to pack; mend or remove it")
+        if options.cmvn == "speaker" and partition.speakers == partition.utterance_ids:
+            raise SpecError(
+                f"cmvn speaker, but no utterance of {partition.name} has a known speaker (first: "
+                f"{partition.utterance_ids[0]!r}); name them SPEAKER-CHAPTER-NUMBER, list them in Kaldi's utt2spk, or "
+                "use cmvn='utterance', which is the same here"
+            )
 
 
 def find_feature_dim(corpus: RawCorpus) -> tuple[int, str]:

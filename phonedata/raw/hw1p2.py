@@ -3,6 +3,7 @@
 import csv
 import math
 import os
+import re
 import stat
 from pathlib import Path
 
@@ -20,6 +21,8 @@ TEST_ORDER = "test_order.csv"
 _HEADERS = {"files", "filename", "file_name", "name", "path", "id", "ids", "utterance", "utterance_id", "utt", "utt_id"}
 _LARGE = 1 << 24  # bytes of a feature file that is opened while listing: an hour and more of 28 coefficients
 _TRANSCRIPTS = ("transcript", "transcripts")
+# How file managers and browsers call a second copy: `ID (1)`, `ID copy 2`, `ID - Copy (3)`.
+_COPY = re.compile(r"(.+?)( \(\d+\)| copy( \d+)?| - Copy( \(\d+\))?)", re.IGNORECASE)
 
 
 def detect(root: Path) -> bool:
@@ -134,16 +137,25 @@ def _read_order(file: Path, known: set[str]) -> list[str]:
 
 def _list_npy(folder: Path, problems: list[Problem]) -> dict[str, tuple[str, int, int]]:
     """id -> (file name, bytes, time written in ns) of every .npy file; hidden files (`._ID.npy` of a Mac) and others
-    are not ours.
+    are not ours. Copies of a file beside it, and files in folders below, become problems.
 
     Plain names and numbers: a million directory entries with their status would be a gigabyte.
     """
-    files = {}
+    files: dict[str, tuple[str, int, int]] = {}
     try:
-        names = [name for name in os.listdir(folder) if name[-4:].lower() == ".npy" and name[0] != "."]
+        entries = [name for name in os.listdir(folder) if name[0] != "."]
     except OSError as error:
         raise RawDataError(f"{folder}: cannot be listed ({error.strerror}); check its permissions") from None
+    names = [name for name in entries if name[-4:].lower() == ".npy"]
     check_names((name[:-4] for name in names), "utterance id", folder)
+    stems = {name[:-4] for name in names}
+    for below in sorted(set(entries) - set(names)):
+        count = sum(
+            n[-4:].lower() == ".npy" and n[0] != "." for _, _, below_it in os.walk(folder / below) for n in below_it
+        )
+        if count:
+            message = f"{folder / below}: {count} .npy files are in this folder, but only files directly in "
+            problems.append(Problem(below, f"{message}{folder.name}/ are read; move them up"))
     for name in sorted(names):
         stem, path, broken = name[:-4], f"{folder}{os.sep}{name}", None
         try:
@@ -152,6 +164,9 @@ def _list_npy(folder: Path, problems: list[Problem]) -> dict[str, tuple[str, int
                 broken = "is not a file"
         except OSError as error:
             broken = f"cannot be read ({error.strerror})"
+        copy = _COPY.fullmatch(stem)
+        if copy and copy[1] in stems:
+            broken = f"is a second copy of {copy[1]}.npy by its name"
         if stem in files:
             broken = f"the id {stem} was seen already in {files[stem][0]}"
         if broken:

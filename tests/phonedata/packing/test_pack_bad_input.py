@@ -429,3 +429,46 @@ def test_closed_folders_end_in_our_own_error(raw):
     assert "raw/closed cannot be looked into and is left out" in done.stdout
     assert done.stdout.count("code 1") == 4 and "Traceback" not in done.stderr, done
     assert done.stderr.count("phonedata: ") == 4
+
+
+@pytest.mark.parametrize("copy", ["{} (1)", "{} copy", "{} copy 2", "{} - Copy", "{} - Copy (3)"])
+@pytest.mark.parametrize("partition", ["train", "test"])
+def test_second_copy_of_a_file_is_never_an_utterance(raw, tmp_path, copy, partition):
+    utterance = BAD if partition == "train" else "9-0-0"
+    for folder in (raw / partition).iterdir():
+        shutil.copy(folder / f"{utterance}.npy", folder / f"{copy.format(utterance)}.npy")
+    with pytest.raises(RawDataError, match=rf"is a second copy of {utterance}\.npy"):
+        pack(raw, tmp_path / "packed")
+    report = pack(raw, tmp_path / "packed", skip_bad=True)
+    assert {left_out.utterance for left_out in report.left_out} == {copy.format(utterance)}
+    assert len(PackedCorpus(tmp_path / "packed")[partition].utterance_ids) == (4 if partition == "train" else 1)
+
+
+def test_a_name_like_a_copy_without_its_original_is_an_utterance(tmp_path):
+    write_hw1p2(tmp_path / "raw", "train", {"take copy": (place_features(0, 20, 3), place_label(0, 20))})
+    pack(tmp_path / "raw", tmp_path / "packed")
+    assert PackedCorpus(tmp_path / "packed")["train"].utterance_ids == ["take copy"]
+
+
+def test_files_in_folders_below_the_features_are_named(raw, tmp_path):
+    for kind in ("mfcc", "transcript"):
+        (raw / "train" / kind / "1/1").mkdir(parents=True)
+        (raw / "train" / kind / f"{BAD}.npy").rename(raw / "train" / kind / f"1/1/{BAD}.npy")
+    with pytest.raises(
+        RawDataError, match=r"mfcc/1: 1 \.npy files are in this folder, but only files directly in mfcc/"
+    ):
+        pack(raw, tmp_path / "packed")
+
+
+def test_cmvn_by_speaker_is_refused_where_no_speaker_is_known(raw, tmp_path):
+    write_hw1p2(raw, "dev", {f"p225_{u}": (place_features(u, 20, 3), place_label(u, 20)) for u in range(2)})
+    with pytest.raises(SpecError, match=r"no utterance of dev has a known speaker \(first: 'p225_0'\)"):
+        pack(raw, tmp_path / "packed", cmvn="speaker")
+
+
+def test_what_file_managers_leave_in_a_corpus_does_not_forbid_to_replace_it(raw, tmp_path):
+    pack(raw, tmp_path / "packed")
+    (tmp_path / "packed/.DS_Store").write_bytes(b"\0")
+    (tmp_path / "packed/train/._features").write_bytes(b"\0")
+    pack(raw, tmp_path / "packed", replace=True)
+    assert not (tmp_path / "packed/.DS_Store").exists()

@@ -355,7 +355,8 @@ def test_foreign_folder_in_the_staging_place_is_left_alone(raw, tmp_path):
     assert (staging / "mine.txt").read_text() == "mine"
 
 
-def test_file_systems_without_locks_and_folder_syncs_can_be_packed_to(raw, whole, tmp_path, monkeypatch):
+@pytest.mark.parametrize("refusal", [errno.EINVAL, errno.EIO, errno.ENOSYS, errno.ENOTSUP])
+def test_file_systems_without_locks_and_folder_syncs_can_be_packed_to(raw, whole, tmp_path, monkeypatch, refusal):
     fcntl = pytest.importorskip("fcntl")
 
     def no_locks(fd, operation):
@@ -363,7 +364,7 @@ def test_file_systems_without_locks_and_folder_syncs_can_be_packed_to(raw, whole
 
     def only_files(fd):
         if stat.S_ISDIR(os.fstat(fd).st_mode):
-            raise OSError(errno.EINVAL, "Invalid argument")
+            raise OSError(refusal, os.strerror(refusal))
 
     monkeypatch.setattr(fcntl, "flock", no_locks)
     monkeypatch.setattr(os, "fsync", only_files)
