@@ -92,7 +92,7 @@ def state_text(summary: dict[str, Any]) -> str:
 
 def _state(path: Path) -> dict[str, Any]:
     """What state.json of a checkpoint holds, checked. Raises CheckpointError, and whatever damaged JSON raises."""
-    summary = json.loads((path / STATE).read_text(encoding="utf-8"))
+    summary = json.loads(_read_regular(path / STATE))
     if summary["format"] != FORMAT:
         raise CheckpointError(
             f"{path}: checkpoint format {summary['format']}, this phonetrain reads {FORMAT}; "
@@ -100,6 +100,13 @@ def _state(path: Path) -> dict[str, Any]:
         )
     _check(path / STATE, _digest_of_values(summary), summary.get("digest"))
     return summary
+
+
+def _read_regular(path: Path) -> bytes:
+    """All bytes of a regular file. A pipe that stands in its place would let the reader wait for ever."""
+    if path.exists() and not path.is_file():
+        raise CheckpointError(f"{path}: is no regular file: the checkpoint is damaged")
+    return path.read_bytes()
 
 
 def _check(path: Path, found: str, wanted: str | None) -> None:
@@ -203,7 +210,7 @@ def read(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
     """
     try:
         summary = _state(path)
-        contents = {name: (path / name).read_bytes() for name in summary["digests"]}
+        contents = {name: _read_regular(path / name) for name in summary["digests"]}
         for name, content in contents.items():
             _check(path / name, _digest(content), summary["digests"][name])
         averaged = tensors_from_bytes(contents[AVERAGED]) if AVERAGED in contents else None

@@ -318,3 +318,14 @@ def test_checkpoints_where_a_file_is_in_the_way_stop_with_a_sentence(learnable_c
     (tmp_path / "run" / "checkpoints").write_text("a file")
     with pytest.raises(TrainingStopped, match="could not be written"):
         fit_tiny(learnable_corpus, tmp_path / "run")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+@pytest.mark.parametrize("name", ["state.json", "training.pt", "model.safetensors"])
+def test_a_pipe_in_place_of_a_file_is_refused_and_not_waited_for(learnable_corpus, tmp_path, name):
+    run = fit_tiny(learnable_corpus, tmp_path / "run", "epochs=1")
+    path = run.checkpoint_dir(run.read_pointer("last"))
+    (path / name).unlink()
+    os.mkfifo(path / name)
+    with pytest.raises(CheckpointError, match=f"{name}: is no regular file"):
+        checkpoint.read(path)
