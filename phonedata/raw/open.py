@@ -41,7 +41,7 @@ def open_raw(path, layout: str | None = None, alignment: AlignmentOptions | None
         module = importlib.import_module(f"phonedata.raw.{name}")
         if name == "audio" and layout is None:
             # A project folder may hold any sound beside the folder that is meant.
-            _refuse_if_meant(root, folders[:50], wanted)
+            _refuse_if_meant(root, _folders_below(folders), wanted)
         if module.detect(root):
             if name == "audio":
                 return _with_notes(module.open_layout(root, options=alignment))
@@ -52,7 +52,7 @@ def open_raw(path, layout: str | None = None, alignment: AlignmentOptions | None
                 )
             return _with_notes(module.open_layout(root))
         wanted.append(f"{name}: {module.LOOKS_FOR}")
-    _refuse_if_meant(root, [*folders[:50], Path(os.path.abspath(root)).parent], wanted)
+    _refuse_if_meant(root, [*_folders_below(folders), *Path(os.path.abspath(root)).parents[:2]], wanted)
     raise CorpusNotFound(f"{root}: no known layout found; looked for " + "; ".join(wanted))
 
 
@@ -63,9 +63,28 @@ def _with_notes(corpus: RawCorpus) -> RawCorpus:
     return replace(corpus, notes=(*corpus.notes, *notes))
 
 
+def _folders_below(folders: list[Path]) -> list[Path]:
+    """`folders` and those in them, as many as are cheap to look at."""
+    below = list(folders[:50])
+    for folder in folders[:50]:
+        try:
+            below += [entry for entry in sorted(folder.iterdir())[:50] if os.path.isdir(entry)]
+        except OSError:
+            continue
+    return below
+
+
 def _refuse_if_meant(root: Path, near: list[Path], wanted: list[str]) -> None:
-    """A parent or child folder is the usual slip, and cheap to name. Raises CorpusNotFound."""
+    """A folder one or two levels up or down is the usual slip, and cheap to name. Raises CorpusNotFound.
+
+    Audio is not looked for: any folder of a disk may hold some, and finding it takes long.
+    """
     for candidate in near:
-        if importlib.import_module(f"phonedata.raw.{LAYOUTS[0]}").detect(candidate):
-            looked = "; ".join([*wanted, f"did you mean {candidate}?"])
-            raise CorpusNotFound(f"{root}: no known layout found; looked for {looked}")
+        for name in LAYOUTS:
+            try:
+                meant = name != "audio" and importlib.import_module(f"phonedata.raw.{name}").detect(candidate)
+            except OSError:
+                continue
+            if meant:
+                looked = "; ".join([*wanted, f"did you mean {candidate}?"])
+                raise CorpusNotFound(f"{root}: no known layout found; looked for {looked}")

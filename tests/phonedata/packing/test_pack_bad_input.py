@@ -472,3 +472,15 @@ def test_what_file_managers_leave_in_a_corpus_does_not_forbid_to_replace_it(raw,
     (tmp_path / "packed/train/._features").write_bytes(b"\0")
     pack(raw, tmp_path / "packed", replace=True)
     assert not (tmp_path / "packed/.DS_Store").exists()
+
+
+@pytest.mark.parametrize("file", ["train/mfcc/1-1-0.npy", "train/feats.scp", "train_split.txt"])
+@pytest.mark.parametrize(("corpus", "given"), [("s5/data", "."), ("data", "."), (".", "a/b"), (".", "a")])
+def test_the_folder_that_is_meant_is_named_for_every_layout(tmp_path, file, corpus, given):
+    path = tmp_path / "top" / corpus / file
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"")
+    (path.parent / "feat").mkdir()
+    (tmp_path / "top" / given).mkdir(parents=True, exist_ok=True)
+    with pytest.raises(CorpusNotFound, match=rf"did you mean {tmp_path}/top"):
+        pack(tmp_path / "top" / given, tmp_path / "packed")
