@@ -70,10 +70,11 @@ def fit(
     if find_lr:
         _refuse_beside_find_lr(run=run, max_time=max_time, stop_at=stop_at, dry_run=dry_run)
     if dry_run:
-        from ..planning.dry_run import plan, plan_text
+        from ..planning.dry_run import dry_run as run_dry
+        from ..planning.dry_run import dry_run_text
 
-        told = plan(recipe, *settings, corpus=corpus)
-        print_result(told, plan_text(told), json)
+        result = run_dry(recipe, *settings, corpus=corpus)
+        print_result(result, dry_run_text(result), json)
         return 0
     if find_lr:
         from ..planning.find_lr import find_lr as search
@@ -165,8 +166,8 @@ def evaluate(
     from ..results.evaluate import evaluate
     from ..results.tables import evaluation_text
 
-    told = evaluate(run, partition, checkpoint, corpus, device)
-    print_result(told, evaluation_text(told), json)
+    result = evaluate(run, partition, checkpoint, corpus, device)
+    print_result(result, evaluation_text(result), json)
 
 
 @app.command
@@ -249,8 +250,8 @@ def report(*runs: Path, out: Path | None = None, json: Flag = False) -> None:
     from ..results.report import report, table_beside
 
     path = report(runs, out)
-    told = {"report": str(path)} | ({"table": str(table_beside(path))} if len(runs) > 1 else {})
-    print_result(told, "\n".join(told.values()), json)
+    result = {"report": str(path)} | ({"table": str(table_beside(path))} if len(runs) > 1 else {})
+    print_result(result, "\n".join(result.values()), json)
 
 
 @app.command
@@ -287,9 +288,9 @@ def doctor(
     """
     from ..planning.doctor import doctor, doctor_text
 
-    told = doctor(recipe, *overrides, corpus=corpus)
-    print_result(told, doctor_text(told), json)
-    return int(bool(told["problems"]))
+    result = doctor(recipe, *overrides, corpus=corpus)
+    print_result(result, doctor_text(result), json)
+    return int(bool(result["problems"]))
 
 
 @app.command
@@ -364,10 +365,10 @@ def _ended(run: Any, as_json: bool) -> int:
     code = 128 + getattr(signal, status) if status.startswith("SIG") and hasattr(signal, status) else 0
     if not _is_main():
         return code
-    told = {"run": str(run.path), "status": status, "best": best}
+    result = {"run": str(run.path), "status": status, "best": best}
     with contextlib.suppress(OSError, PhonetrainError):
         # Its terminal was closed, or its reader left: the run is saved all the same, and the code says how it ended.
-        print_result(told, f"{run.path}: {status}", as_json)
+        print_result(result, f"{run.path}: {status}", as_json)
     return code
 
 

@@ -15,7 +15,7 @@ FLAGS = frozenset({"--help", "-h", "--version", "--dry-run", "--json", "--quiet"
 
 
 def main(tokens: Sequence[str] | None = None) -> None:
-    """Run the command line and exit: 0 done, 1 refused or stopped, 2 said wrongly, 128 + n ended by signal n."""
+    """Run the command line and exit: 0 done, 1 could not be done, 2 said wrongly, 128 + n ended by signal n."""
     pressed = []
 
     def interrupt(number: int, frame: object) -> None:
@@ -31,7 +31,7 @@ def main(tokens: Sequence[str] | None = None) -> None:
         # A library that was interrupted while it was being imported raises something of its own.
         print("interrupted", file=sys.stderr)
         code = 128 + signal.SIGINT
-    # The work is done and told: a late Ctrl-C may no longer turn the interpreter's own clean-up into a traceback.
+    # The result is printed: a late Ctrl-C may no longer turn the interpreter's own clean-up into a traceback.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     let_go_of_closed_streams()
     sys.exit(code)
@@ -89,16 +89,16 @@ def _checked(tokens: Sequence[str]) -> int:
         code = command(*bound.args, **bound.kwargs)
         return code if isinstance(code, int) else 0
     except CycloptsError as error:
-        said = _one_line(error)
+        message = _one_line(error)
         hint = "settings are said as key=value; see" if isinstance(error, UnknownOptionError) else "see"
         if isinstance(error, UnusedCliTokensError):
-            said = f"{' '.join(error.unused_tokens or ())}: not understood;"
+            message = f"{' '.join(error.unused_tokens or ())}: not understood;"
             with_settings = rest[:1] in (["fit"], ["resume"], ["doctor"])
             hint = "a setting is said as key=value, as epochs=5; see" if with_settings else "see"
         if "=" in rest:
             hint = "a setting has no spaces around its =, as epochs=3; see"
-        command = [] if isinstance(error, UnknownCommandError) else rest[:1]
-        return _refuse(f"{said} {hint} `{' '.join(['phonetrain', *command, '--help'])}`", 2)
+        command_name = [] if isinstance(error, UnknownCommandError) else rest[:1]
+        return _refuse(f"{message} {hint} `{' '.join(['phonetrain', *command_name, '--help'])}`", 2)
     except (ConfigError, SpecError) as error:
         return _refuse(_one_line(error), 2)
     except (PhonetrainError, PhonedataError) as error:
@@ -115,8 +115,8 @@ def cut_overrides(tokens: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
     """
     rest: list[str] = []
     overrides: list[str] = []
-    for place, token in enumerate(tokens):
-        before = tokens[place - 1] if place else ""
+    for index, token in enumerate(tokens):
+        before = tokens[index - 1] if index else ""
         is_value = before.startswith("--") and "=" not in before and before not in FLAGS
         (overrides if OVERRIDE.fullmatch(token) and not is_value else rest).append(token)
     return rest, tuple(overrides)

@@ -26,9 +26,9 @@ def list_recipes(*, json: Flag = False) -> None:
     """
     from ..config.toml import names, summary
 
-    told = {name: summary(name) for name in names()}
-    width = max(map(len, told))
-    print_result(told, "\n".join(f"{name:<{width}}  {text}" for name, text in told.items()), json)
+    summaries = {name: summary(name) for name in names()}
+    width = max(map(len, summaries))
+    print_result(summaries, "\n".join(f"{name:<{width}}  {text}" for name, text in summaries.items()), json)
 
 
 @recipes.command(name="show")
@@ -46,8 +46,8 @@ def show_recipe(name: str, /, *, corpus: Path | None = None, json: Flag = False,
     """
     from ..planning.dry_run import show, show_text
 
-    told = show(name, *overrides, corpus=corpus)
-    print_result(told, show_text(told), json)
+    result = show(name, *overrides, corpus=corpus)
+    print_result(result, show_text(result), json)
 
 
 @recipes.command(name="copy")

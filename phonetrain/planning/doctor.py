@@ -65,19 +65,19 @@ def look_at_devices(facts: dict[str, str], problems: list[str]) -> None:
     built = torch.version.cuda
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
-            about = torch.cuda.get_device_properties(index)
+            properties = torch.cuda.get_device_properties(index)
             free, total = torch.cuda.mem_get_info(index)
-            native = about.major >= 8
+            native = properties.major >= 8
             facts[f"cuda:{index}"] = (
-                f"{about.name}, compute capability {about.major}.{about.minor}, "
+                f"{properties.name}, compute capability {properties.major}.{properties.minor}, "
                 f"{short(free)}B of {short(total)}B free; precision auto takes {'bf16' if native else 'fp16'}"
                 + ("" if native else " (bf16 is only emulated)")
             )
-            if not has_kernels((about.major, about.minor), torch.cuda.get_arch_list()):
+            if not has_kernels((properties.major, properties.minor), torch.cuda.get_arch_list()):
+                name, built_for = f"sm_{properties.major}{properties.minor}", ", ".join(torch.cuda.get_arch_list())
                 problems.append(
-                    f"cuda:{index} ({about.name}, sm_{about.major}{about.minor}) is not among the devices that this "
-                    f"torch was built for ({', '.join(torch.cuda.get_arch_list())}); install a torch built for it: "
-                    "https://pytorch.org/get-started/previous-versions"
+                    f"cuda:{index} ({properties.name}, {name}) is not among the devices that this torch was built for "
+                    f"({built_for}); install a torch built for it: https://pytorch.org/get-started/previous-versions"
                 )
             elif (reason := layer.why_not(torch.device("cuda", index))) is not None:
                 problems.append(
@@ -104,15 +104,15 @@ def look_at_devices(facts: dict[str, str], problems: list[str]) -> None:
 
 
 def driver_cuda() -> str | None:
-    """The CUDA version that the GPU driver offers, as nvidia-smi tells it; None where there is no driver."""
+    """The CUDA version that the GPU driver offers, as nvidia-smi prints it; None where there is no driver."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return None
     try:
-        told = subprocess.run([program], capture_output=True, text=True, timeout=20).stdout
+        output = subprocess.run([program], capture_output=True, text=True, timeout=20).stdout
     except (OSError, subprocess.SubprocessError):
         return None
-    found = re.search(r"CUDA Version:\s*([\d.]+)", told)
+    found = re.search(r"CUDA Version:\s*([\d.]+)", output)
     return found[1] if found else None
 
 
@@ -179,8 +179,8 @@ def host_memory() -> tuple[int, int]:
     """(total, available) bytes of RAM; zeros where the system does not say."""
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
-            told = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in file}
-        return told["MemTotal"], told["MemAvailable"]
+            sizes = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in file}
+        return sizes["MemTotal"], sizes["MemAvailable"]
     except (OSError, KeyError, ValueError, IndexError):
         pass
     try:
@@ -209,12 +209,12 @@ def measure_recipe(
     from ..config.resolve import resolve
     from ..training.data import open_corpus
     from ..training.session import prepare
-    from .dry_run import plan
+    from .dry_run import dry_run
 
     recipes.locate(recipe)
     config = resolve(recipe, overrides, corpus)
     packed = open_corpus(config)
-    told = plan(recipe, *overrides, corpus=corpus)
+    planned = dry_run(recipe, *overrides, corpus=corpus)
     prepared = prepare(config, packed)
     setup, device_spec = prepared.setup, prepared.setup.device_spec
     try:
@@ -229,10 +229,10 @@ def measure_recipe(
         )
     finally:
         setup.close()
-    loader = told["loader"]
+    loader = planned["loader"]
     return {
-        "recipe": str(recipe), "device": told["device"], "precision": told["precision"],
-        "parameters": told["parameters"], "memory_calculated": told["memory"]["total"], "memory_measured": memory,
+        "recipe": str(recipe), "device": planned["device"], "precision": planned["precision"],
+        "parameters": planned["parameters"], "memory_calculated": planned["memory"]["total"], "memory_measured": memory,
         "frames_per_second": frames_per_second, "loader_frames_per_second": loader_rate,
         "loader_share": min(1.0, frames_per_second / loader_rate),
         "epoch_seconds": loader["frames_per_epoch"] / frames_per_second, "frames_per_epoch": loader["frames_per_epoch"],
@@ -244,18 +244,18 @@ def measure_recipe(
 
 def measure(stream: Generator[int], compute: Any, seconds: float) -> float:
     """Frames a second of what `stream` does while it yields numbers of frames, the first three not counted."""
-    frames, began, place = 0, 0.0, 0
+    frames, began, index = 0, 0.0, 0
     with contextlib.closing(stream):
-        for place, count in enumerate(stream):
-            if place == 2:
+        for index, count in enumerate(stream):
+            if index == 2:
                 _wait(compute)
                 began = time.perf_counter()
-            elif place > 2:
+            elif index > 2:
                 frames += count
-                if place % 8 == 0 and time.perf_counter() - began > seconds:
+                if index % 8 == 0 and time.perf_counter() - began > seconds:
                     break
     if not frames:
-        raise ConfigError(f"an epoch has only {place + 1} batches: too few to measure; use a smaller batch_size")
+        raise ConfigError(f"an epoch has only {index + 1} batches: too few to measure; use a smaller batch_size")
     _wait(compute)
     return frames / (time.perf_counter() - began)
 
@@ -265,11 +265,11 @@ def _wait(compute: Any) -> None:
         torch.cuda.synchronize(compute.device)
 
 
-def doctor_text(told: dict[str, Any]) -> str:
+def doctor_text(findings: dict[str, Any]) -> str:
     """The findings for people."""
-    width = max(map(len, told["facts"]))
-    lines = [f"{name:<{width}}  {value}" for name, value in told["facts"].items()]
-    if (cost := told["recipe"]) is not None:
+    width = max(map(len, findings["facts"]))
+    lines = [f"{name:<{width}}  {value}" for name, value in findings["facts"].items()]
+    if (cost := findings["recipe"]) is not None:
         bytes_per_second = cost["loader_frames_per_second"] * cost["window_bytes"]
         lines += [
             "",
@@ -282,5 +282,9 @@ def doctor_text(told: dict[str, Any]) -> str:
             f"  memory   about {short(cost['memory_calculated'])}B calculated; measured "
             f"{short(cost['memory_measured'] or 0)}B with the libraries",
         ]
-    lines += ["", *(f"problem: {text}" for text in told["problems"])] if told["problems"] else ["", "no problems found"]
+    lines += (
+        ["", *(f"problem: {text}" for text in findings["problems"])]
+        if findings["problems"]
+        else ["", "no problems found"]
+    )
     return "\n".join(lines)

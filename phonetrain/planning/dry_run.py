@@ -29,10 +29,10 @@ def show(
             "sizes": sizes | {"source": source}, **_layers(config, sizes)}  # fmt: skip
 
 
-def plan(
+def dry_run(
     recipe: str | os.PathLike[str] = "default", *overrides: str, corpus: str | os.PathLike[str] | None = None
 ) -> dict[str, Any]:
-    """What `fit` with the same arguments would train, read from the parts themselves; writes nothing."""
+    """What `fit` with the same arguments would train, read from the objects that training would use; writes nothing."""
     from ..training.build import describe, training_selection
     from ..training.data import open_corpus
     from ..training.session import prepare
@@ -46,10 +46,10 @@ def plan(
         sizes = {"feature_dim": packed.feature_dim, "num_classes": len(packed.phonemes)}
         resident = packed if setup.train.gathers_on_device else None
         stages = []
-        for each in config.plans:
-            frames = training_selection(packed, roles, each.config).num_frames
+        for stage in config.plans:
+            frames = training_selection(packed, roles, stage.config).num_frames
             needs = memory(
-                each.config,
+                stage.config,
                 built["model"]["parameters"],
                 _hidden_units(setup.state.model),
                 sizes,
@@ -58,11 +58,11 @@ def plan(
             )
             stages.append(
                 {
-                    "start_epoch": each.start,
-                    "stop_epoch": each.stop,
+                    "start_epoch": stage.start,
+                    "stop_epoch": stage.stop,
                     "frames": frames,
-                    "batch_size": each.config.batch_size,
-                    "batches_per_epoch": frames // each.config.batch_size,
+                    "batch_size": stage.config.batch_size,
+                    "batches_per_epoch": frames // stage.config.batch_size,
                     "memory": needs,
                 }
             )
@@ -72,7 +72,7 @@ def plan(
             "corpus": str(packed.path), "roles": roles._asdict(), "device": device_spec.reason,
             "precision": device_spec.precision, "loader": built["loader"], "scoring": built["scoring"],
             "optimizer": built["optimizer"], "schedule": built["schedule"], "warnings": prepared.warnings,
-            "stages": stages, "memory": max((each["memory"] for each in stages), key=lambda needs: needs["total"]),
+            "stages": stages, "memory": max((stage["memory"] for stage in stages), key=lambda needs: needs["total"]),
         }  # fmt: skip
     finally:
         setup.close()
@@ -92,58 +92,60 @@ def memory(
     batch = config.batch_size // config.optimizer.accumulation
     bytes_each = BYTES[precision]
     moments = OPTIMIZERS[config.optimizer.name].moments
-    told = {
+    sizes_by_use = {
         "weights": 4 * parameters,
         "gradients": 4 * parameters,
         "optimizer": 4 * parameters * moments,
         "averaged": 4 * parameters if config.averaging.decay is not None else 0,
         "activations": batch * hidden_units * KEPT_VALUES * bytes_each,
         "windows": batch * width * sizes["feature_dim"] * (2 + bytes_each),
-        "corpus": sum(part.features.nbytes for part in resident.partitions.values()) if resident is not None else 0,
+        "corpus": sum(partition.features.nbytes for partition in resident.partitions.values())
+        if resident is not None
+        else 0,
     }
-    return told | {"total": sum(told.values())}
+    return sizes_by_use | {"total": sum(sizes_by_use.values())}
 
 
-def plan_text(told: dict[str, Any]) -> str:
-    """A plan for people."""
-    loader, sizes = told["loader"], told["sizes"]
-    parts = "  ".join(f"{name} {short(size)}B" for name, size in told["memory"].items() if size and name != "total")
-    epochs = [f"epochs {each['start_epoch'] + 1} to {each['stop_epoch']}: " for each in told["stages"]]
+def dry_run_text(result: dict[str, Any]) -> str:
+    """A dry run for people."""
+    loader, sizes, roles = result["loader"], result["sizes"], result["roles"]
+    uses = "  ".join(f"{name} {short(size)}B" for name, size in result["memory"].items() if size and name != "total")
+    epochs = [f"epochs {stage['start_epoch'] + 1} to {stage['stop_epoch']}: " for stage in result["stages"]]
     training = [
-        f"{span if epochs[1:] else ''}{told['roles']['train']}: {each['frames']:,} frames, "
-        f"{each['batches_per_epoch']:,} batches of {each['batch_size']:,} an epoch"
-        for span, each in zip(epochs, told["stages"])
+        f"{span if epochs[1:] else ''}{roles['train']}: {stage['frames']:,} frames, "
+        f"{stage['batches_per_epoch']:,} batches of {stage['batch_size']:,} an epoch"
+        for span, stage in zip(epochs, result["stages"])
     ]
     lines = [
-        show_text(told),
+        show_text(result),
         "",
-        f"corpus     {told['corpus']}: D = {sizes['feature_dim']}, {sizes['num_classes']} phonemes",
-        *(f"{'' if place else 'training':<11}{line}" for place, line in enumerate(training)),
-        f"scoring    {told['roles']['dev']}: {told['scoring']['frames']:,} frames; prediction {told['roles']['test']}",
-        f"device     {told['device']}, {told['precision']}",
+        f"corpus     {result['corpus']}: D = {sizes['feature_dim']}, {sizes['num_classes']} phonemes",
+        *(f"{'' if index else 'training':<11}{line}" for index, line in enumerate(training)),
+        f"scoring    {roles['dev']}: {result['scoring']['frames']:,} frames; prediction {roles['test']}",
+        f"device     {result['device']}, {result['precision']}",
         f"loader     {loader['kind']}: {loader['reason']}",
-        f"memory     about {short(told['memory']['total'])}B  ({parts})",
+        f"memory     about {short(result['memory']['total'])}B  ({uses})",
     ]
-    return "\n".join(lines + [f"warning: {text}" for text in told["warnings"]])
+    return "\n".join(lines + [f"warning: {text}" for text in result["warnings"]])
 
 
-def show_text(told: dict[str, Any]) -> str:
+def show_text(result: dict[str, Any]) -> str:
     """A recipe and its layers for people."""
-    lines = [f"# {told['summary']}"] if told["summary"] else []
-    lines += [told["toml"].rstrip(), ""]
-    if told["layers"] is not None:
+    lines = [f"# {result['summary']}"] if result["summary"] else []
+    lines += [result["toml"].rstrip(), ""]
+    if result["layers"] is not None:
         rows = [
             (row["layer"], " ".join(filter(None, (row["norm"], row["activation"]))), f"{row['inputs']:,}",
              f"{row['outputs']:,}", f"{row['dropout']:g}" if row["dropout"] else "", f"{row['parameters']:,}",
              short(row["training_flops"]))
-            for row in told["layers"]
+            for row in result["layers"]
         ]  # fmt: skip
         header = ("layer", "then", "inputs", "outputs", "dropout", "parameters", "FLOPs")
         lines += text_table(header, rows, left=2)
-    source = told["sizes"]["source"]
+    source = result["sizes"]["source"]
     lines.append(
-        f"{told['parameters']:,} parameters, {short(told['training_flops'])}FLOP a frame in training "
-        f"(D = {told['sizes']['feature_dim']}, {told['sizes']['num_classes']} phonemes, {source})"
+        f"{result['parameters']:,} parameters, {short(result['training_flops'])}FLOP a frame in training "
+        f"(D = {result['sizes']['feature_dim']}, {result['sizes']['num_classes']} phonemes, {source})"
     )
     return "\n".join(lines)
 
@@ -165,7 +167,7 @@ def _layers(config: RunConfig, sizes: dict[str, int]) -> dict[str, Any]:
     table = model.layer_table() if hasattr(model, "layer_table") else None
     parameters = getattr(model, "num_parameters", None)
     if parameters is None:
-        parameters = sum(each.numel() for each in model.parameters() if each.requires_grad)
+        parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     flops = sum(row["training_flops"] for row in table) if table else 6 * parameters
     return {"parameters": parameters, "training_flops": flops, "layers": table}
 

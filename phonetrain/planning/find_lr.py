@@ -42,7 +42,7 @@ def find_lr(
 
     Returns rates, losses (nats a frame, as the step saw them) and smoothed as lists; lowest and steepest, the rates
     where the smoothed loss is lowest and falls fastest per decade; diverged, the rate at which it broke (None where it
-    never did); suggested; said, what the recipe has. Writes the picture to `out`, and no run.
+    never did); suggested; configured, what the recipe has. Writes the picture to `out`, and no run.
     """
     if not (0 < low < high and steps >= 20):
         raise ConfigError(f"find_lr: got low {low:g}, high {high:g}, {steps} steps; wanted 0 < low < high, 20 or more")
@@ -53,11 +53,11 @@ def find_lr(
         rates, losses = sweep(setup, np.geomspace(low, high, steps))
     finally:
         setup.close()
-    told = judge(rates, losses) | {"recipe": str(recipe), "said": config.optimizer.lr, "picture": str(out),
+    result = judge(rates, losses) | {"recipe": str(recipe), "configured": config.optimizer.lr, "picture": str(out),
                                    "batch_size": config.batch_size}  # fmt: skip
     with writing(Path(out), "run it in a folder that can be written"):
-        write_file(Path(out), draw(told))
-    return told
+        write_file(Path(out), draw(result))
+    return result
 
 
 def sweep(setup: TrainingSetup, rates: np.ndarray) -> tuple[list[float], list[float]]:
@@ -104,17 +104,17 @@ def judge(rates: list[float], losses: list[float]) -> dict[str, Any]:
     if len(known) < 5:
         at = f"{rates[len(known)]:.1e}"
         raise ConfigError(f"find_lr: the loss is not finite from step {len(known)} on, at rate {at}; try a lower `low`")
-    place = int(known.argmin())
+    lowest_at = int(known.argmin())
     slope = np.gradient(known, np.log10(np.array(rates)[finite]))
-    steepest = int(slope[: place + 1].argmin())
-    broke = len(known) < len(means) or known[-1] > DIVERGED * known[place]
+    steepest = int(slope[: lowest_at + 1].argmin())
+    broke = len(known) < len(means) or known[-1] > DIVERGED * known[lowest_at]
     return {
-        "rates": rates, "losses": losses, "smoothed": means.tolist(), "lowest": rates[place],
-        "steepest": rates[steepest], "diverged": rates[-1] if broke else None, "suggested": rates[place] / 10,
+        "rates": rates, "losses": losses, "smoothed": means.tolist(), "lowest": rates[lowest_at],
+        "steepest": rates[steepest], "diverged": rates[-1] if broke else None, "suggested": rates[lowest_at] / 10,
     }  # fmt: skip
 
 
-def draw(told: dict[str, Any]) -> bytes:
+def draw(result: dict[str, Any]) -> bytes:
     """The curve as a PNG."""
     import matplotlib
     from matplotlib.figure import Figure
@@ -124,14 +124,14 @@ def draw(told: dict[str, Any]) -> bytes:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6.4, 3.8), layout="constrained")
         axes = figure.subplots()
-        axes.plot(told["rates"], told["losses"], color=TRAIN, linewidth=0.8, label="loss of each step")
-        axes.plot(told["rates"], told["smoothed"], color=DEV, linewidth=1.6, label="smoothed")
+        axes.plot(result["rates"], result["losses"], color=TRAIN, linewidth=0.8, label="loss of each step")
+        axes.plot(result["rates"], result["smoothed"], color=DEV, linewidth=1.6, label="smoothed")
         axes.set_xscale("log")
-        for rate, words, colour in ((told["suggested"], "suggested", MARK), (told["said"], "the recipe's", TRAIN),
-                                    (told["diverged"], "breaks", BAD)):  # fmt: skip
-            if rate is not None:
+        lines = (("suggested", "suggested", MARK), ("configured", "the recipe's", TRAIN), ("diverged", "breaks", BAD))
+        for name, words, colour in lines:
+            if (rate := result[name]) is not None:
                 axes.axvline(rate, color=colour, linewidth=1.0, linestyle=(0, (3, 3)), label=f"{words} {rate:.1e}")
-        known = [loss for loss in told["smoothed"] if math.isfinite(loss)]
+        known = [loss for loss in result["smoothed"] if math.isfinite(loss)]
         spread = max(known) - min(known)
         axes.set_ylim(min(known) - 0.1 * spread - 1e-6, max(known[0], min(known) + spread) + 0.1 * spread + 1e-6)
         axes.set(title="Loss while the learning rate grows", xlabel="learning rate", ylabel="nats a frame")
@@ -139,13 +139,14 @@ def draw(told: dict[str, Any]) -> bytes:
     return as_png(figure)
 
 
-def find_lr_text(told: dict[str, Any]) -> str:
+def find_lr_text(result: dict[str, Any]) -> str:
     """The result for people."""
-    broke = "never broke" if told["diverged"] is None else f"broke at {told['diverged']:.1e}"
+    broke = "never broke" if result["diverged"] is None else f"broke at {result['diverged']:.1e}"
     return (
-        f"{told['recipe']}: {len(told['rates'])} steps of {told['batch_size']:,} frames, learning rates "
-        f"{told['rates'][0]:.1e} to {told['rates'][-1]:.1e}\n"
-        f"the loss fell fastest at {told['steepest']:.1e}, was lowest at {told['lowest']:.1e} and {broke}\n"
-        f"suggested: optimizer.lr={told['suggested']:.1e} (a tenth of the lowest); the recipe has {told['said']:.1e}\n"
-        f"{told['picture']}"
+        f"{result['recipe']}: {len(result['rates'])} steps of {result['batch_size']:,} frames, learning rates "
+        f"{result['rates'][0]:.1e} to {result['rates'][-1]:.1e}\n"
+        f"the loss fell fastest at {result['steepest']:.1e}, was lowest at {result['lowest']:.1e} and {broke}\n"
+        f"suggested: optimizer.lr={result['suggested']:.1e} (a tenth of the lowest); "
+        f"the recipe has {result['configured']:.1e}\n"
+        f"{result['picture']}"
     )

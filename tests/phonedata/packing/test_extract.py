@@ -1,5 +1,6 @@
 """Audio and alignments: the label of a frame is the phone that covers its centre, whatever the alignment's format."""
 
+import json
 import os
 import random
 import shutil
@@ -323,6 +324,8 @@ def test_bad_files_are_named_and_leave_nothing_behind(tmp_path):
         assert not list(tmp_path.glob("raw*"))
         report = extract(audio, tmp_path / "raw", workers=1, skip_bad=True)
         assert len(report.left_out) == 1 and report.partitions["train"][0] == 1
+        (left_out,) = json.loads(json.dumps(report.to_dict()))["left_out"]
+        assert name in left_out["message"]
         for part in (tmp_path / "raw").rglob("*.npy"):
             part.unlink()
         shutil.rmtree(tmp_path / "raw")
