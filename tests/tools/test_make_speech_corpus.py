@@ -148,7 +148,7 @@ def check_demo(folder, *arguments):
     assert done.returncode == 0, done.stderr
     accuracy, majority = map(float, re.search(r"test-clean +([\d.]+)% +([\d.]+)%", done.stdout).groups())
     assert accuracy > 1.5 * majority
-    for line in ("learning curves", "report", "predictions", "true and said phonemes"):
+    for line in ("learning curves", "report", "predictions", "true and predicted"):
         file = re.search(rf"^{line} +(\S+)", done.stdout, re.MULTILINE)[1]
         assert Path(file).stat().st_size > 1000, line
     return accuracy
