@@ -56,7 +56,7 @@ def test_systems_without_readv_and_pwrite_pack_the_same_bytes(raw, tmp_path, mon
     pack(raw, tmp_path / "usual")
     for call in ("readv", "pwrite"):
         monkeypatch.delattr(os, call, raising=False)
-    monkeypatch.setattr("phonedata.files._exchange", lambda a, b: False)
+    monkeypatch.setattr("phonedata.files.exchange", lambda a, b: False)
     pack(raw, tmp_path / "packed", workers=3)
     pack(raw, tmp_path / "packed", workers=3, replace=True)
     assert tree_bytes(tmp_path / "packed") == tree_bytes(tmp_path / "usual")
