@@ -5,8 +5,7 @@ import math
 import pytest
 import torch
 
-from phonetrain.config.run_config import RunConfig, load_recipe, recipe_names
-from phonetrain.config.stages import StagePlan
+from phonetrain.config.run_config import RunConfig, StagePlan, load_recipe, recipe_names
 from phonetrain.console.base import Console
 from phonetrain.optim.schedule import build_schedule
 from phonetrain.runs.directory import Run
