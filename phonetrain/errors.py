@@ -2,7 +2,7 @@
 
 import contextlib
 import errno
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 
@@ -31,21 +31,32 @@ class TrainingStopped(PhonetrainError):
 
 
 @contextlib.contextmanager
-def writing(path: Path, instead: str | None = None) -> Iterator[None]:
-    """Say in one sentence that `path` could not be written, where the block raises OSError.
+def writing(path: Path, instead: str) -> Iterator[None]:
+    """Raise PhonetrainError, one sentence that says what to do `instead`, where the block cannot write `path`."""
+    with _refused(path, PhonetrainError, lambda _: instead):
+        yield
 
-    It is TrainingStopped for the files of a run, since `resume` continues once there is room. For the result of another
-    command, whose words on what to do are `instead`, it is PhonetrainError.
-    """
+
+@contextlib.contextmanager
+def writing_run(path: Path, goes_on: Callable[[], str]) -> Iterator[None]:
+    """`writing` for a file of a run, as TrainingStopped. goes_on: asked then, says how the run goes on."""
+
+    def advice(error: OSError) -> str:
+        if isinstance(error, PermissionError) or error.errno == errno.EROFS:
+            way = "write where you may: another --run or --out, or a copy of the run in a folder of your own"
+        else:
+            way = f"make room or mend the disk, then {goes_on()}"
+        return f"what was there before is unchanged: {way}"
+
+    with _refused(path, TrainingStopped, advice):
+        yield
+
+
+@contextlib.contextmanager
+def _refused(path: Path, kind: type[PhonetrainError], advice: Callable[[OSError], str]) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         if isinstance(error, PhonetrainError):
             raise
-        reason = f"{path}: could not be written ({error.strerror or error})"
-        if instead is not None:
-            raise PhonetrainError(f"{reason}; {instead}") from error
-        advice = "make room or mend the disk, then `phonetrain resume` continues from the last checkpoint"
-        if isinstance(error, PermissionError) or error.errno == errno.EROFS:
-            advice = "write where you may: another --run or --out, or a copy of the run in a folder of your own"
-        raise TrainingStopped(f"{reason}; what was there before is unchanged: {advice}") from error
+        raise kind(f"{path}: could not be written ({error.strerror or error}); {advice(error)}") from error

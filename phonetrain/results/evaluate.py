@@ -14,9 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from phonedata import Selection
+from phonedata.files import write_file
 
-from ..errors import ConfigError, PhonetrainError
+from ..errors import ConfigError, PhonetrainError, writing
 from ..runs.directory import Run
+from ..text import to_json
 from ..training.data import choose_roles
 from .bootstrap import interval, units_of
 from .phones import (
@@ -343,7 +345,9 @@ def kept_at(run: Run, partition: str, checkpoint: str, other_corpus: str | None 
 def _keep(run: Run, result: dict[str, Any]) -> None:
     """Keep an evaluation for the report; a run that this user cannot write to is scored all the same."""
     other = None if result["corpus_is_the_trained_one"] else result["corpus_digest"]
+    path = kept_at(run, result["partition"], result["checkpoint"], other)
     try:
-        run.write_json(kept_at(run, result["partition"], result["checkpoint"], other), result)
+        with writing(path, "make room or mend the disk, and evaluate again"):
+            write_file(path, (to_json(result) + "\n").encode())
     except PhonetrainError as error:
         print(f"warning: the scores are not kept: {error}", file=sys.stderr)

@@ -155,7 +155,7 @@ def kept_evaluation(run: Run) -> dict[str, Any] | None:
     from ..training import checkpoint
     from .evaluate import kept_at
 
-    step = run.read_pointer("best")
+    step = checkpoint.best_step(run)
     wanted = None if step is None else checkpoint.scored_as(run.checkpoint_dir(step))
     if wanted is None:
         return None
@@ -168,12 +168,13 @@ def best_evaluation(run: Run) -> Scores:
     """The same, made now where it is missing; a sentence where it cannot be made."""
     if kept := kept_evaluation(run):
         return kept
-    if run.read_pointer("best") is None:
-        return "No epoch has been scored yet, so there is no best checkpoint to look at."
     from phonedata import PhonedataError
 
+    from ..training import checkpoint
     from .evaluate import evaluate
 
+    if checkpoint.best_step(run) is None:
+        return "No epoch has been scored yet, so there is no best checkpoint to look at."
     try:
         print(f"{run.path}: scoring its best checkpoint on dev, once, for the confusion matrix", file=sys.stderr)
         return evaluate(run)

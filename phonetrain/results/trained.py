@@ -96,7 +96,8 @@ def open_trained(
 def _read(run: Run, checkpoint: str | int) -> checkpoints.Checkpoint:
     wanted = str(checkpoint)
     if wanted in ("best", "last"):
-        step = run.read_pointer(wanted)
+        newest = checkpoints.life(run)[0][:1]
+        step = checkpoints.best_step(run) if wanted == "best" else next(iter(newest), None)
         if step is None:  # stopped before the first epoch was scored: what there is, is the newest
             saved, problems = checkpoints.read_newest(run)
             for problem in [f"{run.path}: no {wanted} checkpoint yet, {saved.path.name} is used", *problems]:

@@ -22,7 +22,7 @@ from typing import Any
 
 from phonedata import files
 
-from ..errors import CheckpointError, RunExists, RunNotFound, TrainingStopped, writing
+from ..errors import CheckpointError, RunExists, RunNotFound, TrainingStopped
 from ..text import counted, percent, to_json
 from .history import History, where_scored
 
@@ -120,10 +120,25 @@ class Run(History):
         """Whether it left anything to go on from, or any number: a run saves before its first step."""
         return self.metrics_path.is_file() or any(self.checkpoints.glob("step-*"))
 
+    @property
+    def resume_command(self) -> str:
+        return f"phonetrain resume {shlex.quote(str(self.path))}"
+
+    @property
+    def start_again_command(self) -> str:
+        """Begins the run anew in its own directory, which a run that never trained lets be taken."""
+        return f"phonetrain fit {shlex.quote(str(self.config_path))} --run {shlex.quote(str(self.path))}"
+
+    def goes_on(self) -> str:
+        if any(self.checkpoints.glob("step-*")):
+            return f"`{self.resume_command}` continues from the last checkpoint"
+        if self.config_path.is_file():
+            return f"`{self.start_again_command}` starts it again"
+        return "the same command starts it"
+
     def exists_already(self) -> RunExists:
         return RunExists(
-            f"{self.path} already holds a run; `phonetrain resume {shlex.quote(str(self.path))}` continues it, "
-            "another `--run` starts a new one"
+            f"{self.path} already holds a run; `{self.resume_command}` continues it, another `--run` starts a new one"
         )
 
     def set_aside(self) -> str | None:
@@ -138,7 +153,7 @@ class Run(History):
             return None
         number = 1 + len(list(self.path.glob("events.before-*.jsonl")))
         aside = self.path / f"events.before-{number}.jsonl"
-        with writing(aside):
+        with self.writing(aside):
             files.rename(self.events_path, aside)
         return f"{self.path}: the run that was here ended before its first checkpoint; its events are in {aside.name}"
 
@@ -176,7 +191,7 @@ class Run(History):
         if not match:
             raise CheckpointError(
                 f"{self.checkpoints / name}: got {text[:40]!r}, wanted one line like step-1200; "
-                "write it, or delete the file"
+                f"`{self.resume_command}` writes it anew"
             )
         return int(match[1])
 
@@ -193,7 +208,7 @@ class Run(History):
 
     def write_text(self, path: Path, text: str) -> None:
         """Write a file of the run, whole or not at all. Raises TrainingStopped."""
-        with writing(path):
+        with self.writing(path):
             files.write_file(path, text.encode())
 
     # One process per run directory
@@ -208,7 +223,7 @@ class Run(History):
 
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:
-        with writing(self.lock_path):
+        with self.writing(self.lock_path):
             self.path.mkdir(parents=True, exist_ok=True)
             file = open(self.lock_path, "a+b", buffering=0)  # noqa: SIM115
         with file:
@@ -221,10 +236,9 @@ class Run(History):
                 holder = file.read(40).decode(errors="replace").strip() or "unknown"
                 who = "this very process" if holder == str(os.getpid()) else f"process {holder}"
                 raise TrainingStopped(
-                    f"{self.path} is being trained by {who}; wait for it or stop it, "
-                    f"then `phonetrain resume {self.path}`"
+                    f"{self.path} is being trained by {who}; wait for it or stop it, then `{self.resume_command}`"
                 )
-            with writing(self.lock_path):
+            with self.writing(self.lock_path):
                 file.truncate(0)
                 file.write(f"{os.getpid()}\n".encode())
             # What a process that was killed left half-written.

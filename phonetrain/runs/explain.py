@@ -11,7 +11,7 @@ from ..config.run_config import RunConfig
 from ..text import clock, short
 from .directory import Run
 from .history import where_scored
-from .next_commands import after_bad_numbers, against_overfitting, longer, resume, start_again
+from .next_commands import after_bad_numbers, against_overfitting, longer
 
 RISING = 0.001  # frame accuracy gained over the last epochs that still counts as learning
 OVERFIT = 0.10  # train above dev by this much
@@ -176,8 +176,10 @@ def _next_steps(run: Run) -> list[str]:
     path = shlex.quote(str(run.path))
     done = {"evaluate": run.evaluations.glob("*.json"), "predict": run.predictions.glob("*.csv"),
             "report": run.path.glob(run.report_path.name)}  # fmt: skip
-    best = run.checkpoints / "best"
-    since = best.stat().st_mtime if best.is_file() else 0.0  # what was made before the best checkpoint is out of date
+    # What was made before the best checkpoint is out of date.
+    best = run.best()
+    scored = None if best is None else run.checkpoint_dir(best["step"])
+    since = scored.stat().st_mtime if scored is not None and scored.is_dir() else 0.0
     missing = [name for name, files in done.items() if not any(file.stat().st_mtime >= since for file in files)]
     look = ", ".join(f"phonetrain {name} {path}" for name in missing) or f"read {shlex.quote(str(run.report_path))}"
     if status == "running" and run.is_held():
@@ -186,12 +188,12 @@ def _next_steps(run: Run) -> list[str]:
         if not any(run.checkpoints.glob("step-*")):
             if run.has_trained:
                 return ["Next: its checkpoints are gone; phonetrain fit starts a new run."]
-            return [f"Next: it ended before the first checkpoint; {start_again(run)} starts it again."]
+            return [f"Next: it ended before the first checkpoint; {run.start_again_command} starts it again."]
         last = _by_segment(run.events())[-1:]
         end = next((event for told in last for event in told if "ways" in event), None)
         if end is not None:
             return [f"Next: {after_bad_numbers(run, end['ways'], end['where'])}."]
-        return [f"Next: {resume(run)} goes on from the last checkpoint."]
+        return [f"Next: {run.resume_command} goes on from the last checkpoint."]
     told = [f"Next: {look}."]
     if status == "finished" and len(epochs) >= 4:
         gained = epochs[-1]["dev_accuracy"] - max(line["dev_accuracy"] for line in epochs[:-3])

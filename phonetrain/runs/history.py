@@ -16,7 +16,7 @@ from typing import Any
 
 from phonedata import files
 
-from ..errors import writing
+from ..errors import writing_run
 from ..text import to_json
 
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -40,14 +40,22 @@ class History:
     metrics_path: Path
     events_path: Path
 
+    def goes_on(self) -> str:
+        """How the run goes on, in words with a command that works as the run is now."""
+        raise NotImplementedError
+
+    def writing(self, path: Path) -> contextlib.AbstractContextManager[None]:
+        """Raise TrainingStopped where the block cannot write `path`, a file of this run."""
+        return writing_run(path, self.goes_on)
+
     def append_metric(self, line: dict[str, Any]) -> None:
         """Add one line to metrics.jsonl: at least kind, segment, epoch, step. Numbers that are not finite become the
         strings "NaN", "Infinity", "-Infinity" (JSON has no such numbers) and are numbers again when read here."""
-        _append(self.metrics_path, line)
+        self._append(self.metrics_path, line)
 
     def sync_metrics(self) -> None:
         """Before a checkpoint, so that no power cut leaves one that is ahead of the lines up to it."""
-        with writing(self.metrics_path), contextlib.suppress(FileNotFoundError):
+        with self.writing(self.metrics_path), contextlib.suppress(FileNotFoundError):
             files.sync_file(self.metrics_path)
 
     def append_event(self, event: str, **fields: Any) -> dict[str, Any]:
@@ -57,8 +65,12 @@ class History:
         continues the segment before it, parent (the segment that wrote the checkpoint): they make the lineage.
         """
         line = {"event": event, "time": datetime.now(UTC).isoformat(timespec="milliseconds"), **fields}
-        _append(self.events_path, line, sync=True)
+        self._append(self.events_path, line, sync=True)
         return line
+
+    def _append(self, path: Path, line: dict[str, Any], sync: bool = False) -> None:
+        with self.writing(path):
+            files.append_line(path, to_json(line, indent=None).encode(), sync)
 
     def events(self, event: str | None = None) -> list[dict[str, Any]]:
         """All events, or those of one name, in the order in which they happened, abandoned segments included."""
@@ -120,11 +132,6 @@ class History:
 def where_scored(line: dict[str, Any]) -> str:
     """A line of `Run.scores` placed for people, who count epochs from 1."""
     return f"epoch {line['epoch'] + 1}" + ", before its end" * (line.get("kind") == "evaluate")
-
-
-def _append(path: Path, line: dict[str, Any], sync: bool = False) -> None:
-    with writing(path):
-        files.append_line(path, to_json(line, indent=None).encode(), sync)
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:

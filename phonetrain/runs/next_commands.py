@@ -16,16 +16,7 @@ from .directory import Run
 def longer(run: Run, config: RunConfig, epochs: int) -> str:
     """The command that trains a run on up to `epochs` epochs, with the answer its schedule will ask for."""
     answer = " schedule.on_extend=stretch" * (extension_question(config, lengthened(config, epochs)) is not None)
-    return f"{resume(run)} epochs={epochs}{answer}"
-
-
-def start_again(run: Run) -> str:
-    """The command that begins a run anew in its own directory, which a run that never trained lets be taken."""
-    return f"phonetrain fit {shlex.quote(str(run.config_path))} --run {shlex.quote(str(run.path))}"
-
-
-def resume(run: Run) -> str:
-    return f"phonetrain resume {shlex.quote(str(run.path))}"
+    return f"{run.resume_command} epochs={epochs}{answer}"
 
 
 def evaluate(run: Run) -> str:
@@ -40,11 +31,11 @@ def after_end(run: Run, reason: str, scored: bool, ways: Mapping[str, str] | Non
     done = reason in ("finished", "early_stopped")
     scoring = [f"{evaluate(run)}    # scores the best checkpoint, in fp32"] if scored else []
     if ways is not None:
-        return [*(f"{resume(run)} {setting}    # {does}" for setting, does in ways.items()), *scoring]
+        return [*(f"{run.resume_command} {setting}    # {does}" for setting, does in ways.items()), *scoring]
     limits = [f"stop.{name}=none" for name in ("max_time", "stop_at") if settings(run).get(f"stop.{name}")]
     if reason == "deadline" and limits:
-        return [f"{' '.join([resume(run), *limits])}    # goes on, without the limit", *scoring]
-    return [*([] if done else [f"{resume(run)}    # goes on where it stopped"]), *scoring]
+        return [f"{' '.join([run.resume_command, *limits])}    # goes on, without the limit", *scoring]
+    return [*([] if done else [f"{run.resume_command}    # goes on where it stopped"]), *scoring]
 
 
 def against_overfitting(run: Run) -> list[str]:
@@ -64,7 +55,7 @@ def against_overfitting(run: Run) -> list[str]:
 def after_bad_numbers(run: Run, ways: Mapping[str, str], where: str) -> str:
     """What goes on where numbers went bad. ways: settings of a resume -> what they do; where: a
     NonfiniteReport's."""
-    told = ", or ".join(f"`{resume(run)} {setting}` {does}" for setting, does in ways.items())
+    told = ", or ".join(f"`{run.resume_command} {setting}` {does}" for setting, does in ways.items())
     if where == "windows":
         return f"the net is not at fault: {told}{'; better, ' * bool(ways)}mend the features and pack them again"
     return told or (

@@ -19,8 +19,7 @@ from torch import Tensor
 
 from phonedata.files import replace_folder, sync_tree
 
-from ..errors import CheckpointError, writing
-from ..runs import next_commands
+from ..errors import CheckpointError
 from ..runs.directory import Run
 from .state import Progress, TrainState
 
@@ -53,7 +52,7 @@ def save(run: Run, state: TrainState, identity: dict[str, Any], keep: int) -> tu
         "digests": {name: _digest(content) for name, content in files.items()},
     }
     files[STATE] = state_text(summary).encode()
-    with writing(target):
+    with run.writing(target):
         try:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
@@ -127,6 +126,32 @@ def saved_steps(run: Run) -> list[int]:
     """Steps that have a checkpoint directory, ascending; whether it is whole is known only when it is read."""
     names = [path.name.removeprefix("step-") for path in run.checkpoints.glob("step-*") if path.is_dir()]
     return sorted(int(name) for name in names if name.isdigit())
+
+
+def life(run: Run) -> tuple[list[int], list[int]]:
+    """Steps of the checkpoints that belong to the run's life, the newest first, and of those that were left aside.
+
+    From the checkpoints' own state and the events, and not from the file `last`: the disk may have refused that alone.
+    A checkpoint whose state cannot be read may be of the life; who reads it says what is wrong with it.
+    """
+    spans = run.lineage()
+    newest = spans[-1].segment if spans else 0
+    inside, aside = [], []
+    for step in saved_steps(run)[::-1]:
+        segment = _of_state(run.checkpoint_dir(step), "progress", "segment")
+        known = [span for span in spans if segment in (None, span.segment)]
+        lived = not spans or any(span.holds(step) for span in known) or (segment is not None and segment > newest)
+        (inside if lived else aside).append(step)
+    return inside, aside
+
+
+def best_step(run: Run) -> int | None:
+    """The step of the best checkpoint so far, as the newest checkpoint of the run's life knows it; None before one."""
+    for step in life(run)[0]:
+        path = run.checkpoint_dir(step)
+        if _of_state(path, "progress") is not None:
+            return _of_state(path, "progress", "best_step")
+    return None
 
 
 def prune(run: Run, keep: int, best: int | None = None) -> None:
@@ -255,24 +280,18 @@ def _scored_digest(summary: dict[str, Any]) -> str:
 def read_newest(run: Run, device: torch.device | str = "cpu") -> tuple[Checkpoint, list[str]]:
     """The newest whole checkpoint and, for each newer one passed over, a sentence that says why.
 
-    Newest is the one that `last` names, then by step. Raises CheckpointError where there is none at all.
+    Newest is the newest of the run's life. Raises CheckpointError where there is none at all.
     """
     last, problems = pointed_to(run, "last")
-    steps = saved_steps(run)[::-1]
-    if last is not None:
-        if last not in steps:
-            problems.append(f"{run.checkpoint_dir(last)}, the newest checkpoint, is missing; an older one is used")
-        steps = [step for step in steps if step <= last] + [step for step in steps[::-1] if step > last]
-    saved, damaged = first_whole(run, steps, device)
+    inside, aside = life(run)
+    if last is not None and last not in (*inside, *aside):
+        problems.append(f"{run.checkpoint_dir(last)}, the newest checkpoint, is missing; an older one is used")
+    saved, damaged = first_whole(run, [*inside, *aside[::-1]], device)
     problems += damaged
     if saved is not None:
         return saved, problems
     said = "; ".join(problems) or ("they are gone" if run.has_trained else "it stopped before the first one was saved")
-    again = (
-        "`phonetrain fit` starts a new run"
-        if run.has_trained
-        else f"`{next_commands.start_again(run)}` starts it again"
-    )
+    again = "`phonetrain fit` starts a new run" if run.has_trained else run.goes_on()
     raise CheckpointError(f"{run.path}: no whole checkpoint to resume from: {said}; {again}")
 
 
@@ -282,21 +301,24 @@ def read_before(
     """The newest whole checkpoint of before `step`, None where there is none, and sentences as `read_newest` has them.
 
     tried: the step that was gone back to already, which comes after older ones of the same `stage` (its first epoch):
-    to begin a stage again would undo what the rollbacks in it did. Steps above `last` were left aside.
+    to begin a stage again would undo what the rollbacks in it did. Those that were left aside are not gone back to.
     """
-    last = pointed_to(run, "last")[0]
-    steps = [each for each in saved_steps(run)[::-1] if each < step and (last is None or each <= last)]
+    steps = [each for each in life(run)[0] if each < step]
     if steps[:1] == [tried]:
-        older = [each for each in steps[1:] if _stage_of(run.checkpoint_dir(each)) == stage]
+        older = [each for each in steps[1:] if _of_state(run.checkpoint_dir(each), "identity", "stage") == stage]
         steps = older + [each for each in steps if each not in older]
     return first_whole(run, steps, device)
 
 
-def _stage_of(path: Path) -> int | None:
+def _of_state(path: Path, *keys: str) -> Any:
+    """A value in state.json of the checkpoint `path`, None where that cannot be read: who reads it all says why."""
     try:
-        return _state(path)["identity"]["stage"]
+        value: Any = _state(path)
+        for key in keys:
+            value = value[key]
     except (OSError, ValueError, KeyError, TypeError):
         return None
+    return value
 
 
 def first_whole(run: Run, steps: Sequence[int], device: torch.device | str) -> tuple[Checkpoint | None, list[str]]:

@@ -202,8 +202,8 @@ def resume(
         held.enter_context(determinism(config.deterministic))
         warnings = problems + restore_machine(saved.identity["machine"], device_spec)
         looked_through(packed, roles, config.plans)
-        # Killed after its last checkpoint and before its end was recorded: that is all that is left to do.
-        only_the_end = saved.progress.finished and not changes and where.status == "running"
+        # Ended by a kill or a full disk after its last checkpoint: recording the end is all that is left to do.
+        only_the_end = saved.progress.finished and not changes and where.status not in ("finished", "early_stopped")
         if saved.progress.epoch >= config.plans[-1].stop and not only_the_end:
             done = saved.progress.epoch
             more = next_commands.longer(where, old, max(old.epochs, done) + 10)
@@ -223,13 +223,13 @@ def resume(
         parent, progress.segment = progress.segment, 1 + max([progress.segment, *begun])
         warnings += checkpoint.mend_best(where, progress)
         where.write_text(where.config_path, config.to_toml())
-        where.write_pointer("last", saved.progress.step)
         about = where.read_json(where.environment_path)
         if about.get("corpus"):  # it may lie elsewhere now, and a relative path is seen from where we stand
             about["corpus"]["from_run"] = place_from_run(packed, where)
             where.write_json(where.environment_path, about)
         place = {"segment": progress.segment, "epoch": progress.epoch, "step": progress.step}
         where.append_event("segment_started", parent=parent, checkpoint=saved.path.name, **place)
+        where.write_pointer("last", saved.progress.step)  # after the event, which decides what the run's life is
         for key, before, after in changes:
             where.append_event("config_changed", key=key, old=before, new=after, by="resume", **place)
         position = f"epoch {progress.epoch + 1}, batch {progress.batch}, step {progress.step}"

@@ -209,7 +209,8 @@ for act in (lambda: Run({str(tmp_path)!r}).write_text(Path({str(target)!r}), "x"
         print(error)
 """
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
-    assert len(out) == 2 and all("could not be written" in line and "resume" in line for line in out)
+    assert len(out) == 2
+    assert all("could not be written" in line and "then the same command starts it" in line for line in out)
     assert target.read_bytes() == b"old" and [entry.name for entry in tmp_path.glob(".*")] == []
     assert [line["step"] for line in Run(tmp_path).metrics()] == list(range(len(Run(tmp_path).metrics())))
 

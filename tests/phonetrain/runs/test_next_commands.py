@@ -76,7 +76,7 @@ def test_what_was_done_already_is_not_next(tmp_path):
     assert "Next: phonetrain predict" in words
     assert not any(f"phonetrain {name} " in words for name in ("evaluate", "report"))
     run.write_text(run.predictions / "test.csv", "id,label")
-    run.write_pointer("best", 40)
+    run.checkpoint_dir(40).mkdir(parents=True)
     os.utime(run.predictions / "test.csv", (0, 0))  # made before the best checkpoint: out of date
     os.utime(run.evaluations / "dev-step-1.json")
     os.utime(run.report_path)

@@ -11,6 +11,8 @@ import fcntl
 import json
 import os
 import pty
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -22,9 +24,13 @@ from pathlib import Path
 
 import pytest
 
-from phonedata import FormatError, PackedCorpus, pack
+from phonedata import FormatError, PackedCorpus, files, pack
+from phonetrain.cli.main import exit_code
 from phonetrain.console.base import Console
 from phonetrain.errors import TrainingStopped
+from phonetrain.results.evaluate import evaluate
+from phonetrain.results.report import best_evaluation
+from phonetrain.results.trained import open_trained
 from phonetrain.runs import history
 from phonetrain.runs.directory import Run
 from phonetrain.runs.explain import explain
@@ -162,6 +168,32 @@ def test_disk_that_fills_up_later_keeps_the_older_checkpoint(learnable_corpus, w
     assert checkpoint.saved_steps(run) == [0, 23]
     assert "No space left" in " ".join(explain(run))
     assert_goes_on_as_if_nothing_happened(run, whole)
+
+
+@pytest.mark.parametrize("name", ["last", "best"])
+@pytest.mark.parametrize("epoch", [0, 2])
+def test_a_pointer_that_the_disk_refused_hides_no_weights_and_the_advice_works(
+    learnable_corpus, whole, tmp_path, monkeypatch, name, epoch
+):
+    real, run = files.write_file, Run(tmp_path / "run")
+    step = 23 * (epoch + 1)
+
+    def full(path, content):
+        if path.name == name and content == f"step-{step}\n".encode():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(path, content)
+
+    monkeypatch.setattr(files, "write_file", full)
+    with pytest.raises(TrainingStopped, match=rf"{name}: could not be written \(No space left") as caught:
+        fit_tiny(learnable_corpus, run.path)
+    monkeypatch.undo()
+    assert run.read_pointer(name) != step
+    assert [open_trained(run, which).saved.progress.step for which in ("best", "last")] == [step, step]
+    assert evaluate(run)["step"] == step and best_evaluation(run)["step"] == step
+    (command,) = re.findall("`(phonetrain .*?)`", str(caught.value))
+    assert exit_code([*shlex.split(command)[1:], "--quiet"]) == 0
+    assert run.status == "finished"
+    assert weights(run, name) == weights(whole, name) and numbers(run) == numbers(whole)
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
