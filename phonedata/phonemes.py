@@ -30,7 +30,7 @@ class PhonemeSet:
 
     symbols: tuple[str, ...]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "symbols", tuple(self.symbols))
         if not 1 <= len(self.symbols) <= 65535:
             raise SpecError(f"{len(self.symbols)} phonemes, but a phoneme set holds 1 to 65535; check the symbol list")
@@ -47,7 +47,7 @@ class PhonemeSet:
     @cached_property
     def classes(self) -> dict[str, int]:
         """Every accepted spelling -> class index; a symbol's own spelling wins over another's bracketed one."""
-        classes = {}
+        classes: dict[str, int] = {}
         for index, symbol in enumerate(self.symbols):
             for spelling in spellings(symbol):
                 classes.setdefault(spelling, index)

@@ -177,7 +177,7 @@ def shard_entry(digests: list[str], chunk_bytes: int, index: bytes) -> dict:
     return {"bytes": len(digests) * chunk_bytes + len(index), "xxh3_128": whole.hexdigest(), "chunks": digests}
 
 
-def write_file(path: Path, data: bytes) -> dict:
+def write_entry(path: Path, data: bytes) -> dict:
     """Write a small file; returns its entry for the parent's attributes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
@@ -190,8 +190,8 @@ def write_array(folder: Path, array: np.ndarray) -> dict[str, dict]:
     metadata = array_metadata(array.shape, array.dtype, 0, sharded=False)
     little = array.astype(array.dtype.newbyteorder("<"), copy=False)
     return {
-        f"{folder.name}/zarr.json": write_file(folder / "zarr.json", render(metadata)),
-        f"{folder.name}/c/0": write_file(folder / "c" / "0", little.tobytes()),
+        f"{folder.name}/zarr.json": write_entry(folder / "zarr.json", render(metadata)),
+        f"{folder.name}/c/0": write_entry(folder / "c" / "0", little.tobytes()),
     }
 
 

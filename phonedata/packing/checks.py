@@ -56,9 +56,10 @@ def check_target(target: Path, replace: bool) -> None:
         raise CorpusExists(f"{target}: holds {names} besides the corpus, which would be removed with it; move it first")
 
 
-def _foreign_names(target: Path, attributes: dict) -> list[str]:
+def _foreign_names(target: Path, attributes: object) -> list[str]:
     """What lies in the folder of a corpus, or of a partition in it, and is none of its own."""
-    partitions, found = attributes.get("partitions") if isinstance(attributes, dict) else None, []
+    partitions = attributes.get("partitions") if isinstance(attributes, dict) else None
+    found: list[str] = []
     for entry in os.scandir(target):
         if not isinstance(partitions, dict) or entry.name not in partitions:
             found += [entry.name] if entry.name != "zarr.json" else []
@@ -121,7 +122,8 @@ def find_feature_dim(corpus: RawCorpus) -> tuple[int, str]:
 
     Raises RawDataError when none is readable.
     """
-    problem, seen = None, {}
+    problem: RawDataError | None = None
+    seen: dict[int, str] = {}
     votes: Counter[int] = Counter()
     for partition in sorted(corpus.partitions, key=lambda p: (not p.labelled, p.name)):
         count = len(partition.utterance_ids)
@@ -142,4 +144,5 @@ def find_feature_dim(corpus: RawCorpus) -> tuple[int, str]:
         if votes:
             dim = votes.most_common(1)[0][0]
             return dim, seen[dim]
-    raise problem
+    # check_partitions has seen an utterance in each partition, so one was read or was a problem.
+    raise problem or RawDataError(f"{corpus.path}: no utterance to pack; fill it first")

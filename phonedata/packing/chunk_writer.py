@@ -2,6 +2,7 @@
 
 import io
 import pickle
+from collections.abc import Callable
 
 import numpy as np
 from numba import njit
@@ -9,6 +10,7 @@ from numba import njit
 from ..cmvn import moments, normalise_half, normalise_single, scale_into
 from ..errors import RawDataError
 from ..format.zarr_files import CHUNK_ROWS, ShardFile, digest
+from ..raw.base import RawCorpus, RawPartition
 from .journal import ChunkResult, Measurements
 from .plan import ChunkTask
 
@@ -16,44 +18,46 @@ _LARGEST = {"float16": 65504.0, "float32": float(np.finfo(np.float32).max)}
 
 
 @njit(cache=True, nogil=True)
-def count_labels(labels, histogram):
+def count_labels(labels: np.ndarray, histogram: np.ndarray) -> None:
     """Add the counts of `labels` (R,) to `histogram` (every value of the dtype,) int64."""
     for r in range(labels.size):
         histogram[labels[r]] += 1
 
 
-def copy_for_worker(partition):
+def copy_for_worker(partition: RawPartition) -> RawPartition:
     """A copy with buffers of its own, because a partition lends them out until its next read.
 
     Copied by pickling, except that long lists are shared: they no longer change once a partition is listed, and a
     copy of them per worker would make memory grow with the corpus.
     """
-    shared, stream = [], io.BytesIO()
+    shared: list[object] = []
+    stream = io.BytesIO()
 
     class Pickler(pickle.Pickler):
-        def persistent_id(self, value):
+        def persistent_id(self, value: object) -> int | None:
             if isinstance(value, (list, dict, tuple, np.ndarray)) and len(value) > 100:
                 shared.append(value)
                 return len(shared) - 1
             return None
 
     class Unpickler(pickle.Unpickler):
-        def persistent_load(self, number):
+        def persistent_load(self, number: int) -> object:
             return shared[number]
 
     Pickler(stream).dump(partition)
     stream.seek(0)
-    return Unpickler(stream).load()
+    copy: RawPartition = Unpickler(stream).load()
+    return copy
 
 
 class UtteranceReader:
     """Reads and checks utterances of a raw corpus; every worker has its own."""
 
-    def __init__(self, raw, feature_dim: int, dim_from: str):
+    def __init__(self, raw: RawCorpus, feature_dim: int, dim_from: str):
         self.partitions = {p.name: copy_for_worker(p) for p in raw.partitions}
         self.feature_dim, self.dim_from = feature_dim, dim_from
 
-    def read(self, name: str, index: int, mean: np.ndarray, square: np.ndarray):
+    def read(self, name: str, index: int, mean: np.ndarray, square: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """(features, labels) of one utterance, valid until the next; fills its `mean` (D,) and sum of squared
         deviations `square` (D,). Raises RawDataError."""
         partition = self.partitions[name]
@@ -85,9 +89,11 @@ class UtteranceReader:
             )
         return features, labels
 
-    def measure(self, name: str, indices) -> Measurements:
+    def measure(self, name: str, indices: np.ndarray) -> Measurements:
         """Raw moments of some utterances, without writing anything."""
-        good, counts, bad = [], [], {}
+        good: list[int] = []
+        counts: list[int] = []
+        bad: dict[int, str] = {}
         means, squares = np.empty((2, len(indices), self.feature_dim))
         for index in map(int, indices):
             n = len(good)
@@ -99,7 +105,7 @@ class UtteranceReader:
             good.append(index)
             counts.append(len(features))
         lengths = dict(zip(good, counts))
-        return Measurements.of(good, counts, means[: len(good)], squares[: len(good)], lengths=lengths, bad=bad)
+        return Measurements.of(good, counts, means[: len(good)], squares[: len(good)], lengths, bad)
 
 
 class ChunkFiller:
@@ -109,7 +115,15 @@ class ChunkFiller:
     utterance is normalised with its own. `check(partition, index, mean, square)` sees the raw moments of every one.
     """
 
-    def __init__(self, reader: UtteranceReader, dtype: str, label_dtype, num_classes: int, statistics, check):
+    def __init__(
+        self,
+        reader: UtteranceReader,
+        dtype: str,
+        label_dtype: np.dtype,
+        num_classes: int,
+        statistics: Callable[[str, int], tuple[np.ndarray, np.ndarray]] | None,
+        check: Callable[[str, int, np.ndarray, np.ndarray], None],
+    ):
         self.reader, self.statistics, self.check = reader, statistics, check
         self.dtype, self.num_classes, self._limit = dtype, num_classes, _LARGEST[dtype]
         half = dtype == "float16"
@@ -131,7 +145,8 @@ class ChunkFiller:
             for n, index in enumerate(task.index.tolist()):
                 centres[n], scales[n] = self.statistics(task.partition, index)
         self._pad(starts, task.length)
-        lengths, bad = {}, {}
+        lengths: dict[int, int] = {}
+        bad: dict[int, str] = {}
         for n, (index, start, length) in enumerate(zip(task.index.tolist(), starts.tolist(), task.length.tolist())):
             try:
                 features, labels = self.reader.read(task.partition, index, means[n], squares[n])
@@ -159,11 +174,11 @@ class ChunkFiller:
                 row_labels[a:b] = labels if inside else labels[a - start : b - start]
         if bad or lengths:
             nothing = np.empty((0, dim))
-            return Measurements.of([], [], nothing, nothing, lengths=lengths, bad=bad)
+            return Measurements.of([], [], nothing, nothing, lengths, bad)
         for index, mean, square in zip(task.index.tolist(), means, squares):
             self.check(task.partition, index, mean, square)
         stored = (means[own] - centres[own]) * scales[own], squares[own] * scales[own] ** 2
-        reading = Measurements.of(task.index[own], task.length[own], *stored)
+        reading = Measurements.of(task.index[own], task.length[own], *stored, {}, {})
         features_file.write(task.chunk, rows)
         if labels_file is None:
             return ChunkResult(digest(rows), None, None, reading)

@@ -1,15 +1,18 @@
 """The staging folder of a pack or an extract: its lock, and the journal from which an interrupted one continues."""
 
 import base64
+import io
 import json
 import os
 import shutil
 import zlib
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ..errors import PhonedataError
 from ..files import disk_error, recover, staging_path, try_lock
@@ -25,16 +28,17 @@ class Staging:
     def __init__(self, target: Path, fingerprint: str):
         self.path = staging_path(target)
         self.corpus = self.path / "corpus"
-        self._fd = self._journal = None
+        self._fd: int | None = None
+        self._journal: io.BufferedWriter | None = None
         try:
-            self._acquire(target)
+            self._fd = self._acquire(target)
             # Under the lock nobody is between two renames: an old folder that waits here would go with the staging.
             recover(target)
             self.records = self._read_journal(fingerprint)
             self._written = len(self.records)
-            self._journal = open(self.path / "journal", "ab")  # noqa: SIM115
+            self._journal = journal = open(self.path / "journal", "ab")  # noqa: SIM115
             if not self.records:
-                self._journal.truncate(0)
+                journal.truncate(0)
                 shutil.rmtree(self.corpus, ignore_errors=True)
                 self.record({"pack": fingerprint})
             self.corpus.mkdir(exist_ok=True)
@@ -45,29 +49,28 @@ class Staging:
                 raise disk_error(self.path, error) from None
             raise
 
-    def _acquire(self, target: Path) -> None:
+    def _acquire(self, target: Path) -> int:
+        """Make the folder and lock it; returns the lock's descriptor."""
         name = self.path / "lock"
         if self.path.exists() and not name.exists() and any(self.path.iterdir()):
             raise PhonedataError(f"{self.path}: is in the way and was not made by phonedata; rename or remove it")
         while True:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._fd = os.open(name, os.O_RDWR | os.O_CREAT, 0o666)
-            if not try_lock(self._fd):
-                os.close(self._fd)
-                self._fd = None
+            fd = os.open(name, os.O_RDWR | os.O_CREAT, 0o666)
+            if not try_lock(fd):
+                os.close(fd)
                 raise PhonedataError(
                     f"{target}: another process is writing to it; wait for it or choose another target"
                 )
             try:
                 # Its holder may have removed the folder meanwhile: a lock without a name protects nothing.
-                if os.path.samestat(os.stat(name), os.fstat(self._fd)):
-                    return
+                if os.path.samestat(os.stat(name), os.fstat(fd)):
+                    return fd
             except FileNotFoundError:
                 pass
-            os.close(self._fd)
-            self._fd = None
+            os.close(fd)
 
-    def _read_journal(self, fingerprint: str) -> list[dict]:
+    def _read_journal(self, fingerprint: str) -> list[dict[str, Any]]:
         """The records of an earlier try of this very work; none if it was another one. A torn last line is dropped."""
         try:
             lines = (self.path / "journal").read_bytes().split(b"\n")
@@ -85,8 +88,9 @@ class Staging:
         os.truncate(self.path / "journal", good)
         return records
 
-    def record(self, entry: dict) -> None:
+    def record(self, entry: dict[str, Any]) -> None:
         """Append one record; it survives the death of this process, and its chunk is checked when it is used again."""
+        assert self._journal is not None, "recorded after release"
         text = json.dumps(entry).encode()
         self._journal.write(b"%08x %s\n" % (zlib.crc32(text), text))
         self._journal.flush()
@@ -154,13 +158,21 @@ class Measurements:
     counts: np.ndarray
     means: np.ndarray
     squares: np.ndarray
-    lengths: dict[int, int] = field(default_factory=dict)
-    bad: dict[int, str] = field(default_factory=dict)
+    lengths: dict[int, int]
+    bad: dict[int, str]
 
     @classmethod
-    def of(cls, index, counts, means: np.ndarray, squares: np.ndarray, **more) -> "Measurements":
+    def of(
+        cls,
+        index: npt.ArrayLike,
+        counts: npt.ArrayLike,
+        means: np.ndarray,
+        squares: np.ndarray,
+        lengths: dict[int, int],
+        bad: dict[int, str],
+    ) -> "Measurements":
         """From lists or arrays of integers, and (n, D) arrays."""
-        return cls(np.array(index, np.int64), np.array(counts, np.int64), means, squares, **more)
+        return cls(np.array(index, np.int64), np.array(counts, np.int64), means, squares, lengths, bad)
 
     def to_record(self) -> dict:
         """Plain values for JSON."""

@@ -4,15 +4,17 @@ import json
 import os
 import re
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..errors import CorpusNotFound, FormatError, PhonedataError, RawDataError, SpecError
-from ..files import disk_error, put_in_place, recover, remove_folder
+from ..files import disk_error, put_in_place, recover, remove_folder, write_file
 from ..format.corpus import PackedCorpus
-from ..format.zarr_files import CHUNK_ROWS, ShardFile, digest, num_chunks, write_file
+from ..format.zarr_files import CHUNK_ROWS, ShardFile, digest, num_chunks
 from .checks import check_space, check_target
 from .journal import Staging
 from .metadata import WrittenPartition, finish_partition, finish_root
@@ -25,7 +27,13 @@ _MUST_AGREE = ("layout", "phonemes", "feature_dim", "frame_shift_ms", "dtype", "
 _ORIGIN = {"source", "statistics", "written", "place"}
 
 
-def merge(packed, *, replace: bool = False, remove_parts: bool = False, progress=None) -> PackReport:
+def merge(
+    packed: str | os.PathLike[str],
+    *,
+    replace: bool = False,
+    remove_parts: bool = False,
+    progress: Callable[..., None] | None = None,
+) -> PackReport:
     """Merge `packed`.parts/*-of-n into `packed`, whole or not at all; `remove_parts` removes them afterwards.
 
     Every byte of every part is checked first. A second call finds the work done and changes nothing. Raises
@@ -47,7 +55,7 @@ def merge(packed, *, replace: bool = False, remove_parts: bool = False, progress
     return report
 
 
-def _merge_all(target: Path, note: Path, replace: bool, progress) -> PackReport:
+def _merge_all(target: Path, note: Path, replace: bool, progress: Callable[..., None] | None) -> PackReport:
     parts = _open_parts(target)
     sources = [p.digest for p in parts]
     try:
@@ -120,7 +128,7 @@ def _merged_already(target: Path, note: Path, sources: list[str]) -> PackReport 
     return PackReport.of(corpus, notes=("these parts were merged before",))
 
 
-def _merge(parts: list[PackedCorpus], target: Path, replace: bool, progress) -> PackReport:
+def _merge(parts: list[PackedCorpus], target: Path, replace: bool, progress: Callable[..., None] | None) -> PackReport:
     for part in parts:
         part.verify(progress)
     staging = Staging(target, f"merge {[p.digest for p in parts]}")
@@ -128,7 +136,8 @@ def _merge(parts: list[PackedCorpus], target: Path, replace: bool, progress) -> 
         row, label = parts[0].feature_dim * parts[0].dtype.itemsize, parts[0].phonemes.label_dtype.itemsize
         sizes = [p.num_rows * (row + label * p.labelled) for part in parts for p in part.partitions.values()]
         check_space(staging.path, sum(sizes), staging.size_on_disk())
-        attributes, entries = {}, {}
+        attributes: dict[str, dict[str, Any]] = {}
+        entries: dict[str, dict[str, Any]] = {}
         for name in sorted({name for part in parts for name in part.partitions}):
             with ExitStack() as shards:
                 written = _concatenate(name, parts, staging.corpus, shards, progress)
@@ -152,7 +161,9 @@ def _merge(parts: list[PackedCorpus], target: Path, replace: bool, progress) -> 
     return PackReport.of(PackedCorpus(target), notes=notes)
 
 
-def _concatenate(name: str, parts: list[PackedCorpus], root: Path, shards: ExitStack, progress) -> WrittenPartition:
+def _concatenate(
+    name: str, parts: list[PackedCorpus], root: Path, shards: ExitStack, progress: Callable[..., None] | None
+) -> WrittenPartition:
     """Copy the rows of a partition from all its parts: one gap of padding stands between two of them.
 
     `shards` closes the files, whatever happens until they are finished.
@@ -164,14 +175,16 @@ def _concatenate(name: str, parts: list[PackedCorpus], root: Path, shards: ExitS
     row_bytes = corpus.feature_dim * corpus.dtype.itemsize
     chunks = num_chunks(rows)
     features = shards.enter_context(ShardFile(root / name / "features/c/0/0", chunks, CHUNK_ROWS * row_bytes))
-    pieces = [s.features[corpus.context if s is not first else 0 :] for s in sources]
+    pieces: list[np.ndarray] = [s.features[corpus.context if s is not first else 0 :] for s in sources]
     feature_digests = _copy(pieces, features, np.zeros((CHUNK_ROWS, corpus.feature_dim), corpus.dtype), 0, progress)
-    labels, label_digests = None, []
+    labels: ShardFile | None = None
+    label_digests: list[str] = []
     if first.labelled:
         dtype = corpus.phonemes.label_dtype
         labels = shards.enter_context(ShardFile(root / name / "labels/c/0", chunks, CHUNK_ROWS * dtype.itemsize))
-        pieces = [s.labels[corpus.context if s is not first else 0 :] for s in sources]
+        pieces = [s.labels[corpus.context if s is not first else 0 :] for s in sources if s.labels is not None]
         label_digests = _copy(pieces, labels, np.empty(CHUNK_ROWS, dtype), corpus.phonemes.padding_label, None)
+    histograms = [s.label_histogram for s in sources if s.label_histogram is not None]
     means, squares = (
         [s.array(f"part_{what}", "<f8", s.num_utterances * corpus.feature_dim).reshape(-1, corpus.feature_dim)
          for s in sources]
@@ -189,17 +202,24 @@ def _concatenate(name: str, parts: list[PackedCorpus], root: Path, shards: ExitS
         feature_digests=feature_digests,
         labels=labels,
         label_digests=label_digests,
-        histogram=np.sum([s.label_histogram for s in sources], axis=0) if first.labelled else None,
+        histogram=np.sum(histograms, axis=0) if histograms else None,
         means=means,
         squares=squares,
     )
 
 
-def _copy(pieces: list[np.ndarray], file: ShardFile, buffer: np.ndarray, padding: int, progress) -> list[str]:
+def _copy(
+    pieces: list[np.ndarray],
+    file: ShardFile,
+    buffer: np.ndarray,
+    padding: int,
+    progress: Callable[..., None] | None,
+) -> list[str]:
     """Lay the pieces' rows end to end into the chunks of `file`; returns the chunks' digests."""
-    digests, filled = [], 0
+    digests: list[str] = []
+    filled = 0
 
-    def flush():
+    def flush() -> None:
         file.write(len(digests), buffer)
         digests.append(digest(buffer))
         if progress:

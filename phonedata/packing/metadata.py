@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,12 +17,13 @@ from ..format.zarr_files import (
     render,
     root_digest,
     write_array,
-    write_file,
+    write_entry,
     write_strings,
 )
 from ..phonemes import PhonemeSet
 from ..raw.base import RawCorpus
 from .plan import PackOptions
+from .report import LeftOut
 
 
 @dataclass
@@ -51,20 +53,20 @@ class WrittenPartition:
 
 def finish_partition(
     root: Path, written: WrittenPartition, dtype: np.dtype, phonemes: PhonemeSet, keep_moments: bool
-) -> tuple[dict, dict]:
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Write everything of a partition but its rows; returns its attributes and its entry in the root's."""
     folder, dim = root / written.name, written.means[0].shape[1]
     stored, done = Moments(dim), 0
     for means, squares in zip(written.means, written.squares):
         stored.merge(written.lengths[done : done + len(means)], means, squares)
         done += len(means)
-    files = {}
+    files: dict[str, dict[str, Any]] = {}
     metadata = array_metadata((written.rows, dim), dtype, 0.0, sharded=True)
-    files["features/zarr.json"] = write_file(folder / "features/zarr.json", render(metadata))
+    files["features/zarr.json"] = write_entry(folder / "features/zarr.json", render(metadata))
     files["features/c/0/0"] = written.features.finish(written.feature_digests)
     if written.labels is not None:
         metadata = array_metadata((written.rows,), phonemes.label_dtype, phonemes.padding_label, sharded=True)
-        files["labels/zarr.json"] = write_file(folder / "labels/zarr.json", render(metadata))
+        files["labels/zarr.json"] = write_entry(folder / "labels/zarr.json", render(metadata))
         files["labels/c/0"] = written.labels.finish(written.label_digests)
     ends = np.cumsum(written.lengths, dtype=np.int64)
     files |= write_array(folder / "utterance_end", ends)
@@ -81,18 +83,18 @@ def finish_partition(
         "labelled": written.labelled,
         "order": written.order,
         "lengths": {"min": int(lengths.min()), "max": int(lengths.max()), "mean": float(lengths.mean())},
-        "label_histogram": written.histogram.tolist() if written.labelled else None,
+        "label_histogram": None if written.histogram is None else written.histogram.tolist(),
         "mean": stored.mean.tolist(),
         "std": stored.std.tolist(),
         "files": dict(sorted(files.items())),
     }
-    entry = write_file(folder / "zarr.json", render(group_metadata(attributes)))
+    entry = write_entry(folder / "zarr.json", render(group_metadata(attributes)))
     return attributes, {"bytes": entry["bytes"], "digest": entry["xxh3_128"]}
 
 
-def cmvn_attributes(options: PackOptions, train: Moments | None) -> dict:
-    """What the root says of the normalisation; `train`: raw moments of the training partitions, where it needs them."""
-    if options.cmvn != "train":
+def cmvn_attributes(options: PackOptions, train: Moments | None) -> dict[str, Any]:
+    """What the root says of the normalisation; `train`: raw moments of the training partitions, with cmvn "train"."""
+    if train is None:
         return {"kind": options.cmvn, "relative_floor": RELATIVE_FLOOR}
     return {
         "kind": "train",
@@ -105,8 +107,13 @@ def cmvn_attributes(options: PackOptions, train: Moments | None) -> dict:
 
 
 def root_attributes(
-    raw: RawCorpus, options: PackOptions, feature_dim: int, cmvn: dict, entries: dict, left_out
-) -> dict:
+    raw: RawCorpus,
+    options: PackOptions,
+    feature_dim: int,
+    cmvn: dict[str, Any],
+    entries: dict[str, dict[str, Any]],
+    left_out: list[LeftOut],
+) -> dict[str, Any]:
     """The root's attributes, its digest still empty; docs/FORMAT.md says what each of them is."""
     return {
         "format": FORMAT_VERSION,
@@ -124,15 +131,15 @@ def root_attributes(
     }
 
 
-def finish_root(root: Path, attributes: dict, partitions: dict[str, dict]) -> str:
-    """Write the root's zarr.json with the digest of everything, make all durable; returns the digest.
+def finish_root(root: Path, attributes: dict[str, Any], partitions: dict[str, dict[str, Any]]) -> None:
+    """Write the root's zarr.json with the digest of everything, make all durable.
 
     `partitions` are the attributes of each. What belongs to none of them is removed: a folder that was exchanged for
     another one, or an earlier try, may have left something.
     """
     document = group_metadata(attributes)
     attributes["digest"] = root_digest(document)
-    write_file(root / "zarr.json", render(document))
+    write_entry(root / "zarr.json", render(document))
     files = {f"{name}/{file}" for name, p in partitions.items() for file in (*p["files"], "zarr.json")}
     for folder, folders, names in os.walk(root, topdown=False):
         inside = Path(folder).relative_to(root)
@@ -144,4 +151,3 @@ def finish_root(root: Path, attributes: dict, partitions: dict[str, dict]) -> st
             if not os.listdir(path):
                 os.rmdir(path)
     sync_tree(root)
-    return attributes["digest"]

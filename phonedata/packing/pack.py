@@ -2,7 +2,9 @@
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from ..errors import NoSpace, PhonedataError, SpecError
 from ..files import disk_error, is_disk_full, put_in_place, recover, staging_path
@@ -20,8 +22,8 @@ from .report import LeftOut, PackReport
 
 
 def pack(
-    raw,
-    packed,
+    raw: str | os.PathLike[str],
+    packed: str | os.PathLike[str],
     *,
     layout: str | None = None,
     cmvn: str = "utterance",
@@ -31,7 +33,7 @@ def pack(
     skip_bad: bool = False,
     replace: bool = False,
     workers: int | None = None,
-    progress=None,
+    progress: Callable[..., None] | None = None,
     part: tuple[int, int] | None = None,
     stats_only: bool = False,
     alignment: AlignmentOptions | None = None,
@@ -82,7 +84,16 @@ def pack(
     return report
 
 
-def _pack(corpus: RawCorpus, options: PackOptions, whole, target, workers, progress, replace, stats_only) -> PackReport:
+def _pack(
+    corpus: RawCorpus,
+    options: PackOptions,
+    whole: Path,
+    target: Path,
+    workers: int | None,
+    progress: Callable[..., None] | None,
+    replace: bool,
+    stats_only: bool,
+) -> PackReport:
     feature_dim, dim_from = find_feature_dim(corpus)
     source, command = options.source(corpus, feature_dim), options.command(corpus, whole)
     statistics, statistics_digest, notes = None, "", corpus.notes
@@ -122,7 +133,7 @@ def _pack(corpus: RawCorpus, options: PackOptions, whole, target, workers, progr
     return PackReport.of(PackedCorpus(target), notes=notes, chunks_reused=work.reused)
 
 
-def _earlier_part(target: Path, part: tuple[int, int], source: str) -> dict | None:
+def _earlier_part(target: Path, part: tuple[int, int], source: str) -> dict[str, Any] | None:
     """What the part at `target` says of itself if it is this very one, so that an array that is sent again does only
     what is missing; else None."""
     try:
@@ -135,6 +146,7 @@ def _earlier_part(target: Path, part: tuple[int, int], source: str) -> dict | No
 
 def _keep_statistics(work: Packing, whole: Path, command: str) -> PackReport:
     """Measure a part, keep its statistics beside its place, and report what was measured."""
+    assert work.options.part is not None, "only a part keeps statistics"
     (index, of), readings = work.options.part, work.measure()
     written = write_stats(whole, work.options.part, work.origin["source"], readings)
     partitions = [

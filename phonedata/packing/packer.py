@@ -3,21 +3,24 @@
 import os
 import re
 from bisect import bisect_right
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from ..cmvn import Moments
 from ..errors import RawDataError
 from ..format.zarr_files import CHUNK_ROWS, ShardFile
+from ..raw.base import RawCorpus
 from .checks import check_space
 from .chunk_writer import ChunkFiller, UtteranceReader
-from .journal import ChunkResult, Measurements
+from .journal import ChunkResult, Measurements, Staging
 from .metadata import WrittenPartition, cmvn_attributes, finish_partition, finish_root, root_attributes
 from .ordered_pool import OrderedPool
 from .parts import part_range
-from .plan import PartitionPlan
+from .plan import ChunkTask, PackOptions, PartitionPlan
 from .report import LeftOut
 
 _BATCH = 64  # utterances that one measuring task reads
@@ -31,17 +34,29 @@ class Packing:
     the raw files and the plan alone, so the workers and their number change nothing.
     """
 
-    def __init__(self, corpus, options, feature_dim, dim_from, origin, command, staging, workers, progress):
+    def __init__(
+        self,
+        corpus: RawCorpus,
+        options: PackOptions,
+        feature_dim: int,
+        dim_from: str,
+        origin: dict[str, Any],
+        command: str,
+        staging: Staging,
+        workers: int,
+        progress: Callable[..., None] | None,
+    ):
         self.corpus, self.options, self.feature_dim = corpus, options, feature_dim
         self.staging, self.origin, self.command = staging, origin, command
-        self.progress = progress or (lambda stage, done, total, unit="frames": None)
+        self.progress: Callable[..., None] = progress or (lambda *_: None)
         self.raw = {p.name: p for p in corpus.partitions}
         self.done: dict[tuple[str, int], tuple[str, ChunkResult]] = {}
-        self.group_moments: dict = {}
+        self.group_moments: dict[tuple[str, str] | str, Moments] = {}
         self._measured: dict[str, tuple[list[int], list[Measurements]]] = {}
         self.reused = 0
         self.team = OrderedPool(workers, lambda: self._new_filler(dim_from))
-        self.plans = {}
+        self.files: dict[str, tuple[ShardFile, ShardFile | None]] = {}
+        self.plans: dict[str, PartitionPlan] = {}
         for p in corpus.partitions:
             count = len(p.utterance_ids)
             hint = np.ones(count, np.int64) if p.lengths_hint is None else np.array(p.lengths_hint, np.int64)
@@ -61,7 +76,8 @@ class Packing:
         if statistics is None and (self._measured_partitions() or self._hintless()):
             statistics = self.measure()
         else:
-            self._correct_own(statistics or {})
+            statistics = statistics or {}
+            self._correct_own(statistics)
         if self.options.cmvn in ("speaker", "train"):
             self._group(statistics)
         with ExitStack() as self._shards:
@@ -81,7 +97,7 @@ class Packing:
 
     def measure(self) -> dict[str, list[Measurements]]:
         """First pass: raw moments, and true lengths where nothing hints at them; by partition, in utterance order."""
-        tasks = []
+        tasks: list[tuple[str, np.ndarray]] = []
         for name in sorted(self._measured_partitions() | self._hintless()):
             index = np.array(part_range(len(self.raw[name].utterance_ids), self.options.part))
             tasks += [(name, index[i : i + _BATCH]) for i in range(0, len(index), _BATCH)]
@@ -98,7 +114,7 @@ class Packing:
             self.progress("measuring", done, total, "utterances")
         return readings
 
-    def _measure(self, filler, task) -> Measurements:
+    def _measure(self, filler: ChunkFiller, task: tuple[str, np.ndarray]) -> Measurements:
         name, index = task
         earlier = self._earlier_readings.get((name, int(index[0])))
         return filler.reader.measure(name, index) if earlier is None else earlier
@@ -111,7 +127,7 @@ class Packing:
             speakers = self.raw[name].speakers
             for r in statistics[name]:
                 for i, utterance in enumerate(r.index.tolist()):
-                    key = (name, speakers[utterance]) if self.options.cmvn == "speaker" else "train"
+                    key = self._group_key(name, speakers[utterance])
                     group = self.group_moments.setdefault(key, Moments(self.feature_dim))
                     group.merge(r.counts[i : i + 1], r.means[i : i + 1], r.squares[i : i + 1])
             readings = [r for r in statistics[name] if len(r.index)]
@@ -125,7 +141,7 @@ class Packing:
 
     def _check(self, partition: str, index: int, mean: np.ndarray, square: np.ndarray) -> None:
         """Refuse an utterance that is not what its statistics were taken from, although its file has the same size."""
-        firsts, readings = self._measured.get(partition, ((), ()))
+        firsts, readings = self._measured.get(partition, ([], []))
         if not firsts:
             return
         reading = readings[bisect_right(firsts, index) - 1]
@@ -136,13 +152,16 @@ class Packing:
         onward = f"run: {self.command} --part {part[0]}/{part[1]} --stats-only" if part else "pack again"
         raise RawDataError(f"{where}: has other values than when statistics were taken; {onward}")
 
-    def _statistics(self, partition: str, index: int):
+    def _statistics(self, partition: str, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Mean and scale (D,) that normalise an utterance, where they are not its own."""
-        kind = self.options.cmvn
-        if kind == "none":
+        if self.options.cmvn == "none":
             return np.zeros(self.feature_dim), np.ones(self.feature_dim)
-        group = self.group_moments[(partition, self.raw[partition].speakers[index]) if kind == "speaker" else "train"]
+        group = self.group_moments[self._group_key(partition, self.raw[partition].speakers[index])]
         return group.mean, group.scale
+
+    def _group_key(self, partition: str, speaker: str) -> tuple[str, str] | str:
+        """The group of utterances that share statistics."""
+        return (partition, speaker) if self.options.cmvn == "speaker" else "train"
 
     # -- what reading has shown
 
@@ -176,9 +195,10 @@ class Packing:
         # Only where a path begins: `raw/` also ends `my-raw/`, and is no prefix there.
         return re.sub(rf"(?<![^\s'\"(]){re.escape(f'{self.corpus.path}{os.sep}')}", "", message)
 
-    def _replay(self) -> tuple[dict, dict]:
+    def _replay(self) -> tuple[dict[tuple[str, int], dict[str, Any]], dict[tuple[str, int], Measurements]]:
         """What an interrupted try of this very pack has shown: chunks by place, readings by first utterance."""
-        chunks, readings = {}, {}
+        chunks: dict[tuple[str, int], dict[str, Any]] = {}
+        readings: dict[tuple[str, int], Measurements] = {}
         for entry in self.staging.records[1:]:
             name = entry["partition"]
             if "chunk" in entry:
@@ -216,7 +236,7 @@ class Packing:
 
     def _write_pass(self) -> bool:
         """Write the chunks that are not done; True if reading has refuted the plan."""
-        tasks = []
+        tasks: list[ChunkTask] = []
         for name in self.files:
             plan = self.plans[name]
             tasks += [t for t in map(plan.task, range(plan.chunks)) if not self._is_done(t)]
@@ -240,10 +260,10 @@ class Packing:
         changed = [self._correct(name, reading) for name, reading in refuted.items()]
         return any(changed)
 
-    def _fill(self, filler, task) -> ChunkResult | Measurements:
+    def _fill(self, filler: ChunkFiller, task: ChunkTask) -> ChunkResult | Measurements:
         return filler.fill(task, *self.files[task.partition])
 
-    def _is_done(self, task) -> bool:
+    def _is_done(self, task: ChunkTask) -> bool:
         """Whether this chunk was written, in this process or an earlier one, and its bytes still are what they were."""
         place = task.partition, task.chunk
         if place in self.done:
@@ -297,14 +317,14 @@ class Packing:
             features=features,
             feature_digests=[r.features for r in results],
             labels=labels,
-            label_digests=[r.labels for r in results],
-            histogram=np.sum([r.histogram for r in results], axis=0) if raw.labelled else None,
+            label_digests=[r.labels for r in results if r.labels is not None],
+            histogram=np.sum([r.histogram for r in results if r.histogram is not None], axis=0) if labels else None,
             means=[r.reading.means for r in results],
             squares=[r.reading.squares for r in results],
         )
 
     def _left_out(self) -> list[LeftOut]:
-        left_out = []
+        left_out: list[LeftOut] = []
         for name, raw in self.raw.items():
             left_out += [LeftOut(name, p.utterance_id, self._relative(p.message)) for p in raw.problems]
             if name in self.plans:

@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 
 from ..errors import CorpusExists, FormatError, SpecError
-from ..format.zarr_files import digest, write_file
+from ..files import write_file
+from ..format.zarr_files import digest
 from .journal import Measurements
 
 
@@ -43,9 +44,7 @@ def write_stats(target: Path, part: tuple[int, int], fingerprint: str, readings:
     path = _stats_path(target, part)
     content = {"fingerprint": fingerprint, "readings": {k: [r.to_record() for r in v] for k, v in readings.items()}}
     body = json.dumps(content).encode()
-    temporary = path.with_suffix(".tmp")
-    write_file(temporary, digest(body).encode() + b"\n" + body)
-    temporary.replace(path)
+    write_file(path, digest(body).encode() + b"\n" + body)
     return path
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 from dataclasses import asdict, dataclass, field, fields
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -11,6 +12,7 @@ import xxhash
 from phonedata import __version__
 
 from ..format.zarr_files import CHUNK_ROWS, num_chunks
+from ..raw.base import RawCorpus
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class PackOptions:
         """The partitions that `train_partition`, "A" or "A + B", names; sorted, so that every wording is one corpus."""
         return tuple(sorted({name.strip() for name in (self.train_partition or "").split("+")} - {""}))
 
-    def command(self, raw, packed) -> str:
+    def command(self, raw: RawCorpus, packed: os.PathLike[str]) -> str:
         """The shell command of this pack, but for the part."""
         words = ["phonedata", "pack", str(raw.path), str(packed), "--layout", raw.layout, *raw.arguments]
         for option in fields(self):
@@ -39,7 +41,7 @@ class PackOptions:
                 words += [] if value is True else [str(value)]
         return shlex.join(words)
 
-    def source(self, raw, feature_dim: int) -> str:
+    def source(self, raw: RawCorpus, feature_dim: int) -> str:
         """What the bytes of a pack depend on: parts belong together where it is the same.
 
         It depends neither on `part` nor on where the raw folder lies and when its files were written, so that parts can
@@ -48,7 +50,7 @@ class PackOptions:
         options = {k: v for k, v in asdict(self).items() if k != "part"} | {"train_partition": self.train_partitions}
         return _digest([__version__, options, feature_dim, raw.frontend, *_contents(raw)])
 
-    def origin(self, raw, feature_dim: int, statistics: str) -> dict:
+    def origin(self, raw: RawCorpus, feature_dim: int, statistics: str) -> dict[str, Any]:
         """What a part says of where it comes from.
 
         `source`, see there; `statistics`, the digest of those that it was normalised with; `written`, which changes
@@ -64,12 +66,12 @@ class PackOptions:
             "place": sorted(_digest([folder.st_ino, folder.st_ctime_ns]) for folder in folders),
         }
 
-    def fingerprint(self, origin: dict[str, str]) -> str:
+    def fingerprint(self, origin: dict[str, Any]) -> str:
         """Changes whenever an interrupted pack must not be continued."""
         return _digest([self.part, origin["source"], origin["statistics"], origin["written"]])
 
 
-def _contents(raw) -> list:
+def _contents(raw: RawCorpus) -> list[Any]:
     """The raw files as far as listing them shows: layout, phonemes, and what each partition says of itself."""
     partitions = [
         (p.name, p.stamp, p.order, p.labelled, _digest(p.utterance_ids), _digest(p.speakers)) for p in raw.partitions
@@ -77,7 +79,7 @@ def _contents(raw) -> list:
     return [raw.layout, raw.phonemes.symbols, partitions]
 
 
-def _digest(values: list) -> str:
+def _digest(values: list[Any]) -> str:
     return xxhash.xxh3_128_hexdigest(json.dumps(values).encode())
 
 
@@ -120,7 +122,7 @@ class PartitionPlan:
     salt: str
     bad: dict[int, str] = field(default_factory=dict)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self._lay_out()
 
     def _lay_out(self) -> None:

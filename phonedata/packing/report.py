@@ -2,6 +2,9 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
+
+from ..format.corpus import PackedCorpus
 
 _SHOWN = 20  # utterances left out that people are shown
 
@@ -14,7 +17,7 @@ class LeftOut:
     utterance: str
     reason: str
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return asdict(self)
 
@@ -28,7 +31,7 @@ class PackReport:
 
     path: Path
     layout: str
-    partitions: list[dict]
+    partitions: list[dict[str, Any]]
     left_out: list[LeftOut]
     frame_shift_ms: float
     bytes_written: int
@@ -39,8 +42,10 @@ class PackReport:
     seconds: float = 0.0
 
     @classmethod
-    def of(cls, corpus, **more) -> "PackReport":
-        """What a finished corpus (PackedCorpus) says of itself; `more`: notes, chunks_reused, kept."""
+    def of(
+        cls, corpus: PackedCorpus, notes: tuple[str, ...] = (), chunks_reused: int = 0, kept: bool = False
+    ) -> "PackReport":
+        """What a finished corpus says of itself."""
         left_out = [LeftOut(**one) for one in corpus.attributes["left_out"]]
         missing = [one.partition for one in left_out]
         partitions = corpus.partitions.items()
@@ -52,14 +57,16 @@ class PackReport:
             frame_shift_ms=corpus.frame_shift_ms,
             bytes_written=sum(f.stat().st_size for f in corpus.path.rglob("*") if f.is_file()),
             digest=corpus.digest,
-            **more,
+            notes=notes,
+            chunks_reused=chunks_reused,
+            kept=kept,
         )
 
     @property
     def num_frames(self) -> int:
         return sum(p["frames"] for p in self.partitions)
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         wanted = ("name", "utterances", "frames", "labelled", "left_out")
         return {

@@ -209,7 +209,7 @@ def _phonemes(
     root: Path, partitions: list["AudioPartition"], options: AlignmentOptions, notes: list[str]
 ) -> PhonemeSet:
     """The classes: `phonemes.txt`, ARPABET where all phones are, else what is there; strays become problems."""
-    given = read_phonemes(root, None)
+    given = read_phonemes(root)
     if given is not None:
         return given
     counts: Counter[str] = Counter()

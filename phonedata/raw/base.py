@@ -68,7 +68,7 @@ class RawPartition(Protocol):
 class Stamp:
     """The digests behind `RawPartition.stamp` and `RawPartition.written`, file by file."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._sizes, self._times = xxhash.xxh3_128(), xxhash.xxh3_128()
 
     def add(self, what: str, status: os.stat_result | None) -> None:
@@ -128,11 +128,11 @@ def _plain(value, file: Path, key: str):
     return value.isoformat() if isinstance(value, (date, time)) else value
 
 
-def read_phonemes(root: Path, default: PhonemeSet | None) -> PhonemeSet | None:
-    """The optional `phonemes.txt` of a raw folder: one symbol a line, class index = line; else `default`."""
+def read_phonemes(root: Path) -> PhonemeSet | None:
+    """The optional `phonemes.txt` of a raw folder, one symbol a line, class index = line; None where there is none."""
     file = root / "phonemes.txt"
     if not file.is_file():
-        return default
+        return None
     try:
         lines = file.read_text(encoding="utf-8-sig").rstrip().split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -152,7 +152,7 @@ def read_phonemes(root: Path, default: PhonemeSet | None) -> PhonemeSet | None:
         raise RawDataError(f"{file}: {error}; wanted one symbol a line") from None
 
 
-def check_name(name: str, kind: str, where) -> None:
+def check_name(name: str, kind: str, where: str | Path) -> None:
     """Refuse an id or partition name that cannot stand in one line of text or one folder name.
 
     Ids come from foreign lists: `../x`, an absolute path or a control character must not travel further.
@@ -163,7 +163,7 @@ def check_name(name: str, kind: str, where) -> None:
         )
 
 
-def check_names(names: Iterable[str], kind: str, where) -> None:
+def check_names(names: Iterable[str], kind: str, where: str | Path) -> None:
     """`check_name` of many: one look at all of them together, and each by itself only if that finds something."""
     names = list(names)
     together = "".join(names)

@@ -5,6 +5,7 @@ import math
 import os
 import re
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from ..errors import RawDataError
 from ..phonemes import ARPABET, PhonemeSet
 from .base import Problem, RawCorpus, check_name, check_names, read_frontend, read_phonemes
 from .label_table import SymbolTable
-from .npy import NpyReader, parse_header
+from .npy import Header, NpyReader, parse_header
 
 LOOKS_FOR = "PARTITION/mfcc/ID.npy, e.g. train-clean-100/mfcc/103-1240-0000.npy"
 TEST_ORDER = "test_order.csv"
@@ -43,7 +44,7 @@ def open_layout(root: Path) -> RawCorpus:
 
     A `test_order.csv` (S22) orders the partition whose utterances it lists.
     """
-    phonemes = read_phonemes(root, ARPABET)
+    phonemes = read_phonemes(root) or ARPABET
     partitions = tuple(Hw1p2Partition(root, name, phonemes) for name in _partition_names(root))
     notes = _put_in_test_order(root, partitions)
     for folder in sorted(root.iterdir()):
@@ -218,11 +219,11 @@ class Hw1p2Partition:
         ids = self.utterance_ids = sorted(features.keys() - refused)
         self.speakers = [speaker_of(i) for i in ids]
         self._files = [features[i][0] for i in ids]
-        self._label_files = [labels[i][0] for i in ids] if texts else None
-        self.lengths_hint = self._guess_lengths([features[i][1] for i in ids])
+        self._label_files = [labels[i][0] for i in ids] if texts else []
+        self.lengths_hint: Sequence[int] | None = self._guess_lengths([features[i][1] for i in ids])
         found = [features[i] for i in ids] + ([labels[i] for i in ids] if texts else [])
         sizes, times = (np.array([file[place] for file in found], np.int64) for place in (1, 2))
-        self.stamp, self.written = xxhash.xxh3_128_hexdigest(sizes), xxhash.xxh3_128_hexdigest(times)
+        self.stamp, self.written = xxhash.xxh3_128_hexdigest(sizes.data), xxhash.xxh3_128_hexdigest(times.data)
         self._reader = NpyReader()
         self._label_reader = NpyReader()
         self._table: SymbolTable | None = None
@@ -269,7 +270,7 @@ class Hw1p2Partition:
                 return lengths
         return None
 
-    def _header(self, n: int) -> tuple | None:
+    def _header(self, n: int) -> Header | None:
         """What the n-th file's header says, see `parse_header`; None if it says nothing."""
         try:
             with open(f"{self._mfcc}/{self._files[n]}", "rb") as file:

@@ -3,6 +3,7 @@
 import os
 import re
 import struct
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 
@@ -120,7 +121,8 @@ class KaldiPartition:
         check_name(self.name, "partition name", root)
         self.phonemes, self._lines = phonemes, lines
         self.labelled = bool(lines.files)
-        self.order, self.lengths_hint = "sorted", None
+        self.order = "sorted"
+        self.lengths_hint: Sequence[int] | None = None
         self.problems: list[Problem] = []
         scp = folder / "feats.scp"
         places: dict[str, tuple[str, int]] = {}
@@ -213,7 +215,8 @@ def _read_keys(file: OpenFile, ark: str) -> dict[int, bytes]:
 
     Only so is it certain where a key begins: before it stands the last byte of a matrix, which can be any letter.
     """
-    keys, at = {}, 0
+    keys: dict[int, bytes] = {}
+    at = 0
     while True:
         key, space, _ = file.read(ark, at, _LONGEST_KEY).partition(b" ")
         offset = at + len(key) + 1
@@ -319,7 +322,7 @@ def _read_matrix(file: OpenFile, ark: str, offset: int) -> np.ndarray:
         ) from None
     try:
         with np.errstate(all="ignore"):
-            features = read_matrix_or_vector(BytesIO(entry))
+            features = read_matrix_or_vector(BytesIO(entry.data))
     except Exception as error:  # what a flipped bit does inside kaldiio is not its promise
         raise RawDataError(
             f"{where}: kaldiio cannot read it ({type(error).__name__}: {str(error)[:80]}); write it again"

@@ -3,13 +3,14 @@
 import os
 import threading
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import MissingReader, RawDataError
 from ..phonemes import PhonemeSet
-from .base import Problem, RawCorpus, Stamp, check_name, read_frontend, read_phonemes
+from .base import Problem, RawCorpus, RawPartition, Stamp, check_name, read_frontend, read_phonemes
 from .hw1p2 import speaker_of
 from .label_lines import LabelLines, read_list
 
@@ -27,21 +28,22 @@ def detect(root: Path) -> bool:
 
 def open_layout(root: Path) -> RawCorpus:
     """The partitions that have a split list, with the course's own class numbers as symbols. Raises RawDataError."""
-    phonemes = read_phonemes(root, None)
+    phonemes = read_phonemes(root)
     notes = () if phonemes else (f"{NUM_CLASSES} classes keep the course's numbers; a phonemes.txt would name them",)
     phonemes = phonemes or PhonemeSet(tuple(str(number) for number in range(NUM_CLASSES)))
     files = [
         root / name for name in ("train_labels.txt", "dev_labels.txt", "val_labels.txt") if (root / name).is_file()
     ]
     lines = LabelLines(files, "phonemes.txt")
-    partitions, taken = [], {}
-    for name, partition in _SPLITS.items():
-        if not (root / name).is_file():
+    partitions: list[RawPartition] = []
+    taken: dict[str, str] = {}
+    for split, name in _SPLITS.items():
+        if not (root / split).is_file():
             continue
-        if partition in taken.values():
+        if name in taken.values():
             raise RawDataError(f"{root}: has dev_split.txt and val_split.txt, wanted one of them; remove the other")
-        taken[name] = partition
-        partitions.append(LibriphonePartition(root, name, partition, lines, phonemes))
+        taken[split] = name
+        partitions.append(LibriphonePartition(root, split, name, lines, phonemes))
     seen: dict[str, str] = {}
     for partition in partitions:
         for utterance in partition.utterance_ids:
@@ -67,7 +69,8 @@ class LibriphonePartition:
         listed = [words[0] for words in read_list(root / split)]
         if not listed:
             raise RawDataError(f"{root / split}: lists no utterance, wanted an id a line; fill or remove it")
-        stamp, ids, seen = Stamp(), [], set()
+        stamp, ids = Stamp(), []
+        seen: set[str] = set()
         for utterance in sorted(listed) if self.labelled else listed:
             check_name(utterance, "utterance id", root / split)
             if utterance in seen:
@@ -89,7 +92,7 @@ class LibriphonePartition:
             stamp.add(os.path.basename(file), os.stat(file))
         self.utterance_ids = ids
         self.speakers = [speaker_of(utterance) for utterance in ids]
-        self.lengths_hint = None
+        self.lengths_hint: Sequence[int] | None = None
         self.stamp, self.written = stamp.digests()
 
     def _refuse(self, utterance: str, message: str) -> None:

@@ -1,5 +1,7 @@
 """Reads .npy files into one reusable buffer with our own header parse; never unpickles."""
 
+from __future__ import annotations
+
 import ast
 import math
 import os
@@ -22,8 +24,12 @@ _LONGEST_HEADER = 10_000  # numpy's own limit: longer ones can make the parser r
 READ_FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
-def parse_header(data: bytes, where: str) -> tuple[np.dtype, bool, tuple[int, ...], int]:
-    """(dtype, fortran_order, shape, offset of the first value) of an .npy file that begins with `data`.
+Header = tuple[np.dtype, bool, tuple[int, ...], int]
+"""dtype, fortran_order, shape, offset of the first value."""
+
+
+def parse_header(data: bytes, where: str) -> Header:
+    """The header of an .npy file that begins with `data`.
 
     Versions 1, 2 and 3 of numpy.lib.format. Raises RawDataError for anything else, and for Python objects.
     """
@@ -60,7 +66,7 @@ def parse_header(data: bytes, where: str) -> tuple[np.dtype, bool, tuple[int, ..
     except (TypeError, ValueError, SyntaxError):
         dtype = None
     # A type of no bytes promises any number of values for nothing.
-    if dtype is None or (dtype.itemsize == 0 and math.prod(shape)):
+    if dtype is None or (dtype.itemsize == 0 and 0 not in shape):
         raise RawDataError(f"{where}: .npy of type {str(descr)[:60]!r}, wanted numbers or text; save it again")
     if dtype.hasobject:
         raise RawDataError(
@@ -75,18 +81,18 @@ class NpyReader:
     The buffer grows to the largest file and is used again: an array is valid until the next `load`.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._grow(1 << 18)
         # Headers of 128 bytes (what np.save writes for these shapes) and what they say: most lengths come again.
-        self._seen: dict[bytes, tuple] = {}
+        self._seen: dict[bytes, Header] = {}
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type[NpyReader], tuple[()]]:
         return NpyReader, ()  # a copy in another worker starts with its own buffer
 
     def _grow(self, size: int) -> None:
         raw = np.empty(size + 64, np.uint8)
         self._buffer = raw[-raw.ctypes.data % 64 :][:size]
-        self._view = memoryview(self._buffer)
+        self._view = self._buffer.data
 
     def _fill(self, path: str) -> int:
         """Read the whole file into the buffer; returns its size."""
@@ -140,7 +146,7 @@ class NpyReader:
         return np.ndarray(shape, dtype, self._buffer, offset, order="F" if fortran else "C")
 
 
-def _promised(header: tuple, size: int, path: str) -> int:
+def _promised(header: Header, size: int, path: str) -> int:
     """Bytes of values that a header (as `parse_header` gives it) promises; RawDataError unless `size` is just that."""
     dtype, _, shape, offset = header
     wanted = dtype.itemsize * math.prod(shape)
@@ -153,7 +159,7 @@ def _promised(header: tuple, size: int, path: str) -> int:
     return wanted
 
 
-def _readv(fd: int, views: list) -> int:
+def _readv(fd: int, views: list[memoryview]) -> int:
     """os.readv for systems without it."""
     data = os.read(fd, len(views[0]))
     views[0][: len(data)] = data

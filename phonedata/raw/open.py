@@ -18,7 +18,9 @@ from .base import RawCorpus
 LAYOUTS = ("hw1p2", "libriphone", "kaldi", "audio")
 
 
-def open_raw(path, layout: str | None = None, alignment: AlignmentOptions | None = None) -> RawCorpus:
+def open_raw(
+    path: str | os.PathLike[str], layout: str | None = None, alignment: AlignmentOptions | None = None
+) -> RawCorpus:
     """Open a raw folder, with its layout found by itself or forced by name; `alignment` is for audio alone.
 
     Raises CorpusNotFound when there is no folder or no known layout in it (the message says what was looked for),
@@ -36,7 +38,7 @@ def open_raw(path, layout: str | None = None, alignment: AlignmentOptions | None
         folders = [p for p in sorted(root.iterdir()) if os.path.isdir(p)]
     except OSError as error:
         raise RawDataError(f"{root}: cannot be listed ({error.strerror}); check its permissions") from None
-    wanted = []
+    wanted: list[str] = []
     for name in LAYOUTS if layout is None else (layout,):
         module = importlib.import_module(f"phonedata.raw.{name}")
         if name == "audio" and layout is None:
