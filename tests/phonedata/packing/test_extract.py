@@ -471,7 +471,7 @@ def test_the_phone_is_taken_out_of_what_htk_tools_write(tmp_path, kind, times):
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        ("THE CAT SAT ON\n", "holds words .*which is what MFA reads"),
+        ("THE CAT SAT ON\n", "holds text without times .*transcripts that MFA reads"),
         ("utt1 1 0.00 0.50 aa\nutt1 1 0.5 0.5 b\n", "is a CTM file"),
         ("utt1 4 1 1 16 15 15 18\n", "transition ids"),
         ('#!MLF!#\n"*/utt1.lab"\n0 10000000 aa\n.\n', "master label file"),
