@@ -40,6 +40,8 @@ _MODULES = {
     "predict": "results.predict",
     "open_trained": "results.trained",
     "report": "results.report",
+    "list_runs": "results.run_list",
+    "prune_runs": "results.run_list",
     "explain": "runs.explain",
     "doctor": "planning.doctor",
     "export": "results.export",
@@ -64,6 +66,8 @@ if TYPE_CHECKING:
     from .results.export import export as export
     from .results.predict import predict as predict
     from .results.report import report as report
+    from .results.run_list import list_runs as list_runs
+    from .results.run_list import prune_runs as prune_runs
     from .results.trained import open_trained as open_trained
     from .runs.directory import Run as Run
     from .runs.explain import explain as explain

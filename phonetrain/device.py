@@ -18,6 +18,7 @@ from .distributed import current
 from .errors import ConfigError
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+DEVICES = "auto, cpu, cuda, cuda:N or mps"
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -47,17 +48,19 @@ class DeviceSpec:
 
 
 def choose_device(device: str = "auto", precision: str = "auto") -> DeviceSpec:
-    """The device and precision for `device` (auto, cpu, cuda, cuda:1, ...) and `precision` (auto, fp32, bf16, fp16).
+    """The device and precision for `device` (auto, cpu, cuda, cuda:1, mps) and `precision` (auto, fp32, bf16, fp16).
 
     On a CPU the process keeps freed memory from then on (`keep_freed_memory`). Raises ConfigError for a device that is
-    not there and for bf16 on a GPU that only emulates it.
+    not there, for bf16 on a GPU that only emulates it, and on mps for all but fp32.
     """
     try:
         chosen = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     except RuntimeError as error:
-        raise ConfigError(f"device: got {device!r}, wanted auto, cpu, cuda or cuda:N") from error
-    if chosen.type not in ("cpu", "cuda"):
-        raise ConfigError(f"device: got {device!r}, wanted auto, cpu, cuda or cuda:N")
+        raise ConfigError(f"device: got {device!r}, wanted {DEVICES}") from error
+    if chosen.type not in ("cpu", "cuda", "mps"):
+        raise ConfigError(f"device: got {device!r}, wanted {DEVICES}")
+    if chosen.type == "mps":
+        return _mps_spec(chosen, precision)
     if chosen.type == "cuda":
         count = torch.cuda.device_count()
         if (chosen.index or 0) >= count:
@@ -74,6 +77,19 @@ def choose_device(device: str = "auto", precision: str = "auto") -> DeviceSpec:
             return DeviceSpec(chosen, "bf16", "cpu with bf16 instructions")
         return DeviceSpec(chosen, "fp32", "cpu that bf16 would not speed up")
     return DeviceSpec(chosen, precision, f"cpu, {precision} as asked")
+
+
+def _mps_spec(device: torch.device, precision: str) -> DeviceSpec:
+    if not torch.backends.mps.is_available():
+        raise ConfigError(f"device: got mps, but torch {torch.__version__} finds no Apple GPU here; use device=cpu")
+    if precision not in ("auto", "fp32"):
+        raise ConfigError(f"precision: got {precision}, but device=mps computes in fp32 only; leave precision out")
+    return DeviceSpec(device, "fp32", "Apple GPU (mps)")
+
+
+def sum_dtype(device: torch.device | str) -> torch.dtype:
+    """The widest float that sums on `device` can have: Metal (mps) has no float64."""
+    return torch.float32 if torch.device(device).type == "mps" else torch.float64
 
 
 def _cuda_spec(device: torch.device, precision: str) -> DeviceSpec:

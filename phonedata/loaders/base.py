@@ -37,7 +37,7 @@ def find_device(device: str | torch.device) -> torch.device:
     try:
         found = torch.device(device)
     except (RuntimeError, TypeError):
-        raise SpecError(f"device {device!r}; wanted cpu, cuda or cuda:N") from None
+        raise SpecError(f"device {device!r}; wanted cpu, cuda, cuda:N or mps") from None
     if found.type == "cuda" and (found.index or 0) >= (count := torch.cuda.device_count()):
         seen = f"torch {torch.__version__} sees {count} CUDA devices"
         raise SpecError(f"device {str(found)!r}, but {seen}; take device='cpu'")

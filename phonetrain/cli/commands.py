@@ -13,6 +13,7 @@ from cyclopts import App, Parameter
 from ..errors import ConfigError, PhonetrainError
 from ..results.tables import print_result
 from .recipes import Flag, Overrides, recipes
+from .runs import runs as list_of_runs
 
 app = App(
     name="phonetrain",
@@ -23,6 +24,7 @@ app = App(
     version=lambda: _version(),
 )
 app.command(recipes)
+app.command(list_of_runs)
 
 
 @app.command
@@ -159,7 +161,7 @@ def evaluate(
     corpus
         Another packed corpus with the same phonemes.
     device
-        auto, cpu, cuda, cuda:1.
+        auto, cpu, cuda, cuda:1 or mps.
     json
         Print everything as JSON, the confusion matrix included.
     """
@@ -205,7 +207,7 @@ def predict(
     corpus
         Another packed corpus with the same phonemes.
     device
-        auto, cpu, cuda, cuda:1.
+        auto, cpu, cuda, cuda:1 or mps.
     as_
         csv (a label a frame), npy or ark (posteriors), ctm, textgrid, text or json (phones with times).
     labels

@@ -12,6 +12,10 @@ from ..results.tables import print_result
 Overrides = Annotated[tuple[str, ...], Parameter(parse=False)]
 Flag = Annotated[bool, Parameter(negative=())]
 
+ABOUT = """Start with default. The experiments and "the log": one student's notes on this homework (CMU 11-785, HW1P2,
+spring 2025, a T4), each experiment of them as a recipe; the accuracies are that student's, on the course's data.
+`phonetrain recipes show NAME` prints one with its layers, `phonetrain fit NAME` trains it."""
+
 recipes = App(name="recipes", help="Recipes: whole experiments as TOML files.")
 
 
@@ -28,7 +32,8 @@ def list_recipes(*, json: Flag = False) -> None:
 
     summaries = {name: summary(name) for name in names()}
     width = max(map(len, summaries))
-    print_result(summaries, "\n".join(f"{name:<{width}}  {text}" for name, text in summaries.items()), json)
+    lines = [f"{name:<{width}}  {text}" for name, text in summaries.items()]
+    print_result(summaries, "\n".join([*lines, "", ABOUT]), json)
 
 
 @recipes.command(name="show")

@@ -66,6 +66,7 @@ def applied(
             set_key(table, key, value, root)
         if key in homes:
             set_in_stages(stages, homes[key] or 0, key, value, changes, root)
+    shrink_time_mask(given, table, changes)
     stages, epochs = table.get("stage"), changes.get("epochs")
     if stages and any(key.partition(".")[0] == "stage" for key in changes):
         table.pop("epochs", None)
@@ -74,6 +75,25 @@ def applied(
         table["stage"] = [stage.to_table() for stage in resized(whole, epochs)]
         table["epochs"] = epochs
     return table
+
+
+def shrink_time_mask(given: Mapping[str, Any], table: dict[str, Any], changes: Mapping[str, object]) -> None:
+    """A window that is made smaller takes the recipe's time mask along: it stays the same share of the window.
+
+    Left at its length it would hide a small window whole, or be refused by it. A mask that is said is left as it is.
+    """
+    mask = (table.get("augment") or {}).get("time_mask")
+    if not mask or "augment.time_mask" in changes:
+        return
+    before, after = (width(sides.get("window") or {}) for sides in (given, table))
+    if before is not None and after is not None and after < before:
+        table["augment"]["time_mask"] = mask * after // before
+
+
+def width(window: Mapping[str, Any]) -> int | None:
+    """Frames in a window; None where a side is no whole number, which is refused elsewhere."""
+    left, right = window.get("left"), window.get("right")
+    return left + 1 + right if type(left) is int and type(right) is int else None
 
 
 def begun(stages: list[dict[str, Any]], epoch: int) -> list[int]:

@@ -42,7 +42,7 @@ def not_empty(text: str) -> None:
 
 
 def device_name(text: str) -> None:
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", text):
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", text):
         raise ValueError(text)
 
 
@@ -234,7 +234,8 @@ class AugmentConfig(Section):
     section: ClassVar[str] = "augment"
 
     time_mask: Natural = 0
-    "Longest time mask: 0 to this many neighbouring frames of a window are set to the mean."
+    """Longest time mask: 0 to this many neighbouring frames of a window are set to the mean. An override that makes the
+    window smaller shrinks a recipe's mask in proportion."""
     freq_mask: Natural = 0
     "Widest frequency mask: 0 to this many neighbouring coefficients are set to the mean."
     noise: NotNegative = 0.0

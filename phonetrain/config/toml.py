@@ -11,11 +11,12 @@ from typing import Any
 from ..errors import ConfigError
 
 FOLDER = Path(__file__).parents[1] / "recipes"
+DEFAULT = "default"
 
 
 def names() -> list[str]:
-    """Names of the recipes that come with the package, in alphabetical order."""
-    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+    """Names of the recipes that come with the package: the one to start with, then the others by the alphabet."""
+    return sorted((path.stem for path in FOLDER.glob("*.toml")), key=lambda name: (name != DEFAULT, name))
 
 
 def locate(name_or_path: str | os.PathLike[str]) -> Path:

@@ -24,7 +24,9 @@ __all__ = ["Dropout", "converted", "hidden_layer", "kernels_for", "padded", "pre
 
 def why_not(device: torch.device) -> str | None:
     """None where there are kernels for this device, else the reason in one line."""
-    return cuda_layer.why_not(device) if device.type == "cuda" else cpu_layer.why_not()
+    if device.type == "cuda":
+        return cuda_layer.why_not(device)
+    return cpu_layer.why_not() if device.type == "cpu" else f"there are none for {device.type}"
 
 
 def hidden_layer(hidden: Tensor, norm: nn.Module | None, activation: nn.Module, dropout: nn.Module | None) -> Tensor:

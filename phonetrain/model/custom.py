@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import xxhash
 from torch import nn
+from torch.nn import functional as F
 
 from ..errors import ConfigError
 
@@ -46,6 +48,36 @@ def build_from_factory(factory: str, feature_dim: int, window_width: int, num_cl
         )
     model.logits_matrix = find_logits_matrix(model, logits)
     return model.train()
+
+
+def faster_precision(
+    factory: str, feature_dim: int, window_width: int, num_classes: int, batch_size: int
+) -> tuple[str, str]:
+    """The faster of bf16 and fp32 on this CPU for the model that `factory` builds, and one line that says so.
+
+    What a CPU is says how fast it multiplies matrices, but not how fast the operations of somebody's own model are:
+    forward and backward of one batch, at most 512 windows, are timed in both, by turns, and the fastest of each counts.
+    """
+    model = build_from_factory(factory, feature_dim, window_width, num_classes)
+    windows = torch.randn(min(batch_size, 512), window_width, feature_dim)
+    labels = torch.arange(len(windows)) % num_classes
+
+    def seconds(precision: str) -> float:
+        began = time.perf_counter()
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            loss = F.cross_entropy(model(windows).float(), labels)
+        loss.backward()
+        return time.perf_counter() - began
+
+    try:
+        seconds("bf16")
+    except Exception as error:  # what somebody's own code makes of bf16 may be anything
+        return "fp32", f"the model cannot compute in bf16 ({' '.join(str(error).split())[:100]})"
+    seconds("fp32")
+    rounds = [(seconds("bf16"), seconds("fp32")) for _ in range(3)]
+    bf16, fp32 = (1000 * min(times) for times in zip(*rounds, strict=True))
+    told = f"{len(windows)} windows took model.factory {bf16:.1f} ms in bf16 and {fp32:.1f} ms in fp32"
+    return ("bf16" if bf16 < fp32 else "fp32"), told
 
 
 def find_logits_matrix(model: nn.Module, logits: torch.Tensor) -> str | None:

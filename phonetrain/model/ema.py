@@ -7,6 +7,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from ..device import sum_dtype
 from ..kernels import cuda_layer
 
 
@@ -65,10 +66,10 @@ class AveragedWeights:
             with torch.cuda.device_of(skip):
                 kernels.average_step[1,](self.num_updates, skip, 1 - self.decay, step, num_warps=1)
             return step
-        updates = self.num_updates.double()
+        updates = self.num_updates.to(sum_dtype(skip.device))
         factor = torch.clamp((1 + updates) / (10 + updates), max=self.decay)
         self.num_updates += (1 - skip).long()
-        return ((1 - factor) * (1 - skip.double())).float()
+        return ((1 - factor) * (1 - skip)).float()
 
     def copy_whole_numbers(self) -> None:
         if self.copies:

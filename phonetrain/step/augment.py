@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..config.sections import AugmentConfig
+from ..device import sum_dtype
 from ..kernels import cuda_layer
 
 AUGMENT = int.from_bytes(b"augm")  # what the seed is spent on; the orders and the steps have other words
@@ -190,8 +191,8 @@ def signed(number: int) -> int:
 
 
 def fraction(draws: Tensor) -> Tensor:
-    """float64 in [0, 1) from the upper 53 bits."""
-    return ((draws >> 11) & (2**53 - 1)).double() * 2.0**-53
+    """float64, where the device has it, in [0, 1) from the upper 53 bits."""
+    return ((draws >> 11) & (2**53 - 1)).to(sum_dtype(draws.device)) * 2.0**-53
 
 
 def below(draws: Tensor, bound: Tensor | int) -> Tensor:

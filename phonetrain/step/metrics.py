@@ -5,12 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..device import sum_dtype
+
 
 class FrameMetrics:
     """Sums over frames, kept on the device and fetched when asked for.
 
     A mean of batch means weighs a short last batch like a full one; sums do not. The loss is summed in float64
-    (36 M float32 additions lose the fourth digit), counts are int64.
+    (36 M float32 additions lose the fourth digit) where the device has it, counts are int64.
 
     Parameters
     ----------
@@ -24,7 +26,7 @@ class FrameMetrics:
 
     def __init__(self, num_classes: int, device: torch.device | str = "cpu", confusion: bool = False) -> None:
         self.num_classes = num_classes
-        self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+        self.loss_sum = torch.zeros((), dtype=sum_dtype(device), device=device)
         self.correct = torch.zeros((), dtype=torch.int64, device=device)
         self.frames = torch.zeros((), dtype=torch.int64, device=device)
         self.confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device) if confusion else None
@@ -66,6 +68,8 @@ class FrameMetrics:
 
     def sums(self) -> FrameSums:
         """The three sums as Python numbers: one transfer from the device (float64 holds counts up to 2^53)."""
+        if self.loss_sum.dtype != torch.float64:
+            return FrameSums(self.loss_sum.item(), int(self.correct), int(self.frames))
         loss, correct, frames = torch.stack([self.loss_sum, self.correct.double(), self.frames.double()]).tolist()
         return FrameSums(loss, int(correct), int(frames))
 

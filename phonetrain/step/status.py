@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..device import sum_dtype
 from ..kernels import cuda_layer
 from .metrics import FrameMetrics
 
@@ -36,7 +37,7 @@ class StepStatus:
         if isinstance(frames, int) and cuda_layer.runs_here(norm.view(1, 1)):
             self.update_by_kernel(loss, correct, frames, norm, number, watch_norm)
             return
-        watched = loss.double() + norm if watch_norm else loss
+        watched = loss.to(sum_dtype(loss.device)) + norm if watch_norm else loss
         bad = watched - watched != 0  # of infinity and NaN
         torch.where(bad & (self.nonfinite_at < 0), number, self.nonfinite_at, out=self.nonfinite_at)
         torch.maximum(self.nonfinite, bad.float(), out=self.nonfinite)

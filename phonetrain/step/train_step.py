@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..device import DeviceSpec
+from ..device import DeviceSpec, sum_dtype
 from ..distributed import ProcessGroup
 from ..model.classifier import windows_for
 from ..model.ema import AveragedWeights
@@ -131,7 +131,11 @@ class TrainStep:
         """
         loss, correct, frames = results[0][:3]
         for result in results[1:]:
-            loss, correct, frames = loss.double() + result.loss, correct + result.correct, frames + result.frames
+            loss, correct, frames = (
+                loss.to(sum_dtype(loss.device)) + result.loss,
+                correct + result.correct,
+                frames + result.frames,
+            )
         if not self.ranks.together:
             return loss, correct, frames
         numbers = torch.stack([loss.double(), correct.double(), torch.full_like(loss, frames).double()])

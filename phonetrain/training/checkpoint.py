@@ -159,17 +159,22 @@ def prune(run: Run, keep: int, best: int | None = None) -> None:
 
     Newest is what was saved last: steps above the present one were left aside by a branch or a rollback.
     """
+    for step in spare_steps(run, keep, best):
+        shutil.rmtree(run.checkpoint_dir(step), ignore_errors=True)
+    run.put_back()
+    for leftover in (*run.checkpoints.glob(".step-*.partial"), *run.checkpoints.glob(".step-*.old")):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def spare_steps(run: Run, keep: int, best: int | None = None) -> list[int]:
+    """Steps of the checkpoints that `prune` deletes with the same arguments."""
     named, saved = pointers(run), saved_steps(run)
     last, pointed = named.get("last"), {best, *named.values()}
     steps = [step for step in saved if step not in pointed]
     if last in saved:
         steps.sort(key=lambda step: (step <= last, step))
         keep -= 1  # `last` itself is one of them
-    for step in steps[: max(0, len(steps) - max(0, keep))]:
-        shutil.rmtree(run.checkpoint_dir(step), ignore_errors=True)
-    run.put_back()
-    for leftover in (*run.checkpoints.glob(".step-*.partial"), *run.checkpoints.glob(".step-*.old")):
-        shutil.rmtree(leftover, ignore_errors=True)
+    return steps[: max(0, len(steps) - max(0, keep))]
 
 
 def pointers(run: Run) -> dict[str, int]:

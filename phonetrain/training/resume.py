@@ -16,7 +16,7 @@ from ..config.overrides import parsed, refuse_keywords
 from ..config.resolve import resolve
 from ..config.run_config import RunConfig
 from ..console.base import Console
-from ..device import DeviceSpec, choose_device, describe_machine, determinism
+from ..device import DeviceSpec, describe_machine, determinism
 from ..distributed import init
 from ..errors import CheckpointError, ConfigError
 from ..runs import next_commands
@@ -25,7 +25,7 @@ from ..text import counted
 from . import checkpoint
 from .build import TrainingSetup, assemble, identity
 from .data import choose_roles, corpus_of, place_from_run
-from .session import looked_through, seen_by, shown_by, train
+from .session import device_for, looked_through, seen_by, shown_by, train
 from .state import Progress
 
 # Changing these changes which frames come next, so they may change only where an epoch begins.
@@ -198,7 +198,7 @@ def resume(
         packed = corpus_of(where, config, corpus)
         roles = choose_roles(packed, config.data)
         check_identity(saved, identity(packed, config, roles), where)
-        device_spec = choose_device(ranks.device(config.device), config.precision)
+        device_spec = device_for(config, packed, saved.identity["machine"])
         held.enter_context(determinism(config.deterministic))
         warnings = problems + restore_machine(saved.identity["machine"], device_spec)
         looked_through(packed, roles, config.plans)
@@ -249,12 +249,22 @@ def resume(
 
 
 def told_rate(run: Run, setup: TrainingSetup) -> str:
-    """The learning rate of the next step, and the last one that was logged."""
+    """The learning rate of the next step, whether it stays there, and the last one that was logged."""
     progress, batches = setup.state.progress, setup.train.batches_per_epoch
-    rate = float(setup.state.schedule.rates(progress.epoch, batches)[progress.batch]) * progress.rate_scale
+    schedule, plans = setup.state.schedule, setup.run_config.plans
+    rate = float(schedule.rates(progress.epoch, batches)[progress.batch]) * progress.rate_scale
+    name, last = setup.config.schedule.name, setup.plan.schedule_stop - 1
+    if name != "constant":
+        until = f"at the next step, then as schedule.name={name} moves it"
+    elif rate != float(schedule.rates(last, batches)[-1]) * progress.rate_scale:
+        until = "at the next step, then up to its full height"
+    elif setup.plan.schedule_stop < plans[-1].stop:
+        until = f"from here on, up to the stage that begins with epoch {setup.plan.schedule_stop + 1}"
+    else:
+        until = "from here on"
     lines = [*run.metrics("train"), *run.metrics("epoch")]
     before = max((line for line in lines if line["step"] <= progress.step), key=lambda line: line["step"], default=None)
-    return f"{rate:.3g} from here on" + (f"; the last logged was {before['lr']:.3g}" if before else "")
+    return f"{rate:.3g} {until}" + (f"; the last logged was {before['lr']:.3g}" if before else "")
 
 
 def _told(value: Any) -> Any:

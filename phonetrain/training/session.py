@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import platform
 import subprocess
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from ..device import DeviceSpec, choose_device, describe_machine, version
 from ..distributed import ProcessGroup, current
 from ..errors import ConfigError, TrainingStopped
 from ..kernels import layer
+from ..model.custom import faster_precision
 from ..runs import next_commands
 from ..runs.directory import ReadOnlyRun, Run
 from ..runs.history import where_scored
@@ -58,12 +59,35 @@ def prepare(config: RunConfig, corpus: PackedCorpus) -> Prepared:
     """
     roles = choose_roles(corpus, config.data)
     check_window(corpus, config)
-    device_spec = choose_device(current().device(config.device), config.precision)
+    device_spec = device_for(config, corpus)
     warnings = looked_through(corpus, roles, config.plans)
-    if (reason := layer.why_not(device_spec.device)) is not None:
+    if device_spec.device.type == "mps":
+        warnings.append("device=mps is untested; compare the first epoch with one on device=cpu")
+    elif (reason := layer.why_not(device_spec.device)) is not None:
         compiler = "Triton" if device_spec.device.type == "cuda" else "numba"
         warnings.append(f"{compiler} makes no kernels here, so layers take torch's own, which is slower ({reason})")
     return Prepared(assemble(config, config.plans[0], corpus, roles, device_spec), warnings)
+
+
+def device_for(config: RunConfig, corpus: PackedCorpus, before: Mapping[str, Any] | None = None) -> DeviceSpec:
+    """Where and in which precision this process trains.
+
+    On a CPU `precision = auto` times a model of the user's own in bf16 and fp32. before: the machine of the checkpoint
+    that a run goes on from, whose answer holds for the whole run: a stopwatch may give another one next time.
+    """
+    ranks = current()
+    spec = choose_device(ranks.device(config.device), config.precision)
+    factory = config.model.factory
+    if factory is None or config.precision != "auto" or spec.device.type != "cpu":
+        return spec
+    if before is not None and before.get("gpu") is None:
+        return replace(spec, precision=before["precision"], reason=f"cpu, {before['precision']} as the run began")
+    measured = None
+    if ranks.is_main:
+        sizes = corpus.feature_dim, config.window.width, len(corpus.phonemes)
+        measured = faster_precision(factory, *sizes, config.batch_size)
+    precision, reason = ranks.share(measured)
+    return replace(spec, precision=precision, reason=f"cpu; {reason}")
 
 
 def looked_through(corpus: PackedCorpus, roles: Roles, plans: Sequence[StagePlan]) -> list[str]:

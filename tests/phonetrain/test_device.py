@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from phonetrain import device
+from phonetrain.errors import ConfigError
 
 
 @pytest.mark.parametrize(
@@ -26,6 +27,17 @@ def test_auto_takes_bf16_on_cpus_that_gain_by_it(monkeypatch, vendor, amx, avx51
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
     assert device.choose_device("cpu", "auto").precision == wanted
+
+
+def test_mps_is_refused_in_a_sentence_where_there_is_none_and_sums_without_float64(monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="finds no Apple GPU here; use device=cpu"):
+        device.choose_device("mps")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert device.choose_device("mps").precision == "fp32"
+    with pytest.raises(ConfigError, match="device=mps computes in fp32 only"):
+        device.choose_device("mps", "bf16")
+    assert device.sum_dtype("mps") == torch.float32 and device.sum_dtype("cpu") == torch.float64
 
 
 FAULTS = """

@@ -337,7 +337,7 @@ def test_a_path_a_corpus_and_a_selection_open_alike(tiny_corpus):
         ({"seed": 1.5}, "seed 1.5"),
         ({"world_size": True}, "world_size True"),
         ({"threads": 2.0}, "threads 2.0"),
-        ({"device": "gpu"}, "device 'gpu'; wanted cpu, cuda or cuda:N"),
+        ({"device": "gpu"}, "device 'gpu'; wanted cpu, cuda, cuda:N or mps"),
         ({"device": None}, "device None"),
         ({"device": "cuda:99"}, "device 'cuda:99', but torch .* sees .* CUDA devices; take device='cpu'"),
     ],

@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from phonetrain.cli.main import exit_code
 from phonetrain.config import toml as recipe
 from phonetrain.config.run_config import RunConfig, load_recipe, recipe_names
 from phonetrain.errors import ConfigError
@@ -15,6 +16,14 @@ SHORT = {
     "chain": ["epochs=2", "stage.0.epochs=1"],
     "long": ["stage.0.epochs=1", "stage.1.epochs=1", "stage.2.epochs=1", "stage.3.epochs=1"],
 }
+
+
+def test_the_list_begins_with_the_recipe_to_start_with_and_says_what_the_log_is(capsys):
+    assert exit_code(["recipes", "list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("default ")
+    assert [line.split()[0] for line in lines[1 : lines.index("")]] == sorted(set(recipe_names()) - {"default"})
+    assert 'Start with default. The experiments and "the log": ' in "\n".join(lines)
 
 
 def test_the_experiments_of_the_log_are_all_there():
@@ -77,7 +86,7 @@ def refusal(source) -> str:
 
 def test_names_that_are_no_recipe_are_refused_with_the_nearest():
     assert refusal("diamnd") == "diamnd: no such recipe; did you mean diamond?"
-    assert "there are chain, cylinder5, default" in refusal("qqq")
+    assert "there are default, chain, cylinder5, demo" in refusal("qqq")
     assert "an override, not a recipe" in refusal("optimizer.lr=1e-4")
 
 

@@ -45,7 +45,7 @@ REFUSED = {
     "model.residual=True": 'model.residual = "True": wanted true or false; in TOML it is written true',
     "model.residual=1": "model.residual = 1: wanted true or false",
     "compile=true": 'compile = true: wanted one of "on", "off"',
-    "device=gpu": 'device = "gpu": wanted auto, cpu, cuda or cuda:N',
+    "device=gpu": 'device = "gpu": wanted auto, cpu, cuda, cuda:N or mps',
     "model.archetype=diamnd": 'did you mean "diamond"?',
     "optimizer.name=adamW": 'did you mean "adamw"?',
     "optimizer.betas=[0.9]": "optimizer.betas = [0.9]: wanted a list of 2, each a number, at least 0 and below 1",
@@ -232,6 +232,22 @@ def test_settings_that_admit_none_are_none_by_default():
     for key, section, name in known_keys(RunConfig):
         if type(None) in getattr(hints(section)[name], "__args__", ()):
             assert section.__dataclass_fields__[name].default is None, key
+
+
+def test_a_recipes_time_mask_keeps_its_share_of_a_window_that_is_made_smaller():
+    config = load_recipe("default")
+    assert (config.window.width, config.augment.time_mask) == (61, 12)
+    masks = {
+        ("window.left=5", "window.right=5"): 2,
+        ("window.left=0", "window.right=0"): 0,
+        ("window.left=25",): 11,
+        ("window.left=40",): 12,
+        ("window.left=10", "augment.time_mask=20"): 20,
+        ("epochs=3",): 12,
+    }
+    assert {said: config.override(said).augment.time_mask for said in masks} == masks
+    with pytest.raises(ConfigError, match="the window has 3 frames"):
+        config.override(["window.left=1", "window.right=1", "augment.time_mask=4"])
 
 
 def test_configs_cannot_be_changed_in_place():

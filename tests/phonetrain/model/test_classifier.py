@@ -12,6 +12,7 @@ from phonetrain.config.run_config import RunConfig
 from phonetrain.config.sections import ModelConfig
 from phonetrain.errors import ConfigError
 from phonetrain.model.classifier import ACTIVATIONS, FrameClassifier, build_model
+from phonetrain.model.custom import faster_precision
 from phonetrain.model.widths import MULTIPLE, count_parameters, layer_widths, shares
 
 ARCHETYPES = ("cylinder", "diamond", "hourglass", "pyramid", "inverse-pyramid")
@@ -249,6 +250,24 @@ def test_a_model_of_ones_own_is_built_and_capped(factory):
 )
 def test_matrix_that_gives_the_logits_is_found_whatever_the_order_of_registration(factory, name, head):
     assert build(factory=f"{factory}:{name}").logits_matrix == head
+
+
+def test_a_model_of_ones_own_is_timed_in_both_precisions_and_fp32_stays_where_bf16_fails(factory):
+    precision, told = faster_precision(f"{factory}:build", 4, 7, C, 64)
+    times = re.fullmatch(r"64 windows took model\.factory ([\d.]+) ms in bf16 and ([\d.]+) ms in fp32", told)
+    assert times and (precision == "bf16") == (float(times[1]) < float(times[2]))
+    with open(factory, "a", encoding="utf-8") as file:
+        file.write(
+            "class OnlyFp32(torch.nn.Linear):\n"
+            "    def forward(self, windows):\n"
+            "        logits = super().forward(windows.flatten(1))\n"
+            "        logits.detach().numpy()  # which knows no bfloat16\n"
+            "        return logits\n"
+            "def only_fp32(feature_dim, window_width, num_classes):\n"
+            "    return OnlyFp32(window_width * feature_dim, num_classes)\n"
+        )
+    precision, told = faster_precision(f"{factory}:only_fp32", 4, 7, C, 64)
+    assert precision == "fp32" and told.startswith("the model cannot compute in bf16 (")
 
 
 def test_muon_leaves_a_head_that_is_registered_first_to_adamw(factory):

@@ -17,7 +17,7 @@ from phonetrain.errors import CheckpointError, ConfigError, RunExists, TrainingS
 from phonetrain.results.predict import predict
 from phonetrain.runs.directory import Run
 from phonetrain.runs.explain import explain
-from phonetrain.training import checkpoint
+from phonetrain.training import checkpoint, session
 from tests.training import StopAt, change_state, fit_tiny, numbers, resume_tiny, weights
 
 CONSTANT = ("schedule.name=constant", "schedule.warmup_steps=none")
@@ -126,6 +126,36 @@ from torch import nn
 def build(feature_dim, window_width, num_classes):
     return nn.Sequential(nn.Flatten(), nn.Linear(feature_dim * window_width, num_classes))
 """
+
+
+def test_precision_measured_for_a_model_of_ones_own_is_recorded_and_kept(learnable_corpus, tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(FACTORY)
+    for answer in ("bf16", "fp32"):
+        run = tmp_path / answer
+        monkeypatch.setattr(session, "faster_precision", lambda *sizes, answer=answer: (answer, "measured"))
+        run = interrupted(learnable_corpus, run, f"model.factory={tmp_path}/mine.py:build", "device=cpu", step=8)
+        assert run.read_json(run.built_path)["precision"] == answer
+        assert run.read_json(run.environment_path)["device"] == "cpu; measured"
+        monkeypatch.setattr(session, "faster_precision", None)  # a stopwatch is not asked twice
+        resume_tiny(run)
+        assert run.read_json(run.built_path)["precision"] == answer and not run.events("warning")
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (["schedule.name=constant"], "learning rate: 0.0005 from here on; the last logged was"),
+        (["schedule.name=cosine"], " at the next step, then as schedule.name=cosine moves it; "),
+        (["schedule.name=constant", "schedule.warmup_steps=90"], "at the next step, then up to its full height; "),
+    ],
+)
+def test_a_rate_is_said_to_stay_only_where_it_stays(learnable_corpus, tmp_path, settings, told):
+    said = []
+    console = StopAt(24)
+    console.say = said.append
+    run = interrupted(learnable_corpus, tmp_path / "run", step=8)
+    resume_tiny(run, "optimizer.lr=5e-4", *settings, console=console)
+    assert told in "\n".join(said)
 
 
 def test_model_of_ones_own_is_found_from_elsewhere_and_an_edited_one_is_said(learnable_corpus, tmp_path, monkeypatch):
