@@ -154,22 +154,22 @@ def best_step(run: Run) -> int | None:
     return None
 
 
-def prune(run: Run, keep: int, best: int | None = None) -> None:
-    """Delete all checkpoints but the newest `keep`, `best`, and those that a pointer file names; and what is half-made.
+def prune(run: Run, keep: int, *spared: int | None) -> None:
+    """Delete all checkpoints but the newest `keep`, those `spared` and named by a pointer file; and what is half-made.
 
     Newest is what was saved last: steps above the present one were left aside by a branch or a rollback.
     """
-    for step in spare_steps(run, keep, best):
+    for step in spare_steps(run, keep, *spared):
         shutil.rmtree(run.checkpoint_dir(step), ignore_errors=True)
     run.put_back()
     for leftover in (*run.checkpoints.glob(".step-*.partial"), *run.checkpoints.glob(".step-*.old")):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def spare_steps(run: Run, keep: int, best: int | None = None) -> list[int]:
+def spare_steps(run: Run, keep: int, *spared: int | None) -> list[int]:
     """Steps of the checkpoints that `prune` deletes with the same arguments."""
     named, saved = pointers(run), saved_steps(run)
-    last, pointed = named.get("last"), {best, *named.values()}
+    last, pointed = named.get("last"), {*spared, *named.values()}
     steps = [step for step in saved if step not in pointed]
     if last in saved:
         steps.sort(key=lambda step: (step <= last, step))

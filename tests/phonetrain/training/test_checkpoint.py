@@ -237,7 +237,7 @@ def test_damaged_pointers_are_told_of_gone_without_and_written_anew(learnable_co
     else:
         for name in ("last", "best"):
             (run.checkpoints / name).write_bytes(content)
-    checkpoint.prune(run, keep=1, best=best)
+    checkpoint.prune(run, 1, best)
     assert 28 in checkpoint.saved_steps(run)
     resume_tiny(run, console=StopAt(32))
     assert (run.read_pointer("last"), run.read_pointer("best")) == (32, best)
