@@ -1,10 +1,16 @@
 # Two targets set everything up: `make demo` and `make test`. Each makes .venv and installs into it.
+# `make test-floor` runs the tests with the packages of Kaggle's and of Colab's image (tests/images/), `make test-newest`
+# with the newest of everything: gigabytes each, into .venv-kaggle, .venv-colab and .venv-newest.
+# `make wheel` puts the package into dist/; `make wheelhouse` puts beside it what Kaggle's image lacks (IMAGE=colab: Colab's).
 # TORCH_INDEX=https://download.pytorch.org/whl/cpu make demo   takes torch from another index (no CUDA libraries: 200 MB, not gigabytes).
 PYTHON ?= python3
 TORCH_INDEX ?=
 BIN := .venv/bin
+IMAGE ?= kaggle
+kaggle_VERSION := 3.12
+colab_VERSION := 3.13
 
-.PHONY: demo test test-long lint clean
+.PHONY: demo test test-long test-floor test-kaggle test-colab test-newest wheel wheelhouse lint clean
 
 demo: .venv/demo-installed
 	$(BIN)/python tools/demo.py
@@ -15,13 +21,35 @@ test: .venv/test-installed
 test-long: .venv/test-installed
 	$(BIN)/python -m pytest -m 'long or not long'
 
+test-floor: test-kaggle test-colab
+
+test-kaggle test-colab: test-%:
+	python$($*_VERSION) -m venv --clear .venv-$*
+	.venv-$*/bin/python -m pip install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c tests/images/$*.txt -e '.[test]'
+	.venv-$*/bin/python -m pytest
+
+test-newest:
+	$(PYTHON) -m venv --clear .venv-newest
+	.venv-newest/bin/python -m pip install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -e '.[test]'
+	.venv-newest/bin/python -m pytest
+
+wheel:
+	rm -rf build
+	$(PYTHON) -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+# Installed there with: pip install --no-index --find-links WHEELHOUSE phonedata
+wheelhouse: wheel
+	$(PYTHON) -m pip download --quiet --dest dist --only-binary :all: --platform manylinux_2_28_x86_64 \
+	    --platform manylinux2014_x86_64 --python-version $($(IMAGE)_VERSION) -c tests/images/$(IMAGE).txt \
+	    zarr cyclopts safetensors xxhash
+
 lint: .venv/lint-installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 clean:
-	rm -rf .venv demo build *.egg-info
+	rm -rf .venv .venv-kaggle .venv-colab .venv-newest demo build dist *.egg-info
 
 .venv/created:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "phonedata needs Python 3.11 or newer, this is %s; name another one: make PYTHON=python3.12 ..." % sys.version.split()[0])'

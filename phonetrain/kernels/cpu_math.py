@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba import njit, types
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic
@@ -92,11 +92,12 @@ def _store_bfloat(typingctx, address, index, value):
     """Rounded to the nearest, ties to even; a NaN stays one (rounding its bits could carry it over to zero).
 
     By the processor's own instruction, where it has one, which takes numbers below 2^-126 for 0. Elsewhere LLVM would
-    call a function for it, value by value.
+    call a function for it, value by value; LLVM 14 and 15 (numba before 0.62) end the process, as they cannot select
+    the instruction.
     """
 
     def codegen(context, builder, signature, args):
-        if compiles_for("avx512bf16") and compiles_for("avx512vl"):
+        if binding.llvm_version_info >= (20,) and compiles_for("avx512bf16") and compiles_for("avx512vl"):
             brain = _BrainFloat()
             builder.store(builder.fptrunc(args[2], brain), _at(builder, args, brain), align=2)
             return context.get_dummy_value()

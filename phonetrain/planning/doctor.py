@@ -77,12 +77,13 @@ def look_at_devices(facts: dict[str, str], problems: list[str]) -> None:
                 name, built_for = f"sm_{properties.major}{properties.minor}", ", ".join(torch.cuda.get_arch_list())
                 problems.append(
                     f"cuda:{index} ({properties.name}, {name}) is not among the devices that this torch was built for "
-                    f"({built_for}); install a torch built for it: https://pytorch.org/get-started/previous-versions"
+                    f"({built_for}); {needs_capability(built)}; install a torch built for it: "
+                    "https://pytorch.org/get-started/previous-versions"
                 )
             elif (reason := layer.why_not(torch.device("cuda", index))) is not None:
                 problems.append(
                     f"cuda:{index}: Triton makes no kernels for it ({reason}), so hidden layers take torch's, which is "
-                    "slower; a C compiler and `pip install triton` are needed, and a device of capability 7.0 or more"
+                    f"slower; a C compiler and `pip install triton` are needed, and {needs_capability(built)}"
                 )
         facts["cuda"] = f"torch is built for CUDA {built}, the driver offers {driver or 'an unknown version'}"
     elif driver is not None and built is None:
@@ -127,6 +128,12 @@ def remedy(driver: str) -> str:
         return "update the GPU driver to 525 or newer (CUDA 12)"
     wheel = "cu126" if version < (12, 8) else "cu128" if version < (13, 0) else "cu130"
     return f"pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/{wheel}"
+
+
+def needs_capability(cuda: str | None) -> str:
+    """What builds of torch for this CUDA ask of a device: CUDA 13 has left Volta (7.0) and older behind."""
+    least = "7.5" if cuda is not None and int(cuda.split(".")[0]) >= 13 else "7.0"
+    return f"builds for CUDA {cuda} need a device of compute capability {least} or more"
 
 
 def has_kernels(capability: tuple[int, int], arch_list: list[str]) -> bool:

@@ -2,12 +2,13 @@
 
 import os
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from phonetrain.errors import ConfigError
-from phonetrain.planning.doctor import doctor, doctor_text, has_kernels, look_at_devices, remedy
+from phonetrain.planning.doctor import doctor, doctor_text, has_kernels, look_at_devices, needs_capability, remedy
 from tests.training import TINY
 
 SMI = """#!/bin/sh
@@ -38,6 +39,24 @@ def test_device_that_torch_was_not_built_for_is_found():
     assert has_kernels((7, 5), ["sm_75", "sm_86"]) and has_kernels((8, 9), ["sm_86"])
     assert not has_kernels((7, 0), ["sm_75", "sm_86"]) and not has_kernels((12, 0), ["sm_90a"])
     assert has_kernels((12, 0), ["sm_90", "compute_90"])
+
+
+def test_device_that_is_too_old_for_the_build_is_told_the_least_capability(monkeypatch):
+    old = SimpleNamespace(name="Tesla V100", major=7, minor=0)
+    for name, value in {
+        "is_available": True, "device_count": 1, "get_device_properties": old, "mem_get_info": (1 << 30, 1 << 34),
+        "get_arch_list": ["sm_75", "sm_80"],
+    }.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    problems = []
+    look_at_devices({}, problems)
+    assert len(problems) == 1
+    assert (
+        "cuda:0 (Tesla V100, sm_70)" in problems[0]
+        and "CUDA 13.0 need a device of compute capability 7.5 or more" in problems[0]
+    )
+    assert "7.0 or more" in needs_capability("12.8") and "7.5 or more" in needs_capability("14.1")
 
 
 def test_facts_name_versions_memory_and_copy_speed():
