@@ -20,7 +20,7 @@ def resolve(
 
     recipe: a name, the path of a TOML file, or a config; None: the recipe `default`. texts: overrides, "key=value"
     each. corpus: path of the packed corpus, in place of `data.corpus`. epoch: where a run stands that is changed by
-    hand, as in `RunConfig.override`. A model of the user's own gets the whole path of its file.
+    hand, as in `RunConfig.override`. A model of the user's own and a run to start from get their whole paths.
 
     Raises ConfigError.
     """
@@ -31,6 +31,9 @@ def resolve(
     factory = changes.get("model.factory", config.model.factory)
     if isinstance(factory, str) and factory != "none":
         changes["model.factory"] = with_whole_path(factory)
+    from_run = changes.get("model.from_run", config.model.from_run)
+    if isinstance(from_run, str) and from_run not in ("none", ""):
+        changes["model.from_run"] = str(Path(from_run).resolve())
     return config.replaced(changes, epoch) if changes else config
 
 

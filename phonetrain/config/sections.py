@@ -146,10 +146,13 @@ class ModelConfig(Section):
     "Start of the weight matrices; biases start at 0 except under torch's own. uniform is torch's, from 0 to 1."
     factory: Annotated[str, Text("file.py:function or package.module:function", factory_name)] | None = None
     "A model of your own in place of all the above: file.py:build or package.module:build."
+    from_run: Annotated[str, Text("the directory of a run", not_empty)] | None = None
+    """Run whose best weights training starts from, in place of random ones; it must have the same layers and window.
+    Where its phonemes are others, the output layer starts anew."""
 
     def unread(self) -> dict[str, str]:
         if self.factory is not None:
-            names = set(self.__dataclass_fields__) - {"section", "factory", "max_parameters"}
+            names = set(self.__dataclass_fields__) - {"section", "factory", "max_parameters", "from_run"}
             return dict.fromkeys(names, "model.factory builds the model; leave this to it")
         if self.widths is not None:
             reason = "model.widths says it all; give one or the other"

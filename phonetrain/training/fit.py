@@ -70,7 +70,11 @@ def fit(
                 shown.say(aside)
             where.write_text(where.config_path, config.to_toml())
             where.write_json(where.environment_path, environment(packed, prepared.setup.device_spec, where))
-            where.append_event("run_started", segment=0, epoch=0, step=0, recipe=name, **launch(ranks))
+            learnt = {}
+            if prepared.start is not None:
+                shown.say(prepared.start.sentence)
+                learnt["from_run"] = prepared.start.record(where)
+            where.append_event("run_started", segment=0, epoch=0, step=0, recipe=name, **learnt, **launch(ranks))
             where.append_event("segment_started", segment=0, epoch=0, step=0)
             train(where, prepared.setup, shown, prepared.warnings, True, ranks, began)
     return where

@@ -27,6 +27,7 @@ from ..runs.tracker import Tracker, open_tracker
 from ..text import short
 from .build import TrainingSetup, assemble, describe, training_selection
 from .data import Roles, check_window, choose_roles, place_from_run, warnings_before_training
+from .starting_weights import StartingWeights, start_from
 from .stopping import StopRequest, noticed_signals
 from .trainer import Trainer
 
@@ -46,10 +47,12 @@ def shown_by(ranks: ProcessGroup, console: Console | None) -> Console:
 
 @dataclass(frozen=True)
 class Prepared:
-    """All that is known before a run is written: the first stage's parts, and warnings about the data of all stages."""
+    """All that is known before a run is written: the first stage's parts, warnings about the data of all stages, and
+    which weights of another run they start from."""
 
     setup: TrainingSetup
     warnings: list[str]
+    start: StartingWeights | None
 
 
 def prepare(config: RunConfig, corpus: PackedCorpus) -> Prepared:
@@ -66,7 +69,16 @@ def prepare(config: RunConfig, corpus: PackedCorpus) -> Prepared:
     elif (reason := layer.why_not(device_spec.device)) is not None:
         compiler = "Triton" if device_spec.device.type == "cuda" else "numba"
         warnings.append(f"{compiler} makes no kernels here, so layers take torch's own, which is slower ({reason})")
-    return Prepared(assemble(config, config.plans[0], corpus, roles, device_spec), warnings)
+    setup = assemble(config, config.plans[0], corpus, roles, device_spec)
+    start = None
+    if config.model.from_run is not None:
+        try:
+            start = start_from(setup, config.model.from_run)
+        except BaseException:
+            setup.close()
+            raise
+        warnings += start.warnings
+    return Prepared(setup, warnings, start)
 
 
 def device_for(config: RunConfig, corpus: PackedCorpus, before: Mapping[str, Any] | None = None) -> DeviceSpec:
