@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import date, time
 from pathlib import Path
@@ -16,6 +17,9 @@ import xxhash
 
 from ..errors import RawDataError, SpecError
 from ..phonemes import END_MARKS, START_MARKS, PhonemeSet
+
+# How file managers and browsers call a second copy: `ID (1)`, `ID copy 2`, `ID - Copy (3)`.
+_COPY = re.compile(r"(.+?)( \(\d+\)| copy( \d+)?| - Copy( \(\d+\))?)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,18 @@ class RawCorpus:
     def frame_shift_ms(self) -> float:
         """Milliseconds between frames: the front end's, or the 10 of every course and of Kaldi's default."""
         return float((self.frontend or {}).get("frame_shift_ms", 10.0))
+
+
+def folders_in(root: Path) -> list[Path]:
+    """The folders in `root`, sorted; hidden ones and what zip files of a Mac add (`__MACOSX`) hold no data."""
+    names = sorted(name for name in os.listdir(root) if not name.startswith((".", "__MACOSX")))
+    return [root / name for name in names if os.path.isdir(root / name)]
+
+
+def copy_of(name: str, names: Container[str]) -> str | None:
+    """Which of `names` the file `name`, both without suffix, is a second copy of by what it is called; or None."""
+    match = _COPY.fullmatch(name)
+    return match[1] if match and match[1] in names else None
 
 
 def read_frontend(root: Path) -> dict | None:

@@ -3,7 +3,6 @@
 import csv
 import math
 import os
-import re
 import stat
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ import xxhash
 
 from ..errors import RawDataError
 from ..phonemes import ARPABET, PhonemeSet
-from .base import Problem, RawCorpus, check_name, check_names, read_frontend, read_phonemes
+from .base import Problem, RawCorpus, check_name, check_names, copy_of, folders_in, read_frontend, read_phonemes
 from .label_table import SymbolTable
 from .npy import Header, NpyReader, parse_header
 
@@ -22,21 +21,22 @@ TEST_ORDER = "test_order.csv"
 _HEADERS = {"files", "filename", "file_name", "name", "path", "id", "ids", "utterance", "utterance_id", "utt", "utt_id"}
 _LARGE = 1 << 24  # bytes of a feature file that is opened while listing: an hour and more of 28 coefficients
 _TRANSCRIPTS = ("transcript", "transcripts")
-# How file managers and browsers call a second copy: `ID (1)`, `ID copy 2`, `ID - Copy (3)`.
-_COPY = re.compile(r"(.+?)( \(\d+\)| copy( \d+)?| - Copy( \(\d+\))?)", re.IGNORECASE)
 
 
 def detect(root: Path) -> bool:
-    """Whether any folder in `root` holds a folder `mfcc`, and no feats.scp: Kaldi's may keep its arks in one."""
-    return any(not os.path.isfile(root / name / "feats.scp") for name in _partition_names(root))
+    """Whether any folder in `root` holds a folder `mfcc` in which Kaldi does not keep its arks."""
+    return any(
+        not os.path.isfile(folder / "feats.scp") and not any(f.suffix == ".ark" for f in _entries(folder / "mfcc"))
+        for folder in folders_in(root)
+        if os.path.isdir(folder / "mfcc")
+    )
 
 
-def _partition_names(root: Path) -> list[str]:
+def _entries(folder: Path) -> list[Path]:
     try:
-        names = sorted(os.listdir(root))
+        return list(folder.iterdir())
     except OSError:
         return []
-    return [name for name in names if not name.startswith(".") and os.path.isdir(root / name / "mfcc")]
 
 
 def open_layout(root: Path) -> RawCorpus:
@@ -45,15 +45,18 @@ def open_layout(root: Path) -> RawCorpus:
     A `test_order.csv` (S22) orders the partition whose utterances it lists.
     """
     phonemes = read_phonemes(root) or ARPABET
-    partitions = tuple(Hw1p2Partition(root, name, phonemes) for name in _partition_names(root))
+    names = [folder.name for folder in folders_in(root) if os.path.isdir(folder / "mfcc")]
+    partitions = tuple(Hw1p2Partition(root, name, phonemes) for name in names)
     notes = _put_in_test_order(root, partitions)
-    for folder in sorted(root.iterdir()):
+    notes += [note for partition in partitions for note in partition.unread]
+    for folder in folders_in(root):
+        if folder.name in names:
+            continue
         try:
-            os.stat(folder / "mfcc")
+            held = ", ".join(sorted(entry.name for entry in folder.iterdir())[:3]) or "nothing"
+            notes.append(f"{folder} is no partition and is left out: it holds {held}, and no folder mfcc")
         except PermissionError:
             notes.append(f"{folder} cannot be looked into and is left out; check its permissions if it is a partition")
-        except OSError:
-            continue
     for i, a in enumerate(partitions):
         for b in partitions[i + 1 :]:
             both = set(a.utterance_ids) & set(b.utterance_ids)
@@ -136,9 +139,9 @@ def _read_order(file: Path, known: set[str]) -> list[str]:
     return names
 
 
-def _list_npy(folder: Path, problems: list[Problem]) -> dict[str, tuple[str, int, int]]:
+def _list_npy(folder: Path, problems: list[Problem], notes: list[str]) -> dict[str, tuple[str, int, int]]:
     """id -> (file name, bytes, time written in ns) of every .npy file; hidden files (`._ID.npy` of a Mac) and others
-    are not ours. Copies of a file beside it, and files in folders below, become problems.
+    are not ours; `notes` gets how many others. Copies of a file beside it, and files in folders below, become problems.
 
     Plain names and numbers: a million directory entries with their status would be a gigabyte.
     """
@@ -150,7 +153,10 @@ def _list_npy(folder: Path, problems: list[Problem]) -> dict[str, tuple[str, int
     names = [name for name in entries if name[-4:].lower() == ".npy"]
     check_names((name[:-4] for name in names), "utterance id", folder)
     stems = {name[:-4] for name in names}
-    for below in sorted(set(entries) - set(names)):
+    others = [name for name in sorted(set(entries) - set(names)) if os.path.isfile(folder / name)]
+    if others:
+        notes.append(f"{folder}: {len(others)} files are not read, as they are no .npy, e.g. {others[0]}")
+    for below in sorted(set(entries) - set(names) - set(others)):
         count = sum(
             n[-4:].lower() == ".npy" and n[0] != "." for _, _, below_it in os.walk(folder / below) for n in below_it
         )
@@ -165,9 +171,8 @@ def _list_npy(folder: Path, problems: list[Problem]) -> dict[str, tuple[str, int
                 broken = "is not a file"
         except OSError as error:
             broken = f"cannot be read ({error.strerror})"
-        copy = _COPY.fullmatch(stem)
-        if copy and copy[1] in stems:
-            broken = f"is a second copy of {copy[1]}.npy by its name"
+        if copied := copy_of(stem, stems):
+            broken = f"is a second copy of {copied}.npy by its name"
         if stem in files:
             broken = f"the id {stem} was seen already in {files[stem][0]}"
         if broken:
@@ -185,12 +190,13 @@ class Hw1p2Partition:
         self.name = name
         self.phonemes = phonemes
         self.problems: list[Problem] = []
+        self.unread: list[str] = []
         folder = root / name
         texts = [folder / t for t in _TRANSCRIPTS if os.path.isdir(folder / t)]
         self.labelled = bool(texts)
         self._mfcc = str(folder / "mfcc")
-        features = _list_npy(folder / "mfcc", self.problems)
-        labels = _list_npy(texts[0], self.problems) if texts else {}
+        features = _list_npy(folder / "mfcc", self.problems, self.unread)
+        labels = _list_npy(texts[0], self.problems, self.unread) if texts else {}
         self._transcript = str(texts[0]) if texts else None
         if not features and not self.problems:
             raise RawDataError(

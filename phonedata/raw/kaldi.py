@@ -11,10 +11,10 @@ import numpy as np
 
 from ..errors import MissingReader, RawDataError, SpecError
 from ..phonemes import PhonemeSet
-from .base import Problem, RawCorpus, Stamp, check_name, read_frontend
+from .base import Problem, RawCorpus, Stamp, check_name, folders_in, read_frontend
 from .label_lines import LabelLines, OpenFile, read_list, text_id
 
-LOOKS_FOR = "feats.scp, or folders that have one, with ali*.txt or pdf*.txt (also .gz) beside it"
+LOOKS_FOR = "feats.scp, or folders that have one (also in data/), with ali*.txt or pdf*.txt (also .gz) beside it"
 _VALUE_BYTES = {b"FM": 4, b"DM": 8, b"CM": 1, b"CM2": 2, b"CM3": 1}
 _ALIGNMENTS = re.compile(r"(ali|pdf|phones?[-_.]ali|ali[-_.]pdf)[\w.-]*\.(txt|gz)")
 _LIKE_ALIGNMENTS = re.compile(r"(?<![a-z])(ali|align|alignments?|pdfs?)(?![a-z])", re.IGNORECASE)
@@ -24,15 +24,20 @@ _LONGEST_KEY = 1100  # bytes; an id has 255 characters at most
 
 
 def detect(root: Path) -> bool:
-    """Whether `root` or a folder in it holds feats.scp."""
+    """Whether `root`, a folder in it or one in its `data/` holds feats.scp."""
     return bool(_data_directories(root))
 
 
 def _data_directories(root: Path) -> list[Path]:
     if os.path.isfile(root / "feats.scp"):
         return [root]
-    folders = [child for child in root.iterdir() if not child.name.startswith(".")]
-    return sorted(child for child in folders if os.path.isfile(child / "feats.scp"))
+    # A recipe's folder, s5/, has its data directories in data/ and its arks elsewhere, often in mfcc/.
+    for parent in (root, root / "data"):
+        if os.path.isdir(parent) and (
+            found := [child for child in folders_in(parent) if os.path.isfile(child / "feats.scp")]
+        ):
+            return found
+    return []
 
 
 def open_layout(root: Path) -> RawCorpus:
@@ -46,7 +51,10 @@ def open_layout(root: Path) -> RawCorpus:
     table = next(
         (
             f
-            for f in (root / "phones.txt", root / "lang/phones.txt", *(d / "phones.txt" for d in folders))
+            for f in (
+                *(root / place / "phones.txt" for place in ("", "lang", "data/lang")),
+                *(folder / "phones.txt" for folder in folders),
+            )
             if os.path.isfile(f)
         ),
         None,
@@ -247,7 +255,8 @@ def _ark_place(text: str, utterance: str, scp: Path, root: Path, folder: Path, a
         )
     given, inside = match[1], os.path.abspath(root)
     # Paths in an scp are relative to wherever Kaldi ran, so the file is looked for by what it ends with, too.
-    for candidate in (folder / given, root / given, folder / os.path.basename(given), root / os.path.basename(given)):
+    ends = [os.path.join(*Path(given).parts[n:]) for n in range(len(Path(given).parts))]
+    for candidate in (place / end for end in ends for place in (folder, root)):
         path = os.path.abspath(candidate)
         if os.path.commonpath([inside, path]) == inside and os.path.isfile(path):
             known = arks.setdefault(path, given)
@@ -257,9 +266,9 @@ def _ark_place(text: str, utterance: str, scp: Path, root: Path, folder: Path, a
                     "put each ark, or a link to it, beside its scp"
                 )
             return str(root / os.path.relpath(path, inside)), int(match[2])
-    raise RawDataError(
-        f"{scp}: {utterance} names {given!r}, which is not inside {root}; put the ark, or a link to it, beside the scp"
-    )
+    above = next((p for p in Path(inside).parents[:2] if not os.path.isabs(given) and os.path.isfile(p / given)), None)
+    helps = f"did you mean {above}?" if above else "put the ark, or a link to it, beside the scp"
+    raise RawDataError(f"{scp}: {utterance} names {given!r}, which is not inside {root}; {helps}")
 
 
 def _same_end(a: str, b: str) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import MissingReader, RawDataError
 from ..phonemes import PhonemeSet
-from .base import Problem, RawCorpus, RawPartition, Stamp, check_name, read_frontend, read_phonemes
+from .base import Problem, RawCorpus, Stamp, check_name, folders_in, read_frontend, read_phonemes
 from .hw1p2 import speaker_of
 from .label_lines import LabelLines, read_list
 
@@ -29,13 +29,13 @@ def detect(root: Path) -> bool:
 def open_layout(root: Path) -> RawCorpus:
     """The partitions that have a split list, with the course's own class numbers as symbols. Raises RawDataError."""
     phonemes = read_phonemes(root)
-    notes = () if phonemes else (f"{NUM_CLASSES} classes keep the course's numbers; a phonemes.txt would name them",)
+    notes = [] if phonemes else [f"{NUM_CLASSES} classes keep the course's numbers; a phonemes.txt would name them"]
     phonemes = phonemes or PhonemeSet(tuple(str(number) for number in range(NUM_CLASSES)))
     files = [
         root / name for name in ("train_labels.txt", "dev_labels.txt", "val_labels.txt") if (root / name).is_file()
     ]
     lines = LabelLines(files, "phonemes.txt")
-    partitions: list[RawPartition] = []
+    partitions: list[LibriphonePartition] = []
     taken: dict[str, str] = {}
     for split, name in _SPLITS.items():
         if not (root / split).is_file():
@@ -52,7 +52,21 @@ def open_layout(root: Path) -> RawCorpus:
                     f"{root}: {utterance} is in the split lists of {seen[utterance]} and {partition.name}; remove one"
                 )
     partitions.sort(key=lambda partition: partition.name)
-    return RawCorpus(root, "libriphone", tuple(partitions), phonemes, read_frontend(root), notes)
+    notes += _unlisted(root, partitions)
+    return RawCorpus(root, "libriphone", tuple(partitions), phonemes, read_frontend(root), tuple(notes))
+
+
+def _unlisted(root: Path, partitions: list["LibriphonePartition"]) -> list[str]:
+    """A note for each folder of features with files that no split list names."""
+    listed = {partition.where(index) for partition in partitions for index in range(len(partition.utterance_ids))}
+    listed |= {path for partition in partitions for path in partition.refused}
+    notes = []
+    for folder in folders_in(root / "feat"):
+        names = [name for name in sorted(os.listdir(folder)) if not name.startswith(".")]
+        others = [name for name in names if str(folder / name) not in listed]
+        if others:
+            notes.append(f"{folder}: {len(others)} files are not read, as no split list names them, e.g. {others[0]}")
+    return notes
 
 
 class LibriphonePartition:
@@ -64,6 +78,7 @@ class LibriphonePartition:
         # The test list's order is the order of the submission.
         self.order = "sorted" if self.labelled else split
         self.problems: list[Problem] = []
+        self.refused: list[str] = []
         folders = [root / "feat" / kind for kind in (name, "train")[: 1 if name == "test" else 2]]
         self._folder = str(next((folder for folder in folders if folder.is_dir()), folders[0]))
         listed = [words[0] for words in read_list(root / split)]
@@ -96,6 +111,7 @@ class LibriphonePartition:
         self.stamp, self.written = stamp.digests()
 
     def _refuse(self, utterance: str, message: str) -> None:
+        self.refused.append(self._path(utterance))
         self.problems.append(Problem(utterance, message))
 
     def _path(self, utterance: str) -> str:

@@ -22,6 +22,7 @@ from phonedata import (
     pack,
 )
 from phonedata.raw.npy import NpyReader
+from phonedata.raw.open import open_raw
 from tests.conftest import place_features, place_label, write_hw1p2
 
 BAD = "1-1-0001"
@@ -475,7 +476,7 @@ def test_what_file_managers_leave_in_a_corpus_does_not_forbid_to_replace_it(raw,
 
 
 @pytest.mark.parametrize("file", ["train/mfcc/1-1-0.npy", "train/feats.scp", "train_split.txt"])
-@pytest.mark.parametrize(("corpus", "given"), [("s5/data", "."), ("data", "."), (".", "a/b"), (".", "a")])
+@pytest.mark.parametrize(("corpus", "given"), [("s5/data", "."), ("raw", "."), (".", "a/b"), (".", "a")])
 def test_the_folder_that_is_meant_is_named_for_every_layout(tmp_path, file, corpus, given):
     path = tmp_path / "top" / corpus / file
     path.parent.mkdir(parents=True)
@@ -484,3 +485,14 @@ def test_the_folder_that_is_meant_is_named_for_every_layout(tmp_path, file, corp
     (tmp_path / "top" / given).mkdir(parents=True, exist_ok=True)
     with pytest.raises(CorpusNotFound, match=rf"did you mean {tmp_path}/top"):
         pack(tmp_path / "top" / given, tmp_path / "packed")
+
+
+def test_what_is_found_and_not_used_is_named(raw, tmp_path):
+    (raw / "dev/transcript").mkdir(parents=True)
+    (raw / "train/mfcc/more.npz").write_bytes(b"")
+    (raw / "__MACOSX/mfcc").mkdir(parents=True)
+    notes = open_raw(raw).notes
+    assert [note.removeprefix(f"{raw}/") for note in notes] == [
+        "train/mfcc: 1 files are not read, as they are no .npy, e.g. more.npz",
+        "dev is no partition and is left out: it holds transcript, and no folder mfcc",
+    ]

@@ -171,6 +171,26 @@ def test_kaldi_folders_that_keep_their_arks_in_mfcc_are_kaldi_folders(tmp_path):
     np.testing.assert_array_equal(read_all(raw)["train"]["c-2-0"][0], told["c-2-0"][0])
 
 
+def test_a_kaldi_recipe_is_read_from_its_own_folder_or_named(tmp_path):
+    """s5/ has its data directories in data/, its arks in mfcc/, and paths in its scp files begin at s5/."""
+    told = utterances()
+    write_kaldi(tmp_path / "s5/data/train", told)
+    (tmp_path / "s5/mfcc").mkdir()
+    (tmp_path / "s5/data/train/feats.ark").rename(tmp_path / "s5/mfcc/feats.ark")
+    raw = open_raw(tmp_path / "s5")
+    assert raw.layout == "kaldi"
+    np.testing.assert_array_equal(read_all(raw)["train"]["c-2-0"][0], told["c-2-0"][0])
+    with pytest.raises(RawDataError, match=rf"not inside .*; did you mean {tmp_path}/s5\?"):
+        open_raw(tmp_path / "s5/data")
+
+
+def test_libriphone_features_that_no_list_names_are_noted(tmp_path):
+    write_libriphone(tmp_path, utterances({"a": 3, "b": 4}), test=["b"])
+    (tmp_path / "feat/train/a (1).pt").write_bytes(b"")
+    (note,) = [note for note in open_raw(tmp_path).notes if "feat" in note]
+    assert note == f"{tmp_path}/feat/train: 1 files are not read, as no split list names them, e.g. a (1).pt"
+
+
 def test_threads_leave_the_warning_filters_as_they_were(tmp_path, monkeypatch):
     """One thread's "ignore" was what the other put back at its end, and stayed for the session."""
     write_libriphone(tmp_path, utterances({"a": 3, "b": 4}))
