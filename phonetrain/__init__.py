@@ -37,6 +37,7 @@ _MODULES = {
     "resume": "training.resume",
     "find_lr": "planning.find_lr",
     "evaluate": "results.evaluate",
+    "compare": "results.compare",
     "predict": "results.predict",
     "open_trained": "results.trained",
     "report": "results.report",
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
     from .errors import TrainingStopped as TrainingStopped
     from .planning.doctor import doctor as doctor
     from .planning.find_lr import find_lr as find_lr
+    from .results.compare import compare as compare
     from .results.evaluate import evaluate as evaluate
     from .results.export import export as export
     from .results.predict import predict as predict

@@ -173,6 +173,42 @@ def evaluate(
 
 
 @app.command
+def compare(
+    *runs: Path,
+    partition: str | None = None,
+    checkpoint: str = "best",
+    corpus: Path | None = None,
+    device: str = "auto",
+    json: Flag = False,
+) -> None:
+    """Say which of several runs is better, how sure that is, and where the difference comes from.
+
+    As `phonetrain compare runs/a-1 runs/b-1 runs/b-2`: the others against the first; runs that differ only in the seed
+    are one row. Paired bootstrap over utterances; kept evaluations are used.
+
+    Parameters
+    ----------
+    runs
+        Run directories or names, two at least, each with @CHECKPOINT if wanted.
+    partition
+        A labelled partition; default: the dev of the runs.
+    checkpoint
+        best, last, or a step as step-1200.
+    corpus
+        Another packed corpus with the same phonemes, for all of them.
+    device
+        auto, cpu, cuda, cuda:1.
+    json
+        Print everything as JSON, with all phonemes and speakers.
+    """
+    from ..results.compare import compare
+    from ..results.tables import comparison_text
+
+    result = compare(runs, partition, checkpoint, corpus, device)
+    print_result(result, comparison_text(result), json)
+
+
+@app.command
 def predict(
     *runs: Path,
     partition: str | None = None,

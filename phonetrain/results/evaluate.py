@@ -19,6 +19,7 @@ from phonedata.files import write_file
 from ..errors import ConfigError, PhonetrainError, writing
 from ..runs.directory import Run
 from ..text import to_json
+from ..training import checkpoint as checkpoints
 from ..training.data import choose_roles
 from .bootstrap import interval, units_of
 from .phones import (
@@ -34,7 +35,7 @@ from .posteriors import posteriors
 from .smoothing import Transitions, count_transitions, training_partitions, viterbi
 from .sounds import ORDER, is_silence, sound_classes
 from .tables import Evaluation
-from .trained import Trained, open_trained
+from .trained import Trained, open_trained, step_of
 
 Ints = npt.NDArray[np.int64]
 CONFUSED_PAIRS = 12
@@ -44,7 +45,8 @@ FAR = 5  # frames from a boundary that count as "this far or farther"
 TEMPERATURES = tuple(float(t) for t in np.round(np.geomspace(0.5, 3.0, 19), 3))
 SCALES, PENALTIES = (0.5, 1.0, 1.5, 2.0, 3.0), (0.0, 1.0, 2.0)
 SETTINGS = tuple((scale, penalty) for scale in SCALES for penalty in PENALTIES)
-MOST_CLASSES = 128  # up to here smoothing is tried: a path costs C * C a frame
+MOST_CLASSES = 128  # up to here smoothing is tried: a path costs C * C a frame; and utterances are counted by phoneme
+FORMAT = 1  # of what is kept; of another one it is made anew
 
 
 def evaluate(
@@ -62,7 +64,8 @@ def evaluate(
     by_speaker and worst_utterances. phonemes has frames, recall and precision of each class, confused the pairs that
     cost most frames, confusion the (C, C) counts, true class by predicted class. in_training is the accuracy that the
     same weights had there in training, with its precision, or None. utterances_table holds exact counts of every
-    utterance. The result is also kept in the run's evaluations/. Raises ConfigError where the partition has no labels.
+    utterance, in packed order, and its summed loss; docs/RESULTS.md lists its columns. The result is also kept in the
+    run's evaluations/. Raises ConfigError where the partition has no labels.
     """
     trained = open_trained(run, checkpoint, corpus, device)
     name = partition or choose_roles(trained.corpus, trained.config.data).dev
@@ -79,7 +82,7 @@ def evaluate(
     counts = Counts(Selection.of(trained.corpus, name), transitions)
     for rows in posteriors([trained], name, "scoring"):
         counts.add(rows)
-    result = trained.conditions | {"partition": name} | counts.result()
+    result = trained.conditions | {"format": FORMAT, "partition": name} | counts.result()
     result["in_training"] = _scored_in_training(trained, name)
     _keep(trained.run, result)
     return Evaluation(result)
@@ -99,7 +102,7 @@ class Counts:
         self.distances = np.zeros((FAR + 1, 2), np.int64)  # frames, right ones
         self.losses: list[float] = []
         self.temperature_losses: list[npt.NDArray[np.float64]] = []
-        self.table: defaultdict[str, list[int]] = defaultdict(list)
+        self.table: defaultdict[str, list[Any]] = defaultdict(list)
         self.by_setting: list[list[tuple[int, ...]]] = []
         self.tolerance = tolerance_frames(self.shift_ms)
         self.matched = np.zeros(self.tolerance + 1, np.int64)
@@ -117,10 +120,11 @@ class Counts:
         self.table["right"].append(int(right.sum()))
         classes = len(self.symbols)
         self.confusion += np.bincount(labels * classes + found, minlength=classes**2).reshape(classes, classes)
+        if classes <= MOST_CLASSES:
+            self.table["right_by_phoneme"].append(np.bincount(labels[right], minlength=classes))
         near = np.minimum(distance_to_boundary(labels), FAR)
-        self.distances += np.stack(
-            [np.bincount(near, minlength=FAR + 1), np.bincount(near[right], minlength=FAR + 1)], 1
-        )
+        self.table["right_by_distance"].append(np.bincount(near[right], minlength=FAR + 1))
+        self.distances += np.stack([np.bincount(near, minlength=FAR + 1), self.table["right_by_distance"][-1]], 1)
         self._add_calibration(rows, labels, found, right)
         self._add_phones(labels, found)
         if self.transitions is not None:
@@ -174,6 +178,7 @@ class Counts:
         speakers, ids = self.selection.speakers, self.selection.utterance_ids
         units, drawn = units_of(speakers)
         accuracy = int(right.sum()) / int(frames.sum())
+        smoothed = self._smoothed_result(table, units)
         numbers = int(table["boundaries"].sum()), int(table["boundaries_found"].sum())
         return {
             "utterances": len(frames),
@@ -185,7 +190,7 @@ class Counts:
             "phone_error_rate": _rate(table["phone_errors"], table["phones"], units),
             "phone_error_rate_with_silence": _rate(table["segment_errors"], table["segments"], units),
             "boundaries": boundary_score(self.matched, *numbers, self.shift_ms)._asdict(),
-            "smoothed": self._smoothed_result(table, units),
+            "smoothed": smoothed,
             "calibration": self._calibration(table, speakers),
             "sounds": self._sounds(),
             "by_distance": [
@@ -200,16 +205,21 @@ class Counts:
             **describe_confusion(self.confusion, self.symbols),
             "confusion": self.confusion.tolist(),
             "utterances_table": {"ids": ids, "speakers": speakers}
-            | {name: values.tolist() for name, values in table.items()},
+            | {name: values.tolist() for name, values in table.items()}
+            | {"loss": self.losses},
         }
 
     def _smoothed_result(self, table: dict[str, Ints], units: Ints) -> dict[str, Any] | None:
-        """The best path's scores; scale and penalty are chosen on one half of the speakers and scored on the other."""
+        """The best path's scores; scale and penalty are chosen on one half of the speakers and scored on the other.
+
+        Its counts of each utterance go into `table`.
+        """
         if self.transitions is None:
             return None
         counts = np.array(self.by_setting, np.int64)  # (U, settings, 3 + distances)
         chosen = _chosen_across_halves(-counts[:, :, 0].astype(np.float64), self.selection.speakers)
         scored = counts[np.arange(len(counts)), chosen]
+        table["smoothed_right"], table["smoothed_phone_errors"] = scored[:, 0], scored[:, 1]
         best = SETTINGS[int(counts[:, :, 0].sum(0).argmax())]
         accuracy = int(scored[:, 0].sum()) / int(table["frames"].sum())
         return {
@@ -330,6 +340,24 @@ def _scored_in_training(trained: Trained, partition: str) -> dict[str, Any] | No
     same = partition == (built.get("scoring") or {}).get("partitions")
     same = same and trained.conditions["corpus_is_the_trained_one"]
     return {"accuracy": there[-1]["dev_accuracy"], "precision": built.get("precision")} if there and same else None
+
+
+def kept_evaluation(
+    run: Run, partition: str | None = None, checkpoint: str | int = "best", corpus_digest: str | None = None
+) -> dict[str, Any] | None:
+    """What `evaluate` kept of these very weights; None where there is nothing.
+
+    partition: default the one scored in training. corpus_digest: of another corpus than the one trained on.
+    """
+    step = step_of(run, checkpoint)
+    wanted = None if step is None else checkpoints.scored_as(run.checkpoint_dir(step))
+    if wanted is None:
+        return None
+    other = None if corpus_digest in (None, wanted["corpus_digest"]) else corpus_digest
+    wanted |= {"format": FORMAT} | ({"corpus_digest": other} if other else {})
+    partition = partition or (run.read_json(run.built_path).get("scoring") or {}).get("partitions", "")
+    kept = run.read_json(kept_at(run, partition, f"step-{step}", other))
+    return kept if all(kept.get(key) == value for key, value in wanted.items()) else None
 
 
 def kept_name(what: str, other_corpus: str | None) -> str:

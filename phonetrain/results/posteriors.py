@@ -6,7 +6,6 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -19,7 +18,7 @@ from ..console.panel import bar
 from ..errors import ConfigError, PhonetrainError
 from ..runs.directory import Run
 from ..training.data import why_not_finite
-from .trained import Trained, open_trained
+from .trained import Trained, named_checkpoint, open_trained
 
 BATCH = 4096
 Average = Literal["log", "probability"]
@@ -39,12 +38,7 @@ def open_ensemble(
     are of different corpora or phonemes; RunNotFound, CheckpointError.
     """
     names = [runs] if runs is None or isinstance(runs, (Run, str, os.PathLike)) else list(runs) or [None]
-    nets = []
-    for name in names:
-        chosen: str | int = checkpoint
-        if isinstance(name, (str, Path)) and "@" in str(name) and not Path(name).exists():
-            name, _, chosen = str(name).rpartition("@")
-        nets.append(open_trained(name, chosen, corpus, device))
+    nets = [open_trained(*named_checkpoint(name, checkpoint), corpus, device) for name in names]
     for net in nets[1:]:
         if net.corpus.digest != nets[0].corpus.digest:
             raise ConfigError(

@@ -29,7 +29,9 @@ from ..runs.directory import Run
 from ..runs.explain import explain
 from ..runs.history import where_scored
 from ..text import clock, counted, percent, short
+from ..training.checkpoint import best_step
 from . import html as page
+from .evaluate import evaluate, kept_evaluation
 from .plots import as_image, as_png, as_svg, draw_confusion, draw_run, draw_runs
 
 Scores = dict[str, Any] | str  # an evaluation, or a sentence that says why there is none
@@ -150,31 +152,14 @@ def summary(run: Run) -> dict[str, Any]:
     }
 
 
-def kept_evaluation(run: Run) -> dict[str, Any] | None:
-    """The kept fp32 evaluation of the best checkpoint on dev, if there is one of these very weights."""
-    from ..training import checkpoint
-    from .evaluate import kept_at
-
-    step = checkpoint.best_step(run)
-    wanted = None if step is None else checkpoint.scored_as(run.checkpoint_dir(step))
-    if wanted is None:
-        return None
-    partition = (run.read_json(run.built_path).get("scoring") or {}).get("partitions", "")
-    kept = run.read_json(kept_at(run, partition, f"step-{step}"))
-    return kept if all(kept.get(name) == value for name, value in wanted.items()) else None
-
-
 def best_evaluation(run: Run) -> Scores:
     """The same, made now where it is missing; a sentence where it cannot be made."""
     if kept := kept_evaluation(run):
         return kept
+    if best_step(run) is None:
+        return "No epoch has been scored yet, so there is no best checkpoint to look at."
     from phonedata import PhonedataError
 
-    from ..training import checkpoint
-    from .evaluate import evaluate
-
-    if checkpoint.best_step(run) is None:
-        return "No epoch has been scored yet, so there is no best checkpoint to look at."
     try:
         print(f"{run.path}: scoring its best checkpoint on dev, once, for the confusion matrix", file=sys.stderr)
         return evaluate(run)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import PhonetrainError
+from ..runs.experiment import ENDED, shown
 from ..text import counted, percent, to_json
 
 
@@ -37,6 +38,13 @@ class Evaluation(dict[str, Any]):
 
     def __repr__(self) -> str:
         return evaluation_text(self)
+
+
+class Comparison(dict[str, Any]):
+    """What `compare` returns, shown likewise."""
+
+    def __repr__(self) -> str:
+        return comparison_text(self)
 
 
 MOST_ROWS = 100  # phonemes that are all listed; of larger sets the worst are
@@ -152,3 +160,103 @@ def _confused_table(confused: list[dict[str, Any]]) -> list[str]:
         for row in confused
     ]  # fmt: skip
     return ["", "most confused", *text_table(rows[0], rows[1:])]
+
+
+METRIC_NAMES = {
+    "accuracy": "frames right",
+    "smoothed_accuracy": "smoothed",
+    "phone_error_rate": "phone errors",
+    "smoothed_phone_error_rate": "smoothed",
+    "loss": "loss, nats",
+}
+COMPARED_PHONEMES = 12  # --json has all
+
+
+def metric_value(metric: str, value: float | None, sign: bool = False) -> str:
+    """A metric as people read it: shares in percent, a loss in nats; None as a dash."""
+    if value is None:
+        return "–"
+    return f"{value:{'+' * sign}.4f}" if metric == "loss" else f"{100 * value:{'+' * sign}.2f}"
+
+
+def comparison_text(result: dict[str, Any]) -> str:
+    """What `compare` returned, for people."""
+    groups, metrics = result["groups"], result["metrics"]
+    several = any(len(group["runs"]) > 1 for group in groups)
+    seeds = "seeds and " * several
+    lines = [
+        f"{result['partition']}: {result['utterances']:,} utterances, {result['frames']:,} frames, "
+        f"{result['precision']}; shares in %",
+        f"in brackets 95 % of {result['draws']:,} draws of {seeds}{result['units']:,} {result['drawn']}",
+    ]
+    for group in groups:
+        lines += ["", group["name"], *_changed_lines(group)]
+        if len(group["runs"]) > 1:
+            header = ("seed", *(METRIC_NAMES[metric] for metric in metrics))
+            rows = [(f"{run['seed']}  {run['run']}", *(metric_value(metric, run[metric]) for metric in metrics))
+                    for run in group["runs"]]  # fmt: skip
+            lines += [f"  {line}" for line in text_table(header, rows)]
+        rows = []
+        for metric in metrics:
+            told = group[metric]
+            spread = "" if told["spread"] is None else f"+- {metric_value(metric, told['spread'])} over seeds"
+            rows.append((METRIC_NAMES[metric], metric_value(metric, told["mean"]), _bounds(metric, told), spread))
+        lines += [f"  {line}" for line in text_table(rows[0], rows[1:])]
+        lines += [f"  note: {run['run']} has not ended: its status is {run['status']}" for run in group["runs"]
+                  if run["status"] not in ENDED]  # fmt: skip
+    for difference in result["differences"]:
+        lines += ["", *_difference_lines(difference, metrics)]
+    if result["differences"] and any(len(group["runs"]) == 1 for group in groups):
+        lines += ["", "Of one seed a group nobody knows what another seed would give: train more, and give them all."]
+    return "\n".join(lines)
+
+
+def _bounds(metric: str, told: dict[str, Any], sign: bool = False) -> str:
+    if told["low"] is None:
+        return ""
+    return f"({metric_value(metric, told['low'], sign)} to {metric_value(metric, told['high'], sign)})"
+
+
+def _changed_lines(group: dict[str, Any]) -> list[str]:
+    return [f"  {key} {shown(old)} -> {shown(new)}" for key, (old, new) in group["changed"].items()]
+
+
+def _difference_lines(difference: dict[str, Any], metrics: Sequence[str]) -> list[str]:
+    rows: list[tuple[str, ...]]
+    lines = [f"{difference['of']} against {difference['from']}", f"  {verdict_of(difference)}"]
+    rows = [
+        (METRIC_NAMES[metric], metric_value(metric, difference[metric]["difference"], True),
+         _bounds(metric, difference[metric], True), f"p {difference[metric]['p']:.3f}")
+        for metric in metrics
+    ]  # fmt: skip
+    lines += [f"  {line}" for line in text_table(rows[0], rows[1:])]
+    places = {"phoneme": difference["by_phoneme"], "speaker": difference["by_speaker"],
+              "frames_away": difference["by_distance"]}  # fmt: skip
+    lines += ["", "  where it comes from: points of all frames, which add up to the difference"]
+    for column, kinds in places.items():
+        shown_kinds = kinds[:COMPARED_PHONEMES] if column != "frames_away" else kinds
+        what = "frames to a boundary" if column == "frames_away" else column
+        left = len(kinds) - len(shown_kinds)
+        rows = [
+            (_kind(row, column, kinds), f"{row['frames']:,}", percent(row["accuracy_before"]), percent(row["accuracy"]),
+             metric_value("accuracy", row["points"], True), _bounds("accuracy", row, True))
+            for row in shown_kinds
+        ]  # fmt: skip
+        header = (what, "frames", "before %", "now %", "points", "")
+        lines += [f"  {line}" for line in text_table(header, rows)]
+        lines += [f"  and {left:,} more, which --json has"] * (left > 0) + [""]
+    return lines[:-1]
+
+
+def _kind(row: dict[str, Any], column: str, kinds: list[dict[str, Any]]) -> str:
+    last = column == "frames_away" and row is kinds[-1]
+    return f"{row[column]}{' or more' * last}"
+
+
+def verdict_of(difference: dict[str, Any]) -> str:
+    """One sentence on whether the accuracy differs."""
+    told = difference["accuracy"]
+    if told["low"] > 0 or told["high"] < 0:
+        word = "better" if told["difference"] > 0 else "worse"
+        return f"{word} by {100 * abs(told['difference']):.2f} points of frames: 0 is outside the interval"
+    return "no difference is shown: 0 is inside the interval; more utterances or seeds would tell finer ones"

@@ -93,22 +93,53 @@ def open_trained(
     return Trained(run, config, packed, compute, model.to(compute.device).eval(), saved)
 
 
-def _read(run: Run, checkpoint: str | int) -> checkpoints.Checkpoint:
+def named_checkpoint(
+    name: Run | str | os.PathLike[str] | None, checkpoint: str | int = "best"
+) -> tuple[Run, str | int]:
+    """A run and a checkpoint of it. name: a run's, which may end in @CHECKPOINT, as runs/a-1@last; else `checkpoint`.
+
+    Raises RunNotFound.
+    """
+    if isinstance(name, Run):
+        return name, checkpoint
+    if name is not None and "@" in os.fspath(name) and not os.path.exists(name):
+        name, _, checkpoint = os.fspath(name).rpartition("@")
+    return Run.open(name), checkpoint
+
+
+def step_of(run: Run, checkpoint: str | int) -> int | None:
+    """The step of "best", "last", 1200 or "step-1200"; None where there is no best or last yet.
+
+    Raises CheckpointError for anything else.
+    """
     wanted = str(checkpoint)
-    if wanted in ("best", "last"):
-        newest = checkpoints.life(run)[0][:1]
-        step = checkpoints.best_step(run) if wanted == "best" else next(iter(newest), None)
-        if step is None:  # stopped before the first epoch was scored: what there is, is the newest
-            saved, problems = checkpoints.read_newest(run)
-            for problem in [f"{run.path}: no {wanted} checkpoint yet, {saved.path.name} is used", *problems]:
-                print(f"warning: {problem}", file=sys.stderr)
-            return saved
-    else:
-        text = wanted.removeprefix("step-")
-        if not text.isdecimal():
-            raise CheckpointError(f"checkpoint: got {wanted!r}, wanted best, last or a step as step-1200")
-        step = int(text)
+    if wanted == "best":
+        return checkpoints.best_step(run)
+    if wanted == "last":
+        return next(iter(checkpoints.life(run)[0]), None)
+    number = wanted.removeprefix("step-")
+    if not number.isdecimal():
+        raise CheckpointError(f"checkpoint: got {wanted!r}, wanted best, last or a step as step-1200")
+    return int(number)
+
+
+def _read(run: Run, checkpoint: str | int) -> checkpoints.Checkpoint:
+    step = step_of(run, checkpoint)
+    if step is None:  # stopped before the first epoch was scored: what there is, is the newest
+        saved, problems = checkpoints.read_newest(run)
+        for problem in [f"{run.path}: no {checkpoint} checkpoint yet, {saved.path.name} is used", *problems]:
+            print(f"warning: {problem}", file=sys.stderr)
+        return saved
     path = run.checkpoint_dir(step)
+    if checkpoint in ("best", "last"):
+        try:
+            return checkpoints.read(path)
+        except CheckpointError as error:
+            saved, _ = checkpoints.read_newest(run)
+            if saved.progress.step == 0:  # nothing was learnt yet
+                raise
+            print(f"warning: {error}; {saved.path.name}, the newest that is whole, is used", file=sys.stderr)
+            return saved
     if not path.is_dir():
         there = ", ".join(f"step-{each}" for each in checkpoints.saved_steps(run)) or "none"
         raise CheckpointError(f"{run.path}: no checkpoint step-{step}; there are: {there}")

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
+from phonedata import Selection
 from phonetrain.results.bootstrap import interval, units_of
+from phonetrain.results.evaluate import BINS, Counts, _by_speaker, _chosen_across_halves
 from phonetrain.results.phones import (
     boundaries,
     boundary_score,
@@ -13,6 +15,7 @@ from phonetrain.results.phones import (
 )
 from phonetrain.results.smoothing import Transitions, median_labels, viterbi
 from phonetrain.results.sounds import sound_classes
+from tools.interval_coverage import UTTERANCES, coverage_of_accuracy, coverage_of_difference
 
 
 def slow_edit_distance(wanted, found):
@@ -94,3 +97,63 @@ def test_interval_holds_the_share_and_of_50_speakers_the_speakers_are_drawn():
     found = interval(part, whole, units)
     assert drawn == "utterances" and found["low"] < part.sum() / whole.sum() < found["high"]
     assert found == interval(part, whole, units)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("utterances", UTTERANCES)
+def test_intervals_hold_the_truth_about_95_times_in_100(utterances):
+    # 500 corpora tell a share to 1 point; the percentile interval of 50 utterances holds it 93 or 94 times.
+    assert 0.92 <= coverage_of_accuracy(utterances) <= 0.975
+    assert 0.92 <= coverage_of_difference(utterances, 1) <= 0.975
+    assert coverage_of_difference(utterances, 3) >= 0.92
+
+
+@pytest.mark.parametrize("speakers", [["a", "b", "c", "b", "a", "d"], ["a"] * 6])
+def test_a_setting_is_chosen_on_the_other_half_of_the_speakers(speakers):
+    random = np.random.default_rng(0)
+    # Of a single speaker the utterances are halved.
+    names = speakers if len(set(speakers)) > 1 else list(range(6))
+    half = np.array([sorted(set(names)).index(name) % 2 for name in names])
+    costs = random.random((6, 4))
+    chosen = _chosen_across_halves(costs, speakers)
+    for side in (0, 1):
+        assert set(chosen[half == side]) == {costs[half != side].sum(0).argmin()}
+        changed = np.where((half == side)[:, None], random.random((6, 4)), costs)
+        assert np.array_equal(_chosen_across_halves(changed, speakers)[half == side], chosen[half == side])
+    assert _chosen_across_halves(costs[:1], ["a"]).tolist() == [costs[0].argmin()]
+
+
+def test_calibration_of_true_posteriors_is_good_and_of_sharpened_ones_mended_by_a_temperature(learnable_corpus):
+    random = np.random.default_rng(3)
+    selection = Selection.of(learnable_corpus, "dev-clean")
+    true, sharpened = Counts(selection, None), Counts(selection, None)
+    confidence, right = [], []
+    for start, length in zip(selection.utterance_start_row, np.diff(selection.utterance_end, prepend=0)):
+        labels = selection.partitions[0].labels[start : start + length].astype(int)
+        shares = random.dirichlet(np.full(40, 0.05), length) + 1e-9
+        shares /= shares.sum(1, keepdims=True)
+        for row, label in zip(shares, labels):  # the label is drawn from the posterior: it is a true one
+            drawn = random.choice(40, p=row)
+            row[[drawn, label]] = row[[label, drawn]]
+        true.add(np.log(shares).astype(np.float32))
+        squared = shares**2 / (shares**2).sum(1, keepdims=True)
+        sharpened.add(np.log(squared).astype(np.float32))
+        confidence += shares.max(1).astype(np.float32).tolist()
+        right += (shares.argmax(1) == labels).tolist()
+    found, other = (counts.result()["calibration"] for counts in (true, sharpened))
+    assert found["temperature"] == pytest.approx(1.0, abs=0.11) and other["temperature"] == pytest.approx(2.0, abs=0.22)
+    assert other["loss_with_temperature"] == pytest.approx(found["loss_with_temperature"], rel=0.02)
+    bins = np.minimum((np.array(confidence) * BINS).astype(int), BINS - 1)
+    gaps = [abs(sum(np.array(confidence)[bins == b]) - sum(np.array(right)[bins == b])) for b in range(BINS)]
+    assert found["expected_error"] == pytest.approx(sum(gaps) / len(right), abs=1e-4)
+    assert sum(row["frames"] for row in found["reliability"]) == len(right)
+    assert other["expected_error"] > 2 * found["expected_error"]
+
+
+def test_speakers_are_counted_each_and_the_hardest_comes_first():
+    frames, right = np.array([10, 20, 30, 40]), np.array([9, 10, 15, 39])
+    rows = _by_speaker(["b", "a", "a", "b"], frames, right)
+    assert rows == [
+        {"speaker": "a", "utterances": 2, "frames": 50, "accuracy": 25 / 50},
+        {"speaker": "b", "utterances": 2, "frames": 50, "accuracy": 48 / 50},
+    ]

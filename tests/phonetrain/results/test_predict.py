@@ -271,6 +271,18 @@ def test_missing_and_damaged_checkpoints_are_named(trained_run, learnable_corpus
         evaluate(copy)
 
 
+def test_newest_whole_checkpoint_is_used_and_said_where_the_best_is_damaged(learnable_corpus, tmp_path, capsys):
+    run = fit_tiny(learnable_corpus, tmp_path / "run", "epochs=2", "checkpoint.keep=5")
+    best = run.read_pointer("best")
+    weights = run.checkpoint_dir(best) / "averaged.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
+    (other,) = {line["step"] for line in run.metrics("epoch")} - {best}
+    assert evaluate(run)["checkpoint"] == f"step-{other}"
+    assert f"step-{other}, the newest that is whole, is used" in capsys.readouterr().err
+    with pytest.raises(CheckpointError, match="damaged"):
+        evaluate(run, checkpoint=best)
+
+
 def test_a_notebook_shows_scores_as_the_command_line_does(trained_run):
     told = evaluate(trained_run)
     assert repr(told) == evaluation_text(told) and "frame error rate" in repr(told) and told == dict(told)

@@ -1,0 +1,57 @@
+"""What a run is an experiment of: its settings and what was changed by hand, without what changes no number.
+
+Runs of one experiment differ in the seed alone; their scores are a sample of what the experiment gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from .directory import Run
+from .next_commands import settings
+
+# Settings that change no number of an epoch but by rounding, or only where things lie.
+NO_EXPERIMENT = (
+    "version", "seed", "data.corpus", "device", "capture", "tracking.", "checkpoint.", "stop.", "schedule.on_extend",
+)  # fmt: skip
+ENDED = ("finished", "early_stopped")
+
+
+def experiment(run: Run) -> dict[str, Any]:
+    """Setting -> value; what was changed while it trained, and the epochs of a run that is not at its end, too."""
+    table = {key: value for key, value in settings(run).items() if not key.startswith(NO_EXPERIMENT)}
+    kept = {span.segment for span in run.lineage()}
+    by_hand = [
+        f"{event['key']} {shown(event['old'])} → {shown(event['new'])} at step {event.get('step', 0):,}"
+        for event in run.events("config_changed")
+        if event.get("segment") in kept and event.get("by") != "stage" and event.get("step")
+        and not event["key"].startswith(NO_EXPERIMENT)
+    ]  # fmt: skip
+    if by_hand:
+        table["changed by hand"] = "; ".join(by_hand)
+    if run.status not in ENDED:
+        table["epochs trained"] = len(run.metrics("epoch"))
+    return table
+
+
+def changes(first: Mapping[str, Any], other: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """(key, value in the first, value in the other) of all that differs; None where it is not set."""
+    both = [(key, first.get(key), other.get(key)) for key in dict.fromkeys([*first, *other])]
+    return [change for change in both if change[1] != change[2]]
+
+
+def shown(value: Any) -> str:
+    """A setting's value as people read it; none where it is not set."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        short = f"{value:g}"
+        return short if float(short) == value else str(value)
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key} = {shown(inner)}' for key, inner in value.items())}}}"
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(shown, value))}]"
+    return str(value)
