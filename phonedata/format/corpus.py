@@ -27,11 +27,15 @@ FORMAT_VERSION = 1
 
 @contextlib.contextmanager
 def _permitted(path: Path) -> Iterator[None]:
-    """A file inside that may not be read becomes a PhonedataError that names `path`."""
+    """A file inside that the system refuses to read becomes a PhonedataError that names `path`."""
     try:
         yield
+    except PhonedataError:
+        raise
     except PermissionError as error:
         raise PhonedataError(f"{path}: cannot be read ({error.strerror}); mend its permissions") from None
+    except OSError as error:
+        raise PhonedataError(f"{str(path)[:200]}: cannot be read ({error.strerror}); give another path") from None
 
 
 def read_group(file: Path) -> dict[str, Any]:
@@ -57,12 +61,15 @@ class PackedCorpus:
     Files are opened when they are first needed, so a corpus of many partitions holds no descriptors. What is open
     keeps its data when `pack --replace` puts another corpus at `path`; what is opened after that is a FormatError.
 
-    Raises CorpusNotFound when nothing is there, FormatError for another format version or damaged metadata,
-    PhonedataError where it may not be read.
+    Raises CorpusNotFound when nothing is there, FormatError for another format version or damaged metadata, SpecError
+    for what is no path, PhonedataError where it may not be read.
     """
 
     def __init__(self, path: str | PathLike[str]) -> None:
-        self.path = Path(path)
+        try:
+            self.path = Path(path)
+        except TypeError:
+            raise SpecError(f"corpus {path!r}; wanted the path of a packed corpus") from None
         root = self.path / "zarr.json"
         with _permitted(self.path):
             recover(self.path)

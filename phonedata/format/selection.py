@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
+import numpy.typing as npt
 import xxhash
 
 from ..errors import SpecError
@@ -41,13 +43,16 @@ class Selection:
         `subset` keeps round(subset * U) utterances, at least one: those with the smallest hash of (seed, partition,
         id), so that smaller subsets of one seed lie inside larger ones. Raises SpecError.
         """
-        names = [n.strip() for n in partitions.split("+")] if isinstance(partitions, str) else list(partitions)
+        names = partitions.split("+") if isinstance(partitions, str) else partitions
+        if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+            raise SpecError(f"partitions {partitions!r}: wanted a name or a list of names, which are text")
+        names = [name.strip() for name in names]
         if not names or len(set(names)) != len(names):
             raise SpecError(
                 f"partitions {partitions!r}: wanted one or more different names; it has {', '.join(corpus.partitions)}"
             )
-        if not 0.0 < subset <= 1.0:
-            raise SpecError(f"subset {subset}: wanted a share above 0 and up to 1")
+        if isinstance(subset, bool) or not isinstance(subset, Real) or not 0.0 < subset <= 1.0:
+            raise SpecError(f"subset {subset!r}: wanted a share above 0 and up to 1")
         sources = tuple(corpus[name] for name in names)
         if len({p.labelled for p in sources}) > 1:
             bare = ", ".join(p.name for p in sources if not p.labelled)
@@ -94,7 +99,7 @@ class Selection:
         speakers = [p.speakers for p in self.partitions]
         return [speakers[s][i] for s, i in zip(self.utterance_source.tolist(), self.utterance_index.tolist())]
 
-    def locate(self, frames) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def locate(self, frames: npt.ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Where frames lie: (source, row, utterance), each int64 of the shape of `frames`.
 
         `row` is in `partitions[source].features`, `utterance` in the selection. Frames outside 0..N-1 are a SpecError.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
@@ -41,6 +42,11 @@ def find_device(device: str | torch.device) -> torch.device:
     if found.type == "cuda" and (found.index or 0) >= (count := torch.cuda.device_count()):
         seen = f"torch {torch.__version__} sees {count} CUDA devices"
         raise SpecError(f"device {str(found)!r}, but {seen}; take device='cpu'")
+    if found.type not in ("cpu", "cuda"):
+        try:
+            torch.empty(1, device=found).cpu()
+        except (RuntimeError, AssertionError, NotImplementedError):
+            raise SpecError(f"device {str(found)!r}, but this torch has none; take device='cpu'") from None
     return found
 
 
@@ -56,7 +62,7 @@ class BatchPlan:
         seed: of the order.
         dtype: of the windows, "float16" or "float32".
         rank, world_size: this process's slice of every global batch.
-        drop_last: leave out the last batch of an epoch where it is short.
+        drop_last: leave out the last batch of an epoch where it is short; None: except in order "sequential".
         slab_frames, pool_slabs: of order "slab".
     """
 
@@ -68,7 +74,7 @@ class BatchPlan:
     dtype: str = "float16"
     rank: int = 0
     world_size: int = 1
-    drop_last: bool = True
+    drop_last: bool | None = None
     slab_frames: int = SLAB_FRAMES
     pool_slabs: int = POOL_SLABS
 
@@ -79,8 +85,13 @@ class BatchPlan:
         self.window.check_fits(self.selection.corpus.context)
         if self.order not in ORDERS:
             raise SpecError(f"order {self.order!r}; wanted one of {', '.join(ORDERS)}")
-        if self.dtype not in DTYPES:
+        if not isinstance(self.dtype, str) or self.dtype not in DTYPES:
             raise SpecError(f"window dtype {self.dtype!r}; wanted one of {', '.join(DTYPES)}")
+        if self.drop_last is None:
+            # Whoever reads in order scores, and every frame counts.
+            object.__setattr__(self, "drop_last", self.order != "sequential")
+        if not isinstance(self.drop_last, bool):
+            raise SpecError(f"drop_last {self.drop_last!r}; wanted True, False, or None to decide by the order")
         if self.world_size < 1 or not 0 <= self.rank < self.world_size:
             raise SpecError(f"rank {self.rank} of {self.world_size}; wanted 0 <= rank < world_size")
         if self.batch_size < self.world_size:
@@ -111,13 +122,18 @@ class BatchPlan:
         return self.batches_per_epoch * self.batch_size if self.drop_last else self.num_frames
 
     @property
+    def largest_batch(self) -> int:
+        """The most frames in one batch over all ranks: a batch may be asked for that is larger than the selection."""
+        return min(self.batch_size, self.num_frames)
+
+    @property
     def slots(self) -> int:
         """The most frames this rank receives in one batch."""
-        return -(-self.batch_size // self.world_size)
+        return -(-self.largest_batch // self.world_size)
 
     def epoch_order(self, epoch: int) -> AnyOrder:
         """The order of one epoch."""
-        if epoch < 0:
+        if whole_number("epoch", epoch) < 0:
             raise SpecError(f"epoch {epoch}; epochs count from 0")
         if self.order == "sequential":
             return SequentialOrder(self.num_frames)
@@ -137,7 +153,7 @@ class BatchPlan:
 
     def check_batch(self, index: int, last: int) -> None:
         """Raise SpecError unless 0 <= index <= last."""
-        if not 0 <= index <= last:
+        if not 0 <= whole_number("batch", index) <= last:
             raise SpecError(f"batch {index} asked for; an epoch has {self.batches_per_epoch} batches, counted from 0")
 
 
@@ -150,13 +166,14 @@ class Loader:
     Class attributes:
         kind: its name in `open_loader`.
         orders: the orders that it can give.
-        options: the arguments of `open_loader` that only this loader takes.
+        options: the arguments of `open_loader` that only this loader takes; each is an attribute of the loader too.
         gathers_on_device: all rows lie on the device, and `new_table`, `fill_table` and `device_batch` make batches
             from them without the host, so that a CUDA graph can hold them.
 
     Attributes: `reason` (why this kind, one line), `plan`, `device`; and from the plan `selection`, `window`,
     `batch_size`, `num_frames`, `batches_per_epoch`, `frames_per_epoch`.
-    A loader remembers nothing between calls, so any number of epochs may be open at once.
+    A loader remembers nothing between calls, so any number of epochs may be open at once. One that is pickled, to be
+    handed to another process, is opened anew there.
     """
 
     kind: ClassVar[str]
@@ -214,6 +231,11 @@ class Loader:
         self._closed = True
         for prefetcher in list(self._prefetchers):
             prefetcher.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Its maps, threads and device memory stay here: who unpickles opens the loader anew.
+        options = {name: getattr(self, name) for name in self.options}
+        return partial(type(self), **options), (self.plan, self.device, self.reason)
 
     def __enter__(self) -> Self:
         return self

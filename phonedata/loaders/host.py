@@ -23,6 +23,8 @@ from .prefetch import Prefetcher
 from .windows import WindowBatch
 
 MEMORIES = ("map", "ram")
+MOST_THREADS = 1024
+"""More than any machine has cores: each holds a batch."""
 
 
 class HostLoader(Loader):
@@ -47,11 +49,12 @@ class HostLoader(Loader):
         memory: str = "map",
     ) -> None:
         super().__init__(plan, device, reason)
-        if threads is not None and whole_number("threads", threads) < 1:
-            raise SpecError(f"threads {threads}; wanted 1 or more, or None to choose from the cores")
+        if threads is not None and not 1 <= whole_number("threads", threads) <= MOST_THREADS:
+            raise SpecError(f"threads {threads}; wanted 1..{MOST_THREADS}, or None to choose from the cores")
         if memory not in MEMORIES:
             raise SpecError(f"loader memory {memory!r}; wanted one of {', '.join(MEMORIES)}")
         self.threads = threads or min(available_cores(), 4)
+        self.memory = memory
         self._files, self._mapped = MappedFiles.of(self.selection), memory == "map"
         arrays = self._files.maps if self._mapped else [self._copy(file) for file in range(len(self._files.maps))]
         count = len(self.selection.partitions)

@@ -40,7 +40,7 @@ def open_loader(
     dtype: str = "float16",
     rank: int = 0,
     world_size: int = 1,
-    drop_last: bool = True,
+    drop_last: bool | None = None,
     threads: int | None = None,
     memory: str = "map",
     slab_frames: int = SLAB_FRAMES,
@@ -57,6 +57,8 @@ def open_loader(
     subset: the share of the utterances that is kept, above 0 and up to 1.
     kind: a key of `LOADERS`, or "auto".
     dtype: of the windows, "float16" or "float32".
+    rank, world_size: this process's slice of every batch.
+    drop_last: leave out the last batch of an epoch where it is short; None: except in order "sequential".
     threads, memory: of the host loader; memory "map" or "ram".
     slab_frames, pool_slabs: of order "slab".
 

@@ -48,12 +48,12 @@ class ResidentLoader(Loader):
         start, stop = plan.bounds(0)
         self._full = stop - start  # this rank's frames of a full batch
         frames = CPU_TABLE_FRAMES if self.device.type == "cpu" else TABLE_FRAMES
-        self.table_batches = min(max(1, frames // self.batch_size), self.batches_per_epoch)
+        self.table_batches = min(max(1, frames // plan.largest_batch), self.batches_per_epoch)
 
     def new_table(self) -> torch.Tensor:
-        """Room for `fill_table`, (2 or, with labels, 3; table_batches; batch_size) int64 on the device."""
-        lists = 2 if self._store.labels is None else 3
-        return torch.zeros((lists, self.table_batches, self.batch_size), dtype=torch.int64, device=self.device)
+        """Room for `fill_table`, (2 or, with labels, 3; table_batches; largest batch) int64 on the device."""
+        lists, size = 2 if self._store.labels is None else 3, self.plan.largest_batch
+        return torch.zeros((lists, self.table_batches, size), dtype=torch.int64, device=self.device)
 
     def fill_table(self, table: torch.Tensor, epoch: int, first: int) -> None:
         """Write the frames, the windows' first rows and the labels of batch `first` of `epoch` and of those after it.
@@ -72,7 +72,7 @@ class ResidentLoader(Loader):
         `place` () or (1,) int64 on the device: 0 is the batch that the table was filled from. A graph's owner writes
         table and place between replays. A short last batch is not one of these.
         """
-        if table.shape[1:] != (self.table_batches, self.batch_size):
+        if table.shape[1:] != (self.table_batches, self.plan.largest_batch):
             raise SpecError(f"table of shape {tuple(table.shape)}; wanted what new_table() returns")
         return self._gather(table.index_select(1, place.view(1))[:, 0, : self._full], None)
 

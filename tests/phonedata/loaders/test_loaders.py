@@ -1,6 +1,7 @@
 """One law for all loaders: batch k of epoch e is the same frames, windows and labels, whoever gives it."""
 
 import itertools
+import pickle
 from functools import partial
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from phonedata import ARPABET, PackedCorpus, Selection, SpecError, WindowSpec, open_loader, pack
+from phonedata import ARPABET, PackedCorpus, PhonedataError, Selection, SpecError, WindowSpec, open_loader, pack
 from phonedata.loaders import resident
 from phonedata.loaders.open import RESERVE_BYTES, choose
 from phonedata.loaders.slab import Pool
@@ -337,6 +338,18 @@ def test_a_path_a_corpus_and_a_selection_open_alike(tiny_corpus):
         ({"seed": 1.5}, "seed 1.5"),
         ({"world_size": True}, "world_size True"),
         ({"threads": 2.0}, "threads 2.0"),
+        ({"threads": 10**6}, "threads 1000000; wanted 1..1024"),
+        ({"batch_size": 2**63}, "wanted batch_size <= 397 or drop_last=False"),
+        ({"drop_last": "no"}, "drop_last 'no'; wanted True, False, or None"),
+        ({"dtype": np.dtype("float16")}, "window dtype dtype"),
+        ({"partitions": 5}, "partitions 5: wanted a name or a list of names"),
+        ({"partitions": ["train-clean", 5]}, "wanted a name or a list of names"),
+        # A set has no order of its own, and the partitions' order numbers the frames.
+        ({"partitions": {"train-clean"}}, "wanted a name or a list of names"),
+        ({"subset": None}, "subset None: wanted a share"),
+        ({"subset": True}, "subset True"),
+        ({"subset": "0.5"}, "subset '0.5'"),
+        ({"device": "xpu"}, "device 'xpu', but this torch has none; take device='cpu'"),
         ({"device": "gpu"}, "device 'gpu'; wanted cpu, cuda, cuda:N or mps"),
         ({"device": None}, "device None"),
         ({"device": "cuda:99"}, "device 'cuda:99', but torch .* sees .* CUDA devices; take device='cpu'"),
@@ -345,6 +358,42 @@ def test_a_path_a_corpus_and_a_selection_open_alike(tiny_corpus):
 def test_the_impossible_is_refused_with_what_was_wanted(tiny_corpus, options, message):
     with pytest.raises(SpecError, match=message):
         open_tiny(tiny_corpus, **{"kind": "host", **options})
+
+
+@pytest.mark.parametrize("corpus", [5, None, b"packed", ["packed"], "a" * 5000])
+def test_what_is_no_path_of_a_corpus_is_refused_in_one_short_sentence(corpus):
+    with pytest.raises(PhonedataError, match="wanted the path of a packed corpus|File name too long") as refused:
+        open_loader(corpus, "train", window=1, batch_size=1)
+    assert len(str(refused.value)) < 400
+
+
+@pytest.mark.parametrize(("order", "kind"), EVERY)
+def test_a_batch_larger_than_the_selection_is_all_of_it(tiny_corpus, order, kind):
+    with open_tiny(tiny_corpus, kind, order, batch_size=2**63, drop_last=False) as loader:
+        (batch,) = (owned(batch) for batch in loader.epoch(0))
+        assert sorted(batch[2].tolist()) == list(range(loader.num_frames))
+
+
+@pytest.mark.parametrize(("order", "kind"), EVERY)
+def test_only_what_is_read_in_order_keeps_a_short_last_batch_by_itself(tiny_corpus, order, kind):
+    with open_tiny(tiny_corpus, kind, order) as loader:
+        assert loader.num_frames % 16
+        seen = sum(len(batch.frames) for batch in loader.epoch(0))
+        assert seen == (loader.num_frames if order == "sequential" else loader.num_frames // 16 * 16)
+    with open_tiny(tiny_corpus, kind, order, drop_last=True) as loader:
+        assert loader.frames_per_epoch == loader.num_frames // 16 * 16
+
+
+@pytest.mark.parametrize(("order", "kind"), EVERY)
+def test_a_pickled_loader_opens_anew_and_gives_the_same_batches(tiny_corpus, order, kind):
+    options = {"threads": 2, "memory": "ram"} if kind == "host" else {}
+    with open_tiny(tiny_corpus, kind, order, subset=0.5, **options) as loader:
+        wanted, stored = owned(loader.batch(1, 3)), pickle.dumps(loader)
+    assert len(stored) < 20_000, "the rows do not travel"
+    with pickle.loads(stored) as copy:
+        assert type(copy) is type(loader) and copy.reason == loader.reason
+        assert {name: getattr(copy, name) for name in copy.options} == options
+        assert_same(wanted, owned(next(copy.epoch(1, 3))))
 
 
 def test_a_window_is_a_spec_a_pair_or_one_number(tiny_corpus):
@@ -366,5 +415,10 @@ def test_positions_outside_an_epoch_are_refused(tiny_corpus):
                 loader.batch(0, last)
             with pytest.raises(SpecError, match="epochs count from 0"):
                 loader.epoch(-1)
+            for bad in ((1, 2), None, 0.0, True):
+                with pytest.raises(SpecError, match="wanted a whole number"):
+                    loader.epoch(bad)
+                with pytest.raises(SpecError, match="wanted a whole number"):
+                    loader.batch(0, bad)
         with pytest.raises(SpecError, match="closed"):
             loader.epoch(0)
