@@ -1,9 +1,11 @@
-"""Numbers as people read them (counts, shares, short forms, durations), and values as JSON."""
+"""Numbers as people read them (counts, shares, short forms, durations), commands to type, and values as JSON."""
 
 from __future__ import annotations
 
 import json
 import math
+import shlex
+import sys
 from typing import Any
 
 UNKNOWN = "?"  # a duration that is not known yet
@@ -36,6 +38,22 @@ def percent(share: float | None) -> str:
 def counted(number: int, noun: str) -> str:
     """`1 epoch`, `2 epochs`, `1,000 epochs`."""
     return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+def in_notebook() -> bool:
+    """Whether an IPython kernel shows our output (Jupyter, Colab, Kaggle, VS Code); IPython in a terminal is none."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    return getattr(shell, "kernel", None) is not None
+
+
+def command(verb: str, *words: object, **options: object) -> str:
+    """What to type: `phonetrain resume runs/a-1 epochs=9`, and in a notebook the same as a Python call."""
+    if in_notebook():
+        named = [f"{name}={str(value)!r}" for name, value in options.items()]
+        return f"phonetrain.{verb}({', '.join([*(repr(str(word)) for word in words), *named])})"
+    named = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    return shlex.join(["phonetrain", verb, *map(str, words), *named])
 
 
 def to_json(value: Any, indent: int | None = 2) -> str:

@@ -24,6 +24,7 @@ LAYERS = {
         errors.py text.py kernels
         config console distributed.py
         device.py model optim runs
+        plots.py
         step
         training
         results

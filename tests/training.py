@@ -54,7 +54,7 @@ class StopAt(Console):
         self.step, self.number = step, number
 
     def on_progress(self) -> None:
-        if self.phase == "train" and self.step is not None and self.seen() >= self.step:
+        if self.step is not None and self.seen() >= self.step:
             self.step = None
             signal.raise_signal(self.number)
 

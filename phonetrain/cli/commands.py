@@ -281,7 +281,7 @@ def report(*runs: Path, out: Path | None = None, json: Flag = False) -> None:
     runs
         Run directories or names; default: the one under runs/ trained last.
     out
-        The HTML file; default RUN/report.html, for several runs report.html.
+        The HTML file; default RUN/report.html, for several runs report-NAME-NAME.html.
     json
         Print the paths as JSON.
     """

@@ -1,12 +1,13 @@
 """Overrides: `key=value` on top of a config, and which settings give way to which."""
 
 import copy
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ..errors import ConfigError
 from .stages import PREVIOUS, Stage, resized
-from .validation import Section, hints, is_section, parse_override, shown, unknown_key
+from .validation import Section, hints, is_section, joined, parse_override, shown, unknown_key
 
 # An override takes the place of its rivals in the recipe; given together with them, both are refused by the rules of
 # their section.
@@ -36,12 +37,24 @@ def parsed(texts: Iterable[str]) -> dict[str, object]:
     return changes
 
 
-def refuse_keywords(call: str, unknown: Mapping[str, object]) -> None:
-    """Raises ConfigError for keywords that `call`, as `fit("default", ...)`, does not have: a notebook's `epochs=5`."""
-    for name, value in unknown.items():
-        setting = f"{name}={value if isinstance(value, str) else shown(value)}"
-        instead = call.replace("...", repr(setting))
-        raise ConfigError(f"{setting}: is no argument of its own; settings are texts: {instead}")
+def said(texts: Iterable[str], settings: Mapping[str, object]) -> dict[str, object]:
+    """`parsed` texts and keywords, as `fit("default", "seed=1", epochs=2, optimizer={"lr": 5e-4})` has both."""
+    changes = parsed(texts)
+    for key, value in dotted(settings):
+        if key in changes and changes[key] != value:
+            raise ConfigError(f"{key}: said twice, as {shown(changes[key])} and as {shown(value)}")
+        changes[key] = value
+    return changes
+
+
+def dotted(settings: Mapping[str, object], where: str = "") -> Iterator[tuple[str, object]]:
+    """Keys and values of nested tables: `{"optimizer": {"lr": 1e-3}}` gives `optimizer.lr`."""
+    for name, value in settings.items():
+        key = joined(where, name)
+        if isinstance(value, Mapping):
+            yield from dotted(value, key)
+        else:
+            yield key, os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def applied(

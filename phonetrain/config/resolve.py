@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from . import overrides
@@ -15,17 +15,19 @@ def resolve(
     texts: Iterable[str] = (),
     corpus: str | os.PathLike[str] | None = None,
     epoch: int | None = None,
+    settings: Mapping[str, object] | None = None,
 ) -> RunConfig:
     """The config of a run, validated once as a recipe and once with all changes.
 
     recipe: a name, the path of a TOML file, or a config; None: the recipe `default`. texts: overrides, "key=value"
-    each. corpus: path of the packed corpus, in place of `data.corpus`. epoch: where a run stands that is changed by
-    hand, as in `RunConfig.override`. A model of the user's own and a run to start from get their whole paths.
+    each. settings: the same as values, nested or dotted. corpus: path of the packed corpus, in place of `data.corpus`.
+    epoch: where a run stands that is changed by hand, as in `RunConfig.override`. A model of the user's own and a run
+    to start from get their whole paths.
 
     Raises ConfigError.
     """
     config = recipe if isinstance(recipe, RunConfig) else load_recipe("default" if recipe is None else recipe)
-    changes = overrides.parsed(texts)
+    changes = overrides.said(texts, settings or {})
     if corpus is not None:
         changes["data.corpus"] = os.fspath(corpus)
     factory = changes.get("model.factory", config.model.factory)

@@ -6,17 +6,21 @@ makes the console silent. Epochs count from 0 in the files and from 1 for people
 A caller does, in this order:
 
     console.start({"run": "runs/default-1", "epochs": 8, "steps_per_epoch": 900, "model": "5 x 640, 2.1 M parameters"})
+    console.count(epoch=0, step_in_epoch=7, steps_per_epoch=900)               # about once a second
     console.progress(epoch=0, step_in_epoch=50, loss=1.9, accuracy=0.42, lr=1e-3, frames_per_second=48e3)
+    with console.scoring("dev-clean"): ...
     console.epoch_row({"epoch": 0, "train_loss": 1.7, ..., "best": True})      # the "epoch" line of metrics.jsonl
     console.say("saved"); console.warn("wandb: ..."); console.close()
 """
 
 from __future__ import annotations
 
+import contextlib
+import math
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, TextIO
 
 from ..text import clock, short
@@ -35,6 +39,9 @@ NUMBERS: dict[str, Callable[[Any], str]] = {
 }
 
 
+COUNT_SECONDS = 1.0  # between two calls of `Console.count`
+
+
 class Console:
     """The quiet console, and what all consoles share: where training stands and how much time is left."""
 
@@ -42,7 +49,7 @@ class Console:
         self.stream = SafeStream(stream if stream is not None else sys.stderr)
         self.facts: dict[str, Any] = {}
         self.epoch = self.step_in_epoch = 0
-        self.phase = "train"
+        self.scored: str | None = None  # the partition that is being scored
         self.numbers: dict[str, Any] = {}
         self.pace = Pace()
 
@@ -65,28 +72,40 @@ class Console:
         self.pace = Pace()
         self.on_start([f"{key}: {value}" for key, value in facts.items() if key not in ("epochs", "steps_per_epoch")])
 
-    def progress(
-        self,
-        *,
-        epoch: int,
-        step_in_epoch: int,
-        steps_per_epoch: int | None = None,
-        phase: str = "train",
-        **numbers: Any,
-    ) -> None:
-        """Where training stands: `step_in_epoch` of `steps_per_epoch` batches; phase "train" or the scored partition.
+    def progress(self, *, epoch: int, step_in_epoch: int, steps_per_epoch: int | None = None, **numbers: Any) -> None:
+        """What a log line says: training stands at `step_in_epoch` of `steps_per_epoch` batches, with these numbers.
 
         numbers: loss (nats a frame), accuracy (0 to 1), lr, frames_per_second, loss_scale, skipped (0 to 1), memory
         (bytes; by default this process's own). None leaves one out.
         """
+        self._stands(epoch, step_in_epoch, steps_per_epoch, numbers)
+        self.on_progress()
+
+    def count(self, *, epoch: int, step_in_epoch: int, steps_per_epoch: int | None = None, **numbers: Any) -> None:
+        """The same between log lines, about every COUNT_SECONDS: however rare they are, what is shown is true."""
+        self._stands(epoch, step_in_epoch, steps_per_epoch, numbers)
+        self.on_count()
+
+    def _stands(self, epoch: int, step_in_epoch: int, steps_per_epoch: int | None, numbers: dict[str, Any]) -> None:
         if steps_per_epoch is not None:
             self.facts["steps_per_epoch"] = steps_per_epoch
-        self.epoch, self.phase = epoch, phase
-        if phase == "train":
-            self.step_in_epoch = step_in_epoch
-            self.pace.mark(epoch + self.epoch_share)
+        self.epoch, self.step_in_epoch = epoch, step_in_epoch
+        self.pace.mark(epoch + self.epoch_share)
         self.numbers |= numbers
-        self.on_progress()
+
+    @contextlib.contextmanager
+    def scoring(self, partition: str) -> Iterator[None]:
+        """Within the block `partition` is scored."""
+        self.scored = partition
+        self.on_count()
+        try:
+            yield
+        finally:
+            self.scored = None
+            self.on_count()
+
+    def picture(self, draw: Callable[[], bytes]) -> None:
+        """Show a PNG, where pictures can be shown; `draw` makes it."""
 
     def epoch_row(self, line: dict[str, Any]) -> None:
         """Show an ended epoch, given its line of metrics.jsonl."""
@@ -107,6 +126,8 @@ class Console:
 
     def on_progress(self) -> None: ...
 
+    def on_count(self) -> None: ...
+
     def on_row(self, line: dict[str, Any]) -> None: ...
 
     def __enter__(self) -> Console:
@@ -120,10 +141,21 @@ class Console:
         numbers = {"memory": own_memory()} | self.numbers
         return [text(numbers[name]) for name, text in NUMBERS.items() if numbers.get(name) is not None]
 
-    def times_left(self) -> tuple[str, str]:
+    def times_left(self) -> tuple[str, ...]:
         """Time left in this epoch and in the run, as people read it; "?" while unknown."""
         done = self.epoch + self.epoch_share
-        return clock(self.pace.seconds(self.epoch + 1 - done)), clock(self.pace.seconds(self.epochs - done))
+        left = (self.pace.seconds(self.epoch + 1 - done), self.pace.seconds(self.epochs - done))
+        return tuple(clock(None if seconds is None else math.ceil(seconds)) for seconds in left)
+
+    def bars(self) -> list[tuple[str, float, str]]:
+        """The two bars: name, share that is done (0 to 1), and words on what is left or done now."""
+        epoch_left, run_left = self.times_left()
+        run_share = (self.epoch + self.epoch_share) / self.epochs if self.epochs else 0.0
+        now = f"{epoch_left} left" if self.scored is None else f"scoring {self.scored}"
+        return [
+            (f"epoch {self.epoch + 1}/{self.epochs or '?'}", self.epoch_share, now),
+            ("run", run_share, f"{run_left} left"),
+        ]
 
 
 class SilentConsole(Console):
@@ -150,14 +182,16 @@ class Pace:
             self.marks.popleft()
 
     def seconds(self, epochs: float) -> float | None:
-        """Time for `epochs` epochs from the last mark, less what has passed since; None while unknown."""
+        """Time for `epochs` epochs from the last mark, above 0 as long as any is to be done; None while unknown."""
         if len(self.marks) < 2:
             return None
         (first_time, first_done), (last_time, last_done) = self.marks[0], self.marks[-1]
         if last_done <= first_done or last_time - first_time < 1.0:
             return None
         per_epoch = (last_time - first_time) / (last_done - first_done)
-        return max(0.0, epochs * per_epoch - (time.monotonic() - last_time))
+        whole = epochs * per_epoch
+        # A step may take longer than those before: what is not done yet is never said to take no time.
+        return max(whole - (time.monotonic() - last_time), min(whole, COUNT_SECONDS))
 
 
 class SafeStream:

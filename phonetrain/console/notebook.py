@@ -8,14 +8,17 @@ from __future__ import annotations
 import contextlib
 import html
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from .base import HEADER, Console, row_text
 
+BAR = 30  # characters
+FULL, EMPTY = "\N{FULL BLOCK}", "\N{LIGHT SHADE}"
+
 
 class NotebookConsole(Console):
-    """At most one rewrite a second; news, the epoch table, and under them the bars and the latest numbers."""
+    """At most one rewrite a second, in a fixed-width font: news, the epoch table, the bars and the latest numbers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,6 +42,8 @@ class NotebookConsole(Console):
 
     def on_progress(self) -> None:
         self.update()
+
+    on_count = on_progress
 
     def on_row(self, line: dict[str, Any]) -> None:
         self.lines += [] if self.header_shown else [HEADER]
@@ -68,19 +73,19 @@ class NotebookConsole(Console):
 
     def as_text(self) -> Iterator[str]:
         yield from self.lines
-        if self.running and self.numbers:
-            epoch_left, run_left = self.times_left()
-            yield f"epoch {self.epoch + 1}/{self.epochs}: {epoch_left} left, run: {run_left} left"
+        if self.running:
+            for name, share, words in self.bars():
+                done = round(BAR * share)
+                yield f"{name:<12} {FULL * done}{EMPTY * (BAR - done)} {100 * share:3.0f} %  {words}"
             yield "   ".join(self.number_texts())
 
     def as_html(self) -> str:
         text = html.escape("\n".join(self.as_text()))
-        bars = ""
-        if self.running:
-            run_share = (self.epoch + self.epoch_share) / self.epochs if self.epochs else 0.0
-            bars = "".join(
-                f'<div style="font-size:90%"><span style="display:inline-block;width:4em">{name}</span>'
-                f'<progress value="{share:.4f}" max="1" style="width:24em"></progress> {100 * share:.0f} %</div>'
-                for name, share in (("epoch", self.epoch_share), ("run", run_share))
-            )
-        return f'<pre style="line-height:1.3;margin:0">{text}</pre>{bars}'
+        return f'<pre style="font-family:monospace;line-height:1.3;margin:0">{text}</pre>'
+
+    def picture(self, draw: Callable[[], bytes]) -> None:
+        """Below the text, in an output of its own; a picture that cannot be drawn costs nothing but itself."""
+        from IPython.display import Image, display
+
+        with contextlib.suppress(Exception):
+            display(Image(data=draw(), width=720))

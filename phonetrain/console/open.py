@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 
+from ..text import in_notebook
 from .base import Console, Kind
 from .plain import PlainConsole
 
@@ -30,8 +32,7 @@ def open_console(kind: Kind = "auto") -> Console:
     return PlainConsole() if kind == "plain" else Console()
 
 
-def in_notebook() -> bool:
-    """Whether an IPython kernel shows our output (Jupyter, Colab, Kaggle, VS Code); IPython in a terminal is none."""
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython is not None else None
-    return getattr(shell, "kernel", None) is not None
+def show_picture(draw: Callable[[], bytes]) -> None:
+    """In a notebook the PNG that `draw` makes, elsewhere nothing."""
+    if in_notebook():
+        open_console("notebook").picture(draw)

@@ -28,13 +28,15 @@ class PlainConsole(Console):
         if time.monotonic() < self.next_line:
             return
         self.next_line = time.monotonic() + PLAIN_SECONDS[1 if self.epoch else 0]
-        if self.phase != "train":
-            self.say(f"epoch {self.epoch + 1}/{self.epochs}  scoring {self.phase}")
+        if self.scored is not None:
+            self.say(f"epoch {self.epoch + 1}/{self.epochs}  scoring {self.scored}")
             return
         epoch_left, run_left = self.times_left()
         position = f"epoch {self.epoch + 1}/{self.epochs} {100 * self.epoch_share:3.0f} %"
         left = [f"left {epoch_left} (run {run_left})"] if run_left != UNKNOWN else []
         self.say("  ".join([position, *self.number_texts(), *left]))
+
+    on_count = on_progress
 
     def on_row(self, line: dict[str, Any]) -> None:
         texts = [f"epoch {line['epoch'] + 1}/{self.epochs or line['epoch'] + 1} done"]

@@ -17,6 +17,7 @@ import numpy as np
 from phonedata.files import write_file
 
 from ..config.resolve import resolve
+from ..console.open import show_picture
 from ..console.panel import bar
 from ..errors import ConfigError, writing
 from ..step.metrics import FrameSums
@@ -37,6 +38,7 @@ def find_lr(
     high: float = 10.0,
     steps: int = 200,
     out: str | os.PathLike[str] = PICTURE,
+    **settings: object,
 ) -> dict[str, Any]:
     """Train a fresh model of the recipe for up to `steps` steps; step i at low * (high / low) ** (i / (steps - 1)).
 
@@ -46,7 +48,7 @@ def find_lr(
     """
     if not (0 < low < high and steps >= 20):
         raise ConfigError(f"find_lr: got low {low:g}, high {high:g}, {steps} steps; wanted 0 < low < high, 20 or more")
-    config = resolve(recipe, overrides, corpus)
+    config = resolve(recipe, overrides, corpus, settings=settings)
     packed = open_corpus(config)
     setup = prepare(config, packed).setup
     try:
@@ -57,7 +59,15 @@ def find_lr(
                                    "batch_size": config.batch_size}  # fmt: skip
     with writing(Path(out), "run it in a folder that can be written"):
         write_file(Path(out), draw(result))
-    return result
+    show_picture(Path(out).read_bytes)
+    return Found(result)
+
+
+class Found(dict[str, Any]):
+    """What `find_lr` returns: a dict that a notebook shows as the command line does."""
+
+    def __repr__(self) -> str:
+        return find_lr_text(self)
 
 
 def sweep(setup: TrainingSetup, rates: np.ndarray) -> tuple[list[float], list[float]]:
@@ -119,7 +129,7 @@ def draw(result: dict[str, Any]) -> bytes:
     import matplotlib
     from matplotlib.figure import Figure
 
-    from ..results.plots import BAD, DEV, MARK, STYLE, TRAIN, as_png
+    from ..plots import BAD, DEV, MARK, STYLE, TRAIN, as_png
 
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6.4, 3.8), layout="constrained")

@@ -24,7 +24,9 @@ from ..config.changes import diff
 from ..config.run_config import RunConfig, load_recipe
 from ..config.stages import flattened
 from ..config.toml import toml_value
+from ..console.open import show_picture
 from ..errors import ConfigError, PhonetrainError, RunNotFound, writing
+from ..plots import as_image, as_png, as_svg, draw_confusion, draw_run, draw_runs
 from ..runs.directory import Run
 from ..runs.explain import explain
 from ..runs.history import where_scored
@@ -32,7 +34,6 @@ from ..text import clock, counted, percent, short
 from ..training.checkpoint import best_step
 from . import html as page
 from .evaluate import evaluate, kept_evaluation
-from .plots import as_image, as_png, as_svg, draw_confusion, draw_run, draw_runs
 
 Scores = dict[str, Any] | str  # an evaluation, or a sentence that says why there is none
 Runs = Run | str | os.PathLike[str] | Sequence["Run | str | os.PathLike[str]"] | None
@@ -44,8 +45,8 @@ def report(runs: Runs = None, out: str | os.PathLike[str] | None = None) -> Path
     """Write the page and return its path.
 
     runs: one run or several (objects, directories or names); None or nothing takes the newest. out: the HTML file;
-    default report.html in the run directory, beside its curves.png, for several runs report.html here. For several runs
-    a Markdown table is written beside the page (`.md`).
+    default report.html in the run directory, beside its curves.png, for several runs report-NAME-NAME.html here, with a
+    Markdown table beside it (`.md`).
     """
     if runs is None or isinstance(runs, (Run, str, os.PathLike)):
         runs = [Run.open(runs)]
@@ -58,11 +59,19 @@ def report(runs: Runs = None, out: str | os.PathLike[str] | None = None) -> Path
         if out is None:
             contents[opened[0].curves_path] = as_png(draw_run(opened[0]))
     else:
-        path = Path(out) if out is not None else Path("report.html")
+        path = Path(out) if out is not None else named_after(opened)
         contents = {path: several_runs(opened).encode(), table_beside(path): ablation_markdown(opened).encode()}
     with writing(path, "give another place with --out FILE"):
         write_files(contents)
+    show_picture(lambda: as_png(draw_run(opened[0]) if len(opened) == 1 else draw_runs(opened), 100))
     return path
+
+
+def named_after(runs: Sequence[Run]) -> Path:
+    """The page of several runs, here: report-default-1-default-2.html, so that no two sets of runs share one."""
+    names = [run.name for run in runs]
+    more = [f"{len(names) - 3}-more"] * (len(names) > 3)
+    return Path("-".join(["report", *names[: 3 if more else len(names)], *more]) + ".html")
 
 
 def table_beside(path: Path) -> Path:
@@ -100,8 +109,18 @@ CONDITIONS = (
 def ablation_markdown(runs: Sequence[Run]) -> str:
     """The ablation table as Markdown, with its conditions and the command of every row."""
     header, rows, _ = ablation(runs)
-    commands = "\n".join(f"    {command(run)}    # {run.name}" for run in runs)
+    commands = "\n".join(f"    {command(run)}    # {'; '.join([run.name, *by_hand(run)])}" for run in runs)
     return f"{page.markdown_table(header, rows, words=2)}\n{CONDITIONS}\n\n{commands}\n"
+
+
+def by_hand(run: Run) -> list[str]:
+    """What was changed on resume, and at which step: the command gives the last value from the first step on."""
+    spans = {span.segment: span for span in run.lineage()}
+    return [
+        f"{event['key']} was {show(event['old'])} up to step {event['step']:,}, then {show(event['new'])}"
+        for event in run.events("config_changed")
+        if event.get("by") == "resume" and event.get("segment") in spans and event["step"] > 0
+    ]
 
 
 def ablation(runs: Sequence[Run]) -> tuple[list[str], list[list[str]], int | None]:

@@ -13,7 +13,6 @@ import contextlib
 import json
 import os
 import re
-import shlex
 import time
 from collections.abc import Iterator
 from difflib import get_close_matches
@@ -23,7 +22,7 @@ from typing import Any
 from phonedata import files
 
 from ..errors import CheckpointError, RunExists, RunNotFound, TrainingStopped
-from ..text import counted, percent, to_json
+from ..text import command, counted, percent, to_json
 from .history import History, where_scored
 
 RUNS = Path("runs")
@@ -98,7 +97,7 @@ class Run(History):
             runs = [run for run in (cls(entry) for entry in _directories(root)) if run.holds_run]
             if not runs:
                 raise RunNotFound(
-                    f"no run under {root}{os.sep}; `phonetrain fit` starts one, or give the run's directory"
+                    f"no run under {root}{os.sep}; `{command('fit')}` starts one, or give the run's directory"
                 )
             return max(runs, key=cls._last_sign_of_life)
         for run in (cls(path), cls(root / path)):
@@ -122,12 +121,16 @@ class Run(History):
 
     @property
     def resume_command(self) -> str:
-        return f"phonetrain resume {shlex.quote(str(self.path))}"
+        return self.resume_with()
+
+    def resume_with(self, *settings: str) -> str:
+        """The command that goes on with the run, changed by `settings`."""
+        return command("resume", self.path, *settings)
 
     @property
     def start_again_command(self) -> str:
         """Begins the run anew in its own directory, which a run that never trained lets be taken."""
-        return f"phonetrain fit {shlex.quote(str(self.config_path))} --run {shlex.quote(str(self.path))}"
+        return command("fit", self.config_path, run=self.path)
 
     def goes_on(self) -> str:
         if any(self.checkpoints.glob("step-*")):

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from ..config.run_config import RunConfig
-from ..text import clock, short
+from ..text import clock, command, short
 from .directory import Run
 from .history import where_scored
 from .next_commands import after_bad_numbers, against_overfitting, longer
@@ -173,7 +173,6 @@ def _standing(run: Run) -> list[str]:
 
 def _next_steps(run: Run) -> list[str]:
     status, epochs = run.status, run.metrics("epoch")
-    path = shlex.quote(str(run.path))
     done = {"evaluate": run.evaluations.glob("*.json"), "predict": run.predictions.glob("*.csv"),
             "report": run.path.glob(run.report_path.name)}  # fmt: skip
     # What was made before the best checkpoint is out of date.
@@ -181,13 +180,13 @@ def _next_steps(run: Run) -> list[str]:
     scored = None if best is None else run.checkpoint_dir(best["step"])
     since = scored.stat().st_mtime if scored is not None and scored.is_dir() else 0.0
     missing = [name for name, files in done.items() if not any(file.stat().st_mtime >= since for file in files)]
-    look = ", ".join(f"phonetrain {name} {path}" for name in missing) or f"read {shlex.quote(str(run.report_path))}"
+    look = ", ".join(command(name, run.path) for name in missing) or f"read {shlex.quote(str(run.report_path))}"
     if status == "running" and run.is_held():
         return ["Next: let it train, or press Ctrl-C once: it saves and says how to go on."]
     if status not in ("finished", "early_stopped"):
         if not any(run.checkpoints.glob("step-*")):
             if run.has_trained:
-                return ["Next: its checkpoints are gone; phonetrain fit starts a new run."]
+                return [f"Next: its checkpoints are gone; {command('fit')} starts a new run."]
             return [f"Next: it ended before the first checkpoint; {run.start_again_command} starts it again."]
         last = _by_segment(run.events())[-1:]
         end = next((event for told in last for event in told if "ways" in event), None)

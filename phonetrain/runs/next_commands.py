@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import tomllib
 from collections.abc import Mapping
 from typing import Any
@@ -10,31 +9,32 @@ from typing import Any
 from ..config.changes import extension_question, lengthened
 from ..config.run_config import RunConfig
 from ..config.stages import flattened
+from ..text import command
 from .directory import Run
 
 
 def longer(run: Run, config: RunConfig, epochs: int) -> str:
     """The command that trains a run on up to `epochs` epochs, with the answer its schedule will ask for."""
-    answer = " schedule.on_extend=stretch" * (extension_question(config, lengthened(config, epochs)) is not None)
-    return f"{run.resume_command} epochs={epochs}{answer}"
+    asks = extension_question(config, lengthened(config, epochs)) is not None
+    return run.resume_with(f"epochs={epochs}", *["schedule.on_extend=stretch"] * asks)
 
 
 def evaluate(run: Run) -> str:
-    return f"phonetrain evaluate {shlex.quote(str(run.path))}"
+    return command("evaluate", run.path)
 
 
 def after_end(run: Run, reason: str, scored: bool, ways: Mapping[str, str] | None = None) -> list[str]:
-    """What comes next when a segment has ended, as commands whose explanation a shell takes for a comment.
+    """What comes next when a segment has ended, as commands whose explanation a shell, or Python, takes for a comment.
 
     scored: there is a best checkpoint. ways: as in `after_bad_numbers`, where those ended it.
     """
     done = reason in ("finished", "early_stopped")
     scoring = [f"{evaluate(run)}    # scores the best checkpoint, in fp32"] if scored else []
     if ways is not None:
-        return [*(f"{run.resume_command} {setting}    # {does}" for setting, does in ways.items()), *scoring]
+        return [*(f"{run.resume_with(setting)}    # {does}" for setting, does in ways.items()), *scoring]
     limits = [f"stop.{name}=none" for name in ("max_time", "stop_at") if settings(run).get(f"stop.{name}")]
     if reason == "deadline" and limits:
-        return [f"{' '.join([run.resume_command, *limits])}    # goes on, without the limit", *scoring]
+        return [f"{run.resume_with(*limits)}    # goes on, without the limit", *scoring]
     return [*([] if done else [f"{run.resume_command}    # goes on where it stopped"]), *scoring]
 
 
@@ -55,7 +55,7 @@ def against_overfitting(run: Run) -> list[str]:
 def after_bad_numbers(run: Run, ways: Mapping[str, str], where: str) -> str:
     """What goes on where numbers went bad. ways: settings of a resume -> what they do; where: a
     NonfiniteReport's."""
-    told = ", or ".join(f"`{run.resume_command} {setting}` {does}" for setting, does in ways.items())
+    told = ", or ".join(f"`{run.resume_with(setting)}` {does}" for setting, does in ways.items())
     if where == "windows":
         return f"the net is not at fault: {told}{'; better, ' * bool(ways)}mend the features and pack them again"
     return told or (

@@ -21,6 +21,7 @@ from phonedata.files import replace_folder, sync_tree
 
 from ..errors import CheckpointError
 from ..runs.directory import Run
+from ..text import command
 from .state import Progress, TrainState
 
 FORMAT = 2
@@ -296,7 +297,7 @@ def read_newest(run: Run, device: torch.device | str = "cpu") -> tuple[Checkpoin
     if saved is not None:
         return saved, problems
     said = "; ".join(problems) or ("they are gone" if run.has_trained else "it stopped before the first one was saved")
-    again = "`phonetrain fit` starts a new run" if run.has_trained else run.goes_on()
+    again = f"`{command('fit')}` starts a new run" if run.has_trained else run.goes_on()
     raise CheckpointError(f"{run.path}: no whole checkpoint to resume from: {said}; {again}")
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 from phonedata import PackedCorpus
 
-from ..config.overrides import refuse_keywords
 from ..config.resolve import resolve
 from ..config.run_config import RunConfig
 from ..console.base import Console
@@ -30,16 +29,17 @@ def fit(
     corpus: str | os.PathLike[str] | None = None,
     run: str | os.PathLike[str] | None = None,
     console: Console | None = None,
-    **unknown: object,
+    **settings: object,
 ) -> Run:
     """Train a recipe on a packed corpus in a new run directory.
 
     Parameters
     ----------
     recipe: name of a recipe (`phonetrain recipes list`) or path of a TOML file; default: the recipe `default`.
-    overrides: "key=value" settings, each a text of its own. config: a RunConfig in place of a recipe.
+    overrides: "key=value" settings, each a text of its own. settings: the same as keywords, `epochs=2`, a section as a
+    dict, `optimizer={"lr": 5e-4}`. config: a RunConfig in place of a recipe.
     corpus: packed corpus; default: the config's, else packed/. run: run directory; default runs/<recipe>-<n>.
-    console: where progress is shown; default: what fits the place. unknown: other keywords are refused.
+    console: where progress is shown; default: what fits the place.
 
     Returns
     -------
@@ -50,11 +50,10 @@ def fit(
     Raises ConfigError, RunExists and phonedata's errors before anything is written, TrainingStopped after.
     """
     began = time.monotonic()
-    refuse_keywords(f'fit("{recipe or "default"}", ...)', unknown)
     if recipe is not None and config is not None:
         raise ConfigError(f"fit: got the recipe {recipe} and a config, wanted one of them; load_recipe makes a config")
     name = None if config is not None else os.fspath(recipe or "default")
-    config = resolve(config or name, overrides, corpus)
+    config = resolve(config or name, overrides, corpus, settings=settings)
     with init(config.device) as ranks:
         begun = ranks.share(begun_before(run) if ranks.restarts and ranks.is_main else None)
         if begun is not None and checkpoint.saved_steps(Run(begun)):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ..config.changes import diff, extension_question, refuse_silent_extension, stage_diff
-from ..config.overrides import parsed, refuse_keywords
+from ..config.overrides import said
 from ..config.resolve import resolve
 from ..config.run_config import RunConfig
 from ..console.base import Console
@@ -21,7 +21,7 @@ from ..distributed import init
 from ..errors import CheckpointError, ConfigError
 from ..runs import next_commands
 from ..runs.directory import Run
-from ..text import counted
+from ..text import command, counted
 from . import checkpoint
 from .build import TrainingSetup, assemble, identity
 from .data import choose_roles, corpus_of, place_from_run
@@ -82,7 +82,7 @@ def check_changes(
         if key == "model.factory" and before and after and before.rpartition(":")[2] == after.rpartition(":")[2]:
             continue  # the same function, found at another place; whether its text is the same is said
         if key.startswith(fixed) or key in FIXED_KEYS or re.fullmatch(r"stage\.\d+\.epochs", key):
-            raise ConfigError(f"{key}: {before} -> {after} would be another experiment; start one: phonetrain fit")
+            raise ConfigError(f"{key}: {before} -> {after} would be another experiment; start one: {command('fit')}")
         if key in ORDER_KEYS and progress.batch:
             ends = [
                 event["step"]
@@ -115,7 +115,7 @@ def check_identity(saved: checkpoint.Checkpoint, now: dict[str, Any], run: Run) 
         if before != value:
             raise CheckpointError(
                 f"{run.path}: {name} is {value}, but the run was trained with {before}; it goes on "
-                "with the same corpus only (`--corpus DIR`); `phonetrain fit` starts a new run"
+                "with the same corpus only (`--corpus DIR`); `{command('fit')}` starts a new run"
             )
 
 
@@ -163,24 +163,25 @@ def resume(
     corpus: str | os.PathLike[str] | None = None,
     from_checkpoint: str | int | None = None,
     console: Console | None = None,
-    **unknown: object,
+    **settings: object,
 ) -> Run:
     """Continue a run from its newest whole checkpoint, exactly as if it had not stopped, or with changes that are said.
 
     Parameters
     ----------
-    run: run directory or name; default: the newest. overrides: "key=value" changes, recorded as events.
+    run: run directory or name; default: the newest. overrides, settings: changes, as in `fit`, recorded as
+    events.
     corpus: the packed corpus, where it has moved; it is recognised by its digest.
     from_checkpoint: "step-1200" or 1200: go on from there with the settings of then, leaving what came after aside.
 
     Raises RunNotFound, CheckpointError (damaged, or of another corpus or window), ConfigError, TrainingStopped.
     """
     began = time.monotonic()
-    refuse_keywords("resume(run, ...)", unknown)
+    wanted = said(overrides, settings)
     with contextlib.ExitStack() as held:
         found = Run.open(run)
         # The device is asked for first of all; where the run stands, which decides what the others mean, is read later.
-        asked = {key: value for key, value in parsed(overrides).items() if key == "device"}
+        asked = {key: value for key, value in wanted.items() if key == "device"}
         ranks = held.enter_context(init(RunConfig.from_toml(found.config_path).replaced(asked).device))
         where = seen_by(ranks, found)
         held.enter_context(where.lock())
@@ -190,7 +191,7 @@ def resume(
         old, newest = RunConfig.from_dict(saved.identity["config"]), RunConfig.from_toml(where.config_path)
         # Who goes back means the settings of then: what was changed later belongs to what is left aside.
         begins = newest if from_checkpoint is None else old.replaced({"data.corpus": newest.data.corpus})
-        config = resolve(begins, overrides, corpus, epoch=stage_start)
+        config = resolve(begins, corpus=corpus, epoch=stage_start, settings=wanted)
         # Against the checkpoint and not against config.toml: a change whose process died before its first checkpoint
         # is made again.
         changes = changes_by_hand(old, config, stage_start)

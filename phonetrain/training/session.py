@@ -228,3 +228,12 @@ def say_end(trainer: Trainer, reason: str, request: StopRequest, ways: dict[str,
         told += [f"next: {way}" for way in next_commands.after_end(run, reason, best is not None, ways)]
     if told:
         console.say("\n".join(told))
+    if run.scores():
+        console.picture(lambda: curves_of(run))
+
+
+def curves_of(run: Run) -> bytes:
+    """The run's learning curves as a PNG for a notebook."""
+    from ..plots import as_png, draw_run  # matplotlib, which nobody else who trains needs
+
+    return as_png(draw_run(run), 100)

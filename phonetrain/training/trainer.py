@@ -14,7 +14,7 @@ from phonedata import PhonedataError
 
 from ..config.changes import stage_diff
 from ..config.sections import duration
-from ..console.base import Console
+from ..console.base import COUNT_SECONDS, Console
 from ..device import describe_machine
 from ..distributed import current
 from ..errors import TrainingStopped
@@ -55,7 +55,7 @@ class Trainer:
         stop = setup.run_config.stop
         self.deadline = Deadline(None if stop.max_time is None else duration(stop.max_time), stop.stop_at, began)
         self.watch = nonfinite.DivergenceWatch(setup.config.guard.divergence)
-        self.last_saved = self.last_logged = time.monotonic()
+        self.last_saved = self.last_logged = self.last_counted = time.monotonic()
         self.scoring_seconds: float | None = None
         self.recent_paces: deque[float] = deque(maxlen=20)  # seconds a frame
         self.saving_seconds = 0.0
@@ -158,6 +158,8 @@ class Trainer:
                     self.recent_paces.append((now - began) / max(frames, 1))
                 began, progress.epoch_seconds = now, start + now - clock
                 logs = progress.step % log_every == 0
+                if now - self.last_counted >= COUNT_SECONDS and not logs:
+                    self.count(float(rates[progress.batch - 1]) * progress.rate_scale, batches, now)
                 looks = self.sees_every_step or logs
                 if (looks or progress.batch == batches) and self.recovered_from_bad_step(rates):
                     return None
@@ -299,6 +301,17 @@ class Trainer:
         due = time.monotonic() - self.last_saved > 60 * self.setup.config.checkpoint.every_minutes
         return "checkpoint" if due else None
 
+    def count(self, rate: float, batches: int, now: float) -> None:
+        """Let the console count: between two log lines, where the host sees every step with its numbers so far."""
+        progress, shown = self.progress, {"lr": rate}
+        self.last_counted = now
+        if self.sees_every_step:
+            told = (self.setup.state.metrics.sums() - FrameSums(*progress.logged)).result()
+            if told["frames"]:
+                pace = told["frames"] / max(now - self.last_logged, 1e-9)
+                shown |= {"loss": told["loss"], "accuracy": told["accuracy"], "frames_per_second": pace}
+        self.console.count(epoch=progress.epoch, step_in_epoch=progress.batch, steps_per_epoch=batches, **shown)
+
     def log(self, rate: float, batches: int) -> None:
         """Fetch the sums of the interval since the last line, write them, and look at where the loss is going."""
         progress, step = self.progress, self.setup.step
@@ -307,6 +320,7 @@ class Trainer:
         progress.logged = sums.as_list()
         now = time.monotonic()
         seconds, self.last_logged = now - self.last_logged, now
+        self.last_counted = now
         told = interval.result()
         if not self.sees_every_step:  # the host is ahead of the device but here
             self.recent_paces.append(seconds / max(told["frames"], 1))
@@ -387,8 +401,10 @@ class Trainer:
     def score(self) -> dict[str, float | int]:
         """Scores of the dev partition in the training precision; answered: how many phonemes were answered at all."""
         setup, began = self.setup, time.monotonic()
-        self.console.progress(epoch=self.progress.epoch, step_in_epoch=self.progress.batch, phase=setup.roles.dev)
-        sums = score(setup.scored_model, setup.dev, setup.device_spec, len(setup.corpus.phonemes), confusion=True)
+        progress, batches = self.progress, setup.train.batches_per_epoch
+        self.console.count(epoch=progress.epoch, step_in_epoch=progress.batch, steps_per_epoch=batches)
+        with self.console.scoring(setup.roles.dev):
+            sums = score(setup.scored_model, setup.dev, setup.device_spec, len(setup.corpus.phonemes), confusion=True)
         result = sums.result() | {"answered": int(sums.confusion.any(0).sum())}
         self.scoring_seconds = time.monotonic() - began
         self.last_logged += self.scoring_seconds

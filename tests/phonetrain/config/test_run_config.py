@@ -1,6 +1,7 @@
 """Settings: one strict validator, nothing rounded or guessed, exact TOML and back, one line for every refusal."""
 
 import dataclasses
+import re
 import subprocess
 import sys
 import tomllib
@@ -232,6 +233,22 @@ def test_settings_that_admit_none_are_none_by_default():
     for key, section, name in known_keys(RunConfig):
         if type(None) in getattr(hints(section)[name], "__args__", ()):
             assert section.__dataclass_fields__[name].default is None, key
+
+
+def test_keywords_are_settings_as_values_and_sections_as_dicts(tmp_path):
+    config = resolve(None, ["seed=3"], settings={"epochs": 2, "optimizer": {"lr": 5e-4, "betas": (0.8, 0.9)},
+                                                 "model.widths": [8, 8], "data": {"corpus": tmp_path}})  # fmt: skip
+    assert (config.seed, config.epochs, config.optimizer.lr, config.optimizer.betas) == (3, 2, 5e-4, (0.8, 0.9))
+    assert config.model.widths == (8, 8) and config.data.corpus == str(tmp_path)
+    assert resolve(None, settings={"averaging": {"decay": None}}).averaging.decay is None
+    for settings, wanted in (
+        ({"seed": 4}, "seed: said twice, as 3 and as 4"),
+        ({"optimizer": {"rate": 1}}, "optimizer.rate: unknown setting; did you mean optimizer.lr"),
+        ({"epochs": "2"}, 'epochs = "2": wanted a whole number'),
+        ({"max_time": "2h"}, "max_time: unknown setting; did you mean stop.max_time"),
+    ):
+        with pytest.raises(ConfigError, match=re.escape(wanted)):
+            resolve(None, ["seed=3"], settings=settings)
 
 
 def test_a_recipes_time_mask_keeps_its_share_of_a_window_that_is_made_smaller():

@@ -20,7 +20,8 @@ def life(console):
     with console:
         console.start({"run": "runs/a-1", "epochs": 3, "steps_per_epoch": 100, "model": "5 x 640"})
         console.progress(epoch=2, step_in_epoch=50, loss=1.2, accuracy=0.5, lr=1e-3, frames_per_second=48_000)
-        console.progress(epoch=2, step_in_epoch=0, phase="dev-clean")
+        with console.scoring("dev-clean"):
+            pass
         console.epoch_row(LINE)
         console.say("saved")
         console.warn("wandb: died")
@@ -114,6 +115,8 @@ def test_time_left_is_measured(monkeypatch):
     assert pace.seconds(1.0) == pytest.approx(20.0)
     now[0] += 5
     assert pace.seconds(1.0) == pytest.approx(15.0)
+    now[0] += 60  # one step that takes a minute
+    assert pace.seconds(0.14) == 1.0 and pace.seconds(0.0) == 0.0
     pace.mark(0.5)  # a rollback
     assert pace.seconds(1.0) is None
 
@@ -122,3 +125,46 @@ def test_durations_and_counts_are_short_and_lines_break_between_pieces():
     assert [clock(value) for value in (None, 42, 65, 3725)] == ["?", "42 s", "1:05", "1:02:05"]
     assert [short(value) for value in (7, 12_345, 2_100_000)] == ["7", "12.3 k", "2.1 M"]
     assert flow(["aaaa", "bbbb", "cccc"], 12) == ["aaaa   bbbb", "cccc"]
+
+
+def test_the_panel_says_scoring_only_while_it_scores():
+    console = PanelConsole(io.StringIO())
+    console.facts = {"epochs": 3, "steps_per_epoch": 10}
+    console.count(epoch=0, step_in_epoch=10)
+
+    def shown() -> str:
+        with console.screen.capture() as captured:
+            console.screen.print(console.render())
+        return captured.get()
+
+    with console.scoring("dev-clean"):
+        assert "scoring dev-clean" in shown() and "100 %" in shown()
+    assert "scoring" not in shown()
+
+
+def test_a_terminal_that_becomes_narrower_is_drawn_anew_without_shreds():
+    pyte = pytest.importorskip("pyte")
+    stream, terminal = io.StringIO(), pyte.Screen(90, 20)
+    feed = pyte.Stream(terminal)
+    console = PanelConsole(stream)
+
+    def drawn() -> list[str]:
+        console.draw()
+        feed.feed(stream.getvalue().replace("\n", "\r\n"))
+        stream.seek(0)
+        stream.truncate()
+        return [line.rstrip() for line in terminal.display if line.strip()]
+
+    console.screen.size = (90, 20)
+    with console:
+        console.start({"run": "runs/a-1", "epochs": 3, "steps_per_epoch": 100, "model": "5 x 640"})
+        console.progress(epoch=2, step_in_epoch=50, loss=1.2, accuracy=0.5, lr=1e-3, frames_per_second=48_000)
+        console.epoch_row(LINE)
+        for width in (90, 60, 45, 100):
+            terminal.resize(20, width)
+            console.screen.size = (width, 20)
+            lines = drawn()
+            above = ["run: runs/a-1", "model: 5 x 640", HEADER[:width].rstrip()]
+            assert [line for line in lines if line[0] not in "╭│╰"][:2] == above[:2]
+            assert [line[0] for line in lines if line[0] in "╭╰"] == ["╭", "╰"]
+            assert {len(line) for line in lines if line[0] in "╭│╰"} == {min(width - 4, 100)}

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from phonetrain.console.base import HEADER, row_text
+from phonetrain.console.notebook import BAR, EMPTY
 from phonetrain.console.open import in_notebook, open_console
 from tests.phonetrain.console.test_console import LINE, life
 from tests.training import TINY
@@ -48,9 +49,9 @@ def test_a_kernel_is_a_notebook_and_a_terminal_is_none(shown, monkeypatch):
 def test_bars_while_training_and_a_plain_record_after(shown):
     console = open_console()
     life(console)
-    assert "<progress" in shown.contents[0]["text/html"]
+    assert "font-family:monospace" in shown.contents[0]["text/html"] and BAR * EMPTY in shown.contents[0]["text/html"]
     last = shown.contents[-1]
-    assert "<progress" not in last["text/html"]
+    assert EMPTY not in last["text/html"]
     assert last["text/plain"].splitlines() == ["run: runs/a-1", "model: 5 x 640", HEADER, row_text(LINE), "saved",
                                                "warning: wandb: died"]  # fmt: skip
 
@@ -84,10 +85,10 @@ def test_a_real_kernel_trains_resumes_and_shows_what_happened(learnable_corpus, 
     cells = [
         f"import sys; sys.path.insert(0, {str(Path(__file__).parents[3])!r}); import phonetrain",
         f"run = phonetrain.fit('default', {settings}, corpus={str(learnable_corpus.path)!r}, run='run')\nrun",
-        "phonetrain.resume(run, 'epochs=2', 'schedule.on_extend=stretch')",
+        "phonetrain.resume(run, epochs=2, schedule={'on_extend': 'stretch'})",
         "phonetrain.evaluate(run)",
         "phonetrain.explain(run)",
-        "phonetrain.fit('demo', epochs=3)",
+        "phonetrain.fit('demo', optimizer={'rate': 3})",
     ]
     book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
     client = nbclient.NotebookClient(book, timeout=300, allow_errors=True, resources={"metadata": {"path": tmp_path}})
@@ -96,7 +97,10 @@ def test_a_real_kernel_trains_resumes_and_shows_what_happened(learnable_corpus, 
         "\n".join(str(out.get("data", {}).get("text/plain", "")) + out.get("evalue", "") for out in cell.outputs)
         for cell in book.cells
     ]
+    pictures = [sum("image/png" in out.get("data", {}) for out in cell.outputs) for cell in book.cells]
+    assert pictures[:4] == [0, 1, 1, 0]
+    assert "next: phonetrain.evaluate('run')    # scores the best checkpoint" in shown[1]
     assert "epoch train loss" in shown[1] and "Run('run', 1 epoch," in shown[1]
     assert "resuming run" in shown[2] and "changed: epochs 1 -> 2" in shown[2] and "Run('run', 2 epochs," in shown[2]
     assert "frame error rate" in shown[3] and "Part 2 was resumed" in shown[4]
-    assert shown[5] == "epochs=3: is no argument of its own; settings are texts: fit(\"demo\", 'epochs=3')"
+    assert shown[5] == "optimizer.rate: unknown setting; did you mean optimizer.lr?"

@@ -13,8 +13,8 @@ import pytest
 from phonedata import PackedCorpus, pack
 from phonetrain.config.run_config import load_recipe
 from phonetrain.errors import PhonetrainError, RunNotFound
+from phonetrain.plots import Curves, as_png, draw_run, epoch_scale
 from phonetrain.results.evaluate import evaluate
-from phonetrain.results.plots import Curves, as_png, draw_run, epoch_scale
 from phonetrain.results.report import ablation_markdown, best_evaluation, command, kept_evaluation, report
 from phonetrain.runs.directory import Run
 from phonetrain.runs.explain import explain
@@ -266,7 +266,7 @@ def test_equal_runs_are_equal_and_others_are_named(runs, learnable_corpus, tmp_p
 
 
 def test_long_curves_are_thinned_to_means_and_keep_their_nan():
-    from phonetrain.results.plots import MOST_POINTS, thinned
+    from phonetrain.plots import MOST_POINTS, thinned
 
     values = np.arange(10.0 * MOST_POINTS)
     assert thinned(values, np.mean) == pytest.approx(values.reshape(-1, 10).mean(1))
@@ -278,3 +278,19 @@ def test_numbers_that_a_file_has_as_texts_are_shown():
     from phonetrain.results.report import number
 
     assert [number(value) for value in (1.5, None, "NaN", "Infinity")] == ["1.5000", "–", "nan", "inf"]
+
+
+def test_the_files_of_several_runs_are_named_after_them_and_changes_by_hand_stand_with_their_step(
+    learnable_corpus, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    settings = ("epochs=1", "schedule.name=constant", "schedule.warmup_steps=none")
+    first = fit_tiny(learnable_corpus, tmp_path / "a-1", *settings)
+    step = first.best()["step"]
+    resume_tiny(first, "epochs=2", "optimizer.lr=1e-4")
+    second = fit_tiny(learnable_corpus, tmp_path / "b-1", *settings)
+    assert report([first, second]).name == "report-a-1-b-1.html"
+    lines = (tmp_path / "report-a-1-b-1.md").read_text().splitlines()
+    (line,) = [line for line in lines if line.endswith(f"optimizer.lr was 0.001 up to step {step}, then 0.0001")]
+    assert "# a-1; epochs was 1 up to" in line
+    assert [line for line in lines if line.endswith("# b-1")]

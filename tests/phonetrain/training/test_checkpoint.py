@@ -288,7 +288,6 @@ def test_run_with_stages_interrupted_at_their_edge_equals_the_uninterrupted_one(
         def epoch_row(self, line):
             if name == "just_saved" and line["epoch"] == 0:
                 self.step = 0
-                self.phase = "train"
                 self.on_progress()
 
     run = fit(

@@ -238,7 +238,7 @@ class Failing(Console):
         self.step, self.act = step, act
 
     def on_progress(self) -> None:
-        if self.phase == "train" and self.act is not None and self.step_in_epoch >= self.step:
+        if self.act is not None and self.step_in_epoch >= self.step:
             act, self.act = self.act, None
             act()
 
