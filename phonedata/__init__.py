@@ -28,6 +28,8 @@ _MODULES = {
     "pack": "packing.pack",
     "PackReport": "packing.report",
     "extract": "packing.extract",
+    "audio_features": "packing.audio_features",
+    "frontend_of": "packing.audio_features",
     "AlignmentOptions": "raw.audio",
     "FrontEnd": "raw.frontend",
     "merge": "packing.merge",
@@ -61,6 +63,8 @@ if TYPE_CHECKING:
     from .loaders.order import SlabOrder as SlabOrder
     from .loaders.windows import WindowBatch as WindowBatch
     from .loaders.windows import WindowSpec as WindowSpec
+    from .packing.audio_features import audio_features as audio_features
+    from .packing.audio_features import frontend_of as frontend_of
     from .packing.extract import extract as extract
     from .packing.merge import merge as merge
     from .packing.pack import pack as pack

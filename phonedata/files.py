@@ -77,22 +77,10 @@ def write_file(path: Path, content: bytes) -> None:
 
 def write_stream(path: Path, pieces: Iterable[bytes]) -> None:
     """`write_file` for what does not fit into memory at once: `pieces` follow each other in the file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with open(temporary, "wb") as file:
-            file.writelines(pieces)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
-    sync_folder(path.parent)
+    write_files({path: pieces})
 
 
-def write_files(contents: Mapping[Path, bytes]) -> None:
+def write_files(contents: Mapping[Path, bytes | Iterable[bytes]]) -> None:
     """Write several files; on an error all old ones stay, and no folder that had to be made for them.
 
     All are safely on the disk under other names before the first gets its own: a full disk shows before that.
@@ -104,7 +92,7 @@ def write_files(contents: Mapping[Path, bytes]) -> None:
             made += [folder for folder in reversed(path.parents) if not folder.exists()]
             path.parent.mkdir(parents=True, exist_ok=True)
             with open(temporary[path], "wb") as file:
-                file.write(content)
+                file.writelines([content] if isinstance(content, bytes) else content)
                 file.flush()
                 os.fsync(file.fileno())
         for path in contents:

@@ -46,6 +46,7 @@ _MODULES = {
     "explain": "runs.explain",
     "doctor": "planning.doctor",
     "export": "results.export",
+    "transcribe": "results.transcribe",
 }
 
 __all__ = sorted(_MODULES)
@@ -71,6 +72,7 @@ if TYPE_CHECKING:
     from .results.run_list import list_runs as list_runs
     from .results.run_list import prune_runs as prune_runs
     from .results.trained import open_trained as open_trained
+    from .results.transcribe import transcribe as transcribe
     from .runs.directory import Run as Run
     from .runs.explain import explain as explain
     from .training.fit import fit as fit

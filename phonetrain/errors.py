@@ -5,6 +5,8 @@ import errno
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from phonedata import PhonedataError
+
 
 class PhonetrainError(Exception):
     """Base of all errors that phonetrain raises on purpose; its message is one line that says what to do."""
@@ -57,6 +59,6 @@ def _refused(path: Path, kind: type[PhonetrainError], advice: Callable[[OSError]
     try:
         yield
     except OSError as error:
-        if isinstance(error, PhonetrainError):
+        if isinstance(error, (PhonetrainError, PhonedataError)):
             raise
         raise kind(f"{path}: could not be written ({error.strerror or error}); {advice(error)}") from error

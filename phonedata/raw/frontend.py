@@ -1,8 +1,9 @@
 """FrontEnd: waveform -> MFCC or log mel energies as Kaldi makes them, where frames lie in time, and resampling."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -73,6 +74,29 @@ class FrontEnd:
                 raise SpecError(
                     f"{name} {getattr(self, name)} is no whole number of samples at {self.rate_hz} Hz; take another"
                 )
+
+    @classmethod
+    def of(cls, table: Mapping[str, Any]) -> "FrontEnd":
+        """The front end that a `frontend.toml` describes; the inverse of `describe`.
+
+        Raises SpecError where the table leaves a setting open or has one that cannot be repeated: features that are
+        only similar would give wrong labels without a word.
+        """
+        kind = table.get("kind")
+        if kind not in ("mfcc", "fbank"):
+            raise SpecError(f"kind is {kind!r}, wanted mfcc or fbank")
+        wanted = cls(features=kind).describe()
+        if missing := wanted.keys() - table.keys():
+            raise SpecError(f"{', '.join(sorted(missing))} not said")
+        if more := table.keys() - wanted.keys() - {"library", "source"}:
+            raise SpecError(f"{', '.join(sorted(more))} not known")
+        for name in ("snip_edges", "sample_scale"):
+            if table[name] != wanted[name]:
+                raise SpecError(f"{name} is {table[name]!r}, wanted {wanted[name]!r}")
+        try:
+            return cls(features=kind, **{f.name: table[f.name] for f in fields(cls) if f.name in table})
+        except TypeError as error:
+            raise SpecError(f"a setting has a wrong type ({error})") from None
 
     @property
     def shift(self) -> int:

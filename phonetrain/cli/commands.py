@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, Parameter
 
 from ..errors import ConfigError, PhonetrainError
-from ..results.tables import print_result
+from ..results.tables import print_result, print_text
 from .recipes import Flag, Overrides, recipes
 from .runs import runs as list_of_runs
 
@@ -224,6 +224,8 @@ def predict(
     average: Literal["log", "probability"] = "log",
     values: Literal["log-posterior", "posterior", "log-likelihood"] = "log-posterior",
     max_parameters: int | None = None,
+    model: Path | None = None,
+    replace: Flag = False,
     json: Flag = False,
 ) -> None:
     """Label every frame of a partition and write the submission CSV, or posteriors for a decoder; prints the path.
@@ -235,7 +237,7 @@ def predict(
     runs
         Run directories or names, each with @CHECKPOINT if wanted; default: the one under runs/ trained last.
     partition
-        Default: the run's test.
+        Default: the run's test, or the only one of another corpus.
     out
         The file; default RUN/predictions/PARTITION.csv.
     checkpoint
@@ -260,6 +262,10 @@ def predict(
         What npy and ark hold; log-likelihood is the log posterior minus the log prior.
     max_parameters
         The most parameters that all runs may have together.
+    model
+        An exported model.onnx in place of runs, as `phonetrain predict --model model.onnx --corpus packed`.
+    replace
+        Replace what is at --out already.
     json
         Print the result as JSON.
     """
@@ -268,6 +274,7 @@ def predict(
     path = predict(
         runs, partition, out, checkpoint, corpus, device, labels, header, form=as_, smooth=smooth,
         scale=SCALE if scale is None else scale, average=average, values=values, max_parameters=max_parameters,
+        model=model, replace=replace,
     )  # fmt: skip
     print_result({"predictions": str(path)}, str(path), json)
 
@@ -338,10 +345,13 @@ def export(
     out: Path | None = None,
     checkpoint: str = "best",
     corpus: Path | None = None,
-    onnx: Flag = False,
+    onnx: bool | None = None,
+    replace: Flag = False,
     json: Flag = False,
 ) -> None:
-    """Write a run's model for use without phonetrain: a torch.export program, weights, and what they expect.
+    """Write a run's model for use without phonetrain: programs, weights, what they expect, and a model card.
+
+    As `phonetrain export runs/a-1 --out model`: model.pt2, model.onnx, model.safetensors, model.json, MODEL_CARD.md.
 
     Parameters
     ----------
@@ -354,14 +364,73 @@ def export(
     corpus
         The packed corpus that the run was trained on, where it has moved.
     onnx
-        Write model.onnx too; needs `pip install onnx onnxscript`.
+        Insist on model.onnx, or leave it out; by default it is written where the extra [onnx] is installed.
+    replace
+        Replace what is at --out already.
     json
         Print the path as JSON.
     """
     from ..results.export import export
 
-    path = export(run, out, checkpoint, onnx, corpus)
+    path = export(run, out, checkpoint, onnx, corpus, replace=replace)
     print_result({"export": str(path)}, str(path), json)
+
+
+@app.command
+def transcribe(
+    *files: Path,
+    run: Path | None = None,
+    checkpoint: str = "best",
+    corpus: Path | None = None,
+    device: str = "auto",
+    as_: Annotated[Literal["ctm", "textgrid", "text", "json", "csv"], Parameter(name="--as")] = "ctm",
+    out: Path | None = None,
+    replace: Flag = False,
+    smooth: Literal["viterbi", "median", "none"] = "viterbi",
+    scale: float | None = None,
+    json: Flag = False,
+) -> None:
+    """Say which phones audio files hold, and when: `phonetrain transcribe a.wav b.flac --as textgrid`.
+
+    Through the front end that the corpus of the run records; needs `pip install 'phonedata[audio]'`. Prints the phones,
+    or writes them to --out.
+
+    Parameters
+    ----------
+    files
+        Mono .wav or .flac files; one of another sampling rate is resampled.
+    run
+        The run's directory or name; default: the one under runs/ trained last.
+    checkpoint
+        best, last, or a step as step-1200.
+    corpus
+        The packed corpus that the run was trained on, where it has moved.
+    device
+        auto, cpu, cuda, cuda:1.
+    as_
+        ctm, text (phones without times and silence), json, csv (a label a frame), textgrid (a folder of TextGrids).
+    out
+        The file, or for textgrid the folder; default for textgrid: transcripts.
+    replace
+        Replace what is at --out already.
+    smooth
+        viterbi (the best path, by which phone follows which in training), median (of 5 frames), none.
+    scale
+        Of log posteriors against the transitions of viterbi; default 1.5.
+    json
+        Print the phones as JSON; of what is written, its path.
+    """
+    from ..results.predict import SCALE
+    from ..results.transcribe import transcribe
+
+    text = transcribe(
+        files, run, out, checkpoint, corpus, device, form="json" if json and out is None and as_ == "ctm" else as_,
+        smooth=smooth, scale=SCALE if scale is None else scale, replace=replace,
+    )  # fmt: skip
+    if isinstance(text, Path):
+        print_result({"transcripts": str(text)}, str(text), json)
+    else:
+        print_text(text)
 
 
 @app.command

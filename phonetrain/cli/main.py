@@ -11,7 +11,8 @@ import sys
 from collections.abc import Sequence
 
 OVERRIDE = re.compile(r"[A-Za-z_][\w.-]*=.*", re.DOTALL)
-FLAGS = frozenset({"--help", "-h", "--version", "--dry-run", "--json", "--quiet", "--find-lr", "--onnx"})
+FLAGS = frozenset({"--help", "-h", "--version", "--dry-run", "--json", "--quiet", "--find-lr",
+                   "--onnx", "--no-onnx", "--replace"})  # fmt: skip
 
 
 def main(tokens: Sequence[str] | None = None) -> None:

@@ -20,7 +20,7 @@ from ..errors import ConfigError, PhonetrainError, writing
 from ..runs.directory import Run
 from ..text import to_json
 from ..training import checkpoint as checkpoints
-from ..training.data import choose_roles
+from ..training.data import partition_of
 from .bootstrap import interval, units_of
 from .phones import (
     boundaries,
@@ -32,10 +32,10 @@ from .phones import (
     tolerance_frames,
 )
 from .posteriors import posteriors
-from .smoothing import Transitions, count_transitions, training_partitions, viterbi
+from .smoothing import Transitions, training_labels, viterbi
 from .sounds import ORDER, is_silence, sound_classes
 from .tables import Evaluation
-from .trained import Trained, open_trained, step_of
+from .trained import Trained, open_trained, step_of, warn_of_other_corpus
 
 Ints = npt.NDArray[np.int64]
 CONFUSED_PAIRS = 12
@@ -68,17 +68,18 @@ def evaluate(
     run's evaluations/. Raises ConfigError where the partition has no labels.
     """
     trained = open_trained(run, checkpoint, corpus, device)
-    name = partition or choose_roles(trained.corpus, trained.config.data).dev
+    name = partition or str(partition_of("dev", trained.corpus, trained.config.data))
     bare = [part for part in name.split("+") if not trained.corpus[part.strip()].labelled]
     if bare:
         raise ConfigError(
             f"{', '.join(bare)} of {trained.corpus.path} has no labels to score against; "
             f"`phonetrain predict --partition {bare[0].strip()}` labels it"
         )
+    warn_of_other_corpus([trained])
     transitions = None
     if len(trained.corpus.phonemes) <= MOST_CLASSES:
         with contextlib.suppress(ConfigError):  # another corpus, say of a dev partition alone
-            transitions = count_transitions(training_partitions(trained))
+            transitions = training_labels(trained).transitions
     counts = Counts(Selection.of(trained.corpus, name), transitions)
     for rows in posteriors([trained], name, "scoring"):
         counts.add(rows)

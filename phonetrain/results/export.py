@@ -1,9 +1,10 @@
-"""A trained model for use with torch (or ONNX) alone: a torch.export program, its weights, and what they expect.
+"""A trained model for use without phonetrain: programs, weights, what they expect, and what was measured.
 
 EXPORT/model.pt2           torch.export.load("model.pt2").module()(windows) -> logits, any batch size
+EXPORT/model.onnx          the same for ONNX, model.json's entries in its metadata; needs the extra [onnx]
 EXPORT/model.safetensors   the same weights by name, padded columns included
-EXPORT/model.json          phonemes in class order, window, normalisation, conditions
-EXPORT/model.onnx          with onnx=True, which needs `pip install onnx onnxscript`
+EXPORT/model.json          phonemes in class order, window, normalisation, front end, label counts, conditions
+EXPORT/MODEL_CARD.md       what the model is, its scores with their intervals, how the programs were checked
 """
 
 from __future__ import annotations
@@ -11,57 +12,83 @@ from __future__ import annotations
 import importlib.util
 import io
 import os
+import sys
 import warnings
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import torch
 from safetensors.torch import save as tensors_to_bytes
-from torch import nn
+from torch import Tensor, nn
 
 from phonedata.files import write_files
 
 from ..errors import ConfigError, PhonetrainError, writing
 from ..runs.directory import Run
-from ..text import to_json
+from ..text import percent, plain, to_json
 from ..training.checkpoint import apart_on_cpu
+from ..training.data import partition_of
+from .evaluate import MOST_CLASSES, evaluate, kept_at
+from .onnx_model import CLOSE, open_session
+from .posteriors import open_frames
+from .smoothing import training_labels
 from .trained import Trained, open_trained
 
 CHECKED_BATCHES = (2, 1, 17)
-TOLERANCE = 1e-4  # of logits: another program may fuse, and so round, otherwise
+TOLERANCE = 1e-4  # of the largest logit: another program may fuse, and so round, otherwise
+ONNX = ("onnx", "onnxscript", "onnxruntime")
 
 
 def export(
     run: Run | str | os.PathLike[str] | None = None,
     out: str | os.PathLike[str] | None = None,
     checkpoint: str | int = "best",
-    onnx: bool = False,
+    onnx: bool | None = None,
     corpus: str | os.PathLike[str] | None = None,
+    *,
+    replace: bool = False,
 ) -> Path:
-    """Write the scored weights of a checkpoint as a program and return its directory (default: the run's export/).
+    """Write the scored weights of a checkpoint as programs and return their directory (default: the run's export/).
 
-    The program takes windows (B, W, D) float32, normalised as the packed corpus says, zeros beyond an utterance's ends,
-    and gives logits (B, C) float32. Before anything is written it is loaded again and compared with the model; the
-    files are written all or none. Raises PhonetrainError.
+    The programs take windows (B, W, D) float32, normalised as the packed corpus says, zeros beyond an utterance's
+    ends, and give logits (B, C) float32. Before anything is written they are loaded again and compared with the model
+    on frames of the corpus; the files are written all or none. The model card holds the scores of this checkpoint,
+    which are measured if they were not yet.
+    onnx: None writes model.onnx where the extra [onnx] is installed. Files that are at `out` already are only replaced
+    if `replace`. Raises ConfigError, PhonetrainError.
     """
-    if onnx and (missing := [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]):
-        raise ConfigError(f"onnx export needs {' and '.join(missing)}: pip install {' '.join(missing)}")
+    missing = [name for name in ONNX if importlib.util.find_spec(name) is None]
+    if onnx and missing:
+        raise ConfigError(f"model.onnx needs {' and '.join(missing)}: pip install 'phonedata[onnx]'")
+    if onnx is None and missing:
+        print("note: no model.onnx without the extra: pip install 'phonedata[onnx]'", file=sys.stderr)
     trained = open_trained(run, checkpoint, corpus, device="cpu")
-    model = trained.model
     path = Path(out) if out is not None else trained.run.path / "export"
-    windows = torch.randn(CHECKED_BATCHES[0], *window_shape(trained))
-    dynamic = ({0: torch.export.Dim("batch", min=1, max=1 << 20)},)
-    program = torch.export.export(model, (windows,), dynamic_shapes=dynamic)
-    data = io.BytesIO()
-    torch.export.save(program, data)
-    compare(trained, load_program(io.BytesIO(data.getvalue())), path / "model.pt2")
-    contents = {
-        path / "model.pt2": data.getvalue(),
-        path / "model.safetensors": tensors_to_bytes(apart_on_cpu(model.state_dict())),
-        path / "model.json": (to_json(description(trained)) + "\n").encode(),
+    if out is not None and not replace and path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise PhonetrainError(f"{path}: is there already; give another place with --out DIR, or add --replace")
+    frames = real_windows(trained)
+    program_bytes = as_program(trained, frames[: CHECKED_BATCHES[0]])
+    program = load_program(io.BytesIO(program_bytes))
+    checks = {"model.pt2": compare(trained, program, frames, path / "model.pt2")}
+    about = description(trained)
+    contents: dict[Path, bytes | Iterable[bytes]] = {
+        path / "model.pt2": program_bytes,
+        path / "model.safetensors": tensors_to_bytes(apart_on_cpu(trained.model.state_dict())),
+        path / "model.json": (to_json(about) + "\n").encode(),
     }
-    if onnx:
-        contents[path / "model.onnx"] = as_onnx(model, windows)
+    if onnx or (onnx is None and not missing):
+        content = as_onnx(trained, frames[: CHECKED_BATCHES[0]], about)
+        contents[path / "model.onnx"] = content
+        session = open_session(content)
+        checks["model.onnx"] = compare(
+            trained,
+            lambda windows: torch.from_numpy(session.run(["logits"], {"windows": windows.numpy()})[0]),
+            frames,
+            path / "model.onnx",
+        )
+    contents[path / "MODEL_CARD.md"] = card(trained, about, checks).encode()
     with writing(path, "give another place with --out DIR"):
         write_files(contents)
     return path
@@ -80,35 +107,177 @@ def window_shape(trained: Trained) -> tuple[int, int]:
 
 
 def description(trained: Trained) -> dict[str, Any]:
-    """What a program that uses the model must know."""
-    window = trained.config.window
-    return {
+    """What a program that uses the model must know, with JSON's types only."""
+    corpus, window = trained.corpus, trained.window
+    counts = None
+    if len(corpus.phonemes) <= MOST_CLASSES:
+        labels = training_labels(trained)
+        counts = {"frames": labels.frames, "first": labels.first, "pairs": labels.pairs}
+    about = {
         "input": {"name": "windows", "dtype": "float32", "shape": ["batch", *window_shape(trained)],
                   "window": {"left": window.left, "right": window.right},
-                  "beyond_the_utterance": 0.0, "frame_shift_ms": trained.corpus.frame_shift_ms,
-                  "normalisation": trained.corpus.cmvn, "frontend": trained.corpus.attributes.get("frontend")},
-        "output": {"name": "logits", "dtype": "float32", "shape": ["batch", len(trained.corpus.phonemes)],
-                   "phonemes": list(trained.corpus.phonemes.symbols)},
+                  "rule": "row i of frame t's window is frame t - left + i of the same utterance, normalised; "
+                          "zeros before its first and after its last frame",
+                  "beyond_the_utterance": 0.0, "frame_shift_ms": corpus.frame_shift_ms,
+                  "normalisation": corpus.cmvn, "frontend": corpus.attributes.get("frontend")},
+        "output": {"name": "logits", "dtype": "float32", "shape": ["batch", len(corpus.phonemes)],
+                   "phonemes": list(corpus.phonemes.symbols)},
+        "parameters": trained.num_parameters, "label_counts": counts,
         "conditions": trained.conditions, "torch": torch.__version__,
     }  # fmt: skip
+    result: dict[str, Any] = plain(about)
+    return result
+
+
+def real_windows(trained: Trained) -> Tensor:
+    """(B, W, D) float32: the first windows of the dev partition, or of another one where none is named so."""
+    try:
+        partition = str(partition_of("dev", trained.corpus, trained.data))
+    except ConfigError:
+        partition = next(iter(trained.corpus.partitions))
+    with open_frames(trained, partition) as loader:
+        for batch in loader.epoch(0):
+            windows: Tensor = batch.windows.float().clone()
+            return windows
+    raise PhonetrainError(f"{trained.corpus.path}: {partition} has no frame to check the exported model with")
 
 
 @torch.no_grad()
-def compare(trained: Trained, program: nn.Module, path: Path) -> None:
-    """Raise PhonetrainError unless the program gives the model's logits for several batch sizes."""
-    for size in CHECKED_BATCHES:
-        windows = torch.randn(size, *window_shape(trained))
-        difference = (program(windows) - trained.model(windows)).abs().max().item()
-        if not difference <= TOLERANCE:
+def compare(trained: Trained, program: Callable[[Tensor], Tensor], frames: Tensor, path: Path) -> dict[str, Any]:
+    """Raise PhonetrainError unless the program gives the model's logits for several batch sizes and real frames.
+
+    frames: (B, W, D) of the corpus. Returns the largest difference, and how many labels differ there.
+    """
+    difference, changed, close = 0.0, 0, 0
+    for size in (*CHECKED_BATCHES, len(frames)):
+        windows = frames[:size]
+        wanted, found = trained.model(windows), program(windows)
+        difference = max(difference, (found - wanted).abs().max().item())
+        if not difference <= TOLERANCE * max(1.0, wanted.abs().max().item()):
             raise PhonetrainError(f"{path}: its logits differ from the model's by {difference:.3g}; do not use it")
+    if wanted.shape[1] > 1:
+        best = np.sort(wanted.numpy(), axis=1)[:, -2:]
+        near = best[:, 1] - best[:, 0] < CLOSE
+        other = (wanted.argmax(1) != found.argmax(1)).numpy()
+        changed, close = int((other & ~near).sum()), int(near.sum())
+    return {"frames": len(frames), "difference": difference, "other_labels": changed, "close": close}
 
 
-def as_onnx(model: nn.Module, windows: torch.Tensor) -> bytes:
-    """The same program as an ONNX file with a free batch size."""
+def as_program(trained: Trained, windows: Tensor) -> bytes:
+    """The file of a torch.export program with a free batch size."""
+    dynamic = ({0: torch.export.Dim("batch", min=1, max=1 << 20)},)
+    data = io.BytesIO()
+    try:
+        program = torch.export.export(trained.model, (windows,), dynamic_shapes=dynamic)
+        torch.export.save(program, data)
+    except Exception as error:  # torch raises many kinds where a model of the user's own depends on its values
+        raise PhonetrainError(
+            f"{trained.run.path}: torch.export cannot follow this model ({str(error).splitlines()[0][:200]}); a "
+            "model.factory must give one whose steps do not depend on values"
+        ) from error
+    return data.getvalue()
+
+
+def as_onnx(trained: Trained, windows: Tensor, about: dict[str, Any]) -> bytes:
+    """The same program as an ONNX file with a free batch size; each entry of `about` is JSON in its metadata."""
     with warnings.catch_warnings():  # torch.onnx warns of its own internals
         warnings.simplefilter("ignore")
         program: Any = torch.onnx.export(
-            model, (windows,), input_names=["windows"], output_names=["logits"], dynamo=True, verbose=False,
+            trained.model, (windows,), input_names=["windows"], output_names=["logits"], dynamo=True, verbose=False,
             dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=1 << 20)},),
         )  # fmt: skip
-    return bytes(program.model_proto.SerializeToString())
+    model = program.model_proto
+    for name, value in about.items():
+        entry = model.metadata_props.add()
+        entry.key, entry.value = name, to_json(value, indent=None)
+    return bytes(model.SerializeToString())
+
+
+def measured(trained: Trained) -> dict[str, Any] | None:
+    """The scores of this checkpoint on the run's dev; None where there is none with labels."""
+    try:
+        partition = str(partition_of("dev", trained.corpus, trained.data))
+    except ConfigError:
+        return None
+    checkpoint = trained.saved.path.name
+    kept = trained.run.read_json(kept_at(trained.run, partition, checkpoint, trained.other_corpus))
+    if (
+        kept.get("weights_digest") == trained.saved.weights_digest
+        and kept.get("corpus_digest") == trained.corpus.digest
+    ):
+        return kept
+    return evaluate(trained.run, partition, checkpoint, trained.corpus.path, "cpu")
+
+
+def card(trained: Trained, about: dict[str, Any], checks: dict[str, dict[str, Any]]) -> str:
+    """MODEL_CARD.md."""
+    expected, corpus = about["input"], trained.corpus
+    lines = [
+        f"# {trained.run.name}",
+        "",
+        f"A frame-level phoneme classifier: {about['parameters']:,} parameters, {len(corpus.phonemes)} classes, one "
+        f"answer every {corpus.frame_shift_ms:g} ms. Checkpoint {trained.saved.path.name} of `{trained.run.path}`, "
+        f"{trained.conditions['weights']} weights, fp32.",
+        "",
+        "## How good",
+        "",
+        *_scores(measured(trained)),
+        "",
+        "## What it expects",
+        "",
+        f"- Windows (batch, {expected['shape'][1]}, {expected['shape'][2]}) float32: {expected['rule']} "
+        f"(left {expected['window']['left']}, right {expected['window']['right']}).",
+        f"- Normalisation: `{to_json({k: v for k, v in corpus.cmvn.items() if k not in ('mean', 'std')}, None)}`; "
+        "model.json holds the statistics, where there are any.",
+        f"- Front end: `{to_json(expected['frontend'], None)}`" if expected["frontend"] else
+        "- Front end: not recorded in the corpus. Features must be made as those of training were.",
+        f"- Classes, in order: {' '.join(corpus.phonemes.symbols[:100])}"
+        + (" ... (model.json has all)" if len(corpus.phonemes) > 100 else ""),
+        f"- Trained on {_trained_on(trained)} of a corpus with the digest {corpus.digest}.",
+        "",
+        "## How the programs were checked",
+        "",
+        "| program | real frames | largest difference of a logit | other labels | best two within 1e-4 |",
+        "|---|---|---|---|---|",
+        *(f"| {name} | {check['frames']:,} | {check['difference']:.2g} | {check['other_labels']} | {check['close']} |"
+          for name, check in checks.items()),
+    ]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def _trained_on(trained: Trained) -> str:
+    try:
+        return str(partition_of("train", trained.corpus, trained.data))
+    except ConfigError:
+        return "other partitions"
+
+
+def _scores(scores: dict[str, Any] | None) -> list[str]:
+    if scores is None:
+        return ["Not measured: the corpus has no dev partition with labels."]
+
+    def row(name: str, share: float | None, interval: dict[str, Any] | None) -> list[str]:
+        if share is None:
+            return []
+        bounds = "" if interval is None else f"{percent(interval['low'])} to {percent(interval['high'])}"
+        return [f"| {name} | {percent(share)} % | {bounds} |"]
+
+    smoothed = scores["smoothed"]
+    lines = [
+        f"On {scores['partition']}: {scores['utterances']:,} utterances, {scores['frames']:,} frames. Intervals hold "
+        f"95 % of draws of {scores['interval']['units']:,} {scores['interval']['drawn']}. "
+        f"`phonetrain evaluate {scores['run']} --checkpoint {scores['checkpoint']}`",
+        "",
+        "| | | 95 % |",
+        "|---|---|---|",
+        *row("frames right", scores["accuracy"], scores["interval"]),
+    ]
+    for how, at in (("", scores), (", smoothed", smoothed)):
+        if at is not None:
+            if how:
+                lines += row("frames right, smoothed", at["accuracy"], at["interval"])
+            if (rate := at["phone_error_rate"]) is not None:
+                lines += row(f"phone error rate{how}", rate["rate"], rate["interval"])
+            lines += row(f"F1 of boundaries within 20 ms{how}", at["boundaries"]["f1"], None)
+    return [*lines, "", f"Loss {scores['loss']:.4f} nats a frame; expected calibration error "
+            f"{percent(scores['calibration']['expected_error'])} %."]  # fmt: skip

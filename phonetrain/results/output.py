@@ -1,7 +1,7 @@
-"""Files of predictions: a writer for each `--as`, whole or absent.
+"""Files of predictions in the forms of `--as`, whole or absent, written utterance by utterance.
 
-Label writers take utterances with a symbol a frame; score writers the (N_u, C) float32 rows of each utterance. Times
-are in seconds; a phone lasts as many frame shifts as it has frames.
+Labels come as utterances with a symbol a frame; scores as the (N_u, C) float32 rows of each utterance. Times are in
+seconds; a phone lasts as many frame shifts as it has frames.
 """
 
 from __future__ import annotations
@@ -12,16 +12,17 @@ import json
 import os
 import shutil
 import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
-from phonedata import PackedCorpus, Selection
-from phonedata.files import replace_folder, sync_tree, write_file, write_stream
+from phonedata import Selection
+from phonedata.files import replace_folder, sync_tree, write_stream
 
 from ..errors import ConfigError, PhonetrainError, writing
 from .sounds import is_silence
@@ -32,17 +33,17 @@ Rows = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Utterance:
-    """An utterance's id, the id of its first frame in the partition, and a symbol a frame."""
+    """An utterance's id, the id of its first frame in the partition, a symbol a frame, and the frames' distance."""
 
     name: str
     first_frame: int
     symbols: list[str]
-    corpus: PackedCorpus
+    frame_shift_ms: float
 
     @property
     def phones(self) -> list[tuple[str, float, float]]:
         """(phone, start, end) of the runs of equal symbols, in seconds."""
-        shift, frame, found = self.corpus.frame_shift_ms / 1000.0, 0, []
+        shift, frame, found = self.frame_shift_ms / 1000.0, 0, []
         for symbol, run in groupby(self.symbols):
             length = sum(1 for _ in run)
             found.append((symbol, frame * shift, (frame + length) * shift))
@@ -58,66 +59,107 @@ def check_header(header: str) -> list[str]:
     return names
 
 
-def write_csv(path: Path, utterances: Iterable[Utterance], names: Sequence[str]) -> None:
+def check_target(path: Path, folder: bool, replace: bool) -> None:
+    """Refuse a place that somebody named and that holds something, before anything is computed.
+
+    Raises PhonetrainError.
+    """
+    if folder and path.is_dir():
+        if not all(entry.suffix == ".TextGrid" for entry in path.iterdir()):
+            raise PhonetrainError(f"{path}: is in the way and holds other things than TextGrids; {INSTEAD}")
+    elif path.is_dir() or (folder and path.exists()):
+        raise PhonetrainError(f"{path}: a {'folder' if path.is_dir() else 'file'} is in the way; {INSTEAD}")
+    if path.exists() and not replace and not (folder and not any(path.iterdir())):
+        raise PhonetrainError(f"{path}: is there already; give another place with --out, or add --replace")
+
+
+def check_names(form: str, names: Iterable[str]) -> None:
+    """Raise PhonetrainError for an id with white space where `form` separates by it."""
+    bad = next((name for name in names if len(name.split()) != 1), None) if form in ("ark", "ctm", "text") else None
+    if bad is not None:
+        raise PhonetrainError(f"{bad!r}: an utterance's id with white space cannot stand in {form}; take json or csv")
+
+
+def csv_pieces(utterances: Iterable[Utterance], names: Sequence[str]) -> Iterator[str]:
+    """A header, and a line a frame."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(names)
     for utterance in utterances:
         writer.writerows(enumerate(utterance.symbols, utterance.first_frame))
-    _write(path, text.getvalue())
+        yield text.getvalue()
+        text.seek(0)
+        text.truncate()
 
 
-def check_csv(path: Path, names: Sequence[str], labels: Sequence[str]) -> None:
-    """Read a CSV back. Raises PhonetrainError where it does not hold these labels."""
-    with open(path, encoding="utf-8", newline="") as file:
-        rows = csv.reader(file)
-        same, count = next(rows, None) == list(names), 0
-        for count, row in enumerate(rows, 1):
-            same = same and count <= len(labels) and row == [str(count - 1), labels[count - 1]]
-    if not same or count != len(labels):
+def ctm_pieces(utterances: Iterable[Utterance], names: Sequence[str]) -> Iterator[str]:
+    """NIST's time-marked lines: utterance, channel 1, start, duration, phone."""
+    for utterance in utterances:
+        for phone, start, end in utterance.phones:
+            yield f"{utterance.name} 1 {start:.3f} {end - start:.3f} {phone}\n"
+
+
+def text_pieces(utterances: Iterable[Utterance], names: Sequence[str]) -> Iterator[str]:
+    """Kaldi's text: utterance and phones, without silence."""
+    for utterance in utterances:
+        spoken = [phone for phone, _, _ in utterance.phones if not is_silence(phone)]
+        yield " ".join([utterance.name, *spoken]) + "\n"
+
+
+def json_pieces(utterances: Iterable[Utterance], names: Sequence[str]) -> Iterator[str]:
+    """{utterance: [{"phone", "start", "end"}, ...]}."""
+    before = "{\n"
+    for utterance in utterances:
+        phones = [
+            {"phone": phone, "start": round(start, 6), "end": round(end, 6)} for phone, start, end in utterance.phones
+        ]
+        yield f"{before}{json.dumps(utterance.name, ensure_ascii=False)}: {json.dumps(phones, ensure_ascii=False)}"
+        before = ",\n"
+    yield "\n}\n"
+
+
+def write_labels(path: Path, form: str, utterances: Iterable[Utterance], names: Sequence[str]) -> None:
+    """Write phones or labels as one of TEXTS, or "textgrid"; what is no folder is read back before this returns.
+
+    names: the header of a CSV. Raises PhonetrainError where the disk refuses, or holds something else afterwards.
+    """
+    if form == "textgrid":
+        write_textgrids(path, utterances)
+        return
+    _write(path, (piece.encode() for piece in TEXTS[form](utterances, names)))
+
+
+def _write(path: Path, pieces: Iterable[bytes]) -> None:
+    """Write a file and read it back. Raises PhonetrainError."""
+    written, found = xxhash.xxh3_128(), xxhash.xxh3_128()
+
+    def counted() -> Iterator[bytes]:
+        for piece in pieces:
+            written.update(piece)
+            yield piece
+
+    with writing(path, INSTEAD):
+        write_stream(path, counted())
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                found.update(block)
+    if found.digest() != written.digest():
         raise PhonetrainError(
-            f"{path}: read back {count} rows that are not the {len(labels)} written; the disk or a second writer "
-            "changed them: predict again"
+            f"{path}: what is read back is not what was written; the disk or a second writer changed it: predict again"
         )
 
 
-def write_ctm(path: Path, utterances: Iterable[Utterance], names: Sequence[str]) -> None:
-    """NIST's time-marked lines: utterance, channel 1, start, duration, phone."""
-    _write(path, "".join(
-        f"{utterance.name} 1 {start:.3f} {end - start:.3f} {phone}\n"
-        for utterance in utterances for phone, start, end in utterance.phones
-    ))  # fmt: skip
-
-
-def write_text(path: Path, utterances: Iterable[Utterance], names: Sequence[str]) -> None:
-    """Kaldi's text: utterance and phones, without silence."""
-    _write(path, "".join(
-        " ".join([utterance.name, *(phone for phone, _, _ in utterance.phones if not is_silence(phone))]) + "\n"
-        for utterance in utterances
-    ))  # fmt: skip
-
-
-def write_json(path: Path, utterances: Iterable[Utterance], names: Sequence[str]) -> None:
-    """{utterance: [{"phone", "start", "end"}, ...]}."""
-    content = {
-        utterance.name: [
-            {"phone": phone, "start": round(start, 6), "end": round(end, 6)} for phone, start, end in utterance.phones
-        ]
-        for utterance in utterances
-    }
-    _write(path, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
-
-
-def write_textgrids(path: Path, utterances: Iterable[Utterance], names: Sequence[str]) -> None:
+def write_textgrids(path: Path, utterances: Iterable[Utterance]) -> None:
     """A folder with UTTERANCE.TextGrid for each, as Praat's long text format, in a tier "phones"."""
-    if path.exists() and not (path.is_dir() and all(entry.suffix == ".TextGrid" for entry in path.iterdir())):
-        raise PhonetrainError(f"{path}: is in the way and holds other things than TextGrids; {INSTEAD}")
+    check_target(path, folder=True, replace=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with writing(path, INSTEAD):
         try:
             partial.mkdir(parents=True)
             for utterance in utterances:
-                (partial / f"{utterance.name}.TextGrid").write_text(_textgrid(utterance.phones), encoding="utf-8")
+                (partial / f"{utterance.name}.TextGrid").write_text(
+                    textgrid({"phones": utterance.phones}), encoding="utf-8"
+                )
             sync_tree(partial)
             old = replace_folder(partial, path, partial.with_suffix(".old"))
         except BaseException:
@@ -127,18 +169,22 @@ def write_textgrids(path: Path, utterances: Iterable[Utterance], names: Sequence
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _textgrid(phones: Sequence[tuple[str, float, float]]) -> str:
-    end = phones[-1][2]
+def textgrid(tiers: Mapping[str, Sequence[tuple[str, float, float]]]) -> str:
+    """Praat's long text format. tiers: name -> (text, start, end) in seconds, without gaps and of equal length."""
+    end = max(intervals[-1][2] for intervals in tiers.values())
     lines = [
         'File type = "ooTextFile"\nObject class = "TextGrid"\n',
-        f"xmin = 0\nxmax = {end:.6f}\ntiers? <exists>\nsize = 1\nitem []:\n    item [1]:",
-        f'        class = "IntervalTier"\n        name = "phones"\n        xmin = 0\n        xmax = {end:.6f}',
-        f"        intervals: size = {len(phones)}",
+        f"xmin = 0\nxmax = {end:.6f}\ntiers? <exists>\nsize = {len(tiers)}\nitem []:",
     ]
-    for number, (phone, start, stop) in enumerate(phones, 1):
-        text = phone.replace('"', '""')
-        lines.append(f"        intervals [{number}]:\n            xmin = {start:.6f}\n            xmax = {stop:.6f}")
-        lines.append(f'            text = "{text}"')
+    for tier, (name, intervals) in enumerate(tiers.items(), 1):
+        lines.append(f'    item [{tier}]:\n        class = "IntervalTier"\n        name = "{name}"')
+        lines.append(f"        xmin = 0\n        xmax = {end:.6f}\n        intervals: size = {len(intervals)}")
+        for number, (text, start, stop) in enumerate(intervals, 1):
+            lines.append(
+                f"        intervals [{number}]:\n            xmin = {start:.6f}\n            xmax = {stop:.6f}"
+            )
+            doubled = text.replace('"', '""')
+            lines.append(f'            text = "{doubled}"')
     return "\n".join(lines) + "\n"
 
 
@@ -153,8 +199,7 @@ def write_npy(path: Path, selection: Selection, utterances: Iterable[Rows]) -> N
         for rows in utterances:
             yield rows.astype("<f4").tobytes()
 
-    with writing(path, INSTEAD):
-        write_stream(path, pieces())
+    _write(path, pieces())
 
 
 def write_ark(path: Path, selection: Selection, utterances: Iterable[Rows]) -> None:
@@ -165,20 +210,13 @@ def write_ark(path: Path, selection: Selection, utterances: Iterable[Rows]) -> N
             head = b" \0BFM \4" + struct.pack("<i", rows.shape[0]) + b"\4" + struct.pack("<i", rows.shape[1])
             yield name.encode() + head + rows.astype("<f4").tobytes()
 
-    with writing(path, INSTEAD):
-        write_stream(path, pieces())
+    _write(path, pieces())
 
 
-def _write(path: Path, text: str) -> None:
-    with writing(path, INSTEAD):
-        write_file(path, text.encode())
-
-
-LABEL_WRITERS: dict[str, Callable[[Path, Iterable[Utterance], Sequence[str]], None]] = {
-    "csv": write_csv,
-    "ctm": write_ctm,
-    "text": write_text,
-    "json": write_json,
-    "textgrid": write_textgrids,
+TEXTS: dict[str, Callable[[Iterable[Utterance], Sequence[str]], Iterator[str]]] = {
+    "csv": csv_pieces,
+    "ctm": ctm_pieces,
+    "text": text_pieces,
+    "json": json_pieces,
 }
 SCORE_WRITERS: dict[str, Callable[[Path, Selection, Iterable[Rows]], None]] = {"npy": write_npy, "ark": write_ark}

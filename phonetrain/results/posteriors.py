@@ -12,13 +12,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from phonedata import Selection, WindowSpec, open_loader
+from phonedata import Selection, open_loader
 
 from ..console.panel import bar
 from ..errors import ConfigError, PhonetrainError
 from ..runs.directory import Run
 from ..training.data import why_not_finite
-from .trained import Trained, named_checkpoint, open_trained
+from .trained import Net, Trained, named_checkpoint, open_trained
 
 BATCH = 4096
 Average = Literal["log", "probability"]
@@ -45,17 +45,23 @@ def open_ensemble(
                 f"{net.run.path} belongs to {net.corpus.path} and {nets[0].run.path} to {nets[0].corpus.path}: only "
                 "nets of one corpus can be averaged; give one that suits all of them: --corpus DIR"
             )
-    parameters = sum(parameter.numel() for net in nets for parameter in net.model.parameters())
-    if max_parameters is not None and parameters > max_parameters:
-        raise ConfigError(
-            f"the {len(nets)} nets have {parameters:,} parameters together, more than --max-parameters "
-            f"{max_parameters:,}; average fewer or smaller ones"
-        )
+    check_parameters(nets, max_parameters)
     return nets
 
 
+def check_parameters(nets: Sequence[Net], most: int | None) -> None:
+    """Raise ConfigError where all nets together have more than `most` parameters."""
+    parameters = sum(net.num_parameters for net in nets)
+    if most is not None and parameters > most:
+        whose = f"the {len(nets)} nets have {parameters:,} parameters together"
+        raise ConfigError(
+            f"{whose if len(nets) > 1 else f'{nets[0].name} has {parameters:,} parameters'}, more than "
+            f"--max-parameters {most:,}; {'average fewer or smaller ones' if len(nets) > 1 else 'train a smaller one'}"
+        )
+
+
 def posteriors(
-    nets: Sequence[Trained], partition: str, doing: str, average: Average = "log"
+    nets: Sequence[Net], partition: str, doing: str, average: Average = "log"
 ) -> Iterator[npt.NDArray[np.float32]]:
     """(N_u, C) float32 log posteriors of each utterance of `partition`, in packed order; memory does not grow with it.
 
@@ -98,13 +104,13 @@ def _averaged(batch: Sequence[npt.NDArray[np.float32]], average: Average) -> npt
     return np.asarray(rows, np.float32)
 
 
-def _batches(net: Trained, partition: str, stack: contextlib.ExitStack) -> Iterator[npt.NDArray[np.float32]]:
+def _batches(net: Net, partition: str, stack: contextlib.ExitStack) -> Iterator[npt.NDArray[np.float32]]:
     """(B, C) log posteriors of consecutive frames, placed by frame id."""
     loader = stack.enter_context(open_frames(net, partition))
     begin = 0
     for batch in loader.epoch(0):
         with torch.no_grad():
-            rows = torch.log_softmax(net.model(batch.windows.float()), 1).cpu().numpy()
+            rows = torch.log_softmax(net.logits(batch.windows.float()), 1).cpu().numpy()
         frames = batch.frames.cpu().numpy() - begin
         placed = np.empty_like(rows)
         if not np.array_equal(np.sort(frames), np.arange(len(rows))):
@@ -114,16 +120,15 @@ def _batches(net: Trained, partition: str, stack: contextlib.ExitStack) -> Itera
         yield placed
 
 
-def open_frames(net: Trained, partition: str) -> Any:
+def open_frames(net: Net, partition: str) -> Any:
     """A loader of the partition's windows in frame order."""
-    window = net.config.window
     return open_loader(
         net.corpus,
         partition,
-        window=WindowSpec(window.left, window.right),
+        window=net.window,
         batch_size=BATCH,
         order="sequential",
         drop_last=False,
-        device=str(net.compute.device),
+        device=net.device,
         dtype="float32",
     )

@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
-import numpy.typing as npt
 
 from phonedata import Selection
 
+from ..config.sections import DataConfig
 from ..errors import ConfigError
-from ..training.data import choose_roles
+from ..training.data import partition_of
 from .evaluate import kept_name
-from .output import LABEL_WRITERS, SCORE_WRITERS, Utterance, check_csv, check_header
-from .posteriors import Average, RunName, open_ensemble, posteriors
-from .smoothing import count_transitions, median_labels, training_partitions, viterbi
-from .trained import Trained
+from .onnx_model import CLOSE, OnnxModel, open_onnx
+from .output import SCORE_WRITERS, Utterance, check_header, check_names, check_target, write_labels
+from .posteriors import Average, RunName, check_parameters, open_ensemble, posteriors
+from .smoothing import Floats, Ints, LabelCounts, median_labels, training_labels, viterbi
+from .trained import Net, Trained, warn_of_other_corpus
 
 Form = Literal["csv", "npy", "ark", "ctm", "textgrid", "text", "json"]
 Smooth = Literal["viterbi", "median", "none"]
 Values = Literal["log-posterior", "posterior", "log-likelihood"]
+Decide = Callable[[Floats], Ints]
 SUFFIXES = {"textgrid": "", "text": ".txt"}
 SCALE = 1.5  # of log posteriors against the transitions; docs/RESULTS.md has the measurements
 
@@ -45,6 +47,8 @@ def predict(
     average: Average = "log",
     values: Values = "log-posterior",
     max_parameters: int | None = None,
+    model: str | os.PathLike[str] | None = None,
+    replace: bool = False,
 ) -> Path:
     """Label every frame of a partition (default: the run's test), or write its posteriors; returns the path.
 
@@ -57,8 +61,11 @@ def predict(
     log of the class's share of the training frames.
     smooth: "viterbi" takes the best path over phone transitions counted in the training labels, with log posteriors
     times `scale`; "median" the running median over 5 frames.
+    model: an exported model.onnx in place of runs; its corpus is `corpus`, by default packed/.
     The file (default: the run's predictions/<partition>.csv, another name for another corpus) appears whole or not at
-    all; a CSV is read back and compared before its path is returned. Raises ConfigError, PhonetrainError.
+    all and is read back before its path is returned; one that is at `out` already is only replaced if `replace`.
+    Another corpus than that of training is predicted with a warning where its front end is unknown or other. Memory
+    does not grow with the partition. Raises ConfigError, PhonetrainError.
     """
     names = check_header(header) if form == "csv" else []
     for name, value, allowed in (("as", form, Form), ("smooth", smooth, Smooth), ("values", values, Values)):
@@ -68,32 +75,69 @@ def predict(
         raise ConfigError(f"--smooth {smooth} changes labels, but --as {form} holds posteriors; leave one of them out")
     if not scale > 0:
         raise ConfigError(f"scale: got {scale}, wanted a number above 0")
-    nets = open_ensemble(runs, checkpoint, corpus, device, max_parameters)
+    nets: Sequence[Trained | OnnxModel]
+    if model is not None:
+        if runs:
+            raise ConfigError("model: an exported model is predicted with alone; leave the runs out")
+        nets = [open_onnx(model, corpus)]
+        check_parameters(nets, max_parameters)
+    else:
+        nets = open_ensemble(runs, checkpoint, corpus, device, max_parameters)
     first = nets[0]
-    chosen = partition or choose_roles(first.corpus, first.config.data).test
+    chosen = partition or _partition(first)
+    selection = Selection.of(first.corpus, chosen)
+    stem = kept_name(chosen, first.other_corpus)
+    path = first.predictions / f"{stem}{SUFFIXES.get(form, f'.{form}')}" if out is None else Path(out)
+    check_target(path, folder=form == "textgrid", replace=replace or out is None)
+    check_names(form, selection.utterance_ids)
+    warn_of_other_corpus(nets)
+    close = CloseFrames()
+    rows = close.watch(posteriors(nets, chosen, "scoring" if form in SCORE_WRITERS else "labelling", average))
+    if form in SCORE_WRITERS:
+        offset = label_counts(first).log_priors if values == "log-likelihood" else np.zeros(1, np.float32)
+        scores = (part - offset for part in rows)
+        SCORE_WRITERS[form](path, selection, map(np.exp, scores) if values == "posterior" else scores)
+    else:
+        classes = map(decision(first, smooth, scale), rows)
+        count = len(first.corpus.phonemes)
+        symbols = first.corpus.phonemes.symbols if labels == "phoneme" else tuple(map(str, range(count)))
+        write_labels(path, form, _utterances(selection, classes, symbols), names)
+    if model is not None:
+        print(
+            f"note: the best two classes of {close.count:,} of {selection.num_frames:,} frames differ by less than "
+            f"{CLOSE:g}; there torch may decide otherwise",
+            file=sys.stderr,
+        )
+    return path
+
+
+def _partition(net: Net) -> str:
+    """What to predict where nobody says it: the only partition of the corpus, else its test. Raises ConfigError."""
+    corpus = net.corpus
+    if len(corpus.partitions) == 1:
+        return str(*corpus.partitions)
+    # A corpus of somebody else's has none of the names that the run's settings may hold.
+    chosen = partition_of("test", corpus, DataConfig() if net.other_corpus else net.data)
     if chosen is None:
         raise ConfigError(
-            f"{first.corpus.path} has no partition named like test (it has "
-            f"{', '.join(first.corpus.partitions)}); say which one: --partition NAME"
+            f"{corpus.path} has no partition named like test (it has {', '.join(corpus.partitions)}); say which one: "
+            "--partition NAME"
         )
-    if first.other_corpus:
-        print(f"note: {first.corpus.path} is not the corpus {first.run.path} was trained on", file=sys.stderr)
-    stem = kept_name(chosen, first.other_corpus)
-    path = first.run.predictions / f"{stem}{SUFFIXES.get(form, f'.{form}')}" if out is None else Path(out)
-    selection = Selection.of(first.corpus, chosen)
-    if form in SCORE_WRITERS:
-        offset = _log_priors(first) if values == "log-likelihood" else np.zeros(1, np.float32)
-        rows = (part - offset for part in posteriors(nets, chosen, "scoring", average))
-        SCORE_WRITERS[form](path, selection, map(np.exp, rows) if values == "posterior" else rows)
-        return path
-    classes = label_frames(nets, chosen, smooth, scale, average)
-    symbols = (
-        first.corpus.phonemes.symbols if labels == "phoneme" else tuple(map(str, range(len(first.corpus.phonemes))))
-    )
-    LABEL_WRITERS[form](path, _utterances(selection, classes, symbols), names)
-    if form == "csv":
-        check_csv(path, names, [symbols[index] for index in classes.tolist()])
-    return path
+    return chosen
+
+
+def label_counts(net: Trained | OnnxModel) -> LabelCounts:
+    """Of the training labels. Raises ConfigError where they are not to be had."""
+    return net.label_counts if isinstance(net, OnnxModel) else training_labels(net)
+
+
+def decision(net: Trained | OnnxModel, smooth: Smooth = "none", scale: float = SCALE) -> Decide:
+    """The function from an utterance's log posteriors (N, C) to its classes (N,)."""
+    if smooth == "median":
+        return median_labels
+    if smooth == "viterbi":
+        return partial(viterbi, transitions=label_counts(net).transitions, scale=scale)
+    return _most_probable
 
 
 def label_frames(
@@ -102,29 +146,32 @@ def label_frames(
     smooth: Smooth = "none",
     scale: float = SCALE,
     average: Average = "log",
-) -> npt.NDArray[np.int64]:
+) -> Ints:
     """(N,) int64 class of every frame of `partition`, by frame id."""
-    decide: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.int64]] = _most_probable
-    if smooth == "median":
-        decide = median_labels
-    elif smooth == "viterbi":
-        decide = partial(viterbi, transitions=count_transitions(training_partitions(nets[0])), scale=scale)
+    decide = decision(nets[0], smooth, scale)
     return np.concatenate([decide(rows) for rows in posteriors(nets, partition, "labelling", average)])
 
 
-def _most_probable(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
+def _most_probable(rows: Floats) -> Ints:
     return np.asarray(rows.argmax(1), np.int64)
 
 
-def _log_priors(net: Trained) -> npt.NDArray[np.float32]:
-    """(C,) log of each class's share of the training frames; half a frame more each, so that none is -inf."""
-    counts = np.full(len(net.corpus.phonemes), 0.5)
-    for part in training_partitions(net):
-        counts += 0 if part.label_histogram is None else part.label_histogram
-    return np.asarray(np.log(counts / counts.sum()), np.float32)
+class CloseFrames:
+    """Counts frames whose best two classes differ by less than CLOSE nats."""
+
+    count = 0
+
+    def watch(self, utterances: Iterable[Floats]) -> Iterator[Floats]:
+        """The same log posteriors, counted."""
+        for rows in utterances:
+            if rows.shape[1] > 1:
+                best = np.partition(rows, -2, axis=1)[:, -2:]
+                self.count += int((best[:, 1] - best[:, 0] < CLOSE).sum())
+            yield rows
 
 
-def _utterances(selection: Selection, classes: npt.NDArray[np.int64], symbols: Sequence[str]) -> Iterator[Utterance]:
-    ends = selection.utterance_end.tolist()
-    for name, begin, end in zip(selection.utterance_ids, [0, *ends[:-1]], ends, strict=True):
-        yield Utterance(name, begin, [symbols[index] for index in classes[begin:end].tolist()], selection.corpus)
+def _utterances(selection: Selection, classes: Iterable[Ints], symbols: Sequence[str]) -> Iterator[Utterance]:
+    first, shift = 0, selection.corpus.frame_shift_ms
+    for name, found in zip(selection.utterance_ids, classes, strict=True):
+        yield Utterance(name, first, [symbols[index] for index in found.tolist()], shift)
+        first += len(found)

@@ -6,6 +6,7 @@ with the transitions counted in the training alignment. Posteriors are taken as 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,12 +15,14 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from phonedata import Partition, Selection
+from phonedata import Partition, PhonedataError, Selection
 
-from ..training.data import choose_roles
+from ..errors import PhonetrainError
+from ..training.data import corpus_of, partition_of
 from .trained import Trained
 
 Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
 MEDIAN_FRAMES = 5
 _ROWS = 1 << 22
 
@@ -44,18 +47,50 @@ class Transitions:
         return cls(np.log(initial / initial.sum()).astype(np.float32), log_next.astype(np.float32))
 
 
-def training_partitions(net: Trained) -> tuple[Partition, ...]:
-    """The labelled partitions a net was trained on, in the corpus at hand. Raises ConfigError where there are none."""
-    names = choose_roles(net.corpus, net.config.data).train
-    return Selection.of(net.corpus, names).partitions
+@dataclass(frozen=True)
+class LabelCounts:
+    """What the training labels say of phones before anything is heard.
+
+    Attributes:
+        frames: (C,) int64 frames of each class.
+        first: (C,) int64 utterances that begin with it.
+        pairs: (C, C) int64 neighbouring frames of an utterance: class of the earlier (row), of the later (column).
+    """
+
+    frames: Ints
+    first: Ints
+    pairs: Ints
+
+    @property
+    def transitions(self) -> Transitions:
+        return Transitions.of(self.pairs, self.first)
+
+    @property
+    def log_priors(self) -> Floats:
+        """(C,) log of each class's share of the frames; half a frame more each, so that none is -inf."""
+        counts = self.frames + 0.5
+        return np.asarray(np.log(counts / counts.sum()), np.float32)
 
 
-def count_transitions(partitions: Sequence[Partition]) -> Transitions:
-    """Count the labels of `partitions`, a few million rows at a time."""
+def training_labels(net: Trained) -> LabelCounts:
+    """Of the partitions that a net was trained on, in the corpus of training or, where that is gone, the one at hand.
+
+    Raises ConfigError where neither has them.
+    """
+    corpus = net.corpus
+    if net.other_corpus:
+        with contextlib.suppress(PhonetrainError, PhonedataError):
+            corpus = corpus_of(net.run, net.config)
+    return count_labels(Selection.of(corpus, str(partition_of("train", corpus, net.config.data))).partitions)
+
+
+def count_labels(partitions: Sequence[Partition]) -> LabelCounts:
+    """Count the labels of labelled `partitions`, a few million rows at a time."""
     classes = len(partitions[0].corpus.phonemes)
-    counts, first = np.zeros((classes, classes), np.int64), np.zeros(classes, np.int64)
+    pairs, first, frames = (np.zeros(shape, np.int64) for shape in ((classes, classes), classes, classes))
     for source in partitions:
-        assert source.labels is not None  # choose_roles refuses such partitions
+        assert source.labels is not None and source.label_histogram is not None
+        frames += source.label_histogram
         starts = source.utterance_start_row
         first += np.bincount(source.labels[starts], minlength=classes)
         for begin in range(0, source.num_rows, _ROWS):
@@ -64,9 +99,9 @@ def count_transitions(partitions: Sequence[Partition]) -> Transitions:
             kept = (before < classes) & (after < classes)  # the others are padding
             inside = starts[(starts > begin) & (starts < begin + len(rows))]
             kept[inside - begin - 1] = False  # without padding between them two utterances touch
-            pairs = np.bincount(before[kept] * classes + after[kept], minlength=classes**2)
-            counts += pairs.reshape(classes, classes)
-    return Transitions.of(counts, first)
+            found = np.bincount(before[kept] * classes + after[kept], minlength=classes**2)
+            pairs += found.reshape(classes, classes)
+    return LabelCounts(frames, first, pairs)
 
 
 def viterbi(

@@ -12,8 +12,13 @@ from ..text import counted, percent, to_json
 
 def print_result(told: Any, text: str, as_json: bool) -> None:
     """A command's result on stdout: `text` for people, or `told` as strict JSON."""
+    print_text((to_json(told) if as_json else text) + "\n")
+
+
+def print_text(text: str) -> None:
+    """`text` on stdout; a full disk there is one sentence."""
     try:
-        print(to_json(told) if as_json else text, flush=True)
+        print(text, end="", flush=True)
     except BrokenPipeError:
         raise
     except OSError as error:

@@ -4,21 +4,74 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
-from phonedata import PackedCorpus
+from phonedata import PackedCorpus, WindowSpec
 
 from ..config.run_config import RunConfig
+from ..config.sections import DataConfig
 from ..device import DeviceSpec, choose_device
 from ..errors import CheckpointError
 from ..model.classifier import build_model
 from ..model.ema import AveragedWeights
 from ..runs.directory import Run
 from ..training import checkpoint as checkpoints
-from ..training.data import check_window, corpus_of, differing
+from ..training.data import check_window, corpus_of, differing, frontend_doubts
+
+
+class Net(Protocol):
+    """Whatever gives logits for windows of a corpus: a run's checkpoint, or an exported model."""
+
+    @property
+    def corpus(self) -> PackedCorpus: ...
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+
+    @property
+    def window(self) -> WindowSpec: ...
+
+    @property
+    def data(self) -> DataConfig:
+        """Which partitions have which role."""
+
+    @property
+    def device(self) -> str: ...
+
+    @property
+    def num_parameters(self) -> int: ...
+
+    @property
+    def predictions(self) -> Path:
+        """The folder of its predictions, unless another is given."""
+
+    @property
+    def other_corpus(self) -> str | None:
+        """Digest of the corpus at hand where it is another than the one trained on."""
+
+    @property
+    def doubts(self) -> list[str]:
+        """Why features of the corpus at hand may not be like those of training."""
+
+    def logits(self, windows: Tensor) -> Tensor:
+        """(B, C) float32 of windows (B, W, D) float32."""
+
+
+def warn_of_other_corpus(nets: Iterable[Net]) -> None:
+    """Say on stderr that the corpus is not the one of training, and what may be wrong with that."""
+    lines = []
+    for net in nets:
+        if net.other_corpus:
+            lines.append(f"note: {net.corpus.path} is not the corpus {net.name} was trained on")
+            lines += [f"warning: {doubt}" for doubt in net.doubts]
+    for line in dict.fromkeys(lines):
+        print(line, file=sys.stderr)
 
 
 @dataclass(frozen=True)
@@ -54,6 +107,40 @@ class Trained:
         """Digest of the corpus at hand where it is another than the one trained on."""
         return None if self.corpus.digest == self.saved.identity.get("corpus") else self.corpus.digest
 
+    @property
+    def name(self) -> str:
+        return str(self.run.path)
+
+    @property
+    def window(self) -> WindowSpec:
+        return WindowSpec(self.config.window.left, self.config.window.right)
+
+    @property
+    def data(self) -> DataConfig:
+        return self.config.data
+
+    @property
+    def device(self) -> str:
+        return str(self.compute.device)
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    @property
+    def predictions(self) -> Path:
+        return self.run.predictions
+
+    @property
+    def doubts(self) -> list[str]:
+        known = self.run.read_json(self.run.environment_path).get("corpus") or {}
+        return [] if self.other_corpus is None else frontend_doubts(known, self.corpus)
+
+    def logits(self, windows: Tensor) -> Tensor:
+        """(B, C) float32 of windows (B, W, D) float32."""
+        logits: Tensor = self.model(windows)
+        return logits
+
 
 def open_trained(
     run: Run | str | os.PathLike[str] | None = None,
@@ -74,7 +161,7 @@ def open_trained(
     _check_same_world(packed, saved, run)
     _check_normalisation(packed, run)
     _check_coefficients(packed, config, run)
-    check_window(packed, config)
+    check_window(packed, config.window)
     compute = choose_device(device, "fp32")
     model = build_model(config, feature_dim=packed.feature_dim, num_classes=len(packed.phonemes))
     try:
@@ -160,7 +247,8 @@ def _check_normalisation(corpus: PackedCorpus, run: Run) -> None:
     if difference := differing(known, corpus):
         raise CheckpointError(
             f"{corpus.path} is normalised otherwise than what {run.path} was trained on{difference}, so its scores "
-            f"would mean nothing; pack it so too: phonedata pack RAW {corpus.path} --cmvn {known['cmvn']} --replace"
+            f"would mean nothing; pack it so too: phonedata pack RAW {corpus.path} --cmvn {known['cmvn']['kind']} "
+            "--replace"
         )
 
 

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from phonedata import PackedCorpus, PhonedataError, Selection
+from phonedata import PackedCorpus, PhonedataError, Selection, WindowSpec
 
 from ..config.run_config import RunConfig
-from ..config.sections import DataConfig
+from ..config.sections import DataConfig, WindowConfig
 from ..errors import CheckpointError, ConfigError
 from ..runs.directory import Run
 
@@ -84,8 +84,42 @@ def corpus_of(run: Run, config: RunConfig, given: str | os.PathLike[str] | None 
 
 def differing(known: Mapping[str, Any], corpus: PackedCorpus) -> str:
     """In brackets, what a corpus is packed with and the run's was not. known: what the run's environment says of it."""
-    now, before = corpus.cmvn["kind"], known.get("cmvn", corpus.cmvn["kind"])
+    now, before = corpus.cmvn["kind"], known.get("cmvn", corpus.cmvn)["kind"]
     return f" (--cmvn {now}, then {before})" if now != before else ""
+
+
+# What a front end says of where its numbers come from, and not of what they are.
+_SOURCES = {"library", "source"}
+
+
+def frontend_doubts(known: Mapping[str, Any], corpus: PackedCorpus) -> list[str]:
+    """Sentences on why the features of `corpus` may not be what a net was trained on.
+
+    known: what the run's environment, or an exported model, says of the corpus of training: `frontend`, `cmvn` and
+    `frame_shift_ms`.
+    """
+    then, now = known.get("frontend"), corpus.attributes.get("frontend")
+    doubts = []
+    if not then or not now:
+        who = "neither it nor the corpus of training says" if not then and not now else (
+            "the corpus of training does not say" if now else "does not say")  # fmt: skip
+        doubts.append(
+            f"{corpus.path}: {who} how features were made (place of C0, mel bins, sampling rate); labels mean nothing "
+            "unless both were made alike"
+        )
+    else:
+        names = sorted(name for name in (then.keys() | now.keys()) - _SOURCES if then.get(name) != now.get(name))
+        listed = [f"{name} {now.get(name, 'unknown')} (then {then.get(name, 'unknown')})" for name in names]
+        if listed:
+            doubts.append(
+                f"{corpus.path}: its features were made otherwise than those of training: {', '.join(listed)}; labels "
+                "mean little, make the features again as then"
+            )
+    if corpus.frame_shift_ms != (shift := known.get("frame_shift_ms", corpus.frame_shift_ms)):
+        doubts.append(f"{corpus.path}: its frames are {corpus.frame_shift_ms:g} ms apart, those of training {shift:g}")
+    if corpus.cmvn["kind"] == "train" and known.get("cmvn", corpus.cmvn) != corpus.cmvn:
+        doubts.append(f"{corpus.path}: is normalised with statistics of its own and not with those of training")
+    return doubts
 
 
 def place_from_run(corpus: PackedCorpus, run: Run) -> str | None:
@@ -101,45 +135,47 @@ def choose_roles(corpus: PackedCorpus, data: DataConfig) -> Roles:
 
     Raises ConfigError where a role needs labels and has none, or where no name fits.
     """
-    chosen = {}
-    for role, prefixes in PREFIXES.items():
-        setting = getattr(data, role)
-        if setting != "auto":
-            names = [name.strip() for name in setting.split("+")]
-            for name in names:
-                if name not in corpus.partitions:
-                    near = get_close_matches(name, corpus.partitions, n=1)
-                    hint = f"; did you mean {near[0]}?" if near else "; several are joined with +" * ("," in name)
-                    raise ConfigError(
-                        f"data.{role}: got {name!r}, {corpus.path} has {', '.join(corpus.partitions)}{hint}"
-                    )
-        else:
-            names = [name for name in corpus.partitions if name.lower().startswith(prefixes)]
-            if role != "test":
-                names = [name for name in names if corpus[name].labelled]
-            if role != "train":  # dev-clean before dev-other: one score decides, and clean speech is the course's
-                names = names[:1]
+    chosen = {role: partition_of(role, corpus, data) for role in PREFIXES}
+    train, dev = str(chosen["train"]), str(chosen["dev"])
+    if set(train.split(" + ")) & set(dev.split(" + ")):
+        raise ConfigError(f"data.dev: {dev} is also trained on; a score on it would say nothing")
+    return Roles(train, dev, chosen["test"])
+
+
+def partition_of(role: str, corpus: PackedCorpus, data: DataConfig) -> str | None:
+    """The partitions of one role (train, dev or test), as in `Roles`; only test may be None. Raises ConfigError."""
+    setting = getattr(data, role)
+    if setting != "auto":
+        names = [name.strip() for name in setting.split("+")]
+        for name in names:
+            if name not in corpus.partitions:
+                near = get_close_matches(name, corpus.partitions, n=1)
+                hint = f"; did you mean {near[0]}?" if near else "; several are joined with +" * ("," in name)
+                raise ConfigError(f"data.{role}: got {name!r}, {corpus.path} has {', '.join(corpus.partitions)}{hint}")
+    else:
+        names = [name for name in corpus.partitions if name.lower().startswith(PREFIXES[role])]
         if role != "test":
-            bare = [name for name in names if not corpus[name].labelled]
-            if bare:
-                raise ConfigError(f"data.{role}: {', '.join(bare)} has no labels; it can only be predicted")
-            if not names:
-                raise ConfigError(
-                    f"data.{role}: none of {', '.join(corpus.partitions)} is labelled and named like "
-                    f"{role}; say which one: data.{role}=NAME"
-                )
-        chosen[role] = " + ".join(names) or None
-    if set(chosen["train"].split(" + ")) & set(chosen["dev"].split(" + ")):
-        raise ConfigError(f"data.dev: {chosen['dev']} is also trained on; a score on it would say nothing")
-    return Roles(**chosen)
+            names = [name for name in names if corpus[name].labelled]
+        if role != "train":  # dev-clean before dev-other: one score decides, and clean speech is the course's
+            names = names[:1]
+    if role != "test":
+        bare = [name for name in names if not corpus[name].labelled]
+        if bare:
+            raise ConfigError(f"data.{role}: {', '.join(bare)} has no labels; it can only be predicted")
+        if not names:
+            raise ConfigError(
+                f"data.{role}: none of {', '.join(corpus.partitions)} is labelled and named like "
+                f"{role}; say which one: data.{role}=NAME"
+            )
+    return " + ".join(names) or None
 
 
-def check_window(corpus: PackedCorpus, config: RunConfig) -> None:
+def check_window(corpus: PackedCorpus, window: WindowSpec | WindowConfig) -> None:
     """Refuse more context than was packed, with the command that repacks."""
-    wanted = max(config.window.left, config.window.right)
+    wanted = max(window.left, window.right)
     if wanted > corpus.context:
         raise ConfigError(
-            f"window: {config.window.left} frames left and {config.window.right} right, but "
+            f"window: {window.left} frames left and {window.right} right, but "
             f"{corpus.path} was packed with context {corpus.context}; pack it again: "
             f"phonedata pack RAW {corpus.path} --context {wanted} --replace"
         )

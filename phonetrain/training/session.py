@@ -61,7 +61,7 @@ def prepare(config: RunConfig, corpus: PackedCorpus) -> Prepared:
     Raises ConfigError where the run could not train. The caller closes `setup`.
     """
     roles = choose_roles(corpus, config.data)
-    check_window(corpus, config)
+    check_window(corpus, config.window)
     device_spec = device_for(config, corpus)
     warnings = looked_through(corpus, roles, config.plans)
     if device_spec.device.type == "mps":
@@ -132,7 +132,9 @@ def environment(corpus: PackedCorpus, device_spec: DeviceSpec, run: Run) -> dict
             "digest": corpus.digest,
             "from_run": place_from_run(corpus, run),
             "phonemes": corpus.phonemes.fingerprint,
-            "cmvn": corpus.cmvn["kind"],
+            "cmvn": corpus.cmvn,
+            "frontend": corpus.attributes.get("frontend"),
+            "frame_shift_ms": corpus.frame_shift_ms,
             "partitions": {name: part.digest for name, part in corpus.partitions.items()},
         },
     }

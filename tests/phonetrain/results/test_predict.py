@@ -144,8 +144,8 @@ def test_unwritable_target_is_one_sentence(trained_run, tmp_path):
 
 
 def test_file_that_reads_back_otherwise_is_refused(trained_run, tmp_path, monkeypatch):
-    honest = room.write_file
-    monkeypatch.setattr(room, "write_file", lambda path, content: honest(path, content[:-8]))
+    honest = room.write_stream
+    monkeypatch.setattr(room, "write_stream", lambda path, pieces: honest(path, [b"".join(pieces)[:-8]]))
     with pytest.raises(PhonetrainError, match="read back"):
         predict(trained_run, out=tmp_path / "out.csv")
 
@@ -348,7 +348,7 @@ def test_average_of_a_net_with_itself_changes_nothing_and_too_many_parameters_ar
     alone = np.load(predict(trained_run, out=tmp_path / "a.npy", form="npy"))
     names = [str(trained_run.path), f"{trained_run.path}@best"]
     for average in ("log", "probability"):
-        both = np.load(predict(names, out=tmp_path / "b.npy", form="npy", average=average))
+        both = np.load(predict(names, out=tmp_path / "b.npy", form="npy", average=average, replace=True))
         np.testing.assert_allclose(both, alone, atol=1e-5)
     with pytest.raises(ConfigError, match="2 nets have .* more than --max-parameters 1,000"):
         predict(names, max_parameters=1000)
