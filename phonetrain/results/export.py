@@ -9,12 +9,14 @@ EXPORT/MODEL_CARD.md       what the model is, its scores with their intervals, h
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import io
+import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -69,7 +71,8 @@ def export(
     if out is not None and not replace and path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise PhonetrainError(f"{path}: is there already; give another place with --out DIR, or add --replace")
     frames = real_windows(trained)
-    program_bytes = as_program(trained, frames[: CHECKED_BATCHES[0]])
+    example = frames[: CHECKED_BATCHES[0]].clone()  # a program keeps it, whole
+    program_bytes = as_program(trained, example)
     program = load_program(io.BytesIO(program_bytes))
     checks = {"model.pt2": compare(trained, program, frames, path / "model.pt2")}
     about = description(trained)
@@ -79,7 +82,7 @@ def export(
         path / "model.json": (to_json(about) + "\n").encode(),
     }
     if onnx or (onnx is None and not missing):
-        content = as_onnx(trained, frames[: CHECKED_BATCHES[0]], about)
+        content = as_onnx(trained, example, about)
         contents[path / "model.onnx"] = content
         session = open_session(content)
         checks["model.onnx"] = compare(
@@ -178,9 +181,23 @@ def as_program(trained: Trained, windows: Tensor) -> bytes:
     return data.getvalue()
 
 
+@contextlib.contextmanager
+def quiet_log() -> Iterator[None]:
+    """No warnings of any logger."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
 def as_onnx(trained: Trained, windows: Tensor, about: dict[str, Any]) -> bytes:
     """The same program as an ONNX file with a free batch size; each entry of `about` is JSON in its metadata."""
-    with warnings.catch_warnings():  # torch.onnx warns of its own internals
+    with (
+        warnings.catch_warnings(),
+        quiet_log(),
+    ):  # torch.onnx warns of its own internals, and that torchvision is absent
         warnings.simplefilter("ignore")
         program: Any = torch.onnx.export(
             trained.model, (windows,), input_names=["windows"], output_names=["logits"], dynamo=True, verbose=False,
