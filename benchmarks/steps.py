@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from phonedata import LOADERS, WindowSpec
 from phonetrain.config.run_config import RunConfig, load_recipe
 from phonetrain.device import DeviceSpec
-from phonetrain.model.classifier import ACTIVATIONS, FrameClassifier, build_model
+from phonetrain.kernels.known import ACTIVATIONS
+from phonetrain.model.classifier import FrameClassifier, build_model
 from phonetrain.model.ema import AveragedWeights
 from phonetrain.optim.loss_scale import LossScale
 from phonetrain.optim.optimizers import build_optimizer
@@ -161,7 +162,7 @@ def notebook_net(model: FrameClassifier, activation: str) -> nn.Sequential:
         with torch.no_grad():
             linear.weight.copy_(hidden.linear.weight[:, :inputs])
             linear.bias.zero_()
-        layers += [linear, nn.BatchNorm1d(linear.out_features), ACTIVATIONS[activation]()]
+        layers += [linear, nn.BatchNorm1d(linear.out_features), ACTIVATIONS[activation].module()]
         if hidden.dropout is not None:
             layers.append(nn.Dropout(hidden.dropout.p))
     return nn.Sequential(*layers, copy.deepcopy(model.output)).train()

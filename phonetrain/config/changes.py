@@ -50,9 +50,6 @@ def lengthened(config: RunConfig, epochs: int) -> RunConfig:
     return config.replaced({"epochs": epochs}) if epochs > config.epochs else config
 
 
-NEEDS_LENGTH = ("cosine", "onecycle")
-
-
 def extension_question(old: RunConfig, new: RunConfig) -> str | None:
     """The sentence to put to somebody who changes `epochs` under a schedule whose length depends on them; else None.
 
@@ -65,7 +62,7 @@ def extension_question(old: RunConfig, new: RunConfig) -> str | None:
     for plan in new.plans:
         before = lengths.get(plan.schedule_start, plan.schedule_stop)
         schedule = plan.config.schedule
-        if before != plan.schedule_stop and schedule.name in NEEDS_LENGTH and schedule.on_extend is None:
+        if before != plan.schedule_stop and schedule.name in schedule.LAID_OUT and schedule.on_extend is None:
             hold = "keep it, then hold its last rate"
             if plan.schedule_stop < before:
                 hold = f"keep it: the run ends at epoch {plan.schedule_stop}, before the rate is down"

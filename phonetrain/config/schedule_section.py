@@ -86,6 +86,9 @@ class ScheduleConfig(Section):
         "cosine_restarts": ("restart_epochs",),
     }
 
+    LAID_OUT: ClassVar[tuple[str, ...]] = ("cosine", "onecycle")
+    "Schedules whose rates depend on how many epochs there are."
+
     def unread(self) -> dict[str, str]:
         unread = unread_by_name("schedule.name", self.name, self.READ_BY)
         if self.warmup_steps is None and self.warmup_epochs is None:

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from .known import (
-    ACTIVATIONS,
     IDENTITY,
+    KERNEL_NUMBERS,
     KINDS,
     batch_norm_is_known,
     first_line,
@@ -117,7 +117,8 @@ class Work:
         self.factor = 1.0
         drops = is_dropping(dropout)
         self.kind, self.learns = KINDS[hidden.dtype], learns
-        self.kernel_key = (self.kind, IDENTITY if activation is None else ACTIVATIONS[type(activation)], drops, learns)
+        number = IDENTITY if activation is None else KERNEL_NUMBERS[type(activation)]
+        self.kernel_key = (self.kind, number, drops, learns)
         if dropout is not None and drops:
             key = int(torch.randint(0, 2**62, ()))
             self.factor = 1 / (1 - dropout.p) if dropout.p < 1 else 0.0

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .known import (
-    ACTIVATIONS,
     IDENTITY,
+    KERNEL_NUMBERS,
     batch_norm_is_known,
     first_line,
     is_dropping,
@@ -119,7 +119,7 @@ class Work:
             self.factor = 1 / (1 - dropout.p) if dropout.p < 1 else 0.0
             self.least = min(round(dropout.p * 2**32), 2**32 - 1)
         kernel_key: dict[str, Any] = {
-            "WHICH": ACTIVATIONS.get(type(activation), IDENTITY),
+            "WHICH": IDENTITY if activation is None else KERNEL_NUMBERS[type(activation)],
             "DROPS": is_dropping(dropout),
             "ALIGNED": aligned(columns),
         }

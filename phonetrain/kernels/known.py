@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """The number by which a CPU kernel knows a dtype of activations."""
-ACTIVATIONS = {
-    nn.ReLU: 0,
-    nn.LeakyReLU: 1,
-    nn.GELU: 2,
-    nn.SiLU: 3,
-    nn.Mish: 4,
-    nn.Softplus: 5,
-    nn.Tanh: 6,
-    nn.Sigmoid: 7,
+
+
+class Activation(NamedTuple):
+    """One row of ACTIVATIONS. kernel: the number by which all kernels know it, None where torch alone computes it."""
+
+    module: type[nn.Module]
+    kernel: int | None
+
+
+# The allowed names in config/sections.py and the numbers in cpu_math.py and triton_layer.py are held equal by tests.
+ACTIVATIONS: dict[str, Activation] = {
+    "relu": Activation(nn.ReLU, 0),
+    "leaky_relu": Activation(nn.LeakyReLU, 1),
+    "gelu": Activation(nn.GELU, 2),
+    "silu": Activation(nn.SiLU, 3),
+    "mish": Activation(nn.Mish, 4),
+    "softplus": Activation(nn.Softplus, 5),
+    "tanh": Activation(nn.Tanh, 6),
+    "sigmoid": Activation(nn.Sigmoid, 7),
 }
-"""The number by which all kernels know an activation."""
+KERNEL_NUMBERS: dict[type[nn.Module], int] = {
+    row.module: row.kernel for row in ACTIVATIONS.values() if row.kernel is not None
+}
 IDENTITY = 8
+"""The number of no activation at all."""
 
 
 def is_matrix_for_kernels(hidden: Tensor, device_type: str) -> bool:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from . import cpu_layer, cuda_layer
 from .cpu_layer import converted
 from .cuda_layer import padded
-from .known import ACTIVATIONS, is_dropping, is_watched, refuse_second_derivative
+from .known import KERNEL_NUMBERS, is_dropping, is_watched, refuse_second_derivative
 
 __all__ = ["Dropout", "converted", "hidden_layer", "kernels_for", "padded", "prepare", "product", "why_not"]
 
@@ -53,7 +53,7 @@ def are_known(norm: nn.Module | None, activation: nn.Module, dropout: nn.Module 
 
     Modules with hooks are not: who put a hook on a layer wants to see it called.
     """
-    if type(activation) not in ACTIVATIONS or getattr(activation, "approximate", "none") != "none":
+    if type(activation) not in KERNEL_NUMBERS or getattr(activation, "approximate", "none") != "none":
         return False
     if type(activation) is nn.Softplus and (activation.beta, activation.threshold) != (1, 20):
         return False

@@ -16,7 +16,7 @@ MOST_CHUNKS = 32
 BLOCK_R, BLOCK_C, WARPS = 16, 32, 4
 WHOLE_ROWS, WHOLE_C, WHOLE_WARPS = 1024, 16, 16  # up to so many rows in one program, so many columns of them
 NO_NORM, BATCH, RUNNING = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
-# Numbered as in fused.ACTIVATIONS.
+# Numbered as in known.ACTIVATIONS.
 RELU, LEAKY_RELU, GELU, SILU = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
 MISH, SOFTPLUS, TANH, SIGMOID = tl.constexpr(4), tl.constexpr(5), tl.constexpr(6), tl.constexpr(7)
 

@@ -9,20 +9,10 @@ from torch import Tensor, nn
 
 from ..config.run_config import RunConfig
 from ..config.sections import ModelConfig
+from ..kernels.known import ACTIVATIONS
 from ..kernels.layer import Dropout, converted, hidden_layer, padded, prepare, product
 from .custom import build_from_factory
 from .widths import MULTIPLE, check_cap, layer_widths
-
-ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "relu": nn.ReLU,
-    "leaky_relu": nn.LeakyReLU,
-    "gelu": nn.GELU,
-    "silu": nn.SiLU,
-    "mish": nn.Mish,
-    "softplus": nn.Softplus,
-    "tanh": nn.Tanh,
-    "sigmoid": nn.Sigmoid,
-}
 
 
 def make_norm(kind: str, width: int) -> nn.Module | None:
@@ -61,7 +51,7 @@ class HiddenLayer(nn.Module):
         before = config.norm_position == "before"
         self.linear = nn.Linear(inputs, width, bias=not (before and config.norm == "batch"))
         self.norm = make_norm(config.norm, width)
-        self.activation = ACTIVATIONS[config.activation]()
+        self.activation = ACTIVATIONS[config.activation].module()
         self.dropout = Dropout(dropout) if dropout > 0 else None
         self.norm_first = before
         self.skip = skip

@@ -16,7 +16,7 @@ import numpy as np
 from ..config.run_config import RunConfig
 from ..config.schedule_section import ScheduleConfig
 from ..errors import ConfigError
-from .lr_curves import SchedulePosition, Table, momentum_shape, shape
+from .lr_curves import SCHEDULES, SchedulePosition, Table
 
 # Settings under which plateau goes on, from the rate it has come to, when they change.
 OF_PLATEAU = {"factor", "patience", "threshold", "threshold_mode", "cooldown", "eps", "watch", "min_lr"}
@@ -53,12 +53,13 @@ class Schedule:
         """Learning rate of every step of `epoch` (counted from 0 over the run): (num_steps,) float64."""
         position, warm = self.locate(epoch, num_steps)
         config, base = self.config.schedule, self.base_rate
+        curve = SCHEDULES[config.name].rates
         if config.name == "plateau":
             base = self.plateau.rate(base, config)
-        rates = shape(config, base, position)
+        rates = curve(config, base, position)
         if warm > 0:
             first = SchedulePosition(np.zeros(1, np.int64), 0, position.total_steps, position.total_epochs, 1)
-            target = shape(config, base, first)[0]
+            target = curve(config, base, first)[0]
             ages = position.steps + warm
             rising = target * (config.warmup_start + (1 - config.warmup_start) * ages / warm)
             rates = np.where(ages < warm, rising, rates)
@@ -67,9 +68,7 @@ class Schedule:
     def momenta(self, epoch: int, num_steps: int) -> Table | None:
         """Momentum (beta1 of the Adams) of every step of `epoch`, (num_steps,) float64; None if it is never moved."""
         config = self.config.schedule
-        if config.name != "onecycle" or not config.cycle_momentum:
-            return None
-        return momentum_shape(config, self.locate(epoch, num_steps)[0])
+        return SCHEDULES[config.name].momenta(config, self.locate(epoch, num_steps)[0])
 
     def carry_over(self, rate: float) -> None:
         """Start from `rate`, at which the stage before ended, in place of optimizer.lr, and without warm-up."""
@@ -112,7 +111,7 @@ class Schedule:
             self.plateau.see(scores[config.watch], config, float(self.rates(epoch, steps)[-1]))
         self.epoch += 1
 
-    def changed_by_hand(self, epoch: int, before: Mapping[str, object]) -> bool:
+    def changed_by_hand(self, epoch: int, before: Mapping[str, Any]) -> bool:
         """Settings were changed by hand, and training goes on in `epoch`; returns whether the rate is set anew.
 
         before: dotted key -> value until now. `optimizer.lr`: the schedule starts anew here, without warm-up, over the

@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch import nn
 
-from phonetrain.kernels import cpu_layer
+from phonetrain.kernels import cpu_layer, known
 from phonetrain.kernels.cpu_layer import converted, hidden_layer
 from phonetrain.kernels.layer import Dropout, kernels_for
 from tests.reference import kept_by_dropout
 
 ROWS, COLUMNS = 517, 83  # whole vectors and leftovers, several tasks
 NORMS = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm, "rms": nn.RMSNorm, "none": None}
-ACTIVATIONS = (nn.ReLU, nn.LeakyReLU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus, nn.Tanh, nn.Sigmoid)
+ACTIVATIONS = tuple(known.KERNEL_NUMBERS)
 # A kernel takes about a second to compile where it is not yet on disk: every activation once, every norm once.
 PAIRS = [("none", act) for act in ACTIVATIONS] + [(norm, nn.SiLU) for norm in ("batch", "layer", "rms")]
 

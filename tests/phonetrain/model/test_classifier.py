@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import typing
 
 import numpy as np
 import pytest
@@ -10,8 +11,10 @@ from torch import nn
 
 from phonetrain.config.run_config import RunConfig
 from phonetrain.config.sections import ModelConfig
+from phonetrain.config.validation import hints
 from phonetrain.errors import ConfigError
-from phonetrain.model.classifier import ACTIVATIONS, FrameClassifier, build_model
+from phonetrain.kernels.known import ACTIVATIONS, Activation
+from phonetrain.model.classifier import FrameClassifier, build_model
 from phonetrain.model.custom import faster_precision
 from phonetrain.model.widths import MULTIPLE, count_parameters, layer_widths, shares
 
@@ -124,7 +127,7 @@ def test_every_activation_and_norm_position_computes_what_it_says(activation):
         model = build(depth=1, activation=activation, norm="layer", norm_position=norm_position)
         layer = model.hidden[0]
         linear = windows.flatten(1) @ layer.linear.weight[:, :35].T + layer.linear.bias
-        act, norm = ACTIVATIONS[activation](), nn.LayerNorm(16)
+        act, norm = ACTIVATIONS[activation].module(), nn.LayerNorm(16)
         hidden = act(norm(linear)) if norm_position == "before" else norm(act(linear))
         torch.testing.assert_close(model(windows), model.output(hidden))
 
@@ -320,3 +323,18 @@ def test_a_layer_or_its_dropout_may_be_exchanged():
     model.hidden[1] = nn.Sequential(nn.Linear(16, 16), nn.Tanh())
     model(torch.randn(4, 7, 5)).sum().backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_the_settings_allow_what_the_table_of_activations_has():
+    assert typing.get_args(hints(ModelConfig)["activation"]) == tuple(ACTIVATIONS)
+
+
+def test_an_activation_is_one_row_and_one_allowed_name(monkeypatch):
+    monkeypatch.setitem(ACTIVATIONS, "elu", Activation(nn.ELU, None))
+    monkeypatch.setitem(hints(ModelConfig), "activation", typing.Literal["elu"])
+    model = build_model(config_of(activation="elu", norm="none"), feature_dim=4, num_classes=C)
+    windows = torch.randn(5, 7, 4)
+    hidden = nn.functional.pad(windows.flatten(1), (0, model.padding))
+    for layer in model.hidden:
+        hidden = nn.functional.elu(layer.linear(hidden))
+    torch.testing.assert_close(model(windows), model.output(hidden))

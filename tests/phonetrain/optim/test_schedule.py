@@ -1,5 +1,6 @@
 """Schedules: equal to torch's own step by step, computed from any epoch, asked before a length changes."""
 
+import typing
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,7 +10,10 @@ from torch.optim import lr_scheduler as theirs
 
 from phonetrain.config.changes import diff, extension_question, refuse_silent_extension
 from phonetrain.config.run_config import RunConfig, load_recipe
+from phonetrain.config.schedule_section import ScheduleConfig
+from phonetrain.config.validation import hints
 from phonetrain.errors import ConfigError
+from phonetrain.optim.lr_curves import SCHEDULES, Curve
 from phonetrain.optim.schedule import build_schedule
 
 EPOCHS, STEPS, LR = 8, 12, 0.04
@@ -432,3 +436,22 @@ def test_settings_of_plateau_changed_by_hand_keep_the_rate_that_it_had_come_to(k
         again.end_epoch({"dev_loss": 1.0, "train_loss": 1.0})
     if key == "factor":
         assert again.rates(12, STEPS)[0] == pytest.approx(before * 0.9**4)
+
+
+def test_the_settings_allow_what_the_table_of_schedules_has():
+    assert typing.get_args(hints(ScheduleConfig)["name"]) == tuple(SCHEDULES)
+    settings = [*ScheduleConfig.READ_BY.values(), tuple(ScheduleConfig.NEEDED), ScheduleConfig.LAID_OUT]
+    assert {name for names in settings for name in names} <= set(SCHEDULES)
+
+
+def test_a_schedule_is_one_row_and_one_allowed_name(monkeypatch):
+    def linear(config, base, position):
+        return base * (1 - position.held_steps / position.total_steps)
+
+    monkeypatch.setitem(SCHEDULES, "linear", Curve(linear))
+    monkeypatch.setitem(hints(ScheduleConfig), "name", typing.Literal["linear"])
+    monkeypatch.setattr(ScheduleConfig, "LAID_OUT", ("linear",))
+    config = config_of(name="linear")
+    total = EPOCHS * STEPS
+    np.testing.assert_allclose(tables(config).ravel(), LR * (total - np.arange(total)) / total)
+    assert "linear was laid out to end at epoch 8" in extension_question(config, config.replaced({"epochs": 9}))
