@@ -41,6 +41,7 @@ _MODULES = {
     "predict": "results.predict",
     "open_trained": "results.trained",
     "report": "results.report",
+    "handin": "results.handin",
     "list_runs": "results.run_list",
     "prune_runs": "results.run_list",
     "explain": "runs.explain",
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
     from .results.compare import compare as compare
     from .results.evaluate import evaluate as evaluate
     from .results.export import export as export
+    from .results.handin import handin as handin
     from .results.predict import predict as predict
     from .results.report import report as report
     from .results.run_list import list_runs as list_runs

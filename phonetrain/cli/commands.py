@@ -300,6 +300,48 @@ def report(*runs: Path, out: Path | None = None, json: Flag = False) -> None:
 
 
 @app.command
+def handin(*runs: Path, out: Path = Path("handin.zip"), corpus: Path | None = None, json: Flag = False) -> None:
+    """Write one zip to hand in: README, experiment log, architecture, settings, predictions, curves, reports.
+
+    Nothing private goes in: no host, user, key or absolute path.
+
+    Parameters
+    ----------
+    runs
+        Run directories or names, in the order of the log; default: the one under runs/ trained last.
+    out
+        The zip.
+    corpus
+        The packed corpus, where it has moved.
+    json
+        Print the path as JSON.
+    """
+    from ..results.handin import handin
+
+    path = handin(runs, out, corpus)
+    print_result({"handin": str(path)}, str(path), json)
+
+
+@app.command
+def submit(run: Path | None = None, *, competition: str = "COMPETITION", json: Flag = False) -> None:
+    """Print the `kaggle` commands that submit a run's predictions.
+
+    Parameters
+    ----------
+    run
+        The run's directory or name; default: the one under runs/ trained last.
+    competition
+        The last part of the competition's address.
+    json
+        Print them as JSON.
+    """
+    from ..results.handin import submit_commands
+
+    commands = submit_commands(run, competition)
+    print_result({"commands": commands.splitlines()}, commands, json)
+
+
+@app.command
 def explain(run: Path | None = None, *, json: Flag = False) -> None:
     """Tell a run's life in plain sentences: segments, what changed, why it stopped, what to do next.
 
