@@ -32,7 +32,7 @@ from ..runs.directory import Run
 from ..text import percent, plain, to_json
 from ..training.checkpoint import apart_on_cpu
 from ..training.data import partition_of
-from .evaluate import MOST_CLASSES, evaluate, kept_at
+from .evaluate import MOST_CLASSES, evaluate, kept_evaluation
 from .onnx_model import CLOSE, open_session
 from .posteriors import open_frames
 from .smoothing import training_labels
@@ -217,13 +217,8 @@ def measured(trained: Trained) -> dict[str, Any] | None:
     except ConfigError:
         return None
     checkpoint = trained.saved.path.name
-    kept = trained.run.read_json(kept_at(trained.run, partition, checkpoint, trained.other_corpus))
-    if (
-        kept.get("weights_digest") == trained.saved.weights_digest
-        and kept.get("corpus_digest") == trained.corpus.digest
-    ):
-        return kept
-    return evaluate(trained.run, partition, checkpoint, trained.corpus.path, "cpu")
+    kept = kept_evaluation(trained.run, partition, checkpoint, trained.other_corpus)
+    return kept or evaluate(trained.run, partition, checkpoint, trained.corpus.path, "cpu")
 
 
 def card(trained: Trained, about: dict[str, Any], checks: dict[str, dict[str, Any]]) -> str:
