@@ -124,6 +124,33 @@ def append_line(path: Path, line: bytes, sync: bool = False) -> None:
 
 # Names
 
+_LITTER = {".DS_Store", "Thumbs.db", "desktop.ini", "__MACOSX"}
+
+
+def is_litter(name: str) -> bool:
+    """Whether a file or folder of this name is what file managers leave wherever they look or copy."""
+    return name in _LITTER or name.startswith("._")
+
+
+def unusable_name(names: Iterable[str]) -> str | None:
+    """The first of `names` that cannot be a folder's name or stand in a line of text; None where all can.
+
+    Names come from foreign lists: `../x`, an absolute path or a terminal's escape sequence must not travel further.
+    """
+    names = list(names)
+    together = "".join(names)
+    # One look at all of them together, and each by itself only if that finds something.
+    if together.isprintable() and "/" not in together and "\\" not in together:
+        bad = (name for name in names if not 3 <= len(name) <= 255 and not _is_name(name))
+    else:
+        bad = (name for name in names if not _is_name(name))
+    return next(bad, None)
+
+
+def _is_name(name: str) -> bool:
+    wild = name in ("", ".", "..") or "/" in name or "\\" in name or not name.isprintable()
+    return not wild and len(name) <= 255
+
 
 def rename(old: Path, new: Path) -> None:
     """Rename, for good: the new name survives a power cut."""

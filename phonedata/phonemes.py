@@ -24,8 +24,8 @@ def spellings(symbol: str) -> tuple[str, ...]:
 class PhonemeSet:
     """The classes of a corpus: class index = position in `symbols`.
 
-    Raises SpecError for an empty set, a symbol that is empty, not a string or holds white space, a repeated symbol,
-    or more than 65,535 of them (the largest uint16 is the label of padding rows).
+    Raises SpecError for an empty set, a symbol that is empty, not a string or holds white space or control characters,
+    a repeated symbol, or more than 65,535 of them (the largest uint16 is the label of padding rows).
     """
 
     symbols: tuple[str, ...]
@@ -35,8 +35,10 @@ class PhonemeSet:
         if not 1 <= len(self.symbols) <= 65535:
             raise SpecError(f"{len(self.symbols)} phonemes, but a phoneme set holds 1 to 65535; check the symbol list")
         for position, symbol in enumerate(self.symbols):
-            if not isinstance(symbol, str) or not symbol or symbol.split() != [symbol]:
-                raise SpecError(f"phoneme {position} is {symbol!r}, but a symbol is text without white space")
+            if not isinstance(symbol, str) or symbol.split() != [symbol] or not symbol.isprintable():
+                raise SpecError(
+                    f"phoneme {position} is {symbol!r:.80}, but a symbol is printable text without white space"
+                )
         if len(set(self.symbols)) != len(self.symbols):
             twice = next(s for s in self.symbols if self.symbols.count(s) > 1)
             raise SpecError(f"phoneme {twice!r} is listed twice, but class index = position; remove one")

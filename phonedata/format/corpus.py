@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import errno
 import operator
 from collections.abc import Callable, Iterator
 from functools import cached_property
@@ -15,40 +15,36 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import CorpusNotFound, FormatError, PhonedataError, SpecError
-from ..files import recover
+from ..files import recover, unusable_name
 from ..phonemes import PhonemeSet
+from ..system import available_memory
+from .attributes import damaged, file_size, parse_group, read_exactly, read_partition, read_root, readable
 from .verify import verify_files
+from .zarr_files import chunk_rows, digest, num_chunks
 
 if TYPE_CHECKING:
     import zarr
 
-FORMAT_VERSION = 1
+_CANNOT_MAP = {errno.ENODEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP}
+"""How file systems refuse memory maps: shared folders of virtual machines, some network and user-space ones."""
 
 
-@contextlib.contextmanager
-def _permitted(path: Path) -> Iterator[None]:
-    """A file inside that the system refuses to read becomes a PhonedataError that names `path`."""
+def _map_or_read(path: Path, dtype: npt.DTypeLike, rows: int) -> npt.NDArray[Any]:
+    """The first `rows` values of a file, mapped; read where its file system maps no files and they fit the memory."""
     try:
-        yield
-    except PhonedataError:
-        raise
-    except PermissionError as error:
-        raise PhonedataError(f"{path}: cannot be read ({error.strerror}); mend its permissions") from None
+        return np.memmap(path, dtype=dtype, mode="r", shape=(rows,))
     except OSError as error:
-        raise PhonedataError(f"{str(path)[:200]}: cannot be read ({error.strerror}); give another path") from None
-
-
-def read_group(file: Path) -> dict[str, Any]:
-    """The `phonedata` attributes of a group's zarr.json; raises FormatError when they cannot be read."""
-    try:
-        attributes = json.loads(file.read_bytes())["attributes"]["phonedata"]
-    except FileNotFoundError:
-        raise FormatError(f"{file}: missing, but every group of a packed corpus has one; pack again") from None
-    except (ValueError, KeyError, TypeError):
-        raise FormatError(f"{file}: not the metadata of a packed corpus; pack again") from None
-    if not isinstance(attributes, dict):
-        raise FormatError(f"{file}: attributes.phonedata is not a table; pack again")
-    return attributes
+        if error.errno not in _CANNOT_MAP:
+            raise
+    size, free = rows * np.dtype(dtype).itemsize, available_memory()
+    if free is not None and size > 0.8 * free:
+        raise PhonedataError(
+            f"{path}: its file system maps no files, and its {size / 2**30:.1f} GiB do not fit the free memory of "
+            f"{free / 2**30:.1f} GiB; copy the corpus to a local disk"
+        )
+    values = np.fromfile(path, dtype, rows)
+    values.flags.writeable = False
+    return values
 
 
 class PackedCorpus:
@@ -71,7 +67,7 @@ class PackedCorpus:
         except TypeError:
             raise SpecError(f"corpus {path!r}; wanted the path of a packed corpus") from None
         root = self.path / "zarr.json"
-        with _permitted(self.path):
+        with readable(self.path):
             recover(self.path)
             if not root.is_file():
                 if self.path.is_dir() and any(self.path.iterdir()):
@@ -79,26 +75,16 @@ class PackedCorpus:
                     raise CorpusNotFound(f"{self.path}: {found}: phonedata pack {self.path} PACKED")
                 found = "no packed corpus (no zarr.json in it)" if self.path.exists() else "does not exist"
                 raise CorpusNotFound(f"{self.path}: {found}; make one with: phonedata pack RAW {self.path}")
-            self.attributes = read_group(root)
-        version = self.attributes.get("format")
-        if version != FORMAT_VERSION:
-            raise FormatError(
-                f"{self.path}: format version {version!r}, but this phonedata reads version {FORMAT_VERSION}; "
-                f"pack again with: phonedata pack RAW {self.path} --replace"
-            )
-        try:
-            self.phonemes = PhonemeSet(tuple(self.attributes["phonemes"]["symbols"]))
-            self.feature_dim = int(self.attributes["feature_dim"])
-            self.context = int(self.attributes["context"])
-            self.frame_shift_ms = float(self.attributes["frame_shift_ms"])
-            self.cmvn = dict(self.attributes["cmvn"])
-            self.dtype = np.dtype(self.attributes["dtype"])
-            self.digest = str(self.attributes["digest"])
-            names = sorted(self.attributes["partitions"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise FormatError(f"{root}: damaged metadata ({error!r}); run: phonedata verify {self.path}") from None
+            self.attributes = read_root(self.path)
+        self.phonemes = PhonemeSet(tuple(self.attributes["phonemes"]["symbols"]))
+        self.feature_dim: int = self.attributes["feature_dim"]
+        self.context: int = self.attributes["context"]
+        self.frame_shift_ms = float(self.attributes["frame_shift_ms"])
+        self.cmvn: dict[str, Any] = dict(self.attributes["cmvn"])
+        self.dtype = np.dtype(self.attributes["dtype"])
+        self.digest: str = self.attributes["digest"]
         with self.unchanged():
-            self.partitions = {name: Partition(self, name) for name in names}
+            self.partitions = {name: Partition(self, name) for name in sorted(self.attributes["partitions"])}
 
     @contextlib.contextmanager
     def unchanged(self) -> Iterator[None]:
@@ -116,12 +102,13 @@ class PackedCorpus:
 
     def check_unchanged(self) -> None:
         """Raise FormatError unless the folder still holds the corpus that was opened."""
-        with _permitted(self.path):
+        file = self.path / "zarr.json"
+        with readable(self.path):
             try:
-                digest = read_group(self.path / "zarr.json").get("digest")
+                found = parse_group(file, read_exactly(file, file_size(file)))[1].get("digest")
             except FormatError:
-                digest = None
-        if digest != self.digest:
+                found = None
+        if found != self.digest:
             raise FormatError(f"{self.path}: no longer holds the corpus that was opened; open it again")
 
     def __getitem__(self, name: str) -> Partition:
@@ -160,9 +147,10 @@ class PackedCorpus:
         `progress(stage, done, total, unit)` is called now and then, in bytes.
         """
         with self.unchanged():
-            size = verify_files(self.path, progress)
+            listed = {name: partition.attributes["files"] for name, partition in self.partitions.items()}
+            size = verify_files(self.path, self.attributes, listed, progress)
             for partition in self.partitions.values():
-                partition.check_rows()
+                partition.check_values()
         return size
 
 
@@ -177,85 +165,130 @@ def _reopen(path: Path, digest: str) -> PackedCorpus:
 class Partition:
     """One partition: memory maps of its rows, and where its utterances lie. Opened by PackedCorpus.
 
-    Frame f (0..N-1, cumulative over utterances) of utterance u is row `f + context * (u + 1)`.
+    Frame f (0..N-1, cumulative over utterances) of utterance u is row `f + context * (u + 1)`. `features_path` and
+    `labels_path` are the files of its rows.
     """
 
     def __init__(self, corpus: PackedCorpus, name: str) -> None:
         self.corpus, self.name, self.path = corpus, name, corpus.path / name
-        with _permitted(self.path):
-            self.attributes = read_group(self.path / "zarr.json")
-        try:
-            self.num_utterances = int(self.attributes["utterances"])
-            self.num_frames = int(self.attributes["frames"])
-            self.num_rows = int(self.attributes["rows"])
-            self.labelled = bool(self.attributes["labelled"])
-            self.mean: npt.NDArray[np.float64] = np.array(self.attributes["mean"], np.float64)
-            self.std: npt.NDArray[np.float64] = np.array(self.attributes["std"], np.float64)
-            self.lengths = dict(self.attributes["lengths"])
-            histogram = self.attributes["label_histogram"]
-            self.digest = str(corpus.attributes["partitions"][name]["digest"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise FormatError(
-                f"{self.path}/zarr.json: damaged metadata ({error!r}); run: phonedata verify {corpus.path}"
-            ) from None
+        self.features_path, self.labels_path = self.path / "features/c/0/0", self.path / "labels/c/0"
+        with readable(self.path):
+            self.attributes = read_partition(self.path, corpus.attributes, corpus.phonemes)
+        self.num_utterances: int = self.attributes["utterances"]
+        self.num_frames: int = self.attributes["frames"]
+        self.num_rows: int = self.attributes["rows"]
+        self.labelled: bool = self.attributes["labelled"]
+        self.mean: npt.NDArray[np.float64] = np.array(self.attributes["mean"], np.float64)
+        self.std: npt.NDArray[np.float64] = np.array(self.attributes["std"], np.float64)
+        self.lengths: dict[str, Any] = dict(self.attributes["lengths"])
+        self.digest: str = corpus.attributes["partitions"][name]["digest"]
+        histogram = self.attributes["label_histogram"]
         self.label_histogram = None if histogram is None else np.array(histogram, np.int64)
-        if self.num_rows != self.num_frames + corpus.context * (self.num_utterances + 1):
-            raise FormatError(
-                f"{self.path}/zarr.json: {self.num_rows} rows, but {self.num_frames} frames of {self.num_utterances} "
-                f"utterances with context {corpus.context} need another count; run: phonedata verify {corpus.path}"
-            )
 
     def __reduce__(self) -> tuple[Any, ...]:
         return operator.getitem, (self.corpus, self.name)
 
-    def check_rows(self) -> None:
-        """What digests cannot say: that rows, labels and utterances fit together. Raises FormatError."""
-        lengths = np.diff(self.utterance_end, prepend=0)
-        if not len(self.utterance_ids) == len(self.speakers) == len(lengths) == self.num_utterances:
-            raise FormatError(f"{self.path}: ids, speakers and utterances differ in number; pack again")
+    def check_values(self) -> None:
+        """What digests cannot say: labels and ids are those that the metadata describe. Raises FormatError."""
+        ids = self.utterance_ids
+        if len(set(ids)) < len(ids) or not self.speakers:
+            raise damaged(self.path / "utterance_id_bytes", "an id is there twice")
         labels = self.labels
-        if labels is None:
-            return
-        for u, (start, length) in enumerate(zip(self.utterance_start_row.tolist(), lengths.tolist())):
-            largest = int(labels[start : start + length].max())
-            if largest >= len(self.corpus.phonemes):
-                raise FormatError(f"{self.path}/labels: utterance {u} has class {largest}, which is none; pack again")
+        if labels is not None and self.label_histogram is not None:
+            histogram, step = np.zeros(self.corpus.phonemes.padding_label + 1, np.int64), chunk_rows(self.num_rows)
+            for first in range(0, self.num_rows, step):
+                histogram += np.bincount(labels[first : first + step], minlength=len(histogram))
+            if not np.array_equal(histogram[: len(self.corpus.phonemes)], self.label_histogram):
+                raise damaged(self.path / "zarr.json", "label_histogram does not count the labels")
 
-    def _map(self, file: str, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> np.memmap[Any, Any]:
-        path = self.path / file
-        wanted = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        with self.corpus.unchanged(), _permitted(path):
-            found = path.stat().st_size if path.is_file() else -1
-            if found < wanted:
-                raise FormatError(
-                    f"{path}: {'missing' if found < 0 else f'{found} bytes'}, wanted at least {wanted}; "
-                    f"copy the corpus again or pack again"
-                )
-            return np.memmap(path, dtype=dtype, mode="r", shape=shape)
+    def _map(self, name: str, dtype: npt.DTypeLike, count: int, size: int) -> npt.NDArray[Any]:
+        """The first `count` values of a file of `size` bytes."""
+        path = self.path / name
+        with self.corpus.unchanged(), readable(path):
+            found = file_size(path)
+            if found != size:
+                raise damaged(path, f"{found} bytes, wanted {size}")
+            return _map_or_read(path, dtype, count)
 
-    def array(self, name: str, dtype: npt.DTypeLike, count: int) -> np.memmap[Any, Any]:
-        """A small 1-d array of the partition, (count,), as a memory map."""
-        return self._map(f"{name}/c/0", dtype, (count,))
+    def _rows(self, name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
+        values, size = int(np.prod(shape)), self.attributes["files"][name]["bytes"]
+        return self._map(name, dtype.newbyteorder("<"), values, size).reshape(shape)
+
+    def array(self, name: str, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+        """A small 1-d array of the partition, read as a whole and held to its digest."""
+        name = f"{name}/c/0"
+        path, entry = self.path / name, self.attributes["files"][name]
+        with self.corpus.unchanged(), readable(path):
+            data = read_exactly(path, entry["bytes"])
+        if digest(data) != entry["xxh3_128"]:
+            raise damaged(path, "its bytes differ from their digest")
+        return np.frombuffer(data, dtype)
+
+    def part_moments(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """What a part keeps for `merge`: stored mean and sum of squared deviations of each utterance, (U, D) each."""
+        shape, double = (self.num_utterances, self.corpus.feature_dim), np.dtype(np.float64)
+        return self._rows("part_means/c/0", double, shape), self._rows("part_squares/c/0", double, shape)
 
     @cached_property
-    def features(self) -> np.memmap[Any, Any]:
+    def features(self) -> npt.NDArray[Any]:
         """(R, D) `corpus.dtype`, little-endian, padding rows zero; read-only memory map."""
-        shape = self.num_rows, self.corpus.feature_dim
-        return self._map("features/c/0/0", self.corpus.dtype.newbyteorder("<"), shape)
+        return self._rows("features/c/0/0", self.corpus.dtype, (self.num_rows, self.corpus.feature_dim))
 
     @cached_property
-    def labels(self) -> np.memmap[Any, Any] | None:
-        """(R,) class indices, padding rows the dtype's maximum; None where there are no transcripts."""
+    def labels(self) -> npt.NDArray[Any] | None:
+        """(R,) class indices, padding rows the dtype's maximum; None where there are no transcripts.
+
+        They are few bytes, and one that is no class ends a loss or a histogram in a foreign error or a crash: all are
+        held to their digests at the first look.
+        """
         if not self.labelled:
             return None
-        return self._map("labels/c/0", self.corpus.phonemes.label_dtype.newbyteorder("<"), (self.num_rows,))
+        chunks = num_chunks(self.num_rows) * chunk_rows(self.num_rows)
+        stored = self._rows("labels/c/0", self.corpus.phonemes.label_dtype, (chunks,))
+        self._check_labels(stored)
+        return stored[: self.num_rows]
+
+    def _check_labels(self, labels: npt.NDArray[Any]) -> None:
+        """Frames have classes, padding has none, and every chunk its digest. Raises FormatError naming the frame."""
+        path, step, classes = self.labels_path, chunk_rows(self.num_rows), len(self.corpus.phonemes)
+        # Rows from which on there are frames, then padding, then frames again, ...
+        starts = self.utterance_start_row
+        edges = np.stack((starts, starts + np.diff(self.utterance_end, prepend=0)), axis=1).ravel()
+        if self.corpus.context == 0:
+            edges = edges[[0, -1]]
+        for chunk, wanted in enumerate(self.attributes["files"]["labels/c/0"]["chunks"]):
+            part, first = labels[chunk * step : (chunk + 1) * step], chunk * step
+            low, high = np.searchsorted(edges, (first, first + step))
+            changes = np.diff(part < classes, prepend=low % 2 == 1)
+            if not np.array_equal(np.flatnonzero(changes) + first, edges[low:high]):
+                frames = np.searchsorted(edges, np.arange(first, first + step), side="right") % 2 == 1
+                bad = np.flatnonzero((part < classes) != frames)
+                beyond = np.flatnonzero(part[bad] != self.corpus.phonemes.padding_label)
+                row = int(bad[beyond[0] if len(beyond) else 0])
+                raise damaged(path, self._bad_label(first + row, int(part[row])))
+            if digest(part) != wanted:
+                raise damaged(path, f"rows from {first} on (chunk {chunk}) differ from their digest")
+
+    def _bad_label(self, row: int, label: int) -> str:
+        utterance = int(np.searchsorted(self.utterance_start_row, row, side="right")) - 1
+        frame = row - self.corpus.context * (utterance + 1)
+        if utterance < 0 or frame >= self.utterance_end[utterance]:
+            return f"row {row} is padding, but has the label {label}"
+        name = self.utterance_ids[utterance]
+        start = int(self.utterance_end[utterance - 1]) if utterance else 0
+        return (
+            f"frame {frame} of partition {self.name} (frame {frame - start} of {name}) has the label {label}, "
+            f"wanted 0 to {len(self.corpus.phonemes) - 1}"
+        )
 
     @cached_property
     def utterance_end(self) -> npt.NDArray[np.int64]:
         """(U,) int64 cumulative frame counts: utterance u is frames `[end[u-1], end[u])`, with end[-1] = 0."""
-        ends = np.array(self.array("utterance_end", "<i8", self.num_utterances), np.int64)
-        if ends[0] < 1 or np.any(np.diff(ends) < 1) or ends[-1] != self.num_frames:
-            raise FormatError(f"{self.path}/utterance_end: not the cumulative counts of {self.num_frames} frames")
+        ends = self.array("utterance_end", "<i8").astype(np.int64)
+        lengths = np.diff(ends, prepend=0)
+        found = int(lengths.min()), int(lengths.max()), int(ends[-1])
+        if found != (self.lengths["min"], self.lengths["max"], self.num_frames):
+            raise damaged(self.path / "utterance_end/c/0", "is not where the utterances end that its metadata count")
         return ends
 
     @cached_property
@@ -265,21 +298,24 @@ class Partition:
         return starts + self.corpus.context * np.arange(1, self.num_utterances + 1)
 
     def _strings(self, name: str) -> list[str]:
-        ends = np.array(self.array(f"{name}_end", "<i8", self.num_utterances))
-        if ends[0] < 1 or np.any(np.diff(ends) < 1):
-            raise FormatError(f"{self.path}/{name}_end: not increasing; run: phonedata verify {self.corpus.path}")
-        text = self.array(f"{name}_bytes", "u1", int(ends[-1])).tobytes()
+        path, text = self.path / f"{name}_bytes/c/0", self.array(f"{name}_bytes", "u1").tobytes()
+        ends = self.array(f"{name}_end", "<i8")
+        if ends[0] < 1 or np.any(np.diff(ends) < 1) or ends[-1] != len(text):
+            raise damaged(self.path / f"{name}_end/c/0", f"is not where the {len(ends)} texts of {path.parent} end")
         starts = [0, *ends[:-1].tolist()]
         try:
             return [text[a:b].decode() for a, b in zip(starts, ends.tolist())]
         except UnicodeDecodeError:
-            where = f"{self.path}/{name}_bytes"
-            raise FormatError(f"{where}: not UTF-8; run: phonedata verify {self.corpus.path}") from None
+            raise damaged(path, "is not UTF-8") from None
 
     @cached_property
     def utterance_ids(self) -> list[str]:
         """U ids, in row order."""
-        return self._strings("utterance_id")
+        ids = self._strings("utterance_id")
+        bad = unusable_name(ids)
+        if bad is not None:
+            raise damaged(self.path / "utterance_id_bytes/c/0", f"holds {bad!r:.80}, which is no id")
+        return ids
 
     @cached_property
     def speakers(self) -> list[str]:

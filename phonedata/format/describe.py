@@ -103,7 +103,10 @@ def _range(values: np.ndarray) -> str:
 
 def inspect(packed: str | PathLike[str]) -> Inspection:
     """Describe the packed corpus at `packed` without reading its rows. Raises CorpusNotFound, FormatError."""
-    return Inspection(PackedCorpus(packed))
+    corpus = PackedCorpus(packed)
+    for partition in corpus.partitions.values():
+        partition.utterance_end  # noqa: B018  what is said of lengths is held to them
+    return Inspection(corpus)
 
 
 def segments(labels: np.ndarray) -> list[tuple[int, int, int]]:

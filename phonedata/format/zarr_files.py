@@ -3,15 +3,20 @@
 import ctypes
 import functools
 import json
+import math
 import os
 import sys
 import threading
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import xxhash
 
-CHUNK_ROWS = 1 << 16
+CHUNK_ROWS, SMALL_CHUNK_ROWS = 1 << 16, 1 << 12
+"""Rows of an inner chunk; an array of fewer rows is one chunk of its rows, rounded up to a multiple of the second."""
+INDEX_ENTRY, INDEX_CRC = 16, 4
+"""Bytes of a chunk's entry in the shard index, and of the crc32c behind the entries."""
 
 _CRC32C = []
 for _byte in range(256):
@@ -50,36 +55,69 @@ def group_metadata(attributes: dict) -> dict:
     return {"zarr_format": 3, "node_type": "group", "attributes": {"phonedata": attributes}}
 
 
-def _bytes_codec(dtype: np.dtype) -> dict:
+def _bytes_codec(dtype: np.dtype) -> dict[str, Any]:
     if dtype.itemsize == 1:
         return {"name": "bytes"}
     return {"name": "bytes", "configuration": {"endian": "little"}}
 
 
-def array_metadata(shape: tuple[int, ...], dtype: np.dtype, fill, sharded: bool) -> dict:
-    """zarr.json of an array that is one chunk, or one shard of inner chunks of CHUNK_ROWS rows, uncompressed."""
-    codecs = [_bytes_codec(dtype)]
-    chunk = list(shape)
-    if sharded:
-        chunk[0] = num_chunks(shape[0]) * CHUNK_ROWS
-        inner = {
-            "chunk_shape": [CHUNK_ROWS, *shape[1:]],
-            "codecs": codecs,
-            "index_codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}],
-            "index_location": "end",
-        }
-        codecs = [{"name": "sharding_indexed", "configuration": inner}]
-    return {
-        "zarr_format": 3,
-        "node_type": "array",
-        "shape": list(shape),
-        "data_type": dtype.name,
-        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunk}},
-        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
-        "fill_value": fill,
-        "codecs": codecs,
-        "attributes": {},
-    }
+class ArraySpec(NamedTuple):
+    """An array of the format: one chunk, or one shard of inner chunks of rows, uncompressed and little-endian."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    fill: float = 0
+    sharded: bool = False
+
+    @property
+    def file(self) -> str:
+        """The file of its values, within the array's folder."""
+        return "/".join(["c", *"0" * len(self.shape)])
+
+    @property
+    def size(self) -> int:
+        """Bytes of that file."""
+        if not self.sharded:
+            return math.prod(self.shape) * self.dtype.itemsize
+        chunks = num_chunks(self.shape[0])
+        return chunks * (self.chunk_bytes + INDEX_ENTRY) + INDEX_CRC
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Bytes of an inner chunk of a shard."""
+        return chunk_rows(self.shape[0]) * math.prod(self.shape[1:]) * self.dtype.itemsize
+
+    def metadata(self) -> bytes:
+        """Its zarr.json."""
+        codecs, chunk = [_bytes_codec(self.dtype)], list(self.shape)
+        if self.sharded:
+            rows = chunk_rows(self.shape[0])
+            chunk[0] = num_chunks(self.shape[0]) * rows
+            inner = {
+                "chunk_shape": [rows, *self.shape[1:]],
+                "codecs": codecs,
+                "index_codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}],
+                "index_location": "end",
+            }
+            codecs = [{"name": "sharding_indexed", "configuration": inner}]
+        return render(
+            {
+                "zarr_format": 3,
+                "node_type": "array",
+                "shape": list(self.shape),
+                "data_type": self.dtype.name,
+                "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunk}},
+                "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+                "fill_value": self.fill,
+                "codecs": codecs,
+                "attributes": {},
+            }
+        )
+
+
+def chunk_rows(rows: int) -> int:
+    """Rows of each inner chunk of an array of `rows` rows."""
+    return min(CHUNK_ROWS, -(-rows // SMALL_CHUNK_ROWS) * SMALL_CHUNK_ROWS)
 
 
 def num_chunks(rows: int) -> int:
@@ -187,10 +225,10 @@ def write_entry(path: Path, data: bytes) -> dict:
 def write_array(folder: Path, array: np.ndarray) -> dict[str, dict]:
     """Write a 1-d array as one uncompressed chunk; returns the entries of its two files, named from the partition."""
     array = np.ascontiguousarray(array)
-    metadata = array_metadata(array.shape, array.dtype, 0, sharded=False)
+    spec = ArraySpec(array.shape, array.dtype)
     little = array.astype(array.dtype.newbyteorder("<"), copy=False)
     return {
-        f"{folder.name}/zarr.json": write_entry(folder / "zarr.json", render(metadata)),
+        f"{folder.name}/zarr.json": write_entry(folder / "zarr.json", spec.metadata()),
         f"{folder.name}/c/0": write_entry(folder / "c" / "0", little.tobytes()),
     }
 

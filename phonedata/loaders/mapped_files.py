@@ -8,10 +8,12 @@ import sys
 import threading
 import weakref
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
 from ..errors import FormatError
+from ..format.attributes import readable
 from ..format.selection import Selection
 from ..system import available_memory
 
@@ -29,15 +31,16 @@ class MappedFiles:
     shrinks during a batch cannot be caught.
     """
 
-    def __init__(self, maps: Sequence[np.memmap]) -> None:
+    def __init__(self, maps: Sequence[np.ndarray], paths: Sequence[Path]) -> None:
+        """`maps[n]` is the begin of the file `paths[n]`."""
         self.maps = tuple(maps)
         self._files: list[tuple[int, str, int]] = []
         self._populated, self._seeking = False, threading.Lock()
         self.close = weakref.finalize(self, _close, self._files)
-        for array in self.maps:
-            path = str(array.filename)
-            descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-            self._files.append((descriptor, path, array.offset + array.nbytes))
+        for array, path in zip(maps, paths, strict=True):
+            with readable(path):
+                descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+            self._files.append((descriptor, str(path), array.nbytes))
         self.check()
 
     @classmethod
@@ -47,9 +50,12 @@ class MappedFiles:
         Raises FormatError where the corpus has been replaced since it was opened.
         """
         with selection.corpus.unchanged():
-            features = [partition.features for partition in selection.partitions]
-            labels = [partition.labels for partition in selection.partitions]
-            return cls([*features, *(array for array in labels if array is not None)])
+            maps, paths = [p.features for p in selection.partitions], [p.features_path for p in selection.partitions]
+            for partition in selection.partitions:
+                if partition.labels is not None:
+                    maps.append(partition.labels)
+                    paths.append(partition.labels_path)
+            return cls(maps, paths)
 
     def check(self) -> None:
         """Raise FormatError if one of the files is now shorter than its mapping."""
@@ -66,7 +72,7 @@ class MappedFiles:
         Raises FormatError where it did.
         """
         buffer = out.reshape(-1).view(np.uint8)
-        offset = self.maps[file].offset + first * self.maps[file].strides[0]
+        offset = first * self.maps[file].strides[0]
         done = 0
         while done < buffer.size:
             count = self._read_at(self._files[file][0], buffer[done:], offset + done)
@@ -104,7 +110,7 @@ class MappedFiles:
             length = min(PIECE, end - start)
             if libc is None or libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), MADV_POPULATE_READ) != 0:
                 # An older kernel, another system, or a file that shrank (EFAULT, where a plain read would be SIGBUS).
-                offset, buffer = self.maps[file].offset + start - base, np.empty(READ_BYTES, np.uint8)
+                offset, buffer = start - base, np.empty(READ_BYTES, np.uint8)
                 while length > 0 and (count := self._read_at(self._files[file][0], buffer[:length], offset)):
                     length, offset = length - count, offset + count
 

@@ -6,25 +6,25 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
-from ..cmvn import KINDS
 from ..errors import CorpusExists, CorpusNotFound, NoSpace, RawDataError, SpecError
+from ..files import is_litter
+from ..format.attributes import CMVN_KINDS, DTYPES, LARGEST_CONTEXT, LARGEST_DIM
 from ..raw.base import RawCorpus
 from .plan import PackOptions
 
 _PARTITION_NAMES = {"zarr.json", "features", "labels", "utterance_end", "utterance_id_bytes", "utterance_id_end"}
 _PARTITION_NAMES |= {"speaker_bytes", "speaker_end", "part_means", "part_squares"}
-_LITTER = {".DS_Store", "Thumbs.db", "desktop.ini"}  # what file managers leave wherever they look
-LARGEST_DIM = 4096  # one inner chunk must fit the memory of a laptop
 
 
 def check_options(options: PackOptions) -> None:
     """Refuse options that no corpus can have."""
-    if options.cmvn not in KINDS:
-        raise SpecError(f"cmvn {options.cmvn!r} is unknown; kinds are {', '.join(KINDS)}")
-    if options.dtype not in ("float16", "float32"):
+    if options.cmvn not in CMVN_KINDS:
+        raise SpecError(f"cmvn {options.cmvn!r} is unknown; kinds are {', '.join(CMVN_KINDS)}")
+    if options.dtype not in DTYPES:
         raise SpecError(f"dtype {options.dtype!r}, wanted float16 or float32")
-    if type(options.context) is not int or not 0 <= options.context <= 10_000:  # True is an int, and no number of rows
-        raise SpecError(f"context {options.context!r}, wanted a whole number of rows, 0 to 10000")
+    # True is an int, and no number of rows.
+    if type(options.context) is not int or not 0 <= options.context <= LARGEST_CONTEXT:
+        raise SpecError(f"context {options.context!r}, wanted a whole number of rows, 0 to {LARGEST_CONTEXT}")
     if options.train_partition is not None and options.cmvn != "train":
         raise SpecError(
             f"train partition {options.train_partition!r} is named, but cmvn is {options.cmvn!r}; add cmvn='train'"
@@ -65,11 +65,7 @@ def _foreign_names(target: Path, attributes: object) -> list[str]:
             found += [entry.name] if entry.name != "zarr.json" else []
         elif entry.is_dir():
             found += [f"{entry.name}/{name}" for name in os.listdir(entry.path) if name not in _PARTITION_NAMES]
-    return sorted(path for path in found if not _is_litter(path.rpartition("/")[2]))
-
-
-def _is_litter(name: str) -> bool:
-    return name in _LITTER or name.startswith("._")
+    return sorted(path for path in found if not is_litter(path.rpartition("/")[2]))
 
 
 def check_space(place: Path, wanted: int, there: int) -> None:

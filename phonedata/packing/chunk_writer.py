@@ -128,23 +128,27 @@ class ChunkFiller:
         self.dtype, self.num_classes, self._limit = dtype, num_classes, _LARGEST[dtype]
         half = dtype == "float16"
         self._normalise = normalise_half if half else normalise_single
-        # float16 moves as its bits: numba knows no float16.
-        self._rows = np.zeros((CHUNK_ROWS, reader.feature_dim), np.uint16 if half else np.float32)
-        self._labels = np.empty(CHUNK_ROWS, label_dtype)
+        # float16 moves as its bits: numba knows no float16. They grow to the largest chunk that there is.
+        self._rows = np.zeros((0, reader.feature_dim), np.uint16 if half else np.float32)
+        self._labels = np.empty(0, label_dtype)
         self._padding = np.iinfo(label_dtype).max
 
     def fill(
         self, task: ChunkTask, features_file: ShardFile, labels_file: ShardFile | None
     ) -> ChunkResult | Measurements:
         """Write the chunk and return its result; or, if the plan was wrong about it, only what reading has shown."""
-        rows, row_labels, dim = self._rows, self._labels, self.reader.feature_dim
+        dim = self.reader.feature_dim
+        if task.rows > len(self._rows):
+            self._rows = np.zeros((task.rows, dim), self._rows.dtype)
+            self._labels = np.empty(task.rows, self._labels.dtype)
+        rows, row_labels = self._rows[: task.rows], self._labels[: task.rows]
         starts = task.start_row - task.chunk * CHUNK_ROWS
         own = starts >= 0  # the utterance counts where it begins
         means, squares, centres, scales = np.empty((4, len(starts), dim))
         if self.statistics is not None:
             for n, index in enumerate(task.index.tolist()):
                 centres[n], scales[n] = self.statistics(task.partition, index)
-        self._pad(starts, task.length)
+        self._pad(starts, task.length, task.rows)
         lengths: dict[int, int] = {}
         bad: dict[int, str] = {}
         for n, (index, start, length) in enumerate(zip(task.index.tolist(), starts.tolist(), task.length.tolist())):
@@ -161,13 +165,13 @@ class ChunkFiller:
                 centres[n] = means[n]
                 scale_into(means[n], squares[n], length, scales[n])
             end = start + length
-            inside = start >= 0 and end <= CHUNK_ROWS
+            inside = start >= 0 and end <= task.rows
             target = rows[start:end] if inside else np.empty((length, dim), rows.dtype)
             largest = self._normalise(features, centres[n], scales[n], target)
             if not largest <= self._limit:
                 bad[index] = self._too_large(task.partition, index, largest)
                 continue
-            a, b = max(start, 0), min(end, CHUNK_ROWS)
+            a, b = max(start, 0), min(end, task.rows)
             if not inside:
                 rows[a:b] = target[a - start : b - start]
             if labels is not None:
@@ -190,10 +194,10 @@ class ChunkFiller:
         labels_file.write(task.chunk, row_labels)
         return ChunkResult(digest(rows), digest(row_labels), histogram[: self.num_classes], reading)
 
-    def _pad(self, starts: np.ndarray, lengths: np.ndarray) -> None:
+    def _pad(self, starts: np.ndarray, lengths: np.ndarray, rows: int) -> None:
         """Padding wherever no utterance lies."""
         done = 0
-        for a, b in [*zip(starts.tolist(), (starts + lengths).tolist()), (CHUNK_ROWS, CHUNK_ROWS)]:
+        for a, b in [*zip(starts.tolist(), (starts + lengths).tolist()), (rows, rows)]:
             if a > done:
                 self._rows[done:a] = 0
                 self._labels[done:a] = self._padding

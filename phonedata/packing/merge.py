@@ -14,7 +14,7 @@ import numpy as np
 from ..errors import CorpusNotFound, FormatError, PhonedataError, RawDataError, SpecError
 from ..files import disk_error, put_in_place, recover, remove_folder, write_file
 from ..format.corpus import PackedCorpus
-from ..format.zarr_files import CHUNK_ROWS, ShardFile, digest, num_chunks
+from ..format.zarr_files import ShardFile, chunk_rows, digest, num_chunks
 from .checks import check_space, check_target
 from .journal import Staging
 from .metadata import WrittenPartition, finish_partition, finish_root
@@ -173,23 +173,19 @@ def _concatenate(
     lengths = np.concatenate([np.diff(s.utterance_end, prepend=0) for s in sources])
     rows = rows_of(lengths, corpus.context)
     row_bytes = corpus.feature_dim * corpus.dtype.itemsize
-    chunks = num_chunks(rows)
-    features = shards.enter_context(ShardFile(root / name / "features/c/0/0", chunks, CHUNK_ROWS * row_bytes))
+    chunks, at_a_time = num_chunks(rows), chunk_rows(rows)
+    features = shards.enter_context(ShardFile(root / name / "features/c/0/0", chunks, at_a_time * row_bytes))
     pieces: list[np.ndarray] = [s.features[corpus.context if s is not first else 0 :] for s in sources]
-    feature_digests = _copy(pieces, features, np.zeros((CHUNK_ROWS, corpus.feature_dim), corpus.dtype), 0, progress)
+    feature_digests = _copy(pieces, features, np.zeros((at_a_time, corpus.feature_dim), corpus.dtype), 0, progress)
     labels: ShardFile | None = None
     label_digests: list[str] = []
     if first.labelled:
         dtype = corpus.phonemes.label_dtype
-        labels = shards.enter_context(ShardFile(root / name / "labels/c/0", chunks, CHUNK_ROWS * dtype.itemsize))
+        labels = shards.enter_context(ShardFile(root / name / "labels/c/0", chunks, at_a_time * dtype.itemsize))
         pieces = [s.labels[corpus.context if s is not first else 0 :] for s in sources if s.labels is not None]
-        label_digests = _copy(pieces, labels, np.empty(CHUNK_ROWS, dtype), corpus.phonemes.padding_label, None)
+        label_digests = _copy(pieces, labels, np.empty(at_a_time, dtype), corpus.phonemes.padding_label, None)
     histograms = [s.label_histogram for s in sources if s.label_histogram is not None]
-    means, squares = (
-        [s.array(f"part_{what}", "<f8", s.num_utterances * corpus.feature_dim).reshape(-1, corpus.feature_dim)
-         for s in sources]
-        for what in ("means", "squares")
-    )  # fmt: skip
+    moments = [s.part_moments() for s in sources]
     return WrittenPartition(
         name=name,
         labelled=first.labelled,
@@ -203,8 +199,8 @@ def _concatenate(
         labels=labels,
         label_digests=label_digests,
         histogram=np.sum(histograms, axis=0) if histograms else None,
-        means=means,
-        squares=squares,
+        means=[means for means, _ in moments],
+        squares=[squares for _, squares in moments],
     )
 
 
@@ -228,10 +224,10 @@ def _copy(
     for piece in pieces:
         done = 0
         while done < len(piece):
-            count = min(CHUNK_ROWS - filled, len(piece) - done)
+            count = min(len(buffer) - filled, len(piece) - done)
             buffer[filled : filled + count] = piece[done : done + count]
             filled, done = filled + count, done + count
-            if filled == CHUNK_ROWS:
+            if filled == len(buffer):
                 flush()
                 filled = 0
     if filled:

@@ -9,10 +9,10 @@ import numpy as np
 
 from ..cmvn import RELATIVE_FLOOR, Moments
 from ..files import sync_tree
-from ..format.corpus import FORMAT_VERSION
+from ..format.attributes import FORMAT_VERSION
 from ..format.zarr_files import (
+    ArraySpec,
     ShardFile,
-    array_metadata,
     group_metadata,
     render,
     root_digest,
@@ -61,12 +61,12 @@ def finish_partition(
         stored.merge(written.lengths[done : done + len(means)], means, squares)
         done += len(means)
     files: dict[str, dict[str, Any]] = {}
-    metadata = array_metadata((written.rows, dim), dtype, 0.0, sharded=True)
-    files["features/zarr.json"] = write_entry(folder / "features/zarr.json", render(metadata))
+    spec = ArraySpec((written.rows, dim), dtype, 0.0, sharded=True)
+    files["features/zarr.json"] = write_entry(folder / "features/zarr.json", spec.metadata())
     files["features/c/0/0"] = written.features.finish(written.feature_digests)
     if written.labels is not None:
-        metadata = array_metadata((written.rows,), phonemes.label_dtype, phonemes.padding_label, sharded=True)
-        files["labels/zarr.json"] = write_entry(folder / "labels/zarr.json", render(metadata))
+        spec = ArraySpec((written.rows,), phonemes.label_dtype, phonemes.padding_label, sharded=True)
+        files["labels/zarr.json"] = write_entry(folder / "labels/zarr.json", spec.metadata())
         files["labels/c/0"] = written.labels.finish(written.label_digests)
     ends = np.cumsum(written.lengths, dtype=np.int64)
     files |= write_array(folder / "utterance_end", ends)

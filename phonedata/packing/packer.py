@@ -12,7 +12,7 @@ import numpy as np
 
 from ..cmvn import Moments
 from ..errors import RawDataError
-from ..format.zarr_files import CHUNK_ROWS, ShardFile
+from ..format.zarr_files import ShardFile
 from ..raw.base import RawCorpus
 from .checks import check_space
 from .chunk_writer import ChunkFiller, UtteranceReader
@@ -216,7 +216,7 @@ class Packing:
         changed = True
         while changed:
             self._shards.close()
-            wanted = sum(CHUNK_ROWS * plan.chunks * sum(self._row_bytes(name)) for name, plan in self.plans.items())
+            wanted = sum(p.chunk_rows * p.chunks * sum(self._row_bytes(name)) for name, p in self.plans.items())
             check_space(self.staging.path, wanted, self.staging.size_on_disk())
             self.files = {name: self._open_files(name) for name, plan in self.plans.items() if len(plan.index)}
             changed = self._write_pass()
@@ -231,7 +231,9 @@ class Packing:
         plan, folder = self.plans[name], self.staging.corpus / name
         row, label = self._row_bytes(name)
         files = [(folder / "features/c/0/0", row)] + [(folder / "labels/c/0", label)] * bool(label)
-        shards = [self._shards.enter_context(ShardFile(file, plan.chunks, CHUNK_ROWS * size)) for file, size in files]
+        shards = [
+            self._shards.enter_context(ShardFile(file, plan.chunks, plan.chunk_rows * size)) for file, size in files
+        ]
         return shards[0], shards[1] if label else None
 
     def _write_pass(self) -> bool:

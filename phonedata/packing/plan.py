@@ -11,7 +11,7 @@ import xxhash
 
 from phonedata import __version__
 
-from ..format.zarr_files import CHUNK_ROWS, num_chunks
+from ..format.zarr_files import CHUNK_ROWS, chunk_rows, num_chunks
 from ..raw.base import RawCorpus
 
 
@@ -90,10 +90,11 @@ def rows_of(lengths: np.ndarray, context: int) -> int:
 
 @dataclass(frozen=True)
 class ChunkTask:
-    """One inner chunk: `index`, `start_row`, `length` of every utterance that touches it, (n,) each."""
+    """One inner chunk of `rows` rows: `index`, `start_row`, `length` of every utterance that touches it, (n,) each."""
 
     partition: str
     chunk: int
+    rows: int
     index: np.ndarray
     start_row: np.ndarray
     length: np.ndarray
@@ -131,7 +132,7 @@ class PartitionPlan:
         self.start_row = self.utterance_end - self.length + self.context * np.arange(1, len(self.length) + 1)
         self.end_row = self.start_row + self.length
         self.rows = rows_of(self.length, self.context)
-        self.chunks = num_chunks(self.rows)
+        self.chunks, self.chunk_rows = num_chunks(self.rows), chunk_rows(self.rows)
 
     def correct(self, lengths: dict[int, int], bad: dict[int, str]) -> None:
         """Take over what reading has shown: true lengths, and utterances that cannot be packed."""
@@ -152,4 +153,4 @@ class PartitionPlan:
         key = xxhash.xxh3_128(f"{self.salt} {self.name} {chunk} {min(self.rows, end_row)}".encode())
         for values in (index, start, length):
             key.update(np.ascontiguousarray(values, "<i8").tobytes())
-        return ChunkTask(self.name, chunk, index, start, length, key.hexdigest())
+        return ChunkTask(self.name, chunk, self.chunk_rows, index, start, length, key.hexdigest())

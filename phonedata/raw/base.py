@@ -16,6 +16,7 @@ import numpy as np
 import xxhash
 
 from ..errors import RawDataError, SpecError
+from ..files import unusable_name
 from ..phonemes import END_MARKS, START_MARKS, PhonemeSet
 
 # How file managers and browsers call a second copy: `ID (1)`, `ID copy 2`, `ID - Copy (3)`.
@@ -169,22 +170,14 @@ def read_phonemes(root: Path) -> PhonemeSet | None:
 
 
 def check_name(name: str, kind: str, where: str | Path) -> None:
-    """Refuse an id or partition name that cannot stand in one line of text or one folder name.
-
-    Ids come from foreign lists: `../x`, an absolute path or a control character must not travel further.
-    """
-    if not name or name in (".", "..") or "/" in name or "\\" in name or not name.isprintable() or len(name) > 255:
-        raise RawDataError(
-            f"{where}: {kind} {name!r} cannot be used: no slashes, no control characters, 1 to 255 characters"
-        )
+    """Refuse an id or partition name that cannot stand in one line of text or one folder name."""
+    check_names([name], kind, where)
 
 
 def check_names(names: Iterable[str], kind: str, where: str | Path) -> None:
-    """`check_name` of many: one look at all of them together, and each by itself only if that finds something."""
-    names = list(names)
-    together = "".join(names)
-    if not together.isprintable() or "/" in together or "\\" in together or min(map(len, names), default=1) < 3:
-        for name in names:
-            check_name(name, kind, where)
-    elif max(map(len, names), default=1) > 255:
-        check_name(max(names, key=len), kind, where)
+    """`check_name` of many."""
+    name = unusable_name(names)
+    if name is not None:
+        raise RawDataError(
+            f"{where}: {kind} {name!r} cannot be used: no slashes, no control characters, 1 to 255 characters"
+        )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import struct
 import subprocess
 
@@ -10,7 +11,7 @@ import pytest
 import xxhash
 
 from phonedata import PackedCorpus, pack
-from phonedata.format.zarr_files import CHUNK_ROWS, crc32c, shard_index
+from phonedata.format.zarr_files import CHUNK_ROWS, SMALL_CHUNK_ROWS, crc32c, shard_index
 from tests.conftest import TINY_LENGTHS, write_hw1p2
 
 
@@ -34,16 +35,16 @@ def test_feature_file_is_rows_padding_and_index(packed):
     data = (packed / "dev/features/c/0/0").read_bytes()
     rows = bytes.fromhex("00000000003c00c00038ff7b0000000000bc010000000000")
     assert data[:24] == rows
-    assert data[24 : CHUNK_ROWS * 4] == bytes(CHUNK_ROWS * 4 - 24)
-    index = struct.pack("<QQ", 0, CHUNK_ROWS * 4)
-    assert data[CHUNK_ROWS * 4 :] == index + struct.pack("<I", crc32c(index))
+    assert data[24:16384] == bytes(16384 - 24)
+    index = struct.pack("<QQ", 0, 16384)
+    assert data[16384:] == index + struct.pack("<I", crc32c(index))
 
 
 def test_label_file_pads_with_the_largest_value(packed):
     data = (packed / "dev/labels/c/0").read_bytes()
     assert data[:6] == bytes([255, 3, 0, 255, 39, 255])
-    assert data[6:CHUNK_ROWS] == b"\xff" * (CHUNK_ROWS - 6)
-    assert data[CHUNK_ROWS:] == shard_index(1, CHUNK_ROWS)
+    assert data[6:4096] == b"\xff" * (4096 - 6)
+    assert data[4096:] == shard_index(1, 4096)
 
 
 def test_small_arrays_are_their_values(packed):
@@ -70,9 +71,9 @@ def test_digests_are_those_of_the_document(packed):
     assert attributes["partitions"]["dev"]["digest"] == xxhash.xxh3_128_hexdigest(partition)
     files = json.loads(partition)["attributes"]["phonedata"]["files"]
     data = (packed / "dev/features/c/0/0").read_bytes()
-    chunk = xxhash.xxh3_128(data[: CHUNK_ROWS * 4])
+    chunk = xxhash.xxh3_128(data[:16384])
     assert files["features/c/0/0"]["chunks"] == [chunk.hexdigest()]
-    whole = xxhash.xxh3_128_hexdigest(chunk.digest() + data[CHUNK_ROWS * 4 :])
+    whole = xxhash.xxh3_128_hexdigest(chunk.digest() + data[16384:])
     assert files["features/c/0/0"]["xxh3_128"] == whole
     assert set(files) == {
         p.relative_to(packed / "dev").as_posix() for p in (packed / "dev").rglob("*") if p.is_file()
@@ -81,7 +82,7 @@ def test_digests_are_those_of_the_document(packed):
 
 def test_root_attributes_say_what_training_needs(packed):
     found = PackedCorpus(packed).attributes
-    assert found["format"] == 1
+    assert found["format"] == 2
     assert found["phonemes"]["symbols"][0] == "[SIL]"
     assert (found["feature_dim"], found["frame_shift_ms"], found["context"], found["dtype"]) == (2, 10.0, 1, "float16")
     assert found["cmvn"]["kind"] == "none"
@@ -143,14 +144,43 @@ def test_partitions_without_transcripts_have_no_labels(tiny_corpus):
     assert tiny_corpus["test-clean"].num_utterances == len(TINY_LENGTHS["test-clean"])
 
 
-def test_nothing_is_read_when_a_corpus_is_opened(large):
-    """Opening is cheap: it must not depend on row files at all."""
-    rows = large / "train/features/c/0/0"
-    rows.rename(rows.with_name("away"))
-    try:
-        assert PackedCorpus(large)["train"].num_frames == 81_000
-    finally:
-        rows.with_name("away").rename(rows)
+def test_nothing_is_read_when_a_corpus_is_opened(large, tmp_path):
+    """Opening is cheap: of the values it looks at the sizes of the files only."""
+    copy = shutil.copytree(large, tmp_path / "packed")
+    for file in copy.glob("train/*/c/**/0"):
+        if file.is_file():
+            size = file.stat().st_size
+            file.write_bytes(b"")
+            os.truncate(file, size)  # a hole of the same size
+    assert PackedCorpus(copy)["train"].num_frames == 81_000
+
+
+@pytest.mark.parametrize("frames", [1, 4094, 4095, 8190, 65_533, 65_534, 65_535, 131_071])
+def test_a_partition_smaller_than_a_chunk_is_one_chunk_of_its_rows_rounded_up(tmp_path, frames):
+    """16,000 frames of 768 values were a file of 100 MB; every reader still reads them."""
+    import tensorstore
+    import zarr
+
+    labels = np.arange(frames) % 40
+    write_hw1p2(tmp_path / "raw", "dev", {"1": (np.arange(frames, dtype=np.float32)[:, None], labels)})
+    pack(tmp_path / "raw", tmp_path / "packed", cmvn="none", dtype="float32", context=1)
+    rows = frames + 2
+    chunk = min(CHUNK_ROWS, -(-rows // SMALL_CHUNK_ROWS) * SMALL_CHUNK_ROWS)
+    chunks = -(-rows // chunk)
+    folder = tmp_path / "packed/dev"
+    assert (folder / "features/c/0/0").stat().st_size == 4 * chunk * chunks + 16 * chunks + 4
+    assert (folder / "labels/c/0").stat().st_size == chunk * chunks + 16 * chunks + 4
+    partition = PackedCorpus(tmp_path / "packed")["dev"]
+    assert (
+        partition.features[1:-1, 0].tolist() == list(range(frames))
+        and partition.labels.tolist()[1:-1] == labels.tolist()
+    )
+    group = zarr.open_group(tmp_path / "packed", mode="r")
+    spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(folder / "features")}}
+    np.testing.assert_array_equal(group["dev/features"][:], partition.features)
+    np.testing.assert_array_equal(group["dev/labels"][:], partition.labels)
+    np.testing.assert_array_equal(tensorstore.open(spec).result().read().result(), partition.features)
+    PackedCorpus(tmp_path / "packed").verify()
 
 
 @pytest.mark.skipif("PHONEDATA_OTHER_PYTHON" not in os.environ, reason="PHONEDATA_OTHER_PYTHON names no other Python")
