@@ -1,12 +1,12 @@
 """Packed corpora to measure on: random features in LibriSpeech's proportions, of any size."""
 
-import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from phonedata import PackedCorpus, pack
+from phonedata import PackedCorpus, pack, pack_utterances
 
 PARTITION = "train-clean-100"
 
@@ -23,35 +23,18 @@ def make_corpora(folder: Path, utterances: int) -> dict[str, PackedCorpus]:
 
 
 def repeat_corpus(corpus: PackedCorpus, folder: Path, times: int) -> PackedCorpus:
-    """`times` copies of the training partition as one longer partition, written without packing it again.
+    """`times` copies of the training partition as one longer partition of the same values."""
+    source = corpus[PARTITION]
 
-    It opens like any other; its digests are not those of its bytes.
-    """
-    source, context = corpus[PARTITION], corpus.context
-    root, group = (json.loads((path / "zarr.json").read_text()) for path in (corpus.path, source.path))
-    attributes = group["attributes"]["phonedata"]
-    attributes["utterances"] *= times
-    attributes["frames"] *= times
-    attributes["rows"] = (source.num_rows - context) * times + context
-    attributes["label_histogram"] = [count * times for count in attributes["label_histogram"]]
-    partitions = root["attributes"]["phonedata"]["partitions"]
-    root["attributes"]["phonedata"]["partitions"] = {PARTITION: partitions[PARTITION]}
-    for path, document in ((folder, root), (folder / PARTITION, group)):
-        path.mkdir(parents=True)
-        (path / "zarr.json").write_text(json.dumps(document))
-    ends = source.utterance_end + source.num_frames * np.arange(times)[:, None]
-    write(folder / PARTITION / "utterance_end/c/0", [ends.reshape(-1)])
-    for file, rows in (("features/c/0/0", source.features), ("labels/c/0", source.labels)):
-        write(folder / PARTITION / file, [rows[:context], *[rows[context:]] * times])
-    for name, strings in (("utterance_id", source.utterance_ids), ("speaker", source.speakers)):
-        texts = [f"{text}-{n}".encode() for n in range(times) for text in strings]
-        write(folder / PARTITION / f"{name}_bytes/c/0", [np.frombuffer(b"".join(texts), np.uint8)])
-        write(folder / PARTITION / f"{name}_end/c/0", [np.cumsum([len(text) for text in texts])])
+    def copies() -> Iterator[tuple[str, str, np.ndarray, np.ndarray, str]]:
+        lengths = np.diff(source.utterance_end, prepend=0)
+        for n in range(times):
+            for name, speaker, row, length in zip(
+                source.utterance_ids, source.speakers, source.utterance_start_row, lengths, strict=True
+            ):
+                part = slice(row, row + length)
+                yield PARTITION, f"{name}-{n}", source.features[part], source.labels[part], speaker
+
+    options = {"symbols": corpus.phonemes, "cmvn": "none", "dtype": corpus.dtype.name, "context": corpus.context}
+    pack_utterances(copies(), folder, **options)
     return PackedCorpus(folder)
-
-
-def write(path: Path, arrays: list[np.ndarray]) -> None:
-    path.parent.mkdir(parents=True)
-    with open(path, "wb") as file:
-        for array in arrays:
-            file.write(np.ascontiguousarray(array).data)

@@ -27,6 +27,7 @@ _MODULES = {
     "Selection": "format.selection",
     "pack": "packing.pack",
     "PackReport": "packing.report",
+    "pack_utterances": "packing.utterances",
     "extract": "packing.extract",
     "audio_features": "packing.audio_features",
     "frontend_of": "packing.audio_features",
@@ -69,6 +70,7 @@ if TYPE_CHECKING:
     from .packing.merge import merge as merge
     from .packing.pack import pack as pack
     from .packing.report import PackReport as PackReport
+    from .packing.utterances import pack_utterances as pack_utterances
     from .phonemes import ARPABET as ARPABET
     from .phonemes import PhonemeSet as PhonemeSet
     from .raw.audio import AlignmentOptions as AlignmentOptions

@@ -10,7 +10,7 @@ import errno
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from .errors import PhonedataError
@@ -32,6 +32,17 @@ def disk_error(path: Path, error: OSError) -> PhonedataError:
             f"{path}: cannot be written ({error.strerror}); choose another place or mend its permissions"
         )
     return PhonedataError(f"{error.filename or path}: {error.strerror or error}; choose another place")
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """What the system refuses inside becomes one line (`disk_error`); our own errors pass."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, PhonedataError):
+            raise
+        raise disk_error(path, error) from None
 
 
 # Durable

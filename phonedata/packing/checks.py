@@ -72,9 +72,9 @@ def check_space(place: Path, wanted: int, there: int) -> None:
     """Refuse before the first byte what cannot fit; `there` of the `wanted` bytes are on the disk already."""
     free = shutil.disk_usage(place).free
     if wanted - there > free:
-        already = f", {there / 1e6:,.0f} MB of it are there" if there else ""
+        already = f", {there / 1e6:,.1f} MB of it are there" if there else ""
         raise NoSpace(
-            f"{place}: the packed corpus needs {wanted / 1e6:,.0f} MB{already}, but {free / 1e6:,.0f} MB are free; "
+            f"{place}: the packed corpus needs {wanted / 1e6:,.1f} MB{already}, but {free / 1e6:,.1f} MB are free; "
             f"free some space or choose another disk"
         )
 

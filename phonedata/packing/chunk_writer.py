@@ -50,6 +50,20 @@ def copy_for_worker(partition: RawPartition) -> RawPartition:
     return copy
 
 
+def check_shape(where: str, features, labels, feature_dim: int, dim_from: str) -> None:
+    """Refuse features that are not (T, `feature_dim`) as those of `dim_from`, or have another T than their labels."""
+    frames, dim = features.shape
+    if dim != feature_dim:
+        raise RawDataError(
+            f"{where}: {dim} coefficients a frame, wanted {feature_dim} as in {dim_from}; "
+            f"all partitions must come from one front end"
+        )
+    if frames == 0:
+        raise RawDataError(f"{where}: no frames (T = 0), wanted at least one; remove it or use skip_bad=True")
+    if labels is not None and len(labels) != frames:
+        raise RawDataError(f"{where}: {frames} feature frames but {len(labels)} labels; make one again")
+
+
 class UtteranceReader:
     """Reads and checks utterances of a raw corpus; every worker has its own."""
 
@@ -62,21 +76,7 @@ class UtteranceReader:
         deviations `square` (D,). Raises RawDataError."""
         partition = self.partitions[name]
         features, labels = partition.read(index)
-        frames, dim = features.shape
-        if dim != self.feature_dim:
-            raise RawDataError(
-                f"{partition.where(index)}: {dim} coefficients a frame, wanted {self.feature_dim} as in "
-                f"{self.dim_from}; "
-                f"all partitions must come from one front end"
-            )
-        if frames == 0:
-            raise RawDataError(
-                f"{partition.where(index)}: no frames (T = 0), wanted at least one; remove it or use skip_bad=True"
-            )
-        if labels is not None and len(labels) != frames:
-            raise RawDataError(
-                f"{partition.where(index)}: {frames} feature frames but {len(labels)} labels; make one again"
-            )
+        check_shape(partition.where(index), features, labels, self.feature_dim, self.dim_from)
         if not moments(features, mean, square):
             finite = np.isfinite(features)
             if finite.all():

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import CorpusNotFound, FormatError, PhonedataError, RawDataError, SpecError
-from ..files import disk_error, put_in_place, recover, remove_folder, write_file
+from ..errors import CorpusNotFound, FormatError, RawDataError, SpecError
+from ..files import disk_errors, put_in_place, recover, remove_folder, write_file
 from ..format.corpus import PackedCorpus
 from ..format.zarr_files import ShardFile, chunk_rows, digest, num_chunks
 from .checks import check_space, check_target
@@ -59,16 +59,13 @@ def _merge_all(target: Path, note: Path, replace: bool, progress: Callable[..., 
     parts = _open_parts(target)
     sources = [p.digest for p in parts]
     try:
-        report = _merged_already(target, note, sources)
-        if report is None:
-            check_target(target, replace)
-            report = _merge(parts, target, replace, progress)
-            write_file(note, json.dumps({"parts": sources, "digest": report.digest}).encode())
+        with disk_errors(target):
+            report = _merged_already(target, note, sources)
+            if report is None:
+                check_target(target, replace)
+                report = _merge(parts, target, replace, progress)
+                write_file(note, json.dumps({"parts": sources, "digest": report.digest}).encode())
         return report
-    except OSError as error:
-        if isinstance(error, PhonedataError):
-            raise
-        raise disk_error(target, error) from None
     finally:
         # Systems that do not remove a mapped file would leave the parts lying.
         for part in parts:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import NoSpace, PhonedataError, SpecError
-from ..files import disk_error, is_disk_full, put_in_place, recover, staging_path
+from ..files import disk_errors, is_disk_full, put_in_place, recover, staging_path
 from ..format.corpus import PackedCorpus
 from ..raw.audio import AlignmentOptions
 from ..raw.base import RawCorpus
@@ -67,18 +67,15 @@ def pack(
     corpus = open_raw(raw, layout, alignment) if alignment else open_raw(raw, layout)
     check_partitions(corpus, options)
     target = whole
-    try:
+    if part is not None:
+        # A part's statistics stand beside its corpus, under another name: both may be built, one after the other.
+        target = part_path(whole, part)
+        target = target.with_name(f"stats-{target.name}") if stats_only else target
+    with disk_errors(target):
         if part is not None:
             check_target(whole, replace=True)
             make_parts_folder(whole)
-            # A part's statistics stand beside its corpus, under another name: both may be built, one after the other.
-            target = part_path(whole, part)
-            target = target.with_name(f"stats-{target.name}") if stats_only else target
         report = _pack(corpus, options, whole, target, workers, progress, replace, stats_only)
-    except OSError as error:
-        if isinstance(error, PhonedataError):
-            raise
-        raise disk_error(target, error) from None
     report.path = Path(packed) if part is None else report.path
     report.seconds = time.perf_counter() - started
     return report

@@ -6,11 +6,11 @@ import math
 import os
 import re
 import tomllib
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, time
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import xxhash
@@ -127,14 +127,32 @@ def read_frontend(root: Path) -> dict | None:
         table = tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise RawDataError(f"{file}: not TOML ({error}); mend or remove it") from None
-    table = _plain(table, file, "")
-    shift = table.get("frame_shift_ms", 10.0)
+    return check_frontend(table, file)
+
+
+def check_frontend(table: Mapping[str, Any], where: Path | str) -> dict[str, Any]:
+    """A table of how features were made, as a packed corpus can carry it. Raises RawDataError."""
+    plain: dict[str, Any] = _plain(dict(table), where, "")
+    shift = plain.get("frame_shift_ms", 10.0)
     if type(shift) not in (int, float) or not 0 < shift < 1000:
-        raise RawDataError(f"{file}: frame_shift_ms = {shift!r}, wanted milliseconds between two frames, as 10")
-    return table
+        raise RawDataError(f"{where}: frame_shift_ms = {shift!r}, wanted milliseconds between two frames, as 10")
+    return plain
 
 
-def _plain(value, file: Path, key: str):
+def as_features(values: np.ndarray, where: str) -> np.ndarray:
+    """Features (T, D) as native C-order float32 or float64, copied only where they are not. Raises RawDataError."""
+    if values.ndim != 2 or values.dtype.kind != "f" or values.dtype.itemsize > 8:
+        raise RawDataError(
+            f"{where}: features of shape {values.shape} and type {values.dtype.str}, "
+            f"wanted (T, D) float32 or float64; make it again"
+        )
+    wanted = np.dtype(np.float64 if values.dtype.itemsize == 8 else np.float32)
+    if values.dtype != wanted or not values.flags.c_contiguous or not values.flags.aligned:
+        return np.require(values, wanted, ["C", "A"])
+    return values
+
+
+def _plain(value, file: Path | str, key: str):
     """A TOML value as the packed corpus can carry it, in JSON: dates as ISO text. Raises RawDataError."""
     if isinstance(value, dict):
         return {name: _plain(one, file, f"{key}.{name}".strip(".")) for name, one in value.items()}

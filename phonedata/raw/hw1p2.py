@@ -12,7 +12,17 @@ import xxhash
 
 from ..errors import RawDataError
 from ..phonemes import ARPABET, PhonemeSet
-from .base import Problem, RawCorpus, check_name, check_names, copy_of, folders_in, read_frontend, read_phonemes
+from .base import (
+    Problem,
+    RawCorpus,
+    as_features,
+    check_name,
+    check_names,
+    copy_of,
+    folders_in,
+    read_frontend,
+    read_phonemes,
+)
 from .label_table import SymbolTable
 from .npy import Header, NpyReader, parse_header
 
@@ -290,15 +300,7 @@ class Hw1p2Partition:
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
         """See raw.RawPartition.read."""
         path = f"{self._mfcc}/{self._files[index]}"
-        features = self._reader.load(path)
-        if features.ndim != 2 or features.dtype.kind != "f" or features.dtype.itemsize > 8:
-            raise RawDataError(
-                f"{path}: features of shape {features.shape} and type {features.dtype.str}, "
-                f"wanted (T, D) float32 or float64; make it again"
-            )
-        wanted = np.dtype(np.float64 if features.dtype.itemsize == 8 else np.float32)
-        if features.dtype != wanted or not features.flags.c_contiguous or not features.flags.aligned:
-            features = np.require(features, wanted, ["C", "A"])
+        features = as_features(self._reader.load(path), path)
         if not self.labelled:
             return features, None
         path = f"{self._transcript}/{self._label_files[index]}"

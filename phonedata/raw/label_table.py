@@ -74,10 +74,13 @@ def _symbol(points: np.ndarray) -> str:
 
 
 class SymbolTable:
-    """Looks up the classes of whole transcripts. Accepts every spelling that `phonemes` accepts."""
+    """Looks up the classes of whole transcripts. Accepts every spelling that `phonemes` accepts.
 
-    def __init__(self, phonemes: PhonemeSet):
-        self.phonemes = phonemes
+    `listed_in` is where whoever made the transcripts lists the symbols, for messages.
+    """
+
+    def __init__(self, phonemes: PhonemeSet, listed_in: str = "phonemes.txt"):
+        self.phonemes, self._listed_in = phonemes, listed_in
         names = list(phonemes.classes)
         width = max(len(n) for n in names)
         # The class rides in one more column, out of reach of the comparison.
@@ -138,7 +141,7 @@ class SymbolTable:
             raise RawDataError(
                 f"{where}: unknown symbol {symbol!r} at frame {unknown}, wanted one of the {len(self.phonemes)} "
                 "phonemes "
-                f"({' '.join(self.phonemes.symbols[:3])} ...); correct it or list the symbols in phonemes.txt"
+                f"({' '.join(self.phonemes.symbols[:3])} ...); correct it or list the symbols in {self._listed_in}"
             )
         return self._out[: len(text)].astype(self.phonemes.label_dtype)
 
@@ -150,6 +153,6 @@ class SymbolTable:
             at = int(np.argmax((labels < 0) | (labels >= count)))
             raise RawDataError(
                 f"{where}: class {int(labels[at])} at frame {at}, wanted 0..{count - 1}; correct it or list the "
-                "symbols in phonemes.txt"
+                f"symbols in {self._listed_in}"
             )
         return labels.astype(self.phonemes.label_dtype)

@@ -327,8 +327,8 @@ def test_missing_parent_of_the_target_is_named(raw, tmp_path):
 def test_another_format_version_is_refused_with_the_way_out(raw, tmp_path):
     pack(raw, tmp_path / "packed")
     file = tmp_path / "packed/zarr.json"
-    file.write_text(file.read_text().replace('"format": 1', '"format": 2'))
-    with pytest.raises(FormatError, match=r"format version 2, .*--replace"):
+    file.write_text(file.read_text().replace('"format": 2', '"format": 3'))
+    with pytest.raises(FormatError, match=r"format version 3, .*--replace"):
         PackedCorpus(tmp_path / "packed")
     with pytest.raises(CorpusNotFound, match="phonedata pack RAW"):
         PackedCorpus(tmp_path / "nothing")
@@ -345,7 +345,7 @@ def test_full_disk_is_one_line_and_leaves_the_old_corpus(raw, tmp_path):
 
     pack(raw, tmp_path / "packed")
     before = PackedCorpus(tmp_path / "packed").digest
-    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # noqa: E731
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # noqa: E731
     done = run_cli("pack", "raw", "packed", "--replace", cwd=tmp_path, preexec_fn=limit)
     assert done.returncode == 1
     assert "disk full or size limit reached" in done.stderr
@@ -356,7 +356,7 @@ def test_full_disk_is_one_line_and_leaves_the_old_corpus(raw, tmp_path):
 
 def test_no_room_is_seen_before_the_first_byte(raw, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 1000))
-    with pytest.raises(PhonedataError, match="needs 1 MB, but 0 MB are free"):
+    with pytest.raises(PhonedataError, match="needs 0.1 MB, but 0.0 MB are free"):
         pack(raw, tmp_path / "packed")
 
 
