@@ -21,10 +21,11 @@ from ..files import put_in_place, sync_tree
 from ..phonemes import ARPABET
 from ..raw import audio as audio_layout
 from ..raw.audio import AlignmentOptions
-from ..raw.base import Problem, RawCorpus, RawPartition
+from ..raw.base import Labelling, Problem, RawCorpus, RawPartition
 from ..raw.frontend import FrontEnd
 from ..system import available_cores
 from .journal import Staging
+from .report import labelling_table
 
 MOST_PER_TASK = 20
 """Utterances of one task: Ctrl-C waits for two tasks of each process, and an interrupted call loses no more."""
@@ -40,11 +41,13 @@ class ExtractReport:
     partitions: dict[str, tuple[int, int]]
     left_out: list[Problem]
     notes: tuple[str, ...]
+    labelling: dict[str, Labelling]
 
     def __str__(self) -> str:
         lines = [f"{name:20s} {u:8,} utterances {n:12,} frames" for name, (u, n) in self.partitions.items()]
         lines += [f"left out: {problem.message}" for problem in self.left_out]
-        return "\n".join([*lines, *self.notes, str(self.path)])
+        notes = [f"note: {note}" for note in self.notes]
+        return "\n".join([*lines, *labelling_table(self.labelling), *notes, str(self.path)])
 
     def to_dict(self) -> dict[str, object]:
         """The report as plain values, for JSON."""
@@ -52,6 +55,7 @@ class ExtractReport:
             "path": str(self.path),
             "partitions": {name: {"utterances": u, "frames": n} for name, (u, n) in self.partitions.items()},
             "left_out": [asdict(problem) for problem in self.left_out],
+            "labelling": {name: found._asdict() for name, found in self.labelling.items()},
             "notes": list(self.notes),
         }
 
@@ -180,7 +184,7 @@ def _extract(
         _check_files(staging.corpus, partition, counts[partition.name][0], sum(part["bytes"] for part in parts))
     if kept:
         notes.append(f"{kept:,} utterances kept from an interrupted call")
-    return ExtractReport(target, counts, problems, tuple(notes))
+    return ExtractReport(target, counts, problems, tuple(notes), corpus.labelling)
 
 
 def _kinds(partition: RawPartition) -> tuple[str, ...]:

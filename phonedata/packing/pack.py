@@ -127,7 +127,7 @@ def _pack(
             staging.remove()
         raise
     staging.remove()
-    return PackReport.of(PackedCorpus(target), notes=notes, chunks_reused=work.reused)
+    return PackReport.of(PackedCorpus(target), notes=notes, labelling=corpus.labelling, chunks_reused=work.reused)
 
 
 def _earlier_part(target: Path, part: tuple[int, int], source: str) -> dict[str, Any] | None:

@@ -1,12 +1,28 @@
 """PackReport: what a pack has done, for people and for programs."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..format.corpus import PackedCorpus
+from ..raw.base import Labelling
 
 _SHOWN = 20  # utterances left out that people are shown
+
+
+def labelling_table(labelling: dict[str, Labelling]) -> list[str]:
+    """Lines of a table of what alignments leave open, a line for each partition that has labels."""
+    if not labelling:
+        return []
+    head = ("labels from alignments", "nothing covers", "no phone", "unknown words", "left out for them")
+    lines = [f"{head[0]:<22} {head[1]:>22} {head[2]:>16} {head[3]:>16} {head[4]:>18}"]
+    for name, found in labelling.items():
+        share = f"{found.uncovered:,} of {found.frames:,}"
+        counts = (f"{found.without_phone:,} utterances", f"{found.unknown:,} frames", f"{found.skipped:,} utterances")
+        lines.append(f"{name:<22} {share:>22} {counts[0]:>16} {counts[1]:>16} {counts[2]:>18}")
+    if any(found.uncovered for found in labelling.values()):
+        lines.append("frames that nothing covers are labelled silence")
+    return lines
 
 
 @dataclass(frozen=True, order=True)
@@ -37,13 +53,19 @@ class PackReport:
     bytes_written: int
     digest: str
     notes: tuple[str, ...] = ()
+    labelling: dict[str, Labelling] = field(default_factory=dict)
     chunks_reused: int = 0
     kept: bool = False
     seconds: float = 0.0
 
     @classmethod
     def of(
-        cls, corpus: PackedCorpus, notes: tuple[str, ...] = (), chunks_reused: int = 0, kept: bool = False
+        cls,
+        corpus: PackedCorpus,
+        notes: tuple[str, ...] = (),
+        labelling: dict[str, Labelling] | None = None,
+        chunks_reused: int = 0,
+        kept: bool = False,
     ) -> "PackReport":
         """What a finished corpus says of itself."""
         left_out = [LeftOut(**one) for one in corpus.attributes["left_out"]]
@@ -58,6 +80,7 @@ class PackReport:
             bytes_written=sum(f.stat().st_size for f in corpus.path.rglob("*") if f.is_file()),
             digest=corpus.digest,
             notes=notes,
+            labelling=labelling or {},
             chunks_reused=chunks_reused,
             kept=kept,
         )
@@ -78,6 +101,7 @@ class PackReport:
                 for p in self.partitions
             ],
             "left_out": [one.to_dict() for one in self.left_out],
+            "labelling": {name: found._asdict() for name, found in self.labelling.items()},
             "notes": list(self.notes),
             "bytes": self.bytes_written,
             "chunks_reused": self.chunks_reused,
@@ -98,6 +122,7 @@ class PackReport:
         rates = f"({megabytes / seconds:,.0f} MB/s, {self.num_frames / seconds:,.0f} frames/s)"
         took = "" if self.kept else f" in {self.seconds:.2f} s {rates}{again}"
         lines.append(f"layout {self.layout}: {megabytes:,.1f} MB{took}")
+        lines += labelling_table(self.labelling)
         lines += [f"note: {note}" for note in self.notes]
         lines += [f"left out: {one.partition}/{one.utterance}: {one.reason}" for one in self.left_out[:_SHOWN]]
         if len(self.left_out) > _SHOWN:

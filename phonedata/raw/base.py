@@ -10,7 +10,7 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, time
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import xxhash
@@ -87,6 +87,20 @@ class Stamp:
         return self._sizes.hexdigest(), self._times.hexdigest()
 
 
+class Labelling(NamedTuple):
+    """How far the alignments of a partition say what its frames are.
+
+    uncovered: frames that are labelled silence because no interval covers them. without_phone: utterances refused
+    because their alignment has no phone. unknown: frames of unknown words. skipped: utterances left out for those.
+    """
+
+    frames: int
+    uncovered: int
+    without_phone: int
+    unknown: int
+    skipped: int
+
+
 @dataclass(frozen=True)
 class RawCorpus:
     """A raw corpus of a known layout: partitions sorted by name, phonemes, and how the features were made."""
@@ -99,6 +113,8 @@ class RawCorpus:
     notes: tuple[str, ...] = field(default=())
     arguments: tuple[str, ...] = ()
     """Words of the command line that open it this way, beside its folder and layout."""
+    labelling: dict[str, Labelling] = field(default_factory=dict)
+    """Partition -> what its alignments leave open, where labels come from alignments."""
 
     @property
     def frame_shift_ms(self) -> float:

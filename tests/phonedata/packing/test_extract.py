@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -334,10 +335,9 @@ def test_bad_files_are_named_and_leave_nothing_behind(tmp_path):
     write_audio(audio, suffix="", name="train/s/alone.wav")
     with pytest.raises(RawDataError, match="alone.wav: no alignment"):
         extract(audio, tmp_path / "raw")
-    with pytest.raises(CorpusNotFound):
-        extract(tmp_path, tmp_path / "raw2") if not (tmp_path / "audio").exists() else extract(
-            tmp_path / "audio/train/spk1", tmp_path / "raw2"
-        )
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CorpusNotFound, match="no audio found"):
+        extract(tmp_path / "empty", tmp_path / "raw2")
 
 
 @pytest.mark.parametrize(
@@ -413,7 +413,10 @@ def test_times_in_another_unit_are_refused_with_the_unit_that_fits(tmp_path, uni
 
 def test_what_no_interval_covers_is_limited_counted_and_said(tmp_path):
     write_audio(tmp_path, seconds=0.95)
-    assert any("train: 4 of 93 frames labelled silence" in note for note in open_raw(tmp_path).notes)
+    assert open_raw(tmp_path).labelling == {"train": (93, 4, 0, 0, 0)}
+    report = pack(tmp_path, tmp_path / "packed")
+    assert re.search(r"\ntrain +4 of 93 +0 utterances +0 frames +0 utterances\n", str(report))
+    assert report.to_dict()["labelling"]["train"]["uncovered"] == 4
     for seconds, phones in ((1.2, PHONES), (13.0, [(0, 11.9, "AA")]), (1.0, []), (1.0, [(0, 1, "")])):
         write_audio(tmp_path, None, seconds=seconds)
         write_grid(tmp_path / "train/spk1/utt1.TextGrid", [("phones", phones)])
@@ -438,9 +441,13 @@ def test_unknown_words_are_speech_of_their_own_or_left_out(tmp_path, unknown):
     write_grid(file.with_suffix(".TextGrid"), [("phones", [(0, 0.2, ""), (0.2, 0.9, unknown), (0.9, 1, "sp")])])
     labels = read_labels(tmp_path)
     assert labels.count(unknown) == 70 and labels.count("[SIL]") == 28
+    assert open_raw(tmp_path).labelling["train"].unknown == 70
+    with pytest.raises(RawDataError, match="all 1 utterances of train .* have unknown words, which leaves none"):
+        open_raw(tmp_path, "audio", AlignmentOptions(unknown="skip"))
+    write_audio(tmp_path, name="train/spk1/utt2.wav")
     raw = open_raw(tmp_path, "audio", AlignmentOptions(unknown="skip"))
-    assert raw.phonemes == ARPABET and not raw.partitions[0].utterance_ids and not raw.partitions[0].problems
-    assert "1 utterances left out" in raw.notes[-1]
+    assert raw.phonemes == ARPABET and raw.partitions[0].utterance_ids == ["spk1-0-utt2"]
+    assert raw.labelling["train"].skipped == 1 and not raw.partitions[0].problems
 
 
 def test_a_set_without_silence_gets_one_and_pauses_of_all_names_are_it(tmp_path):
@@ -559,3 +566,136 @@ def test_stereo_is_named_by_our_own_sentence_alone(tmp_path):
     with pytest.raises(RawDataError, match=r"utt1.wav: 2 channels, wanted one; mix them down") as caught:
         read_labels(tmp_path)
     assert "libsndfile" not in str(caught.value)
+
+
+def write_some(root, *names, suffix=".TextGrid"):
+    """Recordings of 0.9 s under `root`, each with its alignment beside it unless `suffix` is None."""
+    for name in names:
+        write_audio(root, suffix, name=name)
+
+
+def move(file, folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.move(file, folder / file.name)
+
+
+def test_second_copies_are_refused_by_name(tmp_path):
+    write_some(tmp_path, "train/s/a.wav", "train/s/a (1).wav", "train/s/b.wav", "train/s/b copy.wav")
+    (partition,) = open_raw(tmp_path).partitions
+    assert partition.utterance_ids == ["s-0-a", "s-0-b"]
+    assert [p.message.partition(": ")[2] for p in partition.problems] == [
+        "is a second copy of s/a by its name; remove it",
+        "is a second copy of s/b by its name; remove it",
+    ]
+
+
+def test_what_is_found_and_not_read_is_named_with_its_reason(tmp_path):
+    write_some(tmp_path, "train/s/a.wav", "train/" + "deep/" * 9 + "b.wav")
+    write_some(tmp_path, "train/orig/a.wav", "train/wav/s/c.wav", "loose.wav")
+    (tmp_path / "train/s/x.mp3").write_bytes(b"")
+    (tmp_path / "train/s/x.phones").write_bytes(b"")
+    (tmp_path / "frontend.toml").write_text("")
+    os.symlink(tmp_path / "train/s", tmp_path / "train/t")
+    raw = open_raw(tmp_path)
+    assert raw.partitions[0].utterance_ids == ["s-0-a", "s-0-c"]
+    notes = "\n".join(raw.notes)
+    for said in (
+        "1 folders lie more than 8 below",
+        "train/orig is not read",
+        "train/t is not read, as it is the folder",
+        "1 audio files lie beside the partitions",
+        "x.mp3: audio is read from .wav and .flac",
+        "x.phones: alignments are read from",
+        "frontend.toml is not read",
+    ):
+        assert said in notes
+
+
+def test_audio_in_the_folder_itself_is_one_partition(tmp_path):
+    write_some(tmp_path / "speech", "a.wav", "b.wav")
+    (partition,) = open_raw(tmp_path / "speech").partitions
+    assert (partition.name, partition.utterance_ids) == ("speech", ["a", "b"])
+
+
+@pytest.mark.parametrize("place", ["train/annotation/s", "train/by hand", "mfa_out", "mfa_out/train/s"])
+def test_alignments_elsewhere_are_paired_by_a_name_that_only_one_has(tmp_path, place):
+    write_some(tmp_path, "train/s/a.wav", "train/s/b.wav")
+    for name in "ab":
+        move(tmp_path / f"train/s/{name}.TextGrid", tmp_path / place)
+    raw = open_raw(tmp_path)
+    assert raw.partitions[0].utterance_ids == ["s-0-a", "s-0-b"] and raw.partitions[0].labelled
+    assert any("2 alignments lie elsewhere and are paired by name" in note for note in raw.notes)
+
+
+def test_a_recording_never_gets_the_alignment_of_another_of_its_name(tmp_path):
+    """One speaker's alignment is missing, the other's audio: what is left of both has the same name."""
+    write_some(tmp_path, "train/s/a.wav", "train/t/SA1.wav", "train/u/SA1.wav")
+    (tmp_path / "train/t/SA1.TextGrid").unlink()
+    (tmp_path / "train/u/SA1.wav").unlink()
+    (partition,) = open_raw(tmp_path).partitions
+    assert partition.utterance_ids == ["s-0-a"]
+    assert [p.utterance_id for p in partition.problems] == ["t-0-SA1", "u-0-SA1"]
+
+
+def test_of_two_alignments_of_one_format_none_is_taken(tmp_path):
+    write_some(tmp_path, "train/wav/a.wav")
+    for folder in ("lab", "labels"):
+        (tmp_path / "train" / folder).mkdir()
+        shutil.copy(tmp_path / "train/wav/a.TextGrid", tmp_path / "train" / folder)
+    (tmp_path / "train/wav/a.TextGrid").unlink()
+    (problem,) = open_raw(tmp_path).partitions[0].problems
+    assert "has two alignments" in problem.message
+
+
+@pytest.mark.parametrize("given", [".", "LibriSpeech/train-clean-100"])
+def test_a_folder_above_or_below_the_partitions_is_refused_with_the_one_that_is_meant(tmp_path, given):
+    write_some(tmp_path, "LibriSpeech/train-clean-100/103/1/103-1-0.flac", "LibriSpeech/dev-clean/84/1/84-1-0.flac")
+    with pytest.raises(RawDataError, match=rf"did you mean {tmp_path}/LibriSpeech\?"):
+        open_raw(tmp_path / given)
+    assert [p.name for p in open_raw(tmp_path / "LibriSpeech").partitions] == ["dev-clean", "train-clean-100"]
+
+
+def test_a_partition_that_the_tree_of_alignments_lacks_has_no_labels(tmp_path):
+    write_some(tmp_path / "audio", "train/s/a.wav")
+    write_some(tmp_path / "audio", "test/s/b.wav", suffix=None)
+    move(tmp_path / "audio/train/s/a.TextGrid", tmp_path / "grids")
+    options = AlignmentOptions(alignments=str(tmp_path / "grids"))
+    assert [p.labelled for p in open_raw(tmp_path / "audio", "audio", options).partitions] == [False, True]
+    (tmp_path / "grids/a.TextGrid").rename(tmp_path / "grids/x.TextGrid")
+    with pytest.raises(RawDataError, match="none of its 1 alignments has the name of an audio file"):
+        open_raw(tmp_path / "audio", "audio", options)
+
+
+def test_an_option_without_effect_is_refused(tmp_path):
+    write_some(tmp_path, "train/s/a.wav", suffix=".phn")
+    with pytest.raises(SpecError, match="tier='phones' is for TextGrids, but no alignment is one"):
+        open_raw(tmp_path, "audio", AlignmentOptions(tier="phones"))
+    (tmp_path / "train/s/a.phn").unlink()
+    with pytest.raises(SpecError, match="unknown is for alignments, but there are none"):
+        open_raw(tmp_path, "audio", AlignmentOptions(unknown="skip"))
+
+
+def test_phones_that_phonemes_txt_lacks_are_listed_with_counts(tmp_path):
+    write_audio(tmp_path, phones=[(0, 0.3, "AA"), (0.3, 0.6, "XX"), (0.6, 0.9, "spn")])
+    (tmp_path / "phonemes.txt").write_text("sil\nAA\n")
+    (problem,) = open_raw(tmp_path).partitions[0].problems
+    said = "phone 'XX' is not among the 2 of phonemes.txt (in all: 'XX' 1 times, 'spn' 1 times)"
+    assert said in problem.message and "unknown='skip'" in problem.message
+    (tmp_path / "phonemes.txt").write_text("AA\nXX\nspn\n")
+    write_audio(tmp_path, phones=[(0, 0.3, "AA"), (0.3, 0.9, "pau")])
+    (problem,) = open_raw(tmp_path).partitions[0].problems
+    assert "it is a pause: add a line sil to phonemes.txt" in problem.message
+
+
+def test_words_in_place_of_phones_are_refused(tmp_path):
+    for n in range(4):
+        rows = [(k / 100, (k + 1) / 100, f"word{90 * n + k}") for k in range(90)]
+        write_audio(tmp_path, phones=rows, name=f"train/s/{n}.wav")
+    with pytest.raises(RawDataError, match="has 35[0-9] different phones, .*; are they words"):
+        open_raw(tmp_path)
+
+
+def test_kaldi_names_of_positions_in_a_word_are_no_phones_of_their_own(tmp_path):
+    write_audio(tmp_path, phones=[(0, 0.3, "SIL_S"), (0.3, 0.6, "AA1_B"), (0.6, 0.9, "SPN_S")])
+    assert open_raw(tmp_path).phonemes.symbols == (*ARPABET.symbols, "SPN_S")
+    assert read_labels(tmp_path).count("[SIL]") == 29
