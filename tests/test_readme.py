@@ -5,8 +5,10 @@ import shlex
 import textwrap
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+import phonedata
 import phonetrain
 from phonedata.cli import app as phonedata_app
 from phonetrain.cli.commands import app as phonetrain_app
@@ -78,6 +80,24 @@ def test_the_model_of_ones_own_trains(learnable_corpus, tmp_path, monkeypatch):
     settings = [setting for setting in TINY if not setting.startswith(("model.", "epochs"))]
     assert exit_code([*shlex.split(line)[1:], *settings, "epochs=2", "--quiet"]) == 0
     assert Run.open("default-1").best()["dev_accuracy"] > 0.2
+
+
+def test_utterances_from_hdf5(tiny_raw, tiny_corpus, tmp_path, monkeypatch):
+    import h5py
+
+    monkeypatch.chdir(tmp_path)
+    with h5py.File("speech.h5", "w") as file:
+        for path in tiny_raw.glob("*/mfcc/*.npy"):
+            one = file.create_group(f"{path.parts[-3]}/{path.stem}")
+            one["features"] = np.load(path)
+            text = path.parents[1] / "transcript" / path.name
+            if text.exists():
+                one.create_dataset("labels", data=np.load(text).astype(object), dtype=h5py.string_dtype())
+    exec(python_block("import h5py"), {})
+    corpus = phonedata.PackedCorpus("packed")
+    for name, partition in tiny_corpus.partitions.items():
+        assert corpus[name].utterance_ids == partition.utterance_ids and corpus[name].speakers == partition.speakers
+        assert corpus[name].labelled == partition.labelled and (corpus[name].mean == partition.mean).all()
 
 
 def test_the_loader_in_a_loop_of_ones_own(learnable_corpus, tmp_path, monkeypatch):
