@@ -350,12 +350,17 @@ def explain(run: Path | None = None, *, json: Flag = False) -> None:
     run
         The run's directory or name; default: the one under runs/ trained last.
     json
-        Print the sentences as JSON.
+        Print the sentences as JSON, and the verdict with its command.
     """
-    from ..runs.explain import explain
+    from dataclasses import asdict
 
-    sentences = explain(run)
-    print_result({"sentences": sentences}, "\n".join(sentences), json)
+    from ..runs.directory import Run
+    from ..runs.explain import explain
+    from ..runs.verdict import verdict
+
+    opened = Run.open(run)
+    sentences = explain(opened)
+    print_result({"sentences": sentences, "verdict": asdict(verdict(opened))}, "\n".join(sentences), json)
 
 
 @app.command

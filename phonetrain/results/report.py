@@ -6,7 +6,6 @@ the best checkpoint was never scored on dev in fp32 it is scored now, for the co
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shlex
@@ -20,16 +19,14 @@ import numpy as np
 
 from phonedata.files import write_files
 
-from ..config.changes import diff
-from ..config.run_config import RunConfig, load_recipe
 from ..config.stages import flattened
-from ..config.toml import toml_value
 from ..console.open import show_picture
-from ..errors import ConfigError, PhonetrainError, RunNotFound, writing
+from ..errors import PhonetrainError, RunNotFound, writing
 from ..plots import as_image, as_png, as_svg, draw_confusion, draw_run, draw_runs
 from ..runs.directory import Run
-from ..runs.explain import explain
+from ..runs.explain import life as life_of
 from ..runs.history import where_scored
+from ..runs.next_commands import fit_words
 from ..text import clock, counted, percent, short
 from ..training.checkpoint import best_step
 from . import html as page
@@ -95,7 +92,7 @@ def several_runs(runs: Sequence[Run]) -> str:
         page.section("Learning curves", as_svg(draw_runs(runs), "Dev loss and accuracy of all runs")),
     ]
     for run in runs:
-        sections.append(page.section(run.name, page.life(explain(run))))
+        sections.append(page.section(run.name, page.life(life_of(run))))
     return page.page(f"{len(runs)} runs", ", ".join(run.name for run in runs), sections)
 
 
@@ -109,7 +106,7 @@ CONDITIONS = (
 def ablation_markdown(runs: Sequence[Run]) -> str:
     """The ablation table as Markdown, with its conditions and the command of every row."""
     header, rows, _ = ablation(runs)
-    commands = "\n".join(f"    {command(run)}    # {'; '.join([run.name, *by_hand(run)])}" for run in runs)
+    commands = "\n".join(f"    {shell_command(run)}    # {'; '.join([run.name, *by_hand(run)])}" for run in runs)
     return f"{page.markdown_table(header, rows, words=2)}\n{CONDITIONS}\n\n{commands}\n"
 
 
@@ -281,7 +278,7 @@ def environment(run: Run, scores: Scores) -> list[str]:
 
 
 def life(run: Run, scores: Scores) -> list[str]:
-    return [page.life(explain(run))]
+    return [page.life(life_of(run))]
 
 
 # The sections of a run's page, in order: title, and a function of (run, its best evaluation) that gives HTML.
@@ -297,30 +294,12 @@ SECTIONS: list[tuple[str, Callable[[Run, Scores], list[str]]]] = [
 ]
 
 
-def command(run: Run) -> str:
-    """The command, for a POSIX shell, that trains under the run's settings again.
-
-    It is the run's recipe and how the settings differ from it, tried here: where that gives other settings (the recipe
-    is gone or unknown, or a difference cannot be said as `key=value`), it is the run's own config.toml.
-    """
-    config = RunConfig.from_toml(run.config_path)
-    recipe = next(iter(run.events("run_started")), {}).get("recipe")
-    words = [run.config_path.as_posix()]
-    with contextlib.suppress(ConfigError):
-        base = load_recipe(recipe or "default")
-        # A setting is left out of a config because it is none, which is said, or because nothing reads it.
-        settings = [f"{key}={new if isinstance(new, str) else 'none' if new is None else toml_value(new)}"
-                    for key, _, new in diff(base, config) if key not in UNCOMPARED
-                    and (new is not None or config.setting(key) is None)]  # fmt: skip
-        if recipe and elsewhere(base.override(settings)) == elsewhere(config):
-            words = [recipe, *settings]
-    corpus = [] if config.data.corpus is None else ["--corpus", config.data.corpus]
-    return shlex.join(["phonetrain", "fit", *words, *corpus])
-
-
-def elsewhere(config: RunConfig) -> RunConfig:
-    """The settings without the place of the corpus."""
-    return config.replaced({"data.corpus": None})
+def shell_command(run: Run) -> str:
+    """The command, for a POSIX shell, that trains under the run's settings again."""
+    words, options = fit_words(run)
+    return shlex.join(
+        ["phonetrain", "fit", *words, *(part for key, value in options.items() for part in (f"--{key}", value))]
+    )
 
 
 def flat_config(run: Run) -> dict[str, Any]:

@@ -1,2 +1,2 @@
 """A run's directory: directory.py (its files), history.py (its life, line by line), experiment.py (what it is one of),
-tracker.py (wandb), next_commands.py and explain.py (what happened and what to type next)."""
+tracker.py (wandb), next_commands.py, verdict.py and explain.py (what happened and what to type next)."""

@@ -7,14 +7,12 @@ import shlex
 from datetime import datetime
 from typing import Any
 
-from ..config.run_config import RunConfig
 from ..text import clock, command, short
 from .directory import Run
+from .experiment import ENDED
 from .history import where_scored
-from .next_commands import after_bad_numbers, against_overfitting, longer
+from .verdict import verdict
 
-RISING = 0.001  # frame accuracy gained over the last epochs that still counts as learning
-OVERFIT = 0.10  # train above dev by this much
 SIGNALS = {
     "SIGINT": "Ctrl-C was pressed",
     "SIGTERM": "the system asked it to end (SIGTERM)",
@@ -40,6 +38,11 @@ def explain(run: Run | str | os.PathLike[str] | None = None) -> list[str]:
     run: a Run, its directory or name; None takes the newest. Raises RunNotFound.
     """
     run = run if isinstance(run, Run) else Run.open(run)
+    return Sentences(life(run) + _next_steps(run))
+
+
+def life(run: Run) -> list[str]:
+    """What happened to a run and where it stands, without what is next."""
     events = run.events()
     sentences = [_beginning(run, events)]
     segments = _by_segment(events)
@@ -50,7 +53,7 @@ def explain(run: Run | str | os.PathLike[str] | None = None) -> list[str]:
         is_last = place == len(segments) - 1
         step = reached.get(told[0]["segment"], 0)
         sentences += _segment(told, run, step, None if is_last else segments[place + 1])
-    return Sentences(sentences + _standing(run) + _next_steps(run))
+    return sentences + _standing(run)
 
 
 def _by_segment(events: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
@@ -160,19 +163,14 @@ def _standing(run: Run) -> list[str]:
     told = f"{len(epochs)} epoch{'s are' if len(epochs) != 1 else ' is'} scored"
     if best is not None:
         told += f"; the best score is {100 * best['dev_accuracy']:.2f} % dev frame accuracy, in {where_scored(best)}"
-    sentences = [told + "."]
-    newest = epochs[-1]
-    if newest["train_accuracy"] - newest["dev_accuracy"] > OVERFIT:
-        sentences.append(
-            f"Train accuracy ({100 * newest['train_accuracy']:.2f} %) is far above dev "
-            f"({100 * newest['dev_accuracy']:.2f} %): {', '.join(against_overfitting(run))} may help more than more "
-            "epochs."
-        )
-    return sentences
+    return [told + "."]
 
 
 def _next_steps(run: Run) -> list[str]:
-    status, epochs = run.status, run.metrics("epoch")
+    """The verdict, and what has not been done with a run that has ended."""
+    judged = verdict(run)
+    if run.status not in ENDED:
+        return [str(judged)]
     done = {"evaluate": run.evaluations.glob("*.json"), "predict": run.predictions.glob("*.csv"),
             "report": run.path.glob(run.report_path.name)}  # fmt: skip
     # What was made before the best checkpoint is out of date.
@@ -181,27 +179,7 @@ def _next_steps(run: Run) -> list[str]:
     since = scored.stat().st_mtime if scored is not None and scored.is_dir() else 0.0
     missing = [name for name, files in done.items() if not any(file.stat().st_mtime >= since for file in files)]
     look = ", ".join(command(name, run.path) for name in missing) or f"read {shlex.quote(str(run.report_path))}"
-    if status == "running" and run.is_held():
-        return ["Next: let it train, or press Ctrl-C once: it saves and says how to go on."]
-    if status not in ("finished", "early_stopped"):
-        if not any(run.checkpoints.glob("step-*")):
-            if run.has_trained:
-                return [f"Next: its checkpoints are gone; {command('fit')} starts a new run."]
-            return [f"Next: it ended before the first checkpoint; {run.start_again_command} starts it again."]
-        last = _by_segment(run.events())[-1:]
-        end = next((event for told in last for event in told if "ways" in event), None)
-        if end is not None:
-            return [f"Next: {after_bad_numbers(run, end['ways'], end['where'])}."]
-        return [f"Next: {run.resume_command} goes on from the last checkpoint."]
-    told = [f"Next: {look}."]
-    if status == "finished" and len(epochs) >= 4:
-        gained = epochs[-1]["dev_accuracy"] - max(line["dev_accuracy"] for line in epochs[:-3])
-        if gained > RISING:
-            config = RunConfig.from_toml(run.config_path)
-            more = longer(run, config, config.epochs + max(5, len(epochs) // 2))
-            gaining = f"It was still gaining ({100 * gained:.2f} points in the last 3 epochs)"
-            told.append(f"{gaining}: {more} may gain more.")
-    return told
+    return [f"Next: {look}.", str(judged)]
 
 
 def _day(time: str | None) -> str:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import tomllib
 from collections.abc import Mapping
 from typing import Any
 
-from ..config.changes import extension_question, lengthened
-from ..config.run_config import RunConfig
+from ..config.changes import diff, extension_question, lengthened
+from ..config.run_config import RunConfig, load_recipe
 from ..config.stages import flattened
+from ..config.toml import toml_value
+from ..errors import ConfigError
 from ..text import command
 from .directory import Run
 
@@ -23,33 +26,34 @@ def evaluate(run: Run) -> str:
     return command("evaluate", run.path)
 
 
-def after_end(run: Run, reason: str, scored: bool, ways: Mapping[str, str] | None = None) -> list[str]:
-    """What comes next when a segment has ended, as commands whose explanation a shell, or Python, takes for a comment.
+def fit_again(run: Run, *changes: str) -> str:
+    """The command that trains under the run's settings again, with `changes` as key=value."""
+    words, options = fit_words(run, *changes)
+    return command("fit", *words, **options)
 
-    scored: there is a best checkpoint. ways: as in `after_bad_numbers`, where those ended it.
+
+def fit_words(run: Run, *changes: str) -> tuple[list[str], dict[str, str]]:
+    """What follows `phonetrain fit` to train under the run's settings again, with `changes`: words, options.
+
+    It is the run's recipe and how the settings differ from it, tried here: where that gives other settings (the recipe
+    is gone or unknown, or a difference cannot be said as `key=value`), it is the run's own config.toml.
     """
-    done = reason in ("finished", "early_stopped")
-    scoring = [f"{evaluate(run)}    # scores the best checkpoint, in fp32"] if scored else []
-    if ways is not None:
-        return [*(f"{run.resume_with(setting)}    # {does}" for setting, does in ways.items()), *scoring]
-    limits = [f"stop.{name}=none" for name in ("max_time", "stop_at") if settings(run).get(f"stop.{name}")]
-    if reason == "deadline" and limits:
-        return [f"{run.resume_with(*limits)}    # goes on, without the limit", *scoring]
-    return [*([] if done else [f"{run.resume_command}    # goes on where it stopped"]), *scoring]
+    recipe = next(iter(run.events("run_started")), {}).get("recipe")
+    config, words = RunConfig.from_toml(run.config_path).override(changes), [run.config_path.as_posix(), *changes]
+    with contextlib.suppress(ConfigError):
+        base = load_recipe(recipe or "default")
+        # A setting is left out of a config because it is none, which is said, or because nothing reads it.
+        settings = [f"{key}={new if isinstance(new, str) else 'none' if new is None else toml_value(new)}"
+                    for key, _, new in diff(base, config) if key not in ("data.corpus", "version")
+                    and (new is not None or config.setting(key) is None)]  # fmt: skip
+        if recipe and _elsewhere(base.override(settings)) == _elsewhere(config):
+            words = [recipe, *settings]
+    return words, {} if config.data.corpus is None else {"corpus": config.data.corpus}
 
 
-def against_overfitting(run: Run) -> list[str]:
-    """What the run did not have yet, as settings where one says it."""
-    had = settings(run)
-    kept = had.get("subset", 1.0)
-    masked = had.get("augment.time_mask") or had.get("augment.freq_mask")
-    return [
-        *(["all of the data (subset=1.0)"] if kept < 1 else []),
-        *([] if masked else ["masks (augment.time_mask, augment.freq_mask)"]),
-        *([] if had.get("averaging.decay") else ["averaged weights (averaging.decay=0.999)"]),
-        "more dropout" if had.get("model.dropout") else "dropout (model.dropout)",
-        "more data" if kept >= 1 else "a smaller net",
-    ]
+def _elsewhere(config: RunConfig) -> RunConfig:
+    """The settings without the place of the corpus."""
+    return config.replaced({"data.corpus": None})
 
 
 def after_bad_numbers(run: Run, ways: Mapping[str, str], where: str) -> str:

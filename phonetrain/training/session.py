@@ -20,7 +20,7 @@ from ..distributed import ProcessGroup, current
 from ..errors import ConfigError, TrainingStopped
 from ..kernels import layer
 from ..model.custom import faster_precision
-from ..runs import next_commands
+from ..runs import verdict
 from ..runs.directory import ReadOnlyRun, Run
 from ..runs.history import where_scored
 from ..runs.tracker import Tracker, open_tracker
@@ -214,7 +214,7 @@ def end(trainer: Trainer, reason: str, request: StopRequest, **fields: Any) -> N
 
 
 def say_end(trainer: Trainer, reason: str, request: StopRequest, ways: dict[str, str] | None) -> None:
-    """Tell the tracker, wait for it, and say what comes next. ways: as in `advice.after_end`."""
+    """Tell the tracker, wait for it, and say what comes next. ways: as in `verdict.after_end`."""
     run, progress, console = trainer.run, trainer.progress, trainer.console
     best = None if progress.best_score is None else float(progress.best_score)
     trainer.tracker.summary({"best_dev_accuracy": best, "best_epoch": progress.best_epoch, "ended": reason})
@@ -227,7 +227,7 @@ def say_end(trainer: Trainer, reason: str, request: StopRequest, ways: dict[str,
     if trainer.saved is not None:
         step, size = trainer.saved
         told.append(f"{reason}: saved at step {step} ({short(size)}B)")
-        told += [f"next: {way}" for way in next_commands.after_end(run, reason, best is not None, ways)]
+        told += [f"next: {way}" for way in verdict.after_end(run, reason, best is not None, ways)]
     if told:
         console.say("\n".join(told))
     if run.scores():

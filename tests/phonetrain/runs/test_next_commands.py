@@ -7,7 +7,6 @@ import shutil
 import pytest
 
 from phonetrain.cli.main import exit_code
-from phonetrain.config.run_config import RunConfig
 from phonetrain.console.base import Console
 from phonetrain.errors import ConfigError
 from phonetrain.results.evaluate import evaluate
@@ -168,17 +167,6 @@ def test_other_stages_are_another_experiment(learnable_corpus, tmp_path, change)
     run = fit_tiny(learnable_corpus, tmp_path / "run", *ONE_EPOCH["stages"][0])
     with pytest.raises(ConfigError, match="stage.*: .* would be another experiment"):
         resume_tiny(run, change, "schedule.on_extend=stretch")
-
-
-def test_advice_leaves_out_what_the_run_had(tmp_path):
-    run = lived(tmp_path / "run")
-    config = RunConfig.from_toml(run.config_path)
-    assert config.averaging.decay and config.augment.time_mask and config.model.dropout
-    told = " ".join(explain(run))
-    assert "more dropout, more data may help" in told and "averaged weights" not in told and "masks" not in told
-    run.write_text(run.config_path, config.replaced({"averaging.decay": None, "subset": 0.5}).to_toml())
-    told = " ".join(explain(run))
-    assert "averaging.decay=" in told and "subset=1.0" in told
 
 
 def test_long_warmup_is_warned_of_with_a_value_that_fits(learnable_corpus, tmp_path, whole):

@@ -333,7 +333,7 @@ def test_only_the_segment_that_ended_by_bad_numbers_asks_for_a_change(learnable_
         fit("nan20", *NAN20, corpus=learnable_corpus.path, run=run.path, console=Console())
     run.append_event("segment_started", segment=1, step=0)
     run.append_event("segment_ended", segment=1, step=0, reason="TrainingStopped", message="the disk is full")
-    assert explain(run)[-1] == f"Next: phonetrain resume {run.path} goes on from the last checkpoint."
+    assert explain(run)[-1] == f"It has not ended: phonetrain resume {run.path} goes on from the last checkpoint."
 
 
 def test_rollback_without_an_older_checkpoint_stops_and_says_so(learnable_corpus, tmp_path):
