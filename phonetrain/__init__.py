@@ -46,6 +46,7 @@ _MODULES = {
     "prune_runs": "results.run_list",
     "explain": "runs.explain",
     "doctor": "planning.doctor",
+    "sweep": "planning.sweep",
     "export": "results.export",
     "transcribe": "results.transcribe",
 }
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
     from .errors import TrainingStopped as TrainingStopped
     from .planning.doctor import doctor as doctor
     from .planning.find_lr import find_lr as find_lr
+    from .planning.sweep import sweep as sweep
     from .results.compare import compare as compare
     from .results.evaluate import evaluate as evaluate
     from .results.export import export as export

@@ -24,7 +24,7 @@ from .kernels.known import running_buffers
 from .text import counted
 
 # Why a rank wants to pause; the last one wins.
-REASONS = (None, "checkpoint", "deadline", "SIGHUP", "SIGTERM", "SIGINT")
+REASONS = (None, "checkpoint", "pruned", "deadline", "SIGHUP", "SIGTERM", "SIGINT")
 PATIENCE = timedelta(minutes=30)  # for a rank that packs, compiles or reads a cold corpus
 
 

@@ -99,6 +99,51 @@ def _refuse_beside_find_lr(**options: object) -> None:
 
 
 @app.command
+def sweep(
+    recipe: str = "default",
+    /,
+    *,
+    trials: int | None = None,
+    jobs: int | None = None,
+    max_time: str | None = None,
+    corpus: Path | None = None,
+    out: Path | None = None,
+    json: Flag = False,
+    quiet: Flag = False,
+    overrides: Overrides = (),
+) -> None:
+    """Try many settings: `phonetrain sweep RECIPE optimizer.lr=1e-4..1e-2 model.depth=3,4,5 seed=0,1,2 epochs=5`.
+
+    A list is tried value by value, a range is searched in each combination of the lists, seeds are repeated and pooled.
+    The same command goes on with a sweep that was stopped, and joins one that runs; needs `pip install optuna`.
+
+    Parameters
+    ----------
+    recipe
+        A name from `phonetrain recipes list`, or a TOML file.
+    trials
+        Samples of the ranges in each combination; default 20.
+    jobs
+        Processes that train at a time; default: one for each GPU.
+    max_time
+        Begin no trial after this time, and leave those that train to the next call: 3h, 90m.
+    corpus
+        The packed corpus; default: the recipe's, else packed/.
+    out
+        The sweep's folder; default sweeps/RECIPE-DIGEST, the same for the same command.
+    json
+        Print the result as JSON.
+    quiet
+        No table.
+    """
+    from ..planning.sweep import sweep, sweep_text
+
+    result = sweep(recipe, *overrides, trials=trials, jobs=jobs, max_time=max_time, corpus=corpus, out=out)
+    if json or not quiet:
+        print_result(result, sweep_text(result), json)
+
+
+@app.command
 def resume(
     run: Path | None = None,
     *,

@@ -85,7 +85,7 @@ def _checked(tokens: Sequence[str]) -> int:
         elif overrides:
             where = " ".join(rest[:1]) or "phonetrain"
             raise ConfigError(
-                f"{overrides[0]}: {where} takes no settings; `fit`, `resume`, `doctor` and `recipes show` do"
+                f"{overrides[0]}: {where} takes no settings; `fit`, `sweep`, `resume`, `doctor` and `recipes show` do"
             )
         code = command(*bound.args, **bound.kwargs)
         return code if isinstance(code, int) else 0
@@ -94,7 +94,7 @@ def _checked(tokens: Sequence[str]) -> int:
         hint = "settings are said as key=value; see" if isinstance(error, UnknownOptionError) else "see"
         if isinstance(error, UnusedCliTokensError):
             message = f"{' '.join(error.unused_tokens or ())}: not understood;"
-            with_settings = rest[:1] in (["fit"], ["resume"], ["doctor"])
+            with_settings = rest[:1] in (["fit"], ["sweep"], ["resume"], ["doctor"])
             hint = "a setting is said as key=value, as epochs=5; see" if with_settings else "see"
         if "=" in rest:
             hint = "a setting has no spaces around its =, as epochs=3; see"

@@ -50,6 +50,7 @@ class Console:
         self.facts: dict[str, Any] = {}
         self.epoch = self.step_in_epoch = 0
         self.scored: str | None = None  # the partition that is being scored
+        self.stop: str | None = None  # a reason to end the run here, from who looks on: one of distributed.REASONS
         self.numbers: dict[str, Any] = {}
         self.pace = Pace()
 

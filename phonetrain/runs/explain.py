@@ -21,6 +21,7 @@ SIGNALS = {
     "deadline": "its time was up (--max-time or --stop-at)",
     "early_stopped": "the dev score had not improved for stop.patience epochs",
     "finished": "all its epochs were done",
+    "pruned": "the sweep's other trials were better at this epoch",
     "TrainingStopped": "it stopped itself, for the reason told above or on its terminal",
 }
 

@@ -286,11 +286,13 @@ class Trainer:
     def own_reason(self) -> str | None:
         """This rank's reason to pause, one of `distributed.REASONS`.
 
-        The signal that was received, "deadline" when only the time to save and score is left, or "checkpoint" when one
-        is due.
+        The signal that was received, what the console asks for, "deadline" when only the time to save and score is
+        left, or "checkpoint" when one is due.
         """
         if self.request.reason is not None:
             return self.request.reason
+        if self.console.stop is not None:
+            return self.console.stop
         if self.deadline.end is not None:
             scoring = self.scoring_seconds
             if scoring is None:  # not measured yet: a forward pass is about a third of a step's work
