@@ -29,6 +29,9 @@ _MODULES = {
     "PackReport": "packing.report",
     "pack_utterances": "packing.utterances",
     "extract": "packing.extract",
+    "RawCorpus": "raw.base",
+    "RawPartition": "raw.base",
+    "Problem": "raw.base",
     "audio_features": "packing.audio_features",
     "frontend_of": "packing.audio_features",
     "AlignmentOptions": "raw.audio",
@@ -74,6 +77,9 @@ if TYPE_CHECKING:
     from .phonemes import ARPABET as ARPABET
     from .phonemes import PhonemeSet as PhonemeSet
     from .raw.audio import AlignmentOptions as AlignmentOptions
+    from .raw.base import Problem as Problem
+    from .raw.base import RawCorpus as RawCorpus
+    from .raw.base import RawPartition as RawPartition
     from .raw.frontend import FrontEnd as FrontEnd
 else:
 

@@ -26,7 +26,7 @@ def pack(
     packed: Path,
     /,
     *,
-    layout: Literal["hw1p2", "libriphone", "kaldi", "audio"] | None = None,
+    layout: str | None = None,
     cmvn: Literal["utterance", "speaker", "train", "none"] = "utterance",
     train_partition: str | None = None,
     dtype: Literal["float16", "float32"] = "float16",
@@ -54,7 +54,8 @@ def pack(
     packed
         The packed corpus to make.
     layout
-        How the raw folder is laid out; found by itself when not given.
+        How the raw folder is laid out: hw1p2, libriphone, kaldi, audio, or a name that an installed package registers;
+        found by itself when not given.
     cmvn
         Mean and variance normalisation; train takes its statistics from --train-partition.
     train_partition

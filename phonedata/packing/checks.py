@@ -9,7 +9,7 @@ from pathlib import Path
 from ..errors import CorpusExists, CorpusNotFound, NoSpace, RawDataError, SpecError
 from ..files import is_litter
 from ..format.attributes import CMVN_KINDS, DTYPES, LARGEST_CONTEXT, LARGEST_DIM
-from ..raw.base import RawCorpus
+from ..raw.base import RawCorpus, check_names
 from .plan import PackOptions
 
 _PARTITION_NAMES = {"zarr.json", "features", "labels", "utterance_end", "utterance_id_bytes", "utterance_id_end"}
@@ -99,6 +99,7 @@ def check_partitions(corpus: RawCorpus, options: PackOptions) -> None:
         for wanted in options.train_partitions:
             if wanted not in names:
                 raise SpecError(f"train partition {wanted!r} is not there; partitions: {', '.join(names)}")
+    _check_names(corpus)
     for partition in corpus.partitions:
         if partition.problems and not options.skip_bad:
             more = len(partition.problems) - 1
@@ -110,6 +111,25 @@ def check_partitions(corpus: RawCorpus, options: PackOptions) -> None:
                 f"cmvn speaker, but no utterance of {partition.name} has a known speaker (first: "
                 f"{partition.utterance_ids[0]!r}); name them SPEAKER-CHAPTER-NUMBER, list them in Kaldi's utt2spk, or "
                 "use cmvn='utterance', which is the same here"
+            )
+
+
+def _check_names(corpus: RawCorpus) -> None:
+    """Refuse a layout's names that would not stand in one line of text, whoever made the layout."""
+    if not corpus.layout.isprintable():
+        raise RawDataError(f"{corpus.path}: layout {corpus.layout!r:.80} has control characters; rename it")
+    check_names((p.name for p in corpus.partitions), "partition name", corpus.path)
+    for p in corpus.partitions:
+        check_names(p.utterance_ids, "utterance id", f"{corpus.path}: {p.name}")
+        odd = next((s for s in p.speakers if not s.isprintable() or not s), None)
+        if odd is not None:
+            raise RawDataError(
+                f"{corpus.path}: {p.name}: speaker {odd!r:.80} is empty or has control characters; name it otherwise"
+            )
+        if len(p.speakers) != len(p.utterance_ids) or len(set(p.utterance_ids)) != len(p.utterance_ids):
+            raise RawDataError(
+                f"{corpus.path}: {p.name}: {len(p.utterance_ids)} ids ({len(set(p.utterance_ids))} different) and "
+                f"{len(p.speakers)} speakers, wanted different ids and a speaker for each; mend layout {corpus.layout}"
             )
 
 

@@ -10,7 +10,7 @@ from numba import njit
 from ..cmvn import moments, normalise_half, normalise_single, scale_into
 from ..errors import RawDataError
 from ..format.zarr_files import CHUNK_ROWS, ShardFile, digest
-from ..raw.base import RawCorpus, RawPartition
+from ..raw.base import RawCorpus, RawPartition, as_features
 from .journal import ChunkResult, Measurements
 from .plan import ChunkTask
 
@@ -50,7 +50,7 @@ def copy_for_worker(partition: RawPartition) -> RawPartition:
     return copy
 
 
-def check_shape(where: str, features, labels, feature_dim: int, dim_from: str) -> None:
+def check_shape(where: str, features: np.ndarray, labels: np.ndarray | None, feature_dim: int, dim_from: str) -> None:
     """Refuse features that are not (T, `feature_dim`) as those of `dim_from`, or have another T than their labels."""
     frames, dim = features.shape
     if dim != feature_dim:
@@ -69,13 +69,19 @@ class UtteranceReader:
 
     def __init__(self, raw: RawCorpus, feature_dim: int, dim_from: str):
         self.partitions = {p.name: copy_for_worker(p) for p in raw.partitions}
-        self.feature_dim, self.dim_from = feature_dim, dim_from
+        self.feature_dim, self.dim_from, self.label_dtype = feature_dim, dim_from, raw.phonemes.label_dtype
 
     def read(self, name: str, index: int, mean: np.ndarray, square: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """(features, labels) of one utterance, valid until the next; fills its `mean` (D,) and sum of squared
         deviations `square` (D,). Raises RawDataError."""
         partition = self.partitions[name]
         features, labels = partition.read(index)
+        features = as_features(features, partition.where(index))
+        if labels is not None and labels.dtype != self.label_dtype:
+            raise RawDataError(
+                f"{partition.where(index)}: labels of type {labels.dtype}, wanted {self.label_dtype} class indices; "
+                "mend the layout that reads them"
+            )
         check_shape(partition.where(index), features, labels, self.feature_dim, self.dim_from)
         if not moments(features, mean, square):
             finite = np.isfinite(features)
@@ -188,9 +194,8 @@ class ChunkFiller:
             return ChunkResult(digest(rows), None, None, reading)
         histogram = np.zeros(self._padding + 1, np.int64)
         count_labels(row_labels, histogram)
-        if histogram[self.num_classes : self._padding].any():
-            beyond = f"a label beyond the last class {self.num_classes - 1}"
-            raise RawDataError(f"{task.partition}: {beyond} in rows from {task.chunk * CHUNK_ROWS} on")
+        if histogram[: self.num_classes].sum() != task.own_frames:
+            raise RawDataError(self._no_class(task, starts, row_labels))
         labels_file.write(task.chunk, row_labels)
         return ChunkResult(digest(rows), digest(row_labels), histogram[: self.num_classes], reading)
 
@@ -202,6 +207,16 @@ class ChunkFiller:
                 self._rows[done:a] = 0
                 self._labels[done:a] = self._padding
             done = b
+
+    def _no_class(self, task: ChunkTask, starts: np.ndarray, labels: np.ndarray) -> str:
+        """Names the first frame whose label is none of the classes."""
+        frames = np.zeros(len(labels), bool)
+        for start, length in zip(starts.tolist(), task.length.tolist()):
+            frames[max(start, 0) : start + length] = True
+        row = int(np.flatnonzero(frames & (labels >= self.num_classes))[0])
+        n = int(np.searchsorted(starts, row, side="right")) - 1
+        where = self.reader.partitions[task.partition].where(int(task.index[n]))
+        return f"{where}: class {labels[row]} at frame {row - starts[n]}, wanted 0..{self.num_classes - 1}; correct it"
 
     def _too_large(self, partition: str, index: int, largest: float) -> str:
         where = self.reader.partitions[partition].where(index)

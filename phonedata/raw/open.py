@@ -5,17 +5,55 @@ from __future__ import annotations
 import importlib
 import os
 from dataclasses import replace
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from typing import Protocol, cast
 
 from ..errors import CorpusNotFound, RawDataError, SpecError
+from . import audio
 from .audio import AlignmentOptions
 from .base import RawCorpus
 
-# One module per layout, in the order in which they are looked for. Each has
-#   LOOKS_FOR: str                       what the folder must hold, for the sentence when nothing fits
-#   detect(root: Path) -> bool           cheap: looks at names only
-#   open_layout(root: Path) -> RawCorpus  lists utterances, pairs partners; reads no features
 LAYOUTS = ("hw1p2", "libriphone", "kaldi", "audio")
+"""Our own, a module each, in the order in which they are looked for; those of other packages come before audio."""
+ENTRY_POINTS = "phonedata.layouts"
+"""The group of entry points under which a package registers a layout: its name, and a module that is a `Layout`."""
+
+
+class Layout(Protocol):
+    """What a module offers that reads a layout. `LOOKS_FOR` says what the folder must hold, where nothing fits."""
+
+    LOOKS_FOR: str
+
+    def detect(self, root: Path) -> bool:
+        """Whether the folder has this layout; cheap: looks at names only."""
+
+    def open_layout(self, root: Path) -> RawCorpus:
+        """Lists utterances and pairs partners; reads no features."""
+
+
+def _registered() -> dict[str, EntryPoint]:
+    """The layouts of other packages, by name; no name of ours is taken over."""
+    points = sorted(entry_points(group=ENTRY_POINTS), key=lambda point: point.name)
+    return {point.name: point for point in points if point.name not in LAYOUTS and point.name.isprintable()}
+
+
+def _load(name: str, registered: dict[str, EntryPoint]) -> Layout:
+    """The layout `name`. Raises SpecError where a package's own cannot be imported or is none."""
+    if name not in registered:
+        return cast(Layout, importlib.import_module(f"phonedata.raw.{name}"))
+    point = registered[name]
+    package = point.dist.name if point.dist else "a package"
+    try:
+        layout = point.load()
+    except (ImportError, AttributeError) as error:
+        raise SpecError(f"layout {name!r} of {package} cannot be imported ({error}); mend or uninstall it") from None
+    missing = [what for what in ("LOOKS_FOR", "detect", "open_layout") if not hasattr(layout, what)]
+    if missing:
+        raise SpecError(
+            f"layout {name!r} of {package}: {point.value} has no {', '.join(missing)}; mend or uninstall it"
+        )
+    return cast(Layout, layout)
 
 
 def open_raw(
@@ -27,8 +65,10 @@ def open_raw(
     SpecError for an unknown layout name, RawDataError when the layout's own lists are damaged.
     """
     root = Path(path)
-    if layout is not None and layout not in LAYOUTS:
-        raise SpecError(f"layout {layout!r} is unknown; layouts are {', '.join(LAYOUTS)}")
+    registered = _registered()
+    known = (*LAYOUTS[:-1], *registered, LAYOUTS[-1])
+    if layout is not None and layout not in known:
+        raise SpecError(f"layout {layout!r} is unknown; layouts are {', '.join(known)}")
     if not os.path.isdir(root):
         found = "is a file" if os.path.exists(root) else "does not exist"
         raise CorpusNotFound(
@@ -39,22 +79,33 @@ def open_raw(
     except OSError as error:
         raise RawDataError(f"{root}: cannot be listed ({error.strerror}); check its permissions") from None
     wanted: list[str] = []
-    for name in LAYOUTS if layout is None else (layout,):
-        module = importlib.import_module(f"phonedata.raw.{name}")
+    for name in known if layout is None else (layout,):
         if name == "audio" and layout is None:
             # A project folder may hold any sound beside the folder that is meant.
-            _refuse_if_meant(root, _folders_below(folders), wanted)
+            _refuse_if_meant(root, _folders_below(folders), wanted, registered)
+        try:
+            module = _load(name, registered)
+        except SpecError as error:
+            # A package that is broken must not stand in the way of folders that are not its own.
+            if layout is not None:
+                raise
+            wanted.append(str(error))
+            continue
         if module.detect(root):
             if name == "audio":
-                return _with_notes(module.open_layout(root, options=alignment))
+                return _with_notes(audio.open_layout(root, options=alignment))
             if alignment is not None and alignment.arguments():
                 option = alignment.arguments()[0].strip("-").replace("-", "_")
                 raise SpecError(
                     f"{root}: {option} is for audio with alignments, this is the layout {name}; leave it out"
                 )
-            return _with_notes(module.open_layout(root))
+            corpus = module.open_layout(root)
+            if not isinstance(corpus, RawCorpus):
+                kind = type(corpus).__name__
+                raise SpecError(f"layout {name!r}: its open_layout returns {kind}, wanted phonedata.RawCorpus; mend it")
+            return _with_notes(corpus)
         wanted.append(f"{name}: {module.LOOKS_FOR}")
-    _refuse_if_meant(root, [*_folders_below(folders), *Path(os.path.abspath(root)).parents[:2]], wanted)
+    _refuse_if_meant(root, [*_folders_below(folders), *Path(os.path.abspath(root)).parents[:2]], wanted, registered)
     raise CorpusNotFound(f"{root}: no known layout found; looked for " + "; ".join(wanted))
 
 
@@ -76,16 +127,16 @@ def _folders_below(folders: list[Path]) -> list[Path]:
     return below
 
 
-def _refuse_if_meant(root: Path, near: list[Path], wanted: list[str]) -> None:
+def _refuse_if_meant(root: Path, near: list[Path], wanted: list[str], registered: dict[str, EntryPoint]) -> None:
     """A folder one or two levels up or down is the usual slip, and cheap to name. Raises CorpusNotFound.
 
     Audio is not looked for: any folder of a disk may hold some, and finding it takes long.
     """
     for candidate in near:
-        for name in LAYOUTS:
+        for name in (*LAYOUTS[:-1], *registered):
             try:
-                meant = name != "audio" and importlib.import_module(f"phonedata.raw.{name}").detect(candidate)
-            except OSError:
+                meant = _load(name, registered).detect(candidate)
+            except (OSError, SpecError):
                 continue
             if meant:
                 looked = "; ".join([*wanted, f"did you mean {candidate}?"])
