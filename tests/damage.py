@@ -24,7 +24,7 @@ from phonedata.format.zarr_files import digest, render, root_digest, shard_entry
 TRAIN_EVERY = 20
 """One mutation of so many is also trained on, which takes longer than all else."""
 LOADERS = (("host", "global"), ("resident", "global"), ("slab", "slab"))
-SECONDS = 60
+SECONDS = 600
 """What hangs longer than this is a failure."""
 
 
