@@ -160,8 +160,8 @@ def _extract(
     if workers > 1:
         try:
             pool = ProcessPoolExecutor(workers, _Extractors(), _begin_process, (corpus.partitions,))
-        except (OSError, ImportError) as error:
-            # Semaphores lie in /dev/shm, which may be full, read-only or not there at all.
+        except (OSError, ImportError, NotImplementedError) as error:
+            # Semaphores lie in /dev/shm, which may be full, read-only or not there at all; some builds have none.
             notes.append(f"one process did it all: this system gives no semaphores for more ({error}); see /dev/shm")
     try:
         jobs = [(p.name if pool else p, begin, end, str(staging.corpus), skip_bad) for p, begin, end in open_tasks]

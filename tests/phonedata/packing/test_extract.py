@@ -1,5 +1,6 @@
 """Audio and alignments: the label of a frame is the phone that covers its centre, whatever the alignment's format."""
 
+import errno
 import json
 import os
 import random
@@ -128,6 +129,29 @@ def test_extract_is_the_same_for_any_number_of_workers(tmp_path, monkeypatch):
     assert len(files) == 7
     for file in files:
         assert (tmp_path / "raw1" / file).read_bytes() == (tmp_path / "raw2" / file).read_bytes(), file
+
+
+@pytest.mark.parametrize("system", ["full", "read-only", "without"])
+def test_without_semaphores_one_process_does_it_all_and_says_so(tmp_path, monkeypatch, system):
+    """They lie in /dev/shm: containers have it full or read-only; some systems' Python knows none."""
+    import _multiprocessing
+    import multiprocessing.synchronize as synchronize
+
+    make_audio(tmp_path / "audio", 3)
+    extract(tmp_path / "audio", tmp_path / "usual", workers=1)
+
+    def refused(*arguments):
+        number = errno.ENOSPC if system == "full" else errno.EROFS
+        raise OSError(number, os.strerror(number))
+
+    if system == "without":
+        monkeypatch.setitem(sys.modules, synchronize.__name__, None)
+    else:
+        monkeypatch.setattr(_multiprocessing, "SemLock", refused)
+    report = extract(tmp_path / "audio", tmp_path / "raw", workers=3)
+    assert [note for note in report.notes if note.startswith("one process did it all: this system gives no semaphores")]
+    assert all_bytes(tmp_path / "raw") == all_bytes(tmp_path / "usual")
+    pack(tmp_path / "audio", tmp_path / "packed", workers=3)
 
 
 def test_every_extracted_file_is_durable_before_the_folder_gets_its_name(tmp_path, monkeypatch):
