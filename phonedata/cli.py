@@ -65,7 +65,8 @@ def pack(
     context
         Rows of zeros between utterances: the largest window side that training can ask for.
     skip_bad
-        Leave out utterances that cannot be packed, and list them.
+        Leave out utterances that cannot be packed, and list them; in a partition without labels zeros keep their place,
+        so that a submission's rows stay where they belong.
     replace
         Replace a packed corpus that is already there.
     workers

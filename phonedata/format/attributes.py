@@ -235,7 +235,10 @@ def _check_root(file: Path, root: Table) -> None:
         _hold(file, f"partitions.{name}", entry, fits and _is_digest(entry.get("digest")), "bytes and a digest")
     fields = ("partition", "utterance", "reason")
     fits = isinstance(values["left_out"], list) and all(
-        isinstance(one, dict) and all(isinstance(one.get(field), str) for field in fields) for one in values["left_out"]
+        isinstance(one, dict)
+        and all(isinstance(one.get(field), str) for field in fields)
+        and (one.get("frames") is None or _is_count(one["frames"], 0, 1 << 40))
+        for one in values["left_out"]
     )
     hold("left_out", fits, f"a list of {', '.join(fields)}")
     if "part" in root:

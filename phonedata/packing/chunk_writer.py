@@ -152,12 +152,16 @@ class ChunkFiller:
         own = starts >= 0  # the utterance counts where it begins
         means, squares, centres, scales = np.empty((4, len(starts), dim))
         if self.statistics is not None:
-            for n, index in enumerate(task.index.tolist()):
-                centres[n], scales[n] = self.statistics(task.partition, index)
+            for n in np.flatnonzero(~task.blank).tolist():
+                centres[n], scales[n] = self.statistics(task.partition, int(task.index[n]))
         self._pad(starts, task.length, task.rows)
         lengths: dict[int, int] = {}
         bad: dict[int, str] = {}
         for n, (index, start, length) in enumerate(zip(task.index.tolist(), starts.tolist(), task.length.tolist())):
+            if task.blank[n]:
+                means[n] = squares[n] = centres[n] = scales[n] = 0
+                rows[max(start, 0) : min(start + length, task.rows)] = 0
+                continue
             try:
                 features, labels = self.reader.read(task.partition, index, means[n], squares[n])
             except RawDataError as error:
@@ -185,8 +189,8 @@ class ChunkFiller:
         if bad or lengths:
             nothing = np.empty((0, dim))
             return Measurements.of([], [], nothing, nothing, lengths, bad)
-        for index, mean, square in zip(task.index.tolist(), means, squares):
-            self.check(task.partition, index, mean, square)
+        for n in np.flatnonzero(~task.blank).tolist():
+            self.check(task.partition, int(task.index[n]), means[n], squares[n])
         stored = (means[own] - centres[own]) * scales[own], squares[own] * scales[own] ** 2
         reading = Measurements.of(task.index[own], task.length[own], *stored, {}, {})
         features_file.write(task.chunk, rows)

@@ -23,6 +23,7 @@ from .parts import part_range
 from .plan import ChunkTask, PackOptions, PartitionPlan
 from .report import LeftOut
 
+_MOST_KEPT = 4 * 360_000  # frames of an utterance whose place is kept: four hours, more is a damaged header
 _BATCH = 64  # utterances that one measuring task reads
 
 
@@ -174,12 +175,22 @@ class Packing:
         bad = {i: self._relative(m) for i, m in reading.bad.items() if i not in plan.bad}
         if not lengths and not bad:
             return False
-        plan.correct(lengths, bad)
-        self.staging.record({"partition": name, "lengths": list(lengths.items()), "bad": list(bad.items())})
-        if not len(plan.index) and self.options.part is None:
+        places = {i: self._place(name, i) for i in bad}
+        kept = [i for i, frames in places.items() if frames]
+        lengths |= {i: places[i] for i in kept}
+        plan.correct(lengths, bad, kept)
+        record = {"partition": name, "lengths": list(lengths.items()), "bad": list(bad.items()), "kept": kept}
+        self.staging.record(record)
+        if not len(plan.index) - len(plan.kept) and self.options.part is None:
             first = next(iter(plan.bad.values()))
             raise RawDataError(f"{self.corpus.path}: partition {name} has no utterance left to pack; first: {first}")
         return True
+
+    def _place(self, name: str, index: int) -> int:
+        """Frames that an utterance which cannot be packed keeps: without labels rows are a submission's, whose order
+        must stand. 0 where there are labels, or nobody knows."""
+        frames = None if self.raw[name].labelled else self.raw[name].num_frames(index)
+        return frames if frames and 0 < frames <= _MOST_KEPT else 0
 
     def _correct_own(self, statistics: dict[str, list[Measurements]]) -> None:
         """Take over what measuring has shown of this part's utterances; other parts' are none of its plan."""
@@ -206,7 +217,8 @@ class Packing:
             elif "first" in entry:
                 readings[name, entry["first"]] = Measurements.from_record(entry, self.feature_dim)
             else:
-                self.plans[name].correct({int(i): t for i, t in entry["lengths"]}, {int(i): m for i, m in entry["bad"]})
+                lengths, bad = ({int(i): value for i, value in entry[what]} for what in ("lengths", "bad"))
+                self.plans[name].correct(lengths, bad, entry["kept"])
         return chunks, readings
 
     # -- chunks
@@ -328,7 +340,10 @@ class Packing:
     def _left_out(self) -> list[LeftOut]:
         left_out: list[LeftOut] = []
         for name, raw in self.raw.items():
-            left_out += [LeftOut(name, p.utterance_id, self._relative(p.message)) for p in raw.problems]
+            left_out += [LeftOut(name, p.utterance_id, self._relative(p.message), p.frames) for p in raw.problems]
             if name in self.plans:
-                left_out += [LeftOut(name, raw.utterance_ids[i], m) for i, m in self.plans[name].bad.items()]
+                plan = self.plans[name]
+                for i, message in plan.bad.items():
+                    frames = int(plan.lengths[i]) if i in plan.kept else None
+                    left_out.append(LeftOut(name, raw.utterance_ids[i], message, frames))
         return sorted(left_out)

@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -90,7 +91,8 @@ def rows_of(lengths: np.ndarray, context: int) -> int:
 
 @dataclass(frozen=True)
 class ChunkTask:
-    """One inner chunk of `rows` rows: `index`, `start_row`, `length` of every utterance that touches it, (n,) each."""
+    """One inner chunk of `rows` rows: `index`, `start_row`, `length` of every utterance that touches it, (n,) each, and
+    whether it is `blank`: nothing but zeros in the place of one that cannot be packed."""
 
     partition: str
     chunk: int
@@ -98,6 +100,7 @@ class ChunkTask:
     index: np.ndarray
     start_row: np.ndarray
     length: np.ndarray
+    blank: np.ndarray
     key: str
 
     @property
@@ -113,7 +116,8 @@ class PartitionPlan:
     """The rows of one partition, from the lengths that are believed so far.
 
     `index` (U,) names the utterances of the raw partition that are in; `lengths` (all of the raw partition) may be
-    corrected, and utterances taken out, until every one was read.
+    corrected, and utterances taken out, until every one was read. `bad` are those that cannot be packed, by reason; the
+    places of those in `kept` are filled with zeros.
     """
 
     name: str
@@ -122,6 +126,7 @@ class PartitionPlan:
     index: np.ndarray
     salt: str
     bad: dict[int, str] = field(default_factory=dict)
+    kept: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self._lay_out()
@@ -134,13 +139,15 @@ class PartitionPlan:
         self.rows = rows_of(self.length, self.context)
         self.chunks, self.chunk_rows = num_chunks(self.rows), chunk_rows(self.rows)
 
-    def correct(self, lengths: dict[int, int], bad: dict[int, str]) -> None:
-        """Take over what reading has shown: true lengths, and utterances that cannot be packed."""
+    def correct(self, lengths: dict[int, int], bad: dict[int, str], kept: Collection[int]) -> None:
+        """Take over what reading has shown: true lengths, and utterances that cannot be packed, of which those in
+        `kept` keep their place."""
         for index, length in lengths.items():
             self.lengths[index] = length
         self.bad.update(bad)
+        self.kept.update(kept)
         if bad:
-            self.index = self.index[~np.isin(self.index, list(bad))]
+            self.index = self.index[~np.isin(self.index, list(bad.keys() - self.kept))]
         self._lay_out()
 
     def task(self, chunk: int) -> ChunkTask:
@@ -153,4 +160,7 @@ class PartitionPlan:
         key = xxhash.xxh3_128(f"{self.salt} {self.name} {chunk} {min(self.rows, end_row)}".encode())
         for values in (index, start, length):
             key.update(np.ascontiguousarray(values, "<i8").tobytes())
-        return ChunkTask(self.name, chunk, self.chunk_rows, index, start, length, key.hexdigest())
+        blank = np.isin(index, list(self.kept)) if self.kept else np.zeros(len(index), bool)
+        if blank.any():
+            key.update(blank.tobytes())
+        return ChunkTask(self.name, chunk, self.chunk_rows, index, start, length, blank, key.hexdigest())

@@ -27,11 +27,20 @@ def labelling_table(labelling: dict[str, Labelling]) -> list[str]:
 
 @dataclass(frozen=True, order=True)
 class LeftOut:
-    """An utterance that was left out, and why; the reason's path begins at the raw folder."""
+    """An utterance that was left out, and why; the reason's path begins at the raw folder.
+
+    frames: how many rows of zeros keep its place, in partitions without labels; 0 for what is no utterance of its own,
+    such as a second copy; None where it has no place.
+    """
 
     partition: str
     utterance: str
     reason: str
+    frames: int | None = None
+
+    def __str__(self) -> str:
+        kept = f"; {self.frames:,} frames of zeros keep its place" if self.frames else ""
+        return f"left out: {self.partition}/{self.utterance}: {self.reason}{kept}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -124,7 +133,7 @@ class PackReport:
         lines.append(f"layout {self.layout}: {megabytes:,.1f} MB{took}")
         lines += labelling_table(self.labelling)
         lines += [f"note: {note}" for note in self.notes]
-        lines += [f"left out: {one.partition}/{one.utterance}: {one.reason}" for one in self.left_out[:_SHOWN]]
+        lines += map(str, self.left_out[:_SHOWN])
         if len(self.left_out) > _SHOWN:
             lines.append(f"left out: and {len(self.left_out) - _SHOWN:,} more; the corpus and --json list them all")
         lines.append(f"{self.path}  {self.digest}".rstrip())

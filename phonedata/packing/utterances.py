@@ -220,6 +220,10 @@ class StagedPartition:
     phonemes: PhonemeSet = ARPABET
     classes: npt.NDArray[Any] = field(default_factory=lambda: np.empty(0, np.uint8))
 
+    def num_frames(self, index: int) -> int | None:
+        """See raw.RawPartition.num_frames."""
+        return self.shapes[index][0]
+
     def where(self, index: int) -> str:
         return f"{self.name}/{self.utterance_ids[index]}"
 

@@ -235,7 +235,9 @@ class AudioPartition:
             partner = str(partners[0]) if partners else None
             copied = copy_of(str(audio[path]), keys)
             if copied is not None:
-                self._refuse(utterance, f"{path}: is a second copy of {copied} by its name; remove it")
+                self.problems.append(
+                    Problem(utterance, f"{path}: is a second copy of {copied} by its name; remove it", 0)
+                )
                 continue
             if len(partners) > 1 and partners[0].suffix.lower() == partners[1].suffix.lower():
                 self._refuse(utterance, f"{path}: has two alignments, {partners[0]} and {partners[1]}; remove one")
@@ -391,6 +393,14 @@ class AudioPartition:
         found = [_class_of(symbol, phonemes) for symbol in self._symbols]
         found.append(None if silence is None else phonemes.classes[silence])  # the last: what nothing covers
         self._classes = np.array([-1 if label is None else label for label in found], dtype=np.int64)
+
+    def num_frames(self, index: int) -> int | None:
+        """See raw.RawPartition.num_frames."""
+        try:
+            rate, samples = read_header(self.where(index))
+        except RawDataError:
+            return None
+        return self.frontend.num_frames(num_resampled(samples, rate, self.frontend.rate_hz))
 
     def where(self, index: int) -> str:
         return self._files[index][0]

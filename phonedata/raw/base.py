@@ -25,10 +25,14 @@ _COPY = re.compile(r"(.+?)( \(\d+\)| copy( \d+)?| - Copy( \(\d+\))?)", re.IGNORE
 
 @dataclass(frozen=True)
 class Problem:
-    """An utterance that cannot be packed, found while listing; `message` is one line that names the file."""
+    """An utterance that cannot be packed, found while listing; `message` is one line that names the file.
+
+    `frames` is 0 for what is no utterance of its own, such as a second copy of a file; None: nobody knows.
+    """
 
     utterance_id: str
     message: str
+    frames: int | None = None
 
 
 class RawPartition(Protocol):
@@ -68,6 +72,9 @@ class RawPartition(Protocol):
 
     def where(self, index: int) -> str:
         """Path of the utterance's feature file, for messages."""
+
+    def num_frames(self, index: int) -> int | None:
+        """Frames of an utterance that cannot be read, by its file's header; None where that does not say."""
 
 
 class Stamp:

@@ -181,12 +181,13 @@ def _list_npy(folder: Path, problems: list[Problem], notes: list[str]) -> dict[s
                 broken = "is not a file"
         except OSError as error:
             broken = f"cannot be read ({error.strerror})"
-        if copied := copy_of(stem, stems):
+        copied = copy_of(stem, stems)
+        if copied is not None:
             broken = f"is a second copy of {copied}.npy by its name"
         if stem in files:
             broken = f"the id {stem} was seen already in {files[stem][0]}"
         if broken:
-            problems.append(Problem(stem, f"{path}: {broken}; remove or mend it"))
+            problems.append(Problem(stem, f"{path}: {broken}; remove or mend it", None if copied is None else 0))
             continue
         files[stem] = name, status.st_size, status.st_mtime_ns
     return files
@@ -293,6 +294,11 @@ class Hw1p2Partition:
                 return parse_header(file.read(10_016), self._files[n])
         except (OSError, RawDataError):
             return None
+
+    def num_frames(self, index: int) -> int | None:
+        """See raw.RawPartition.num_frames."""
+        header = self._header(index)
+        return header[2][0] if header and len(header[2]) == 2 else None
 
     def where(self, index: int) -> str:
         return f"{self._mfcc}/{self._files[index]}"

@@ -172,6 +172,13 @@ class KaldiPartition:
             stamp.add(os.path.relpath(file, root), status)
         self.stamp, self.written = stamp.digests()
 
+    def num_frames(self, index: int) -> int | None:
+        """See raw.RawPartition.num_frames."""
+        try:
+            return _read_head(self._file, *self._places[index])[1]
+        except (RawDataError, OSError):
+            return None
+
     def where(self, index: int) -> str:
         ark, offset = self._places[index]
         return f"{ark}:{offset}"

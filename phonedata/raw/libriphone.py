@@ -117,6 +117,13 @@ class LibriphonePartition:
     def _path(self, utterance: str) -> str:
         return os.path.join(self._folder, f"{utterance}.pt")
 
+    def num_frames(self, index: int) -> int | None:
+        """See raw.RawPartition.num_frames."""
+        try:
+            return len(load_tensor(self.where(index)))
+        except RawDataError:
+            return None
+
     def where(self, index: int) -> str:
         return self._path(self.utterance_ids[index])
 

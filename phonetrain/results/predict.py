@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
@@ -14,7 +14,7 @@ import numpy as np
 from phonedata import Selection
 
 from ..config.sections import DataConfig
-from ..errors import ConfigError
+from ..errors import ConfigError, PhonetrainError
 from ..training.data import partition_of
 from .evaluate import kept_name
 from .onnx_model import CLOSE, OnnxModel, open_onnx
@@ -91,14 +91,29 @@ def predict(
     check_target(path, folder=form == "textgrid", replace=replace or out is None)
     check_names(form, selection.utterance_ids)
     warn_of_other_corpus(nets)
+    kept = kept_places(selection, form)
     close = CloseFrames()
     rows = close.watch(posteriors(nets, chosen, "scoring" if form in SCORE_WRITERS else "labelling", average))
+    if kept:
+        priors = label_counts(first).log_priors
+        symbol = first.corpus.phonemes.symbols[int(priors.argmax())]
+        print(
+            f"note: {len(kept)} utterances of {chosen} could not be packed, e.g. {min(kept)}; their "
+            f"{sum(kept.values()):,} frames get the most frequent class of the training data, {symbol!r}",
+            file=sys.stderr,
+        )
+        rows = fill_places(rows, selection.utterance_ids, kept, priors)
     if form in SCORE_WRITERS:
         offset = label_counts(first).log_priors if values == "log-likelihood" else np.zeros(1, np.float32)
         scores = (part - offset for part in rows)
         SCORE_WRITERS[form](path, selection, map(np.exp, scores) if values == "posterior" else scores)
     else:
-        classes = map(decision(first, smooth, scale), rows)
+        decide = decision(first, smooth, scale)
+        classes = (
+            # No smoothing: a run of one class is its own best path.
+            (_most_probable if name in kept else decide)(part)
+            for name, part in zip(selection.utterance_ids, rows, strict=True)
+        )
         count = len(first.corpus.phonemes)
         symbols = first.corpus.phonemes.symbols if labels == "phoneme" else tuple(map(str, range(count)))
         write_labels(path, form, _utterances(selection, classes, symbols), names)
@@ -109,6 +124,28 @@ def predict(
             file=sys.stderr,
         )
     return path
+
+
+def kept_places(selection: Selection, form: Form) -> dict[str, int]:
+    """Utterances that could not be packed, whose places zeros keep -> frames. Raises PhonetrainError where one has no
+    place and rows are counted: all behind it would be wrong."""
+    bare = {partition.name for partition in selection.partitions if not partition.labelled}
+    left_out = [one for one in selection.corpus.attributes["left_out"] if one["partition"] in bare]
+    for one in left_out:
+        if one.get("frames") is None and form in ("csv", "npy"):
+            raise PhonetrainError(
+                f"{selection.corpus.path}: {one['partition']} lacks {one['utterance']}, and nobody knows how many "
+                f"frames it has, so every row behind it would be wrong ({one['reason']}); mend it and pack again"
+            )
+    return {one["utterance"]: one["frames"] for one in left_out if one.get("frames")}
+
+
+def fill_places(
+    utterances: Iterable[Floats], names: Iterable[str], kept: Collection[str], log_priors: Floats
+) -> Iterator[Floats]:
+    """Log posteriors (N, C) of each utterance, of those in `kept` the log priors (C,) in every frame."""
+    for name, rows in zip(names, utterances, strict=True):
+        yield np.broadcast_to(log_priors, rows.shape) if name in kept else rows
 
 
 def _partition(net: Net) -> str:

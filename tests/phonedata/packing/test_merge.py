@@ -22,7 +22,7 @@ from phonedata.files import staging_path
 from phonedata.packing.parts import part_path, part_range
 from phonedata.raw.hw1p2 import Hw1p2Partition
 from phonedata.raw.open import open_raw
-from tests.conftest import write_hw1p2
+from tests.conftest import place_features, place_label, write_hw1p2
 
 
 def tree_bytes(root):
@@ -369,3 +369,24 @@ def test_parts_cover_every_utterance_once():
         for of in (1, 2, 3, 7, 150):
             assert [u for i in range(of) for u in part_range(count, (i + 1, of))] == list(range(count))
     assert part_range(5, None) == range(5)
+
+
+@pytest.mark.parametrize("cmvn", ["utterance", "speaker"])
+def test_an_utterance_that_cannot_be_packed_keeps_its_place_in_a_partition_without_labels(tmp_path, cmvn):
+    utterances = {f"{u}-{u}-0": (place_features(u, 20 + u, 3), place_label(u, 20 + u)) for u in range(6)}
+    write_hw1p2(tmp_path / "raw", "test", utterances, labelled=False)
+    file = tmp_path / "raw/test/mfcc/2-2-0.npy"
+    file.write_bytes(file.read_bytes()[:-1])
+    shutil.copy(tmp_path / "raw/test/mfcc/1-1-0.npy", tmp_path / "raw/test/mfcc/1-1-0 (1).npy")
+    report = pack(tmp_path / "raw", tmp_path / "whole", skip_bad=True, cmvn=cmvn)
+    assert [(one.utterance, one.frames) for one in report.left_out] == [("1-1-0 (1)", 0), ("2-2-0", 22)]
+    partition = PackedCorpus(tmp_path / "whole")["test"]
+    partition.corpus.verify()
+    assert partition.utterance_ids == list(utterances)
+    start = int(partition.utterance_start_row[2])
+    assert not np.any(partition.features[start : start + 22]) and np.any(partition.features[start - 51])
+    options = {"skip_bad": True, "cmvn": cmvn}
+    for stats_only in [True, False] if cmvn == "speaker" else [False]:
+        for i in (1, 2):
+            pack(tmp_path / "raw", tmp_path / "parts", part=(i, 2), stats_only=stats_only, **options)
+    assert merge(tmp_path / "parts").digest == report.digest

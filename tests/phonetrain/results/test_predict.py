@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 
+from phonedata import pack
 from phonetrain.config.run_config import load_recipe
 from phonetrain.console.base import Console
 from phonetrain.errors import CheckpointError, ConfigError, PhonetrainError
 from phonetrain.results.evaluate import describe_confusion, evaluate
 from phonetrain.results.predict import label_frames, predict
+from phonetrain.results.smoothing import training_labels
 from phonetrain.results.tables import evaluation_text
 from phonetrain.results.trained import open_trained
 from phonetrain.runs.directory import Run
@@ -86,6 +88,39 @@ def test_evaluate_equals_the_slow_way(trained_run, learnable_corpus):
     assert told["error_rate"] == pytest.approx(1 - told["accuracy"])
     assert np.array(told["confusion"]).sum() == len(labels)
     assert told["corpus_is_the_trained_one"] and told["weights"] == "averaged"
+
+
+@pytest.fixture
+def damaged(learnable_corpus, tmp_path):
+    """A copy of the test partition's raw folder, with the file of its second utterance, which is cut in its middle."""
+    ids = learnable_corpus["test-clean"].utterance_ids
+    shutil.copytree(learnable_corpus.path.parent / "raw/test-clean", tmp_path / "raw/test-clean")
+    file = tmp_path / f"raw/test-clean/mfcc/{ids[1]}.npy"
+    file.write_bytes(file.read_bytes()[:2000])
+    return tmp_path, file
+
+
+def test_a_submission_is_not_shifted_by_an_utterance_that_cannot_be_packed(trained_run, damaged, capsys):
+    tmp_path, file = damaged
+    report = pack(tmp_path / "raw", tmp_path / "packed", skip_bad=True)
+    assert "150 frames of zeros keep its place" in str(report)
+    whole, found = rows(predict(trained_run)), rows(predict(trained_run, corpus=tmp_path / "packed"))
+    said = capsys.readouterr().err
+    assert f"1 utterances of test-clean could not be packed, e.g. {file.stem}; their 150 frames get" in said
+    assert found[:151] == whole[:151] and found[301:] == whole[301:] and len(found) == len(whole)
+    majority = np.argmax(training_labels(open_trained(trained_run)).frames)
+    assert {row[1] for row in found[151:301]} == {open_trained(trained_run).corpus.phonemes.symbols[majority]}
+    scores = np.load(predict(trained_run, corpus=tmp_path / "packed", form="npy"))
+    assert np.all(scores[150:300] == scores[150]) and scores[150].argmax() == majority
+
+
+def test_a_submission_whose_rows_would_be_shifted_is_refused(trained_run, damaged):
+    tmp_path, file = damaged
+    file.write_bytes(b"no header")
+    pack(tmp_path / "raw", tmp_path / "packed", skip_bad=True)
+    with pytest.raises(PhonetrainError, match=f"test-clean lacks {file.stem}, .*not an .npy file.*; mend it and pack"):
+        predict(trained_run, corpus=tmp_path / "packed")
+    assert predict(trained_run, corpus=tmp_path / "packed", form="json").is_file()  # its rows have names
 
 
 def test_predictions_equal_the_slow_way_row_by_row(trained_run, learnable_corpus):
