@@ -42,10 +42,9 @@ def pack(
 
     `cmvn` is "utterance", "speaker" (within a partition), "train" (from `train_partition`, "A" or "A + B") or "none".
     `dtype` is "float16" or "float32". `context` rows of zeros separate utterances: the largest window side that can be
-    asked for. `skip_bad` leaves out utterances that cannot be packed and lists them; without labels zeros keep the place
-    of those whose file says how many frames they have. `workers` threads (default: one
-    for each processor that this process may use) change nothing but the time. `progress(stage, done, total)` counts
-    frames or utterances.
+    asked for. `skip_bad` leaves out utterances that cannot be packed and lists them; without labels zeros keep the
+    place of those whose file says how many frames they have. `workers` threads (default: one for each processor that
+    this process may use) change nothing but the time. `progress(stage, done, total)` counts frames or utterances.
 
     `part` (i, n) packs the i-th of n parts into `packed`.parts, for `merge`; with cmvn "speaker" or "train" every part
     first runs with `stats_only`. A part that is there is kept, unless `replace`, or packed again if a raw file was
