@@ -46,7 +46,7 @@ def build_from_factory(factory: str, feature_dim: int, window_width: int, num_cl
             f"model.factory = {factory}: windows (2, {window_width}, {feature_dim}) gave {shape}, "
             f"wanted logits (2, {num_classes})"
         )
-    model.logits_matrix = find_logits_matrix(model, logits)
+    vars(model)["logits_matrix"] = find_logits_matrix(model, logits)
     return model.train()
 
 
@@ -121,6 +121,7 @@ def import_file(path: Path) -> object:
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
     spec = importlib.util.spec_from_file_location(f"phonetrain_factory_{path.stem}", path)
+    assert spec is not None and spec.loader is not None, "of a file that ends in .py there is one"
     module = importlib.util.module_from_spec(spec)
     # torch.compile and pickling look modules up by name; the file's neighbours are importable while it is read.
     sys.modules[spec.name] = module

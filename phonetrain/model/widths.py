@@ -54,16 +54,22 @@ def layer_widths(config: ModelConfig, input_size: int, num_classes: int) -> tupl
     layers eight wider as long as one fits. A cylinder with residual connections keeps its layers equal, for they are
     what the connections need. Raises ConfigError if the model cannot be, or is not, under the cap.
     """
-    profile = [] if config.widths is not None else shares(config.archetype, config.depth, config.narrowest)
-    if config.widths is not None:
-        widths = config.widths
-    elif config.hidden is not None:
-        widest = config.hidden
-        widths = [widest if math.isclose(share, 1) else min(eights(share * widest), widest) for share in profile]
-    else:
-        widths = widest_under(config, profile, lambda each: count_parameters(each, input_size, num_classes, config))
-    check_cap(config, count_parameters(widths, input_size, num_classes, config))
-    return tuple(widths)
+
+    def count(widths: Sequence[int]) -> int:
+        return count_parameters(widths, input_size, num_classes, config)
+
+    widths = config.widths or profiled(config, count)
+    check_cap(config, count(widths))
+    return widths
+
+
+def profiled(config: ModelConfig, count: Callable[[Sequence[int]], int]) -> tuple[int, ...]:
+    """`layer_widths` from the archetype; count: parameters of a net of given widths."""
+    assert config.archetype is not None and config.depth is not None  # ModelConfig.check
+    profile = shares(config.archetype, config.depth, config.narrowest)
+    if (widest := config.hidden) is None:
+        return tuple(widest_under(config, profile, count))
+    return tuple(widest if math.isclose(share, 1) else min(eights(share * widest), widest) for share in profile)
 
 
 def eights(width: float) -> int:
@@ -82,6 +88,7 @@ def check_cap(config: ModelConfig, parameters: int) -> None:
 
 def widest_under(config: ModelConfig, profile: list[float], count: Callable[[Sequence[int]], int]) -> list[int]:
     cap = config.max_parameters
+    assert cap is not None  # ModelConfig.check
 
     def laid_out(widest: int) -> list[int]:
         return [eights(share * widest) for share in profile]

@@ -168,7 +168,8 @@ def look_at_host(facts: dict[str, str], problems: list[str]) -> None:
 
     total, available = host_memory()
     if total:
-        facts["memory"] = f"{short(available)}B of {short(total)}B available; this process holds {short(own_memory())}B"
+        held = f"; this process holds {short(own)}B" if (own := own_memory()) is not None else ""
+        facts["memory"] = f"{short(available)}B of {short(total)}B available{held}"
     usage = shutil.disk_usage(".")
     facts["disk"] = f"{short(usage.free)}B of {short(usage.total)}B free here"
     if usage.free < LEAST_FREE:
@@ -229,7 +230,7 @@ def measure_recipe(
         loader_rate = measure((len(batch.frames) for batch in setup.train.epoch(0)), device_spec, 0.4 * MEASURE_SECONDS)
         if device_spec.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device_spec.device)
-        rates, momenta = (make(0, batches) for make in (setup.state.schedule.rates, setup.state.schedule.momenta))
+        rates, momenta = setup.state.schedule.rates(0, batches), setup.state.schedule.momenta(0, batches)
         frames_per_second = measure(setup.updates.epoch(0, 0, 0, rates, momenta), device_spec, MEASURE_SECONDS)
         memory = (
             torch.cuda.max_memory_allocated(device_spec.device) if device_spec.device.type == "cuda" else own_memory()

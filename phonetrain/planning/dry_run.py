@@ -45,7 +45,7 @@ def dry_run(
         built = describe(setup)
         sizes = {"feature_dim": packed.feature_dim, "num_classes": len(packed.phonemes)}
         resident = packed if setup.train.gathers_on_device else None
-        stages = []
+        stages: list[dict[str, Any]] = []
         for stage in config.plans:
             frames = training_selection(packed, roles, stage.config).num_frames
             needs = memory(
@@ -161,10 +161,10 @@ def _sizes(config: RunConfig) -> tuple[dict[str, int], str]:
 
 def _layers(config: RunConfig, sizes: dict[str, int]) -> dict[str, Any]:
     """parameters, training_flops a frame and the layer table; a user's own module has no table."""
-    from ..model.classifier import build_model
+    from ..model.classifier import FrameClassifier, build_model
 
     model = build_model(config, **sizes)
-    table = model.layer_table() if hasattr(model, "layer_table") else None
+    table = model.layer_table() if isinstance(model, FrameClassifier) else None
     parameters = getattr(model, "num_parameters", None)
     if parameters is None:
         parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

@@ -12,21 +12,15 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from ..config.sections import TrackingConfig
 from .directory import Run
 
 Mode = Literal["online", "offline"]
 INIT_SECONDS = 30
 FINISH_SECONDS = 60
-
-
-class TrackingConfig(Protocol):
-    """What is read of the run's `tracking` section."""
-
-    wandb: str  # "offline", "online" or "off"
-    project: str
 
 
 class Tracker:

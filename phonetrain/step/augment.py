@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from phonedata import WindowSpec
 
 from ..config.sections import AugmentConfig
 from ..device import sum_dtype
@@ -27,13 +28,6 @@ WHOLE = {
 NOISE_ROWS = 64  # windows a CPU makes noise for at a time: their hashes stay in its caches
 
 
-class Window(Protocol):
-    """What Augment needs of a WindowSpec."""
-
-    left: int
-    right: int
-
-
 class Augment:
     """Time mask, frequency mask (SpecAugment, Park et al. 2019, section 2) and Gaussian noise for windows (B, W, D).
 
@@ -48,15 +42,14 @@ class Augment:
     the device, so a captured graph of `__call__` serves all epochs.
     """
 
-    def __init__(self, config: AugmentConfig, window: Window, feature_dim: int, *, seed: int = 0) -> None:
+    def __init__(self, config: AugmentConfig, window: WindowSpec, feature_dim: int, *, seed: int = 0) -> None:
         self.config, self.seed = config, seed
         self.width, self.feature_dim = window.width, feature_dim
         self.time_mask, self.freq_mask = config.time_mask, config.freq_mask
         self.masks = config.probability > 0 and (self.time_mask > 0 or self.freq_mask > 0)
         self.active = self.masks or config.noise > 0
         self.epoch: int | None = None
-        self.key: Tensor | None = None
-        self.batch_key: Tensor | None = None
+        self.key, self.batch_key = torch.zeros((), dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
 
     def describe(self) -> dict[str, object]:
         """What is applied, as built."""
@@ -74,8 +67,7 @@ class Augment:
 
         The key stays where it was put first, for a captured graph reads it there; another device gets one of its own.
         """
-        there = self.key is not None and self.key.device.type == device.type
-        if not there or device.index not in (None, self.key.device.index):
+        if self.key.device.type != device.type or device.index not in (None, self.key.device.index):
             self.key, self.epoch = torch.zeros((), dtype=torch.int64, device=device), None
             self.batch_key = torch.zeros(1, dtype=torch.int64, device=device)
         if epoch != self.epoch:

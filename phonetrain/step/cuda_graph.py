@@ -106,6 +106,7 @@ class CapturedStep:
             self.fill_table(epoch, index)
         if self.on_device:
             self.left_in_table -= 1
+        assert self.replay is not None, "begin comes first"
         self.step.begin(epoch, number)
         self.replay()
         if not self.whole:
@@ -124,6 +125,7 @@ class CapturedStep:
             windows, labels, frames = self.inputs
         results = step.forward_backward(windows, labels, frames)
         if self.whole:
+            assert step.rates is not None, "fused optimizers have their rates on the device"
             torch.index_select(self.rates_table, 0, self.index.view(1), out=step.rates.view(1, -1))
             for group, rate in zip(step.optimizer.param_groups, step.rates.unbind(), strict=True):
                 group["lr"] = rate

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import numpy as np
@@ -52,7 +52,7 @@ class Updates:
         momenta: np.ndarray | None = None,
         *,
         warn: Callable[[str], None] = warnings.warn,
-    ) -> Iterator[int]:
+    ) -> Generator[int]:
         """Make the updates of `epoch` from batch `start_batch` on, which is the run's step `number`.
 
         rates, momenta: (batches_per_epoch,) float64 of the epoch; momenta None where nothing moves it. warn: told in

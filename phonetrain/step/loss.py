@@ -1,4 +1,4 @@
-"""The loss of a batch and how many of its frames are right: by torch, or on a GPU by kernels of our own."""
+"""The loss of a batch and what is counted of its frames: by torch, or on a GPU by kernels of our own."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from torch import Tensor
 
 from ..kernels import cuda_layer
 from ..kernels.known import refuse_second_derivative
+from .metrics import COUNTS
 
 MOST_CLASSES = 1024  # that one program's registers hold
 
 
 class ForwardResult(NamedTuple):
-    """What one forward pass came to: loss () sum over its frames, correct () of them, and their logits (B, C), in
-    float32 or, on a GPU, as the network gave them."""
+    """The outcome of one forward pass: loss () summed over its frames, counts by the names of metrics.COUNTS, () each,
+    and the logits (B, C), in float32 or, on a GPU, as the network gave them."""
 
     loss: Tensor
-    correct: Tensor
+    counts: dict[str, Tensor]
     frames: int
     logits: Tensor
 
@@ -32,11 +33,14 @@ def frame_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Forwar
     """
     if cuda_layer.runs_here(logits) and logits.shape[1] <= MOST_CLASSES:
         loss, correct = FrameLoss.apply(logits.contiguous(), labels, smoothing)
+        counts = {"accuracy": correct}
     else:
         logits = logits.float()
         loss = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)
-        correct = (logits.detach().argmax(1) == labels).sum()
-    return ForwardResult(loss, correct, labels.shape[0], logits)
+        counts = {}
+    with torch.no_grad():
+        counts |= {name: count(logits, labels) for name, count in COUNTS.items() if name not in counts}
+    return ForwardResult(loss, counts, labels.shape[0], logits)
 
 
 class FrameLoss(torch.autograd.Function):

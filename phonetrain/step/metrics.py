@@ -1,6 +1,9 @@
-"""FrameMetrics: sums of loss, correct frames and confusion on the device; ratios only at the end."""
+"""FrameMetrics: named sums over frames on the device; ratios only at the end."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -8,8 +11,18 @@ from torch import Tensor
 from ..device import sum_dtype
 
 
+def right(logits: Tensor, labels: Tensor) -> Tensor:
+    """() int64: frames whose highest logit is at their label."""
+    return (logits.argmax(1) == labels).sum()
+
+
+# What is counted of a batch besides its loss: name -> (logits (B, C), labels (B,) int64) -> () sum over its frames.
+# The mean over frames is the metric of that name, in training and on dev, in metrics.jsonl, tracker and console.
+COUNTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"accuracy": right}
+
+
 class FrameMetrics:
-    """Sums over frames, kept on the device and fetched when asked for.
+    """Sums over frames by name ("loss", those of COUNTS, "frames"), kept on the device and fetched when asked for.
 
     A mean of batch means weighs a short last batch like a full one; sums do not. The loss is summed in float64
     (36 M float32 additions lose the fourth digit) where the device has it, counts are int64.
@@ -26,24 +39,25 @@ class FrameMetrics:
 
     def __init__(self, num_classes: int, device: torch.device | str = "cpu", confusion: bool = False) -> None:
         self.num_classes = num_classes
-        self.loss_sum = torch.zeros((), dtype=sum_dtype(device), device=device)
-        self.correct = torch.zeros((), dtype=torch.int64, device=device)
-        self.frames = torch.zeros((), dtype=torch.int64, device=device)
-        self.confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device) if confusion else None
+        self.by_name = {"loss": torch.zeros((), dtype=sum_dtype(device), device=device)}
+        self.by_name |= {name: torch.zeros((), dtype=torch.int64, device=device) for name in (*COUNTS, "frames")}
+        size = num_classes if confusion else 0
+        self.confusion = torch.zeros(size, size, dtype=torch.int64, device=device)
 
     @torch.no_grad()
-    def add(self, loss_sum: Tensor, correct: Tensor, frames: int | Tensor, keep: Tensor | None = None) -> None:
+    def add(self, loss: Tensor, counts: Mapping[str, Tensor], frames: int | Tensor, keep: Tensor | None = None) -> None:
         """Add one batch.
 
-        loss_sum, correct: () sum of the losses of its `frames`, and how many of them are right.
+        loss, counts: () sums over its `frames`.
         keep: () bool on the device; False adds nothing at all (a batch that the guard refused).
         """
         if keep is not None:
-            loss_sum = torch.where(keep, loss_sum, 0)
-            correct, frames = correct * keep, frames * keep
-        self.loss_sum += loss_sum
-        self.correct += correct.long()
-        self.frames += frames
+            loss, frames = torch.where(keep, loss, 0), frames * keep
+            counts = {name: count * keep for name, count in counts.items()}
+        self.by_name["loss"] += loss
+        self.by_name["frames"] += frames
+        for name, count in counts.items():
+            self.by_name[name] += count.long()
 
     @torch.no_grad()
     def add_confusion(self, logits: Tensor, labels: Tensor) -> None:
@@ -58,8 +72,7 @@ class FrameMetrics:
 
     def state_dict(self) -> dict[str, Tensor]:
         """The live sums by name."""
-        state = {"loss_sum": self.loss_sum, "correct": self.correct, "frames": self.frames}
-        return state if self.confusion is None else state | {"confusion": self.confusion}
+        return self.by_name | ({"confusion": self.confusion} if self.confusion.numel() else {})
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Copy sums in place."""
@@ -67,33 +80,33 @@ class FrameMetrics:
             value.copy_(state[name])
 
     def sums(self) -> FrameSums:
-        """The three sums as Python numbers: one transfer from the device (float64 holds counts up to 2^53)."""
-        if self.loss_sum.dtype != torch.float64:
-            return FrameSums(self.loss_sum.item(), int(self.correct), int(self.frames))
-        loss, correct, frames = torch.stack([self.loss_sum, self.correct.double(), self.frames.double()]).tolist()
-        return FrameSums(loss, int(correct), int(frames))
+        """The sums as Python numbers: one transfer from the device (float64 holds counts up to 2^53)."""
+        if self.by_name["loss"].dtype == torch.float64:
+            numbers = torch.stack([value.double() for value in self.by_name.values()]).tolist()
+        else:
+            numbers = [value.item() for value in self.by_name.values()]
+        return FrameSums({name: n if name == "loss" else int(n) for name, n in zip(self.by_name, numbers, strict=True)})
 
-    def result(self) -> dict[str, float | int]:
-        """`loss` (mean, nats a frame), frame `accuracy` and `error_rate` (0 to 1), `frames`."""
+    def result(self) -> dict[str, float]:
+        """As `FrameSums.result`."""
         return self.sums().result()
 
 
+@dataclass(frozen=True)
 class FrameSums:
-    """Three sums on the host: what was fetched from `FrameMetrics`. Differences of two give an interval."""
+    """Sums on the host: what was fetched from `FrameMetrics`. Differences of two give an interval."""
 
-    def __init__(self, loss_sum: float = 0.0, correct: int = 0, frames: int = 0) -> None:
-        self.loss_sum, self.correct, self.frames = loss_sum, correct, frames
+    by_name: Mapping[str, float] = field(default_factory=dict)
 
     def __sub__(self, earlier: FrameSums) -> FrameSums:
-        return FrameSums(self.loss_sum - earlier.loss_sum, self.correct - earlier.correct, self.frames - earlier.frames)
+        return FrameSums({name: value - earlier.by_name.get(name, 0) for name, value in self.by_name.items()})
 
-    def as_list(self) -> list[float | int]:
-        """[loss_sum, correct, frames], for a checkpoint."""
-        return [self.loss_sum, self.correct, self.frames]
+    def means(self) -> dict[str, float]:
+        """`loss` (mean, nats a frame) and the metrics of COUNTS (`accuracy`: 0 to 1); NaN without frames."""
+        frames = self.by_name["frames"]
+        return {name: n / frames if frames else float("nan") for name, n in self.by_name.items() if name != "frames"}
 
-    def result(self) -> dict[str, float | int]:
-        """`loss` (mean, nats a frame), frame `accuracy` and `error_rate` (0 to 1), `frames`; NaN without frames."""
-        frames = self.frames
-        accuracy = self.correct / frames if frames else float("nan")
-        loss = self.loss_sum / frames if frames else float("nan")
-        return {"loss": loss, "accuracy": accuracy, "error_rate": 1.0 - accuracy, "frames": frames}
+    def result(self) -> dict[str, float]:
+        """The means, the frame `error_rate` (0 to 1) and `frames`."""
+        means = self.means()
+        return means | {"error_rate": 1.0 - means["accuracy"], "frames": self.by_name["frames"]}

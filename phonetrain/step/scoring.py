@@ -36,7 +36,7 @@ def score(
             with device_spec.autocast():
                 logits = model(windows_for(model, batch.windows, device_spec.window_dtype))
             part = frame_loss(logits, batch.labels)
-            metrics.add(part.loss, part.correct, part.frames)
+            metrics.add(part.loss, part.counts, part.frames)
             if confusion:
                 metrics.add_confusion(part.logits, batch.labels)
     finally:

@@ -14,6 +14,7 @@ from ..distributed import ProcessGroup
 from ..model.classifier import windows_for
 from ..model.ema import AveragedWeights
 from ..optim.loss_scale import LossScale
+from .augment import Augment
 from .loss import ForwardResult, frame_loss
 from .metrics import FrameMetrics
 from .status import StepStatus
@@ -55,7 +56,7 @@ class TrainStep:
         device_spec: DeviceSpec,
         *,
         seed: int,
-        augment: Callable[[Tensor, Tensor, int], Tensor] | None = None,
+        augment: Augment | None = None,
         averaged: AveragedWeights | None = None,
         clip_norm: float | None = None,
         accumulation: int = 1,
@@ -124,27 +125,25 @@ class TrainStep:
         return results
 
     @torch.no_grad()
-    def reduce(self, results: list[ForwardResult]) -> tuple[Tensor, Tensor, int | Tensor]:
-        """(loss, correct, frames) of the global batch from those of its pieces; sums gradients over all ranks.
+    def reduce(self, results: list[ForwardResult]) -> tuple[Tensor, dict[str, Tensor], int | Tensor]:
+        """(loss, counts, frames) of the global batch from those of its pieces; sums gradients over all ranks.
 
-        loss, correct: () sums over `frames`, which is a number on the device where there are several ranks.
+        loss, counts: () sums over `frames`, which is a number on the device where there are several ranks.
         """
-        loss, correct, frames = results[0][:3]
+        loss, counts, frames = results[0][:3]
         for result in results[1:]:
-            loss, correct, frames = (
-                loss.to(sum_dtype(loss.device)) + result.loss,
-                correct + result.correct,
-                frames + result.frames,
-            )
+            loss = loss.to(sum_dtype(loss.device)) + result.loss
+            counts = {name: count + result.counts[name] for name, count in counts.items()}
+            frames += result.frames
         if not self.ranks.together:
-            return loss, correct, frames
-        numbers = torch.stack([loss.double(), correct.double(), torch.full_like(loss, frames).double()])
+            return loss, counts, frames
+        numbers = torch.stack([value.double() for value in (loss, torch.full_like(loss, frames), *counts.values())])
         self.ranks.sum_(numbers)
         self.ranks.sum_(*(p.grad for p in self.parameters if p.grad is not None))
-        return numbers[0], numbers[1], numbers[2].long()
+        return numbers[0], dict(zip(counts, numbers[2:])), numbers[1].long()
 
     def forward(self, windows: Tensor, labels: Tensor, frames: Tensor, epoch: int) -> ForwardResult:
-        """Loss and correct frames of a piece of the batch."""
+        """Loss and counts of a piece of the batch."""
         windows = windows_for(self.model, windows, self.device_spec.window_dtype)
         if self.augment is not None:
             windows = self.augment(windows, frames, epoch)
@@ -153,15 +152,15 @@ class TrainStep:
         return frame_loss(logits, labels, self.label_smoothing)
 
     @torch.no_grad()
-    def apply_update(self, loss: Tensor, correct: Tensor, frames: int | Tensor) -> None:
+    def apply_update(self, loss: Tensor, counts: dict[str, Tensor], frames: int | Tensor) -> None:
         """Change weights and sums by the gradients that are there, or nothing at all where a number is not finite.
 
-        loss, correct, frames: as `reduce` returns them.
+        loss, counts, frames: as `reduce` returns them.
         """
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         overflow = None if self.loss_scale is None else self.loss_scale.unscale_(gradients)
         norm = total_norm(gradients)
-        self.status.update(loss, correct, frames, norm, self.number, watch_norm=overflow is None)
+        self.status.update(loss, counts, frames, norm, self.number, watch_norm=overflow is None)
         if self.clip_norm is not None:
             torch._foreach_mul_(gradients, torch.clamp(self.clip_norm / (norm + 1e-6), max=1.0))
         nonfinite = self.status.nonfinite
@@ -170,14 +169,14 @@ class TrainStep:
         self.norm_buffers.restore(nonfinite > 0)
         if self.averaged is not None:
             self.averaged.update(skip)
-        if self.loss_scale is not None:
+        if self.loss_scale is not None and overflow is not None:
             self.loss_scale.update_(overflow, frozen=nonfinite)
         self.optimizer.zero_grad()
 
     def step_optimizer(self, skip: Tensor) -> None:
         """Run the optimizer, or leave everything as it is where skip, () float32, is 1."""
         if self.skips_on_device:
-            self.optimizer.found_inf = skip
+            self.optimizer.found_inf = skip  # type: ignore[attr-defined]  # torch's fused kernels look for it
             self.optimizer.step()
         elif not skip.item():
             self.optimizer.step()

@@ -17,7 +17,7 @@ from ..device import DeviceSpec, describe_machine
 from ..distributed import current, reduce_norms
 from ..errors import CheckpointError
 from ..kernels import layer
-from ..model.classifier import build_model
+from ..model.classifier import FrameClassifier, build_model
 from ..model.custom import digest
 from ..model.ema import AveragedWeights
 from ..optim.loss_scale import LossScale
@@ -63,7 +63,8 @@ class TrainingSetup:
         for loader in (self.train, self.dev):
             if loader is not None:
                 loader.close()
-        self.train = self.dev = self.updates = None
+        self.train = self.dev = None
+        vars(self).pop("updates", None)
 
 
 def training_selection(corpus: PackedCorpus, roles: Roles, config: RunConfig) -> Selection:
@@ -245,7 +246,7 @@ def describe(setup: TrainingSetup) -> dict[str, Any]:
         "model": {
             "class": type(model).__name__,
             "parameters": getattr(model, "num_parameters", trainable),
-            "layers": model.layer_table() if hasattr(model, "layer_table") else None,
+            "layers": model.layer_table() if isinstance(model, FrameClassifier) else None,
             "factory": setup.config.model.factory,
             "factory_digest": setup.factory,
         },

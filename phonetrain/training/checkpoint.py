@@ -137,7 +137,8 @@ def life(run: Run) -> tuple[list[int], list[int]]:
     """
     spans = run.lineage()
     newest = spans[-1].segment if spans else 0
-    inside, aside = [], []
+    inside: list[int] = []
+    aside: list[int] = []
     for step in saved_steps(run)[::-1]:
         segment = _of_state(run.checkpoint_dir(step), "progress", "segment")
         known = [span for span in spans if segment in (None, span.segment)]
@@ -172,7 +173,7 @@ def spare_steps(run: Run, keep: int, *spared: int | None) -> list[int]:
     named, saved = pointers(run), saved_steps(run)
     last, pointed = named.get("last"), {*spared, *named.values()}
     steps = [step for step in saved if step not in pointed]
-    if last in saved:
+    if last is not None and last in saved:
         steps.sort(key=lambda step: (step <= last, step))
         keep -= 1  # `last` itself is one of them
     return steps[: max(0, len(steps) - max(0, keep))]
@@ -201,10 +202,10 @@ def mend_best(run: Run, progress: Progress) -> list[str]:
     """
     pointed, problems = pointed_to(run, "best")
     if progress.best_step is not None and not run.checkpoint_dir(progress.best_step).is_dir():
+        epoch, score = (progress.best_epoch or 0) + 1, 100 * (progress.best_score or 0.0)
         problems.append(
-            f"the best checkpoint so far, step-{progress.best_step} of epoch {progress.best_epoch + 1} "
-            f"with {100 * progress.best_score:.2f} %, is not there any more: the best is sought anew from "
-            "here on"
+            f"the best checkpoint so far, step-{progress.best_step} of epoch {epoch} with {score:.2f} %, is not there "
+            "any more: the best is sought anew from here on"
         )
         progress.best_score = progress.best_epoch = progress.best_step = None
     if pointed is not None and pointed != progress.best_step and pointed > progress.step:
@@ -329,7 +330,7 @@ def _of_state(path: Path, *keys: str) -> Any:
 
 def first_whole(run: Run, steps: Sequence[int], device: torch.device | str) -> tuple[Checkpoint | None, list[str]]:
     """The first of these checkpoints that can be read, and a sentence for each before it."""
-    problems = []
+    problems: list[str] = []
     for step in steps:
         try:
             return read(run.checkpoint_dir(step), device), problems

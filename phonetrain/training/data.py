@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from phonedata import PackedCorpus, PhonedataError, Selection, WindowSpec
+from phonedata import PackedCorpus, Partition, PhonedataError, Selection, WindowSpec
 
 from ..config.run_config import RunConfig
 from ..config.sections import DataConfig, WindowConfig
@@ -208,7 +208,7 @@ def warnings_before_training(corpus: PackedCorpus, roles: Roles, train: Selectio
     said += long_warmup(config, batches)
     symbols = corpus.phonemes.symbols
     trained = label_counts(train)
-    scored = sum(corpus[name].label_histogram for name in roles.dev.split(" + "))
+    scored = summed_histograms(tuple(corpus[name] for name in roles.dev.split(" + ")))
     never = np.flatnonzero((trained == 0) & (scored > 0))
     if never.size:
         share = 100.0 * scored[never].sum() / scored.sum()
@@ -242,10 +242,15 @@ def why_not_finite(corpus: PackedCorpus, partitions: str) -> str:
     return "numbers in the net went out of range; lower optimizer.lr"
 
 
+def summed_histograms(partitions: tuple[Partition, ...]) -> np.ndarray:
+    """(C,) frames of each class in labelled partitions."""
+    return np.sum([part.label_histogram for part in partitions if part.label_histogram is not None], axis=0)
+
+
 def label_counts(train: Selection) -> np.ndarray:
     """(C,) frames of each class in the utterances that are trained on."""
     if train.subset == 1:
-        return sum(part.label_histogram for part in train.partitions)
+        return summed_histograms(train.partitions)
     counts = np.zeros(len(train.corpus.phonemes), np.int64)
     frames = np.diff(train.utterance_end, prepend=0)
     for source, row, length in zip(train.utterance_source, train.utterance_start_row, frames):
@@ -257,7 +262,7 @@ def long_warmup(config: RunConfig, batches: int) -> list[str]:
     """A sentence where warm-up is too long for the run. batches: updates an epoch."""
     schedule, updates = config.schedule, batches * config.epochs
     by_epochs = schedule.warmup_epochs is not None
-    warm = schedule.warmup_epochs * batches if by_epochs else schedule.warmup_steps or 0
+    warm = (schedule.warmup_epochs or 0) * batches if by_epochs else schedule.warmup_steps or 0
     if warm <= LONGEST_WARMUP * updates:
         return []
     setting = f"schedule.warmup_epochs = {schedule.warmup_epochs}" if by_epochs else "schedule.warmup_steps"

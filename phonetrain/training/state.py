@@ -19,7 +19,7 @@ class Progress:
     """Where a run stands: the part of its state that is plain numbers.
 
     epoch, batch: the next batch to train on. step: updates made (position of the next one). segment: which process of
-    the run. logged: [loss sum, correct, frames] of the epoch when the last line was logged. rate_scale: what
+    the run. logged: the epoch's sums by name when the last line was logged. rate_scale: what
     rollbacks have multiplied the scheduled rates by. back_to: the step that was last gone back to.
     """
 
@@ -29,7 +29,7 @@ class Progress:
     segment: int = 0
     seconds: float = 0.0
     epoch_seconds: float = 0.0
-    logged: list[float] = field(default_factory=lambda: [0.0, 0, 0])
+    logged: dict[str, float] = field(default_factory=dict)
     best_score: float | None = None
     best_epoch: int | None = None
     best_step: int | None = None

@@ -308,43 +308,36 @@ class Trainer:
         progress, shown = self.progress, {"lr": rate}
         self.last_counted = now
         if self.sees_every_step:
-            told = (self.setup.state.metrics.sums() - FrameSums(*progress.logged)).result()
-            if told["frames"]:
-                pace = told["frames"] / max(now - self.last_logged, 1e-9)
-                shown |= {"loss": told["loss"], "accuracy": told["accuracy"], "frames_per_second": pace}
+            interval = self.setup.state.metrics.sums() - FrameSums(progress.logged)
+            if frames := interval.by_name["frames"]:
+                shown |= interval.means() | {"frames_per_second": frames / max(now - self.last_logged, 1e-9)}
         self.console.count(epoch=progress.epoch, step_in_epoch=progress.batch, steps_per_epoch=batches, **shown)
 
     def log(self, rate: float, batches: int) -> None:
         """Fetch the sums of the interval since the last line, write them, and look at where the loss is going."""
         progress, step = self.progress, self.setup.step
         sums = self.setup.state.metrics.sums()
-        interval = sums - FrameSums(*progress.logged)
-        progress.logged = sums.as_list()
+        interval = sums - FrameSums(progress.logged)
+        progress.logged = dict(sums.by_name)
         now = time.monotonic()
         seconds, self.last_logged = now - self.last_logged, now
         self.last_counted = now
-        told = interval.result()
+        means, frames = interval.means(), interval.by_name["frames"]
         if not self.sees_every_step:  # the host is ahead of the device but here
-            self.recent_paces.append(seconds / max(told["frames"], 1))
-        line = {
-            "loss": told["loss"],
-            "accuracy": told["accuracy"],
-            "lr": rate,
-            "frames_per_second": told["frames"] / max(seconds, 1e-9),
-            "gradient_norm": float(step.status.gradient_norm),
-        }
+            self.recent_paces.append(seconds / max(frames, 1))
+        shown = {**means, "lr": rate, "frames_per_second": frames / max(seconds, 1e-9)}
+        line = {**shown, "gradient_norm": float(step.status.gradient_norm)}
         scale = {}
         if step.loss_scale is not None:
             skipped = int(step.loss_scale.overflows) / progress.step
             scale = {"loss_scale": float(step.loss_scale.scale), "skipped": skipped}
         self.write_metric("train", **line, **scale, seconds=progress.epoch_seconds)
-        shown = {name: line[name] for name in ("loss", "accuracy", "lr", "frames_per_second")}
         if self.setup.device_spec.device.type == "cuda":
             shown["memory"] = torch.cuda.memory_allocated(self.setup.device_spec.device)
         self.console.progress(
-            epoch=progress.epoch, step_in_epoch=progress.batch, steps_per_epoch=batches, **shown, **scale
+            epoch=progress.epoch, step_in_epoch=progress.batch, steps_per_epoch=batches, **(shown | scale)
         )
-        if (warning := self.watch.look(told["loss"], progress.step, rate)) is not None:
+        if (warning := self.watch.look(means["loss"], progress.step, rate)) is not None:
             self.warn(warning)
 
     def write_metric(self, kind: str, **numbers: Any) -> None:
@@ -357,8 +350,9 @@ class Trainer:
     def end_epoch(self) -> None:
         """Score, tell the schedule, record the epoch's line, keep the best, save."""
         setup, progress = self.setup, self.progress
-        trained = setup.state.metrics.result()
-        dev = self.score()
+        trained, dev = setup.state.metrics.sums(), self.score()
+        scores = {f"train_{name}": mean for name, mean in trained.means().items()}
+        scores |= {f"dev_{name}": dev[name] for name in trained.means()}
         rates = setup.state.schedule.rates(progress.epoch, setup.train.batches_per_epoch)
         best = self.is_best(dev)
         if best:
@@ -366,13 +360,10 @@ class Trainer:
         else:
             progress.epochs_since_best += 1
         line = {
-            "train_loss": trained["loss"],
-            "train_accuracy": trained["accuracy"],
-            "dev_loss": dev["loss"],
-            "dev_accuracy": dev["accuracy"],
+            **scores,
             "lr": float(rates[-1]) * progress.rate_scale,
             "seconds": progress.epoch_seconds,
-            "frames": trained["frames"],
+            "frames": trained.by_name["frames"],
             "scoring_seconds": self.scoring_seconds,
             "best": best,
         }
@@ -385,12 +376,10 @@ class Trainer:
                 f"the dev loss is {dev['loss']}, so this epoch is not taken for the best: "
                 f"{why_not_finite(setup.corpus, setup.roles.dev)}"
             )
-        setup.state.schedule.end_epoch(
-            {name: line[name] for name in ("train_loss", "train_accuracy", "dev_loss", "dev_accuracy")}
-        )
+        setup.state.schedule.end_epoch(scores)
         progress.seconds += progress.epoch_seconds
         progress.epoch, progress.batch, progress.epoch_seconds = progress.epoch + 1, 0, 0.0
-        progress.logged = [0.0, 0, 0]
+        progress.logged = {}
         progress.finished = progress.epoch >= self.plans[-1].stop
         setup.state.metrics.reset()
         self.run.drop_pointer("before_nonfinite")
@@ -400,7 +389,7 @@ class Trainer:
         # The next line's interval begins with the epoch, as its sums do.
         self.last_logged = time.monotonic()
 
-    def score(self) -> dict[str, float | int]:
+    def score(self) -> dict[str, float]:
         """Scores of the dev partition in the training precision; answered: how many phonemes were answered at all."""
         setup, began = self.setup, time.monotonic()
         progress, batches = self.progress, setup.train.batches_per_epoch
@@ -442,7 +431,7 @@ class Trainer:
         first = min(2 * self.setup.state.schedule.warmup_steps(batches) // batches, self.plans[-1].stop - 1)
         if self.warned_of_dead_net or not first <= self.progress.epoch < first + LIFE_EPOCHS:
             return
-        message = nonfinite.dead_net(dev["loss"], dev["answered"], len(self.setup.corpus.phonemes))
+        message = nonfinite.dead_net(dev["loss"], int(dev["answered"]), len(self.setup.corpus.phonemes))
         if message is not None:
             self.warned_of_dead_net = True
             self.warn(message)

@@ -31,8 +31,8 @@ def test_loss_derivatives_and_correct_frames_are_torchs(way, rows, classes, smoo
     part = frame_loss(logits, labels, smoothing)
     part.loss.backward(torch.full_like(part.loss, 3.0))
     assert float(part.loss.detach()) == pytest.approx(float(truth.detach()), rel=1e-6)
-    assert int(part.correct) == int((exact.argmax(1) == labels).sum()) and part.frames == rows
-    assert not part.correct.requires_grad
+    assert int(part.counts["accuracy"]) == int((exact.argmax(1) == labels).sum()) and part.frames == rows
+    assert not part.counts["accuracy"].requires_grad
     torch.testing.assert_close(logits.grad.double(), exact.grad, rtol=1e-5, atol=1e-6)
 
 
@@ -46,7 +46,7 @@ def test_a_logit_that_is_not_finite_makes_the_loss_so_too(way, bad):
 def test_huge_logits_do_not_overflow(way):
     logits = torch.tensor([[3e38, -3e38, 0.0], [0.0, -3e38, -3e38]], device=DEVICE)
     part = frame_loss(logits, torch.zeros(2, dtype=torch.int64, device=DEVICE))
-    assert float(part.loss) == 0 and int(part.correct) == 2
+    assert float(part.loss) == 0 and int(part.counts["accuracy"]) == 2
 
 
 @pytest.mark.parametrize("label", [-100, -1, 10, 12, 99])

@@ -1,4 +1,4 @@
-"""Books: bad steps halt and add nothing, by torch and by a kernel for GPUs."""
+"""StepStatus: bad steps halt and add nothing, by torch and by a kernel for GPUs."""
 
 import itertools
 
@@ -25,11 +25,11 @@ def way(request, monkeypatch):
 def update(status: StepStatus, number: int, loss: float = 2.0, norm: float = 3.0, watch_norm: bool = True) -> None:
     numbers = (torch.tensor(value, device=DEVICE) for value in (loss, 5.0, norm, number))
     loss, correct, norm, number = numbers
-    status.update(loss, correct, 8, norm, number, watch_norm=watch_norm)
+    status.update(loss, {"accuracy": correct}, 8, norm, number, watch_norm=watch_norm)
 
 
 def told(status: StepStatus) -> tuple:
-    return float(status.nonfinite), int(status.nonfinite_at), *status.metrics.sums().as_list()
+    return float(status.nonfinite), int(status.nonfinite_at), *status.metrics.sums().by_name.values()
 
 
 def test_good_steps_add_up(way):

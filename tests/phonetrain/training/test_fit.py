@@ -17,6 +17,7 @@ from phonetrain.console.base import Console
 from phonetrain.errors import ConfigError, RunExists, TrainingStopped
 from phonetrain.runs.directory import Run
 from phonetrain.runs.explain import explain
+from phonetrain.step.metrics import COUNTS
 from phonetrain.step.train_step import TrainStep
 from phonetrain.training import nonfinite
 from phonetrain.training.data import choose_roles
@@ -395,3 +396,14 @@ def test_recipe_beside_a_config_is_refused_and_a_config_alone_is_recorded_as_no_
         fit("diamond", config=load_recipe("default"))
     assert finished.events("run_started")[0]["recipe"] is None
     assert "began" in explain(finished)[0] and "with a config that was given" in explain(finished)[0]
+
+
+def test_a_metric_is_one_row_from_the_step_to_the_log(learnable_corpus, tmp_path, monkeypatch):
+    def in_first_three(logits, labels):
+        return (logits.topk(3, dim=1).indices == labels[:, None]).any(dim=1).sum()
+
+    monkeypatch.setitem(COUNTS, "top3", in_first_three)
+    run = fit_tiny(learnable_corpus, tmp_path / "run", "epochs=1", "optimizer.accumulation=2")
+    for line in run.metrics():
+        prefixes = ("",) if line["kind"] == "train" else ("train_", "dev_")
+        assert all(line[f"{prefix}accuracy"] < line[f"{prefix}top3"] < 1 for prefix in prefixes)

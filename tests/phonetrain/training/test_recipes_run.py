@@ -149,7 +149,7 @@ def test_fifty_steps_of_a_recipe_are_those_of_a_plain_loop(name, learnable_corpu
                 table(epoch, batches) for table in (setup.state.schedule.rates, setup.state.schedule.momenta)
             )
             for frames in setup.updates.epoch(epoch, 0, epoch * batches, rates, momenta):
-                total = float(setup.state.metrics.loss_sum)
+                total = float(setup.state.metrics.by_name["loss"])
                 losses.append((total - before) / frames)
                 before = total
             setup.state.schedule.end_epoch({"dev_loss": 1.0 - epoch})
