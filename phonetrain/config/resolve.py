@@ -36,6 +36,9 @@ def resolve(
     from_run = changes.get("model.from_run", config.model.from_run)
     if isinstance(from_run, str) and from_run not in ("none", ""):
         changes["model.from_run"] = str(Path(from_run).resolve())
+    mirror = changes.get("checkpoint.mirror", config.checkpoint.mirror)
+    if isinstance(mirror, str) and mirror not in ("none", ""):
+        changes["checkpoint.mirror"] = str(Path(mirror).expanduser().resolve())
     return config.replaced(changes, epoch) if changes else config
 
 

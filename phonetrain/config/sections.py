@@ -271,6 +271,9 @@ class CheckpointConfig(Section):
     "Minutes between checkpoints inside an epoch; every epoch's end saves one in any case."
     keep: Count = 2
     "How many checkpoints to keep besides the best."
+    mirror: Annotated[str, Text("a path", not_empty)] | None = None
+    """A second place, as /content/drive/MyDrive/phones: checkpoints and logs are copied to MIRROR/NAME-OF-RUN beside
+    training, and resume takes the newest whole one of both places."""
 
 
 @dataclass(frozen=True)

@@ -123,6 +123,14 @@ def _digest_of_values(summary: dict[str, Any]) -> str:
     return _digest(json.dumps(values, sort_keys=True).encode())
 
 
+def digests_of(path: Path) -> dict[str, str]:
+    """File name -> digest, of all files of a checkpoint but state.json. Raises CheckpointError, OSError."""
+    try:
+        return dict(_state(path)["digests"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path / STATE}: cannot be read ({error}): the checkpoint is damaged") from error
+
+
 def saved_steps(run: Run) -> list[int]:
     """Steps that have a checkpoint directory, ascending; whether it is whole is known only when it is read."""
     names = [path.name.removeprefix("step-") for path in run.checkpoints.glob("step-*") if path.is_dir()]

@@ -18,6 +18,7 @@ from ..errors import ConfigError, RunNotFound
 from ..runs.directory import Run
 from . import checkpoint
 from .data import open_corpus
+from .mirror import refuse_other_run
 from .resume import resume as go_on
 from .session import environment, prepare, seen_by, shown_by, train
 
@@ -67,6 +68,7 @@ def fit(
         with where.lock(), shown_by(ranks, console) as shown, determinism(config.deterministic):
             if aside := where.set_aside():
                 shown.say(aside)
+            refuse_other_run(where, config.checkpoint.mirror)
             where.write_text(where.config_path, config.to_toml())
             where.write_json(where.environment_path, environment(packed, prepared.setup.device_spec, where))
             learnt = {}

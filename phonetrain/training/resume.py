@@ -25,6 +25,7 @@ from ..text import command, counted
 from . import checkpoint
 from .build import TrainingSetup, assemble, identity
 from .data import choose_roles, corpus_of, place_from_run
+from .mirror import fetch, home_of, place_of
 from .session import device_for, looked_through, seen_by, shown_by, train
 from .state import Progress
 
@@ -182,10 +183,17 @@ def resume(
         found = Run.open(run)
         # The device is asked for first of all; where the run stands, which decides what the others mean, is read later.
         asked = {key: value for key, value in wanted.items() if key == "device"}
-        ranks = held.enter_context(init(RunConfig.from_toml(found.config_path).replaced(asked).device))
-        where = seen_by(ranks, found)
+        as_found = RunConfig.from_toml(found.config_path).replaced(asked)
+        ranks = held.enter_context(init(as_found.device))
+        where = seen_by(ranks, home_of(found))
         held.enter_context(where.lock())
         shown = held.enter_context(shown_by(ranks, console))
+        mirror = as_found.checkpoint.mirror
+        if ranks.is_main and (mirror is not None or found.path != where.path):
+            copy = found.path if mirror is None or found.path != where.path else place_of(where, mirror)
+            if (fetched := fetch(where, copy)) is not None:
+                shown.say(fetched)
+        ranks.barrier()
         saved, problems = find_checkpoint(where, from_checkpoint)
         stage_start = saved.identity["stage"]
         old, newest = RunConfig.from_dict(saved.identity["config"]), RunConfig.from_toml(where.config_path)

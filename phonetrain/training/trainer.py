@@ -27,6 +27,7 @@ from ..text import short
 from . import checkpoint, nonfinite
 from .build import TrainingSetup, assemble, describe, identity, set_next_rates, transfer
 from .data import why_not_finite
+from .mirror import open_mirror
 from .recovery import Decision, Evidence, Recovery, RollBack, SkipBatch, go_back
 from .state import Progress
 from .stopping import Deadline, StopRequest
@@ -62,6 +63,7 @@ class Trainer:
         self.saved: tuple[int, int] | None = None  # step and bytes of the newest checkpoint of this process
         self.recovery, self.overflows = Recovery(run), nonfinite.OverflowWatch()
         self.warned_of_dead_net = False
+        self.mirror = open_mirror(run, setup.run_config)
         self.end_record: dict[str, Any] = {}  # for the event of the end, where bad numbers are the reason
 
     @property
@@ -455,3 +457,6 @@ class Trainer:
             self.console.say(f"a checkpoint takes {short(size)}B; the newest {kept} and the best are kept")
         self.saved = self.progress.step, size
         self.event("checkpoint_saved", batch=self.progress.batch, path=path.name, bytes=size)
+        self.mirror.offer()
+        for problem in self.mirror.problems():
+            self.warn(problem)

@@ -1,0 +1,257 @@
+"""A second place for a run's checkpoints and logs (`checkpoint.mirror`), as a Drive that outlives the machine.
+
+Copied in a thread of its own, so that a place that is slow, hangs or dies costs no training. Only what every file
+system has is used there: folders, files written from the start or at the end, and deletion; no rename, lock, map or
+link. A checkpoint's state.json is written last, when its other files have been read back: without it the copy counts as
+none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import xxhash
+
+from phonedata.files import write_file
+
+from ..config.run_config import RunConfig
+from ..errors import CheckpointError, ConfigError
+from ..runs.directory import RUNS, Run
+from . import checkpoint
+
+MARKER = "mirror.json"
+LOGS = ("events.jsonl", "metrics.jsonl")
+SMALL = ("config.toml", "environment.json", "built.json", "tracker.json")
+CHUNK = 4 << 20
+STUCK_SECONDS = 60.0  # without a chunk that went through
+FINISH_SECONDS = 120.0
+
+
+class NoMirror:
+    """Where no second place is asked for."""
+
+    def offer(self) -> None:
+        """Nothing."""
+
+    def finish(self) -> None:
+        """Nothing."""
+
+    def problems(self) -> list[str]:
+        return []
+
+
+class Mirror(NoMirror):
+    """Copies the newest checkpoint of `run` and its logs to `place`, each time that it is `offer`ed.
+
+    Where copies take longer than checkpoints come, those in between are left out.
+    """
+
+    def __init__(self, run: Run, place: Path) -> None:
+        self.run, self.place = run, place
+        self.wanted, self.ended = threading.Event(), threading.Event()
+        self.idle = threading.Event()
+        self.idle.set()
+        self.moved = time.monotonic()
+        self.failure: str | None = None
+        self.said = False
+        self.thread = threading.Thread(target=self._work, name="phonetrain-mirror", daemon=True)
+        self.thread.start()
+
+    def offer(self) -> None:
+        """There is a new checkpoint."""
+        if self.idle.is_set():
+            self.moved = time.monotonic()
+        self.idle.clear()
+        self.wanted.set()
+
+    def finish(self) -> None:
+        """Wait for the last copy, as long as it moves, and end the thread."""
+        began = time.monotonic()
+        while not self.idle.wait(0.05):
+            if self._is_stuck() or time.monotonic() - began > FINISH_SECONDS:
+                break
+        self.ended.set()
+        self.wanted.set()
+
+    def problems(self) -> list[str]:
+        """The first thing that went wrong, as a sentence, once."""
+        found = self.failure
+        if found is None and not self.idle.is_set() and self._is_stuck():
+            found = f"nothing was written there for {STUCK_SECONDS:.0f} s"
+        if found is None or self.said:
+            return []
+        self.said = True
+        return [f"checkpoint.mirror {self.place}: {found}; training goes on, {self.run.path} has everything"]
+
+    def _is_stuck(self) -> bool:
+        return time.monotonic() - self.moved > STUCK_SECONDS
+
+    def _work(self) -> None:
+        while True:
+            self.wanted.wait()
+            self.wanted.clear()
+            if self.ended.is_set():
+                return
+            try:
+                self._copy()
+            except Exception as error:  # whatever it is, it must not be silent, and not end training
+                if not self.wanted.is_set():  # else its source was pruned meanwhile, and a newer one is there
+                    self.failure = f"could not be written ({error})"
+            if not self.wanted.is_set():
+                self.idle.set()
+
+    def _copy(self) -> None:
+        target = Run(self.place)
+        target.checkpoints.mkdir(parents=True, exist_ok=True)
+        kept = checkpoint.saved_steps(self.run)
+        for step in kept[::-1]:  # the newest first: it is what a resume wants
+            copy_checkpoint(self.run.checkpoint_dir(step), target.checkpoint_dir(step), self._note)
+        for name in LOGS:
+            append_rest(self.run.path / name, self.place / name)
+        for name in SMALL:
+            content = read_or_none(self.run.path / name)
+            if content is not None and content != read_or_none(self.place / name):
+                (self.place / name).write_bytes(content)
+        (self.place / MARKER).write_text('{"what": "a copy of a run; phonetrain resume takes it from here"}\n')
+        for step in checkpoint.saved_steps(target):
+            if step not in kept:
+                shutil.rmtree(target.checkpoint_dir(step), ignore_errors=True)
+
+    def _note(self) -> None:
+        self.moved = time.monotonic()
+
+
+def open_mirror(run: Run, config: RunConfig) -> NoMirror:
+    """The mirror that the config asks for, `MIRROR/NAME-OF-RUN`. Only the process that writes the run has one."""
+    if config.checkpoint.mirror is None or not run.writes:
+        return NoMirror()
+    return Mirror(run, place_of(run, config.checkpoint.mirror))
+
+
+def place_of(run: Run, mirror: str) -> Path:
+    return Path(mirror).expanduser() / run.name
+
+
+def refuse_other_run(run: Run, mirror: str | None) -> None:
+    """Raises ConfigError where the mirror holds another run of this name, or would lie in the run."""
+    if mirror is None:
+        return
+    place = place_of(run, mirror)
+    if place.resolve().is_relative_to(run.path.resolve()):
+        raise ConfigError(f"checkpoint.mirror = {mirror}: lies in the run itself, {run.path}; give a place elsewhere")
+    theirs, ours = first_line(place / LOGS[0]), first_line(run.events_path)
+    if theirs is not None and theirs != ours:
+        with contextlib.suppress(OSError):  # the directory that was made for it goes again, if nothing else is in it
+            run.lock_path.unlink()
+            run.path.rmdir()
+        raise ConfigError(
+            f"{place} holds another run; `phonetrain resume {place}` goes on with that one, --run gives this one "
+            "another name"
+        )
+
+
+def home_of(found: Run) -> Run:
+    """The run that `found` is a copy of, where it is a mirror: runs/NAME here. Else `found` itself."""
+    return Run(RUNS / found.name) if (found.path / MARKER).is_file() else found
+
+
+def fetch(run: Run, place: Path) -> str | None:
+    """Bring what the mirror at `place` has and `run` has not: its newest whole checkpoint, the best one, longer logs.
+
+    Returns a sentence where anything was brought. Raises ConfigError where it is another run's.
+    """
+    other = Run(place)
+    if not (place / MARKER).is_file():
+        return None
+    if run.events_path.is_file() and first_line(other.events_path) != first_line(run.events_path):
+        raise ConfigError(f"{place} is the copy of another run than {run.path}; move one of them away")
+    theirs, ours = newest_whole(other), newest_whole(run)
+    if theirs is None or (ours is not None and position(theirs) <= position(ours)):
+        return None
+    for step in {theirs.progress.step, theirs.progress.best_step or theirs.progress.step}:
+        if other.checkpoint_dir(step).is_dir():
+            with contextlib.suppress(CheckpointError):  # a best one that is damaged is said by who looks for it
+                shutil.rmtree(run.checkpoint_dir(step), ignore_errors=True)
+                copy_checkpoint(other.checkpoint_dir(step), run.checkpoint_dir(step))
+    for name in LOGS:
+        content = read_or_none(place / name) or b""
+        if len(content) > len(read_or_none(run.path / name) or b""):
+            write_file(run.path / name, content)
+    # The config that the checkpoint was written under: a file that is written in place may be torn.
+    write_file(run.config_path, RunConfig.from_dict(theirs.identity["config"]).to_toml().encode())
+    for name in SMALL[1:]:
+        about = read_or_none(place / name)
+        if about is not None and not (run.path / name).is_file():
+            write_file(run.path / name, about)
+    run.write_pointer("last", theirs.progress.step)
+    return f"{run.path}: {theirs.path.name} was taken from {place}"
+
+
+def newest_whole(run: Run) -> checkpoint.Checkpoint | None:
+    inside, aside = checkpoint.life(run)
+    return checkpoint.first_whole(run, [*inside, *aside[::-1]], "cpu")[0]
+
+
+def position(saved: checkpoint.Checkpoint) -> tuple[int, int]:
+    return saved.progress.segment, saved.progress.step
+
+
+def copy_checkpoint(source: Path, target: Path, note: Callable[[], None] = lambda: None) -> None:
+    """Copy a checkpoint and read it back; state.json last. Nothing where it is there already.
+
+    Raises CheckpointError for a source that is damaged or a copy that differs.
+    """
+    state = (source / checkpoint.STATE).read_bytes()
+    if read_or_none(target / checkpoint.STATE) == state:
+        return
+    digests = checkpoint.digests_of(source)
+    target.mkdir(parents=True, exist_ok=True)
+    (target / checkpoint.STATE).unlink(missing_ok=True)
+    for name, wanted in digests.items():
+        with open(target / name, "wb") as copy:
+            for chunk in chunks(source / name):
+                copy.write(chunk)
+                note()
+        found = xxhash.xxh3_128()
+        for chunk in chunks(target / name):
+            found.update(chunk)
+            note()
+        if found.hexdigest() != wanted:
+            raise CheckpointError(f"{target / name}: was read back with another digest than it was written with")
+    (target / checkpoint.STATE).write_bytes(state)
+
+
+def chunks(path: Path) -> Iterator[bytes]:
+    with open(path, "rb") as file:
+        while chunk := file.read(CHUNK):
+            yield chunk
+
+
+def append_rest(source: Path, target: Path) -> None:
+    """Let a log that only grows be the same there: its rest is appended, after a cut in the middle of a line too."""
+    content = read_or_none(source)
+    if content is None:
+        return
+    there = read_or_none(target) or b""
+    if content.startswith(there):
+        with open(target, "ab") as file:
+            file.write(content[len(there) :])
+    else:
+        target.write_bytes(content)
+
+
+def read_or_none(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None
+
+
+def first_line(path: Path) -> bytes | None:
+    content = read_or_none(path)
+    return content.split(b"\n", 1)[0] if content else None
