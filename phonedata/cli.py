@@ -16,6 +16,9 @@ app = App(
     help="Pack per-utterance speech features into a corpus that trains at memory speed.",
 )
 
+_UNSEEN = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters, marks that turn the direction of writing, and what a name in no known encoding is made of."""
+
 Flag = Annotated[bool, Parameter(negative="")]
 Json = Annotated[bool, Parameter("--json", negative="")]
 
@@ -116,13 +119,21 @@ def pack(
 def _show(result: dict[str, Any], text: str, as_json: bool) -> None:
     """Print a result, `text` for people or `result` as JSON; a full disk where it goes is one line."""
     try:
-        print(json.dumps(result, indent=2, ensure_ascii=False) if as_json else text, flush=True)
+        print(_visible(json.dumps(result, indent=2, ensure_ascii=False) if as_json else text), flush=True)
     except BrokenPipeError:
         raise
     except OSError as error:
         # What is still buffered goes nowhere: the flush at exit would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise PhonedataError(f"the output could not be written ({error.strerror}); make room for it") from None
+
+
+def _visible(text: str) -> str:
+    """Text with its control characters, but for the ends of lines, spelt out as in JSON.
+
+    A name, or a table of a front end, from foreign hands must not move the cursor, rename the window or reverse a line.
+    """
+    return _UNSEEN.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def _text(path: Path | None) -> str | None:
@@ -370,5 +381,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _refuse(message: str, code: int) -> NoReturn:
-    print(f"phonedata: {' '.join(message.split())}", file=sys.stderr)
+    print(f"phonedata: {_visible(' '.join(message.split()))}", file=sys.stderr)
     sys.exit(code)

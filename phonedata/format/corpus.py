@@ -147,6 +147,8 @@ class PackedCorpus:
         `progress(stage, done, total, unit)` is called now and then, in bytes.
         """
         with self.unchanged():
+            for partition in self.partitions.values():
+                partition.labels  # noqa: B018  a label that is no class is named with its frame, not with its chunk
             listed = {name: partition.attributes["files"] for name, partition in self.partitions.items()}
             size = verify_files(self.path, self.attributes, listed, progress)
             for partition in self.partitions.values():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -38,6 +39,21 @@ def test_import_of_the_face_costs_nothing():
     code = "import phonedata, sys; print([m for m in ('torch', 'numba', 'zarr', 'numpy') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("words", [["inspect", "packed"], ["inspect", "packed", "--json"]])
+def test_what_a_corpus_says_of_itself_cannot_steer_the_terminal(tiny_raw, tmp_path, capsys, monkeypatch, words):
+    monkeypatch.chdir(tmp_path)
+    raw = shutil.copytree(tiny_raw, tmp_path / "raw")
+    steering = "\x1b]0;owned\x07 \x9b2J \u202e"
+    (raw / "frontend.toml").write_text(f"library = {json.dumps(steering)}\n", encoding="utf-8")
+    app(["pack", "raw", "packed"], result_action="return_value")
+    capsys.readouterr()
+    app(words, result_action="return_value")
+    out = capsys.readouterr().out
+    assert out.replace("\n", "").isprintable() and r"\u001b]0;owned\u0007 \u009b2J \u202e" in out
+    if "--json" in words:
+        assert json.loads(out)["frontend"]["library"] == steering
 
 
 def test_pack_inspect_verify_as_typed(tiny_raw, tmp_path, capsys, monkeypatch):

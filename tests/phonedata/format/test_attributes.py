@@ -153,6 +153,8 @@ def test_a_label_that_is_no_class_is_named_at_the_first_look(packed, kind, anew)
     )
     with pytest.raises(FormatError, match=wanted):
         open_loader(packed, "dev-clean + train-clean", window=1, batch_size=8, kind=kind, order="slab")
+    with pytest.raises(FormatError, match=wanted):
+        PackedCorpus(packed).verify()
 
 
 @pytest.mark.parametrize(
