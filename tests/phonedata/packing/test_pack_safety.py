@@ -469,7 +469,7 @@ def test_an_interrupted_pack_needs_only_the_space_that_is_missing(raw, whole, tm
     with pytest.raises(KeyboardInterrupt):
         pack(raw, tmp_path / "packed", workers=1, progress=interrupt)
     left(1000)
-    with pytest.raises(PhonedataError, match="MB of it are there, but 0 MB are free"):
+    with pytest.raises(PhonedataError, match="MB of it are there, but 0.0 MB are free"):
         pack(raw, tmp_path / "packed", workers=1)
     left(4 * 65536 * 3 - 100_000)  # less than all of it
     assert pack(raw, tmp_path / "packed", workers=1).chunks_reused >= 1
