@@ -21,6 +21,35 @@ _UNSEEN = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u206
 
 Flag = Annotated[bool, Parameter(negative="")]
 Json = Annotated[bool, Parameter("--json", negative="")]
+# How alignments of audio become labels: options of pack and of extract.
+Alignments = Annotated[
+    Path | None,
+    Parameter(
+        help="Folder of a tree that holds the alignments of the audio, paired by id; by default they lie beside it."
+    ),
+]
+Tier = Annotated[
+    str | None,
+    Parameter(
+        help="The TextGrids' tier of phones, by name or number; by default the one named phones, MAU or PhonAlign."
+    ),
+]
+AlignmentUnit = Annotated[
+    float | None,
+    Parameter(
+        help="How many units of the times in .phn and .lab are a second, e.g. 16000, 1000 for milliseconds, 1 for "
+        "seconds; by default .phn counts samples of the audio, HTK's .lab 100 ns, and numbers with a decimal "
+        "point seconds."
+    ),
+]
+Unknown = Annotated[
+    Literal["class", "skip"],
+    Parameter(help="Unknown words (spn, unk, oov) are classes of their own, or their utterances are left out."),
+]
+MaxUncovered = Annotated[
+    float | None,
+    Parameter(help="Largest share of an utterance that no interval covers; by default 0.1, and no stretch above 1 s."),
+]
 
 
 @app.command
@@ -39,11 +68,11 @@ def pack(
     workers: int | None = None,
     part: str | None = None,
     stats_only: Flag = False,
-    alignments: Path | None = None,
-    tier: str | None = None,
-    alignment_unit: float | None = None,
-    unknown: Literal["class", "skip"] = "class",
-    max_uncovered: float | None = None,
+    alignments: Alignments = None,
+    tier: Tier = None,
+    alignment_unit: AlignmentUnit = None,
+    unknown: Unknown = "class",
+    max_uncovered: MaxUncovered = None,
     json_output: Json = False,
 ) -> None:
     """Pack the raw folder RAW into the corpus PACKED, whole or not at all.
@@ -78,17 +107,6 @@ def pack(
         I/N: pack only the I-th of N parts, into PACKED.parts, for `phonedata merge PACKED`; one that is there is kept.
     stats_only
         With --part and --cmvn speaker or train: only the statistics, which every part then needs.
-    alignments
-        Folder of a tree that holds the alignments of the audio, paired by id; by default they lie beside it.
-    tier
-        The TextGrids' tier of phones, by name or number; by default the one named phones, MAU or PhonAlign.
-    alignment_unit
-        How many units of the times in .phn and .lab are a second, e.g. 16000, 1000 for milliseconds, 1 for seconds; by
-        default .phn counts samples of the audio, HTK's .lab 100 ns, and numbers with a decimal point seconds.
-    unknown
-        Unknown words (spn, unk, oov) are classes of their own, or their utterances are left out.
-    max_uncovered
-        Largest share of an utterance that no interval covers; by default 0.1, and no stretch above 1 s.
     json_output
         Print the report as JSON.
     """
@@ -168,11 +186,11 @@ def extract(
     window: Literal["povey", "hamming", "hanning", "rectangular"] = "povey",
     preemphasis: float = 0.97,
     lifter: float = 22.0,
-    alignments: Path | None = None,
-    tier: str | None = None,
-    alignment_unit: float | None = None,
-    unknown: Literal["class", "skip"] = "class",
-    max_uncovered: float | None = None,
+    alignments: Alignments = None,
+    tier: Tier = None,
+    alignment_unit: AlignmentUnit = None,
+    unknown: Unknown = "class",
+    max_uncovered: MaxUncovered = None,
     skip_bad: Flag = False,
     workers: int | None = None,
     json_output: Json = False,
@@ -215,17 +233,6 @@ def extract(
         Factor of the pre-emphasis, 0 for none.
     lifter
         Cepstral lifter of MFCC, 0 for none.
-    alignments
-        Folder of a tree that holds the alignments of the audio, paired by id; by default they lie beside it.
-    tier
-        The TextGrids' tier of phones, by name or number; by default the one named phones, MAU or PhonAlign.
-    alignment_unit
-        How many units of the times in .phn and .lab are a second, e.g. 16000, 1000 for milliseconds, 1 for seconds; by
-        default .phn counts samples of the audio, HTK's .lab 100 ns, and numbers with a decimal point seconds.
-    unknown
-        Unknown words (spn, unk, oov) are classes of their own, or their utterances are left out.
-    max_uncovered
-        Largest share of an utterance that no interval covers; by default 0.1, and no stretch above 1 s.
     skip_bad
         Leave out utterances that cannot be read, and list them.
     workers

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from phonedata import WindowBatch
 
 from ..step.train_step import TrainStep
+from ..text import to_json
 from .checkpoint import apart_on_cpu
 
 NOT_REPRODUCED = "not reproduced"
@@ -150,12 +150,7 @@ def save_evidence(directory: Path, finding: NonfiniteReport, batch: WindowBatch,
     # Into memory first: on a full disk safetensors' own writing raises an error of its own.
     (directory / "batch.safetensors").write_bytes(tensors_to_bytes(apart_on_cpu(tensors)))
     (directory / "model.safetensors").write_bytes(tensors_to_bytes(apart_on_cpu(model.state_dict())))
-    text = json.dumps({key: _plain(value) for key, value in asdict(finding).items()}, indent=2)
-    (directory / "nonfinite.json").write_text(text + "\n", encoding="utf-8")
-
-
-def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+    (directory / "nonfinite.json").write_text(to_json(asdict(finding)) + "\n", encoding="utf-8")
 
 
 class DivergenceWatch:
