@@ -3,7 +3,11 @@
 import importlib
 from typing import TYPE_CHECKING
 
+from .system import find_place_for_kernels
+
 __version__ = "0.1.0"
+
+find_place_for_kernels()
 
 # Public name -> the module that defines it. Modules are imported when a name is first used: `import phonedata` costs
 # nothing, and packing needs no torch.

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, NoReturn
 from cyclopts import App, CycloptsError, Parameter, UnknownCommandError
 
 from .errors import PhonedataError, SpecError
+from .files import check_place, named_by_system, unreadable
 
 app = App(
     name="phonedata",
@@ -361,10 +362,11 @@ def as_flags(message: str) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 could not be done, 2 said wrongly, 130 interrupted.
 
-    Only phonedata's own errors and a refused permission become one line; anything else keeps its traceback.
+    Only phonedata's own errors and what the system refused become one line; anything else keeps its traceback.
     """
     words = sys.argv[1:] if arguments is None else arguments
     try:
+        check_place()
         command, bound, _ = app.parse_args(words, exit_on_error=False, print_error=False)
         command(*bound.args, **bound.kwargs)
     except CycloptsError as error:
@@ -374,12 +376,14 @@ def main(arguments: list[str] | None = None) -> None:
         _refuse(as_flags(str(error)), 2)
     except PhonedataError as error:
         _refuse(as_flags(str(error)), 1)
-    except PermissionError as error:
-        _refuse(f"{error.filename}: you may not read or write it ({error.strerror})", 1)
     except BrokenPipeError:
         # The reader of our output (`| head`) has gone; what is still buffered goes nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:
+        if not named_by_system(error):
+            raise
+        _refuse(unreadable(error), 1)
     except KeyboardInterrupt:
         # The others keep nothing of an interrupted call, nor leave anything behind.
         onward = "; the same command continues where it stopped" if words[:1] in (["pack"], ["extract"]) else ""

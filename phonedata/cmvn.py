@@ -10,6 +10,10 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
+from .system import check_compiler
+
+check_compiler()
+
 # A deviation below this share of the mean's size is rounding noise of float32, not speech.
 RELATIVE_FLOOR = 1e-6
 # Below this one, 1 / deviation and its square leave the range of numbers.

@@ -9,6 +9,7 @@ import ctypes
 import errno
 import os
 import shutil
+import stat
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -76,6 +77,59 @@ def sync_tree(root: Path) -> None:
         for name in names:
             sync_file(Path(folder, name))
         sync_folder(Path(folder))
+
+
+# Read
+
+
+def check_place() -> None:
+    """Raise PhonedataError where this process stands in a directory that is gone: MKL would end it without a word."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise PhonedataError(f"the current directory is gone ({error.strerror}); cd into one that is there") from None
+
+
+def read_file(path: str | os.PathLike[str]) -> bytes:
+    """All bytes of a regular file. What stands there instead, as a pipe or a device, is refused and never waited for.
+
+    Every error names the file, one in the middle of reading too.
+    """
+    name = os.fspath(path)
+    try:
+        descriptor = os.open(name, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        with open(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise OSError(errno.EINVAL, "no regular file")
+            return file.read()
+    except OSError as error:
+        if error.filename is None:
+            error.filename = name
+        raise
+
+
+def unreadable(error: OSError, path: str | os.PathLike[str] | None = None) -> str:
+    """One sentence for what the system refused: the file's name, the system's words, what helps.
+
+    path: the file, where the error does not name it.
+    """
+    name = path if error.filename is None else error.filename
+    named = "" if name is None else f"{os.fsdecode(name) if isinstance(name, (str, bytes)) else name}: "
+    reason = f"{named}cannot be used ({error.strerror or error})"
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return f"{reason}; allow more open files: ulimit -n 4096"
+    if error.errno == errno.ENOMEM:
+        return f"{reason}; free some memory, or raise its limit"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"{reason}; mend its permissions, or work on a copy of your own"
+    if is_disk_full(error):
+        return f"{reason}; make room"
+    return f"{reason}; mend the disk, or bring a copy of it back"
+
+
+def named_by_system(error: OSError) -> bool:
+    """Whether a sentence about the system's refusal says all: it names a file, or what the machine has run out of."""
+    return error.filename is not None or error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO)
 
 
 # Written whole or not at all

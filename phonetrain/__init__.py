@@ -14,6 +14,8 @@ import importlib
 import os
 from typing import TYPE_CHECKING
 
+import phonedata as _phonedata  # noqa: F401  (first: it finds numba a place for compiled kernels)
+
 # The threads of a step meet several times a layer. GNU OpenMP, which reads this when torch is imported, lets those that
 # wait spin for milliseconds: beside any other program on the same cores, a thread that was put aside keeps the others
 # spinning. After this many turns, some tenths of a millisecond, they sleep (docs/PERFORMANCE.md).

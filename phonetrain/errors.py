@@ -28,6 +28,14 @@ class CheckpointError(PhonetrainError, ValueError):
     """A checkpoint is damaged, incomplete, or belongs to another corpus, window or phoneme set."""
 
 
+class RunDamaged(PhonetrainError, ValueError):
+    """A file of a run's directory holds what phonetrain never writes there."""
+
+
+class CodeNotTrusted(PhonetrainError, PermissionError):
+    """A run wants code that this user has not trusted on this machine."""
+
+
 class TrainingStopped(PhonetrainError):
     """Training ended before its time on purpose: numbers went bad, a disk is full, a second process holds the run."""
 

@@ -12,8 +12,8 @@ UNKNOWN = "?"  # a duration that is not known yet
 
 
 def clock(seconds: float | None) -> str:
-    """42 -> "42 s", 65 -> "1:05", 3725 -> "1:02:05", None -> "?"."""
-    if seconds is None:
+    """42 -> "42 s", 65 -> "1:05", 3725 -> "1:02:05", None -> "?", and so for what is no duration."""
+    if seconds is None or not math.isfinite(seconds):
         return UNKNOWN
     minutes, rest = divmod(round(seconds), 60)
     if minutes == 0:

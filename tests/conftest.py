@@ -31,6 +31,18 @@ def disk_need_not_spin():
 
 
 @pytest.fixture(autouse=True, scope="session")
+def trusted_code_of_the_tests(tmp_path_factory):
+    """What tests trust is no business of who runs them."""
+    before = os.environ.get("XDG_CONFIG_HOME")
+    os.environ["XDG_CONFIG_HOME"] = str(tmp_path_factory.mktemp("config"))
+    yield
+    if before is None:
+        del os.environ["XDG_CONFIG_HOME"]
+    else:
+        os.environ["XDG_CONFIG_HOME"] = before
+
+
+@pytest.fixture(autouse=True, scope="session")
 def ctrl_c_is_heard():
     """A shell that starts the tests in the background lets them ignore Ctrl-C, and a run would respect that.
 

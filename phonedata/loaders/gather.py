@@ -15,8 +15,11 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from ..format.selection import Selection
+from ..system import check_compiler
 from .float16 import FLOAT, HALF, IS_X86, narrow, widen
 from .windows import WindowSpec
+
+check_compiler()
 
 LINE = 64
 """Bytes of a cache line: window slots start on one and are whole ones, and a vector store writes one."""

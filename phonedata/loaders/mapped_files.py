@@ -60,7 +60,8 @@ class MappedFiles:
     def check(self) -> None:
         """Raise FormatError if one of the files is now shorter than its mapping."""
         for file, path, wanted in self._files:
-            size = os.fstat(file).st_size
+            with readable(Path(path)):
+                size = os.fstat(file).st_size
             if size < wanted:
                 raise FormatError(
                     f"{path}: {size} bytes, wanted at least {wanted}: cut short; copy the corpus again or pack again"
@@ -75,7 +76,8 @@ class MappedFiles:
         offset = first * self.maps[file].strides[0]
         done = 0
         while done < buffer.size:
-            count = self._read_at(self._files[file][0], buffer[done:], offset + done)
+            with readable(Path(self._files[file][1])):
+                count = self._read_at(self._files[file][0], buffer[done:], offset + done)
             if count == 0:
                 self.check()
                 raise FormatError(f"{self._files[file][1]}: ends at byte {offset + done}; run: phonedata verify")
@@ -111,8 +113,9 @@ class MappedFiles:
             if libc is None or libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), MADV_POPULATE_READ) != 0:
                 # An older kernel, another system, or a file that shrank (EFAULT, where a plain read would be SIGBUS).
                 offset, buffer = start - base, np.empty(READ_BYTES, np.uint8)
-                while length > 0 and (count := self._read_at(self._files[file][0], buffer[:length], offset)):
-                    length, offset = length - count, offset + count
+                with readable(Path(self._files[file][1])):
+                    while length > 0 and (count := self._read_at(self._files[file][0], buffer[:length], offset)):
+                        length, offset = length - count, offset + count
 
 
 def _close(files: list[tuple[int, str, int]]) -> None:

@@ -151,6 +151,7 @@ def resume(
     from_: Annotated[str | None, Parameter(name="--from")] = None,
     max_time: str | None = None,
     stop_at: str | None = None,
+    trust_code: Flag = False,
     json: Flag = False,
     quiet: Flag = False,
     overrides: Overrides = (),
@@ -170,6 +171,8 @@ def resume(
         not counted.
     stop_at
         End, saved and scored, before this time of day: 23:30.
+    trust_code
+        Run the code of its model.factory, which you have read, and remember that you trust it on this machine.
     json
         Print the result as JSON.
     quiet
@@ -178,7 +181,8 @@ def resume(
     from ..training.resume import resume
 
     settings = overrides + _limits(max_time, stop_at)
-    return _ended(resume(run, *settings, corpus=corpus, from_checkpoint=from_, console=_console(quiet)), json)
+    done = resume(run, *settings, corpus=corpus, from_checkpoint=from_, console=_console(quiet), trust_code=trust_code)
+    return _ended(done, json)
 
 
 @app.command
@@ -189,6 +193,7 @@ def evaluate(
     checkpoint: str = "best",
     corpus: Path | None = None,
     device: str = "auto",
+    trust_code: Flag = False,
     json: Flag = False,
 ) -> None:
     """Score a run's best checkpoint on its dev partition: accuracy with its interval, phone errors, what goes wrong.
@@ -207,13 +212,15 @@ def evaluate(
         Another packed corpus with the same phonemes.
     device
         auto, cpu, cuda, cuda:1 or mps.
+    trust_code
+        Run the code of its model.factory, which you have read, and remember that you trust it on this machine.
     json
         Print everything as JSON, the confusion matrix included.
     """
     from ..results.evaluate import evaluate
     from ..results.tables import evaluation_text
 
-    result = evaluate(run, partition, checkpoint, corpus, device)
+    result = evaluate(run, partition, checkpoint, corpus, device, trust_code)
     print_result(result, evaluation_text(result), json)
 
 
@@ -271,6 +278,7 @@ def predict(
     max_parameters: int | None = None,
     model: Path | None = None,
     replace: Flag = False,
+    trust_code: Flag = False,
     json: Flag = False,
 ) -> None:
     """Label every frame of a partition and write the submission CSV, or posteriors for a decoder; prints the path.
@@ -311,6 +319,8 @@ def predict(
         An exported model.onnx in place of runs, as `phonetrain predict --model model.onnx --corpus packed`.
     replace
         Replace what is at --out already.
+    trust_code
+        Run the code of its model.factory, which you have read, and remember that you trust it on this machine.
     json
         Print the result as JSON.
     """
@@ -319,7 +329,7 @@ def predict(
     path = predict(
         runs, partition, out, checkpoint, corpus, device, labels, header, form=as_, smooth=smooth,
         scale=SCALE if scale is None else scale, average=average, values=values, max_parameters=max_parameters,
-        model=model, replace=replace,
+        model=model, replace=replace, trust_code=trust_code,
     )  # fmt: skip
     print_result({"predictions": str(path)}, str(path), json)
 
@@ -439,6 +449,7 @@ def export(
     corpus: Path | None = None,
     onnx: bool | None = None,
     replace: Flag = False,
+    trust_code: Flag = False,
     json: Flag = False,
 ) -> None:
     """Write a run's model for use without phonetrain: programs, weights, what they expect, and a model card.
@@ -459,12 +470,14 @@ def export(
         Insist on model.onnx, or leave it out; by default it is written where the extra [onnx] is installed.
     replace
         Replace what is at --out already.
+    trust_code
+        Run the code of its model.factory, which you have read, and remember that you trust it on this machine.
     json
         Print the path as JSON.
     """
     from ..results.export import export
 
-    path = export(run, out, checkpoint, onnx, corpus, replace=replace)
+    path = export(run, out, checkpoint, onnx, corpus, replace=replace, trust_code=trust_code)
     print_result({"export": str(path)}, str(path), json)
 
 

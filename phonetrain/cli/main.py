@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 OVERRIDE = re.compile(r"[A-Za-z_][\w.-]*=.*", re.DOTALL)
 FLAGS = frozenset({"--help", "-h", "--version", "--dry-run", "--json", "--quiet", "--find-lr",
-                   "--onnx", "--no-onnx", "--replace"})  # fmt: skip
+                   "--onnx", "--no-onnx", "--replace", "--trust-code"})  # fmt: skip
 
 
 def main(tokens: Sequence[str] | None = None) -> None:
@@ -69,12 +69,14 @@ def _checked(tokens: Sequence[str]) -> int:
     from cyclopts import CycloptsError, UnknownCommandError, UnknownOptionError, UnusedCliTokensError
 
     from phonedata import PhonedataError, SpecError
+    from phonedata.files import check_place, named_by_system, unreadable
 
     from ..errors import ConfigError, PhonetrainError
     from .commands import app
 
     rest, overrides = cut_overrides(tokens)
     try:
+        check_place()
         if "" in tokens:
             raise ConfigError("one of the words is empty; is a variable of the shell not set?")
         if bare := next((token for token in overrides if token.endswith("=")), None):
@@ -104,8 +106,12 @@ def _checked(tokens: Sequence[str]) -> int:
         return _refuse(_one_line(error), 2)
     except (PhonetrainError, PhonedataError) as error:
         return _refuse(_one_line(error), 1)
-    except PermissionError as error:
-        return _refuse(f"{error.filename}: you may not read or write it ({error.strerror})", 1)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        if not named_by_system(error):
+            raise
+        return _refuse(unreadable(error), 1)
 
 
 def cut_overrides(tokens: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:

@@ -81,6 +81,8 @@ def applied(
             set_in_stages(stages, homes[key] or 0, key, value, changes, root)
     shrink_time_mask(given, table, changes)
     stages, epochs = table.get("stage"), changes.get("epochs")
+    if not isinstance(stages, (list, tuple)):
+        return table  # the section refuses it
     if stages and any(key.partition(".")[0] == "stage" for key in changes):
         table.pop("epochs", None)
     if stages and type(epochs) is int and epochs >= 1:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from ..errors import ConfigError
 from . import overrides
 from .run_config import RunConfig, load_recipe
 
@@ -45,4 +46,11 @@ def resolve(
 def with_whole_path(factory: str) -> str:
     """`factory` with the whole path of its file, so that it is found from wherever a run is opened later."""
     source, _, name = factory.rpartition(":")
-    return f"{Path(source).resolve()}:{name}" if source.endswith(".py") else factory
+    if not source.endswith(".py"):
+        return factory
+    try:
+        return f"{Path(source).resolve()}:{name}"
+    except (OSError, RuntimeError) as error:  # a current directory that is gone; links that lead to each other
+        raise ConfigError(
+            f"model.factory = {factory}: its file is not found from here ({error}); give its whole path"
+        ) from None

@@ -8,10 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from phonedata.files import read_file
+
 from ..errors import ConfigError
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 DEFAULT = "default"
+LONGEST = 1024  # characters of a recipe's name or path
+DEEPEST = 12  # levels of tables and lists; the deepest setting has 4
 
 
 def names() -> list[str]:
@@ -24,8 +28,11 @@ def locate(name_or_path: str | os.PathLike[str]) -> Path:
     text = os.fspath(name_or_path)
     if text in names():
         return FOLDER / f"{text}.toml"
-    if text.endswith(".toml") or "/" in text or os.sep in text or Path(text).is_file():
+    # os.path answers False for what can be no name, as one that is too long; Path would raise.
+    if os.path.isfile(text) or (len(text) < LONGEST and (text.endswith(".toml") or "/" in text or os.sep in text)):
         return Path(text)
+    if len(text) >= LONGEST:
+        raise ConfigError(f"{text[:40]}...: {len(text):,} characters, too long for a recipe's name or path")
     if "=" in text:
         raise ConfigError(f"{text}: an override, not a recipe; say fit default {''.join(text.split())}")
     near = difflib.get_close_matches(text, names(), n=1)
@@ -41,7 +48,7 @@ def summary(name_or_path: str | os.PathLike[str]) -> str:
 
 def read_text(path: str | os.PathLike[str]) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8-sig")
+        return read_file(path).decode("utf-8-sig")
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such recipe file; `phonetrain recipes list` shows those that exist") from None
     except UnicodeDecodeError as error:
@@ -54,9 +61,25 @@ def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The tables of a TOML file. Raises ConfigError: missing, unreadable, or not TOML (with line and column)."""
     text = read_text(path)
     try:
-        return tomllib.loads(text)
+        table = tomllib.loads(text)
     except ValueError as error:  # TOMLDecodeError, or a whole number of more digits than Python reads
         raise ConfigError(f"{path}: not TOML: {error}") from None
+    except RecursionError:
+        table = None
+    if table is None or is_too_deep(table):
+        raise ConfigError(f"{path}: nested deeper than any setting is (over {DEEPEST} levels)")
+    return table
+
+
+def is_too_deep(value: object) -> bool:
+    """Whether tables and lists stand in each other deeper than DEEPEST levels."""
+    level = [value]
+    for _ in range(DEEPEST + 1):
+        inside = [each for each in level if isinstance(each, (dict, list))]
+        level = [item for each in inside for item in (each.values() if isinstance(each, dict) else each)]
+        if not level:
+            return False
+    return True
 
 
 def toml_text(table: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ from dataclasses import MISSING, Field, dataclass, fields
 from typing import Any, TypeVar
 
 from ..errors import ConfigError
-from .toml import toml_value
+from .toml import DEEPEST, is_too_deep, toml_value
 
 S = TypeVar("S", bound="Section")
 F = TypeVar("F", bound=typing.Callable[..., Any])
@@ -243,6 +243,10 @@ def parse_override(text: str) -> tuple[str, object]:
         table = tomllib.loads(f"value = {value}")
     except ValueError:  # not TOML, or a whole number of more digits than Python reads
         return key, value
+    except RecursionError:
+        table = None
+    if table is None or is_too_deep(table):
+        raise ConfigError(f"{key}: its value is nested deeper than any setting is (over {DEEPEST} levels)")
     plain = isinstance(table["value"], (bool, int, float, str, list, dict)) and len(table) == 1
     # A date or a time (stop.stop_at=23:30:00) has no type of its own among the settings: it stays the text it was.
     return key, table["value"] if plain else value

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import xxhash
 from torch import nn
 from torch.nn import functional as F
 
@@ -97,12 +96,6 @@ def find_logits_matrix(model: nn.Module, logits: torch.Tensor) -> str | None:
         nodes += dict.fromkeys(fresh)
         seen.update(fresh)
     return None
-
-
-def digest(factory: str) -> str | None:
-    """Of the text that `factory` is in; None where it is no file, or a package's."""
-    source = Path(factory.rpartition(":")[0])
-    return xxhash.xxh3_128_hexdigest(source.read_bytes()) if source.is_file() else None
 
 
 def find(factory: str) -> Callable[..., object]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple, TypedDict
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Muon, Optimizer, RMSprop
 
 from ..config.sections import OptimizerConfig
-from ..errors import ConfigError
+from ..errors import CheckpointError, ConfigError
+from ..runs.recorded import problem
 
 FUSED_ON = ("cpu", "cuda")  # where SGD, Adam and AdamW have fused kernels; RMSprop and Muon have none
 
@@ -134,6 +135,90 @@ OPTIMIZERS: dict[str, OptimizerKind] = {
     "adamw": OptimizerKind(AdamW, 2, ("betas", "eps"), fused=True),
     "muon": OptimizerKind(MuonWithAdamW, 1, ("momentum", "betas", "eps", "rest_ratio"), fused=False),
 }
+
+
+# What each of torch's optimizers keeps beside a parameter; `step` is () float32, all else of the parameter's own shape
+# and dtype. Only a momentum may be missing: it begins when the momentum does.
+KEPT: dict[type[Optimizer], frozenset[str]] = {
+    SGD: frozenset({"momentum_buffer"}),
+    RMSprop: frozenset({"step", "square_avg", "momentum_buffer"}),
+    Adam: frozenset({"step", "exp_avg", "exp_avg_sq"}),
+    AdamW: frozenset({"step", "exp_avg", "exp_avg_sq"}),
+    Muon: frozenset({"momentum_buffer"}),
+}
+
+
+class SavedGroup(TypedDict):
+    params: list[int]
+
+
+class SavedOptimizer(TypedDict):
+    """What of a `state_dict` is looked at, by its types."""
+
+    param_groups: list[SavedGroup]
+    state: dict[str, dict[str, Any]]
+
+
+def load_moments(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
+    """Load the moments of a `state_dict`; rates, decay and betas stay those that `optimizer` was built with.
+
+    Raises CheckpointError, before anything is loaded, unless each moment is the one that torch's kernels will take for
+    granted: they read and write memory by the shape of the parameter alone.
+    """
+    wanted = optimizer.state_dict()["param_groups"]
+    if (wrong := problem(saved, SavedOptimizer)) is not None:
+        raise CheckpointError(f"optimizer.{wrong}")
+    if [group["params"] for group in saved["param_groups"]] != [group["params"] for group in wanted]:
+        raise CheckpointError(
+            "optimizer: its parameter groups are not those of the checkpoint; "
+            "optimizer.name and decay_all belong to the whole run"
+        )
+    parameters = [(parameter, group) for group in optimizer.param_groups for parameter in group["params"]]
+    states = saved["state"]
+    if not states.keys() <= set(range(len(parameters))):
+        raise CheckpointError("optimizer: it holds moments of parameters that the model does not have")
+    for number, (parameter, group) in enumerate(parameters):
+        check_moments(states.get(number, {}), parameter, KEPT[kind_of(optimizer, group)], f"moments of tensor {number}")
+    optimizer.load_state_dict({"state": states, "param_groups": wanted})
+
+
+def kind_of(optimizer: Optimizer, group: Mapping[str, Any]) -> type[Optimizer]:
+    """The class of torch's that updates a group."""
+    if isinstance(optimizer, MuonWithAdamW):
+        return Muon if group["muon"] else AdamW
+    return type(optimizer)
+
+
+def check_moments(state: Mapping[str, Any], parameter: nn.Parameter, kept: frozenset[str], where: str) -> None:
+    """Raises CheckpointError unless `state` is what an optimizer that keeps `kept` has beside `parameter`, or empty."""
+    if state.keys() - kept or (state and kept - {"momentum_buffer"} - state.keys()):
+        raise CheckpointError(f"{where}: got {', '.join(map(str, state)) or 'none'}, wanted {', '.join(sorted(kept))}")
+    step = torch.zeros(())
+    for name, tensor in state.items():
+        check_tensor(tensor, step if name == "step" else parameter, f"{where}, {name}")
+
+
+def check_tensor(found: object, wanted: Tensor, name: str) -> None:
+    """Raises CheckpointError unless `found` is a plain tensor of the shape and dtype of `wanted`, without gaps."""
+    shape = f"{tuple(wanted.shape)} {str(wanted.dtype).removeprefix('torch.')}"
+    if type(found) is not Tensor or found.layout is not torch.strided or found.is_meta:
+        raise CheckpointError(f"{name}: got {type(found).__name__}, wanted a tensor {shape}")
+    dense = found.is_contiguous() or found.stride() == wanted.stride()
+    if found.shape != wanted.shape or found.dtype != wanted.dtype or not dense:
+        got = f"{tuple(found.shape)} {str(found.dtype).removeprefix('torch.')}{'' if dense else ' with gaps'}"
+        raise CheckpointError(f"{name}: got {got}, wanted {shape}")
+
+
+def check_tensors(found: object, wanted: Mapping[str, Tensor], where: str) -> None:
+    """Raises CheckpointError unless `found` has the tensors of `wanted`: name, shape and dtype."""
+    if not isinstance(found, Mapping) or found.keys() != wanted.keys():
+        names = set(found) if isinstance(found, Mapping) else set()
+        odd = sorted(map(str, names ^ wanted.keys()))[:3]
+        raise CheckpointError(
+            f"{where}: {', '.join(odd)}: in the checkpoint or in the model that is built, not in both"
+        )
+    for name, tensor in wanted.items():
+        check_tensor(found[name], tensor, f"{where}, {name}")
 
 
 def parameter_groups(config: OptimizerConfig, model: nn.Module) -> Groups:

@@ -165,6 +165,20 @@ class Schedule:
 
 
 @dataclass
+class ScheduleState:
+    """The types of `Schedule.state_dict`, by which a checkpoint's is checked."""
+
+    start: int
+    length: int
+    first_steps: int
+    epoch: int
+    warms_up: bool
+    carried_rate: float | None
+    reached_rate: float | None
+    plateau: PlateauMemory
+
+
+@dataclass
 class PlateauMemory:
     """What ReduceLROnPlateau remembers: the best score, epochs without a better one, cooldown left, cuts so far."""
 

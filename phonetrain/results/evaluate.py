@@ -55,6 +55,7 @@ def evaluate(
     checkpoint: str | int = "best",
     corpus: str | os.PathLike[str] | None = None,
     device: str = "auto",
+    trust_code: bool = False,
 ) -> dict[str, Any]:
     """Score a labelled partition (default: the run's dev) in fp32, every frame once, and return the numbers.
 
@@ -65,9 +66,9 @@ def evaluate(
     cost most frames, confusion the (C, C) counts, true class by predicted class. in_training is the accuracy that the
     same weights had there in training, with its precision, or None. utterances_table holds exact counts of every
     utterance, in packed order, and its summed loss; docs/RESULTS.md lists its columns. The result is also kept in the
-    run's evaluations/. Raises ConfigError where the partition has no labels.
+    run's evaluations/. trust_code: as in `open_trained`. Raises ConfigError where the partition has no labels.
     """
-    trained = open_trained(run, checkpoint, corpus, device)
+    trained = open_trained(run, checkpoint, corpus, device, trust_code)
     name = partition or str(partition_of("dev", trained.corpus, trained.config.data))
     bare = [part for part in name.split("+") if not trained.corpus[part.strip()].labelled]
     if bare:

@@ -51,6 +51,7 @@ def export(
     corpus: str | os.PathLike[str] | None = None,
     *,
     replace: bool = False,
+    trust_code: bool = False,
 ) -> Path:
     """Write the scored weights of a checkpoint as programs and return their directory (default: the run's export/).
 
@@ -59,14 +60,14 @@ def export(
     on frames of the corpus; the files are written all or none. The model card holds the scores of this checkpoint,
     which are measured if they were not yet.
     onnx: None writes model.onnx where the extra [onnx] is installed. Files that are at `out` already are only replaced
-    if `replace`. Raises ConfigError, PhonetrainError.
+    if `replace`. trust_code: as in `open_trained`. Raises ConfigError, PhonetrainError.
     """
     missing = [name for name in ONNX if importlib.util.find_spec(name) is None]
     if onnx and missing:
         raise ConfigError(f"model.onnx needs {' and '.join(missing)}: pip install 'phonedata[onnx]'")
     if onnx is None and missing:
         print("note: no model.onnx without the extra: pip install 'phonedata[onnx]'", file=sys.stderr)
-    trained = open_trained(run, checkpoint, corpus, device="cpu")
+    trained = open_trained(run, checkpoint, corpus, device="cpu", trust_code=trust_code)
     path = Path(out) if out is not None else trained.run.path / "export"
     if out is not None and not replace and path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise PhonetrainError(f"{path}: is there already; give another place with --out DIR, or add --replace")

@@ -161,7 +161,7 @@ class Told:
             return []
         return [
             f"{key} {report.show(old)} → {report.show(new)}"
-            for key, old, new in report.changes(report.flat_config(self.before), report.flat_config(self.run))
+            for key, old, new in report.changes(report.settings(self.before), report.settings(self.run))
             if not key.startswith(report.NO_EXPERIMENT)
         ]
 

@@ -31,14 +31,15 @@ def open_ensemble(
     corpus: str | os.PathLike[str] | None = None,
     device: str = "auto",
     max_parameters: int | None = None,
+    trust_code: bool = False,
 ) -> list[Trained]:
     """The nets whose posteriors are averaged; one run is one net. A name may end in @CHECKPOINT, as runs/a-1@last.
 
-    max_parameters: the most that all of them together may have. Raises ConfigError where they have more, or where they
-    are of different corpora or phonemes; RunNotFound, CheckpointError.
+    max_parameters: the most that all of them together may have. trust_code: as in `open_trained`. Raises ConfigError
+    where they have more, or where they are of different corpora or phonemes; RunNotFound, CheckpointError.
     """
     names = [runs] if runs is None or isinstance(runs, (Run, str, os.PathLike)) else list(runs) or [None]
-    nets = [open_trained(*named_checkpoint(name, checkpoint), corpus, device) for name in names]
+    nets = [open_trained(*named_checkpoint(name, checkpoint), corpus, device, trust_code) for name in names]
     for net in nets[1:]:
         if net.corpus.digest != nets[0].corpus.digest:
             raise ConfigError(

@@ -49,11 +49,12 @@ def predict(
     max_parameters: int | None = None,
     model: str | os.PathLike[str] | None = None,
     replace: bool = False,
+    trust_code: bool = False,
 ) -> Path:
     """Label every frame of a partition (default: the run's test), or write its posteriors; returns the path.
 
     runs: one run or several, whose posteriors are averaged (`average`: the mean of "log" posteriors or of the
-    "probability"); max_parameters is the most that all nets together may have.
+    "probability"); max_parameters is the most that all nets together may have. trust_code: as in `open_trained`.
     form: csv has exactly N rows, row i the id i (0..N-1, over the frames in the packed order of utterances) and the
     phoneme, or its class index (`labels`), under the two names of `header`; npy an (N, C) float32 array; ark Kaldi's
     float matrices, an (N_u, C) one an utterance; ctm, textgrid (a folder of TextGrids), text and json hold phones with
@@ -82,7 +83,7 @@ def predict(
         nets = [open_onnx(model, corpus)]
         check_parameters(nets, max_parameters)
     else:
-        nets = open_ensemble(runs, checkpoint, corpus, device, max_parameters)
+        nets = open_ensemble(runs, checkpoint, corpus, device, max_parameters, trust_code)
     first = nets[0]
     chosen = partition or _partition(first)
     selection = Selection.of(first.corpus, chosen)

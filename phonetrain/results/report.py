@@ -10,7 +10,6 @@ import json
 import os
 import shlex
 import sys
-import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,13 +19,14 @@ import numpy as np
 from phonedata.files import write_files
 
 from ..config.stages import flattened
+from ..config.toml import read_text
 from ..console.open import show_picture
 from ..errors import PhonetrainError, RunNotFound, writing
 from ..plots import as_image, as_png, as_svg, draw_confusion, draw_run, draw_runs
 from ..runs.directory import Run
 from ..runs.explain import life as life_of
 from ..runs.history import where_scored
-from ..runs.next_commands import fit_words
+from ..runs.next_commands import fit_words, settings
 from ..text import clock, counted, percent, short
 from ..training.checkpoint import best_step
 from . import html as page
@@ -123,13 +123,13 @@ def by_hand(run: Run) -> list[str]:
 def ablation(runs: Sequence[Run]) -> tuple[list[str], list[list[str]], int | None]:
     """Header, rows and the place of the best run of the table that compares runs."""
     header = ["run", "what changed", "parameters", "epochs", "frames seen", "train %", "dev %", "dev loss", "time"]
-    first = flat_config(runs[0])
+    first = settings(runs[0])
     rows, scores = [], []
     for run in runs:
         told = summary(run)
         changed = "; ".join(
             f"{key} {show(old)} → {show(new)}"
-            for key, old, new in changes(first, flat_config(run))
+            for key, old, new in changes(first, settings(run))
             if not key.startswith(NO_EXPERIMENT)
         )
         exact = kept_evaluation(run)
@@ -150,6 +150,7 @@ def summary(run: Run) -> dict[str, Any]:
     built = run.read_json(run.built_path)
     started = next(iter(run.events("run_started")), {})
     best = best or {}
+    paces = [line["frames_per_second"] for line in train if "frames_per_second" in line]
     return {
         "recipe": started.get("recipe") or "none",
         "status": run.status,
@@ -161,7 +162,7 @@ def summary(run: Run) -> dict[str, Any]:
         "train_accuracy": best.get("train_accuracy"),
         "seconds": sum(line.get("seconds") or 0.0 for line in epochs),
         "frames": sum(line.get("frames") or 0 for line in epochs),
-        "frames_per_second": float(np.median([line["frames_per_second"] for line in train])) if train else None,
+        "frames_per_second": float(np.median(paces)) if paces else None,
         "parameters": (built.get("model") or {}).get("parameters"),
         "precision": built.get("precision"),
         "partition": (built.get("scoring") or {}).get("partitions"),
@@ -270,7 +271,7 @@ def built(run: Run, scores: Scores) -> list[str]:
 
 
 def configuration(run: Run, scores: Scores) -> list[str]:
-    return [page.verbatim(run.config_path.read_text(encoding="utf-8"))]
+    return [page.verbatim(read_text(run.config_path))]
 
 
 def environment(run: Run, scores: Scores) -> list[str]:
@@ -300,11 +301,6 @@ def shell_command(run: Run) -> str:
     return shlex.join(
         ["phonetrain", "fit", *words, *(part for key, value in options.items() for part in (f"--{key}", value))]
     )
-
-
-def flat_config(run: Run) -> dict[str, Any]:
-    with open(run.config_path, "rb") as file:
-        return dict(flattened(tomllib.load(file)))
 
 
 def changes(first: dict[str, Any], other: dict[str, Any]) -> list[tuple[str, Any, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,8 +20,11 @@ from ..device import DeviceSpec, choose_device
 from ..errors import CheckpointError
 from ..model.classifier import build_model
 from ..model.ema import AveragedWeights
+from ..model.trust import check_trusted, digest
+from ..optim.optimizers import check_tensors
 from ..runs.directory import Run
 from ..training import checkpoint as checkpoints
+from ..training.checkpoint import AVERAGED, MODEL
 from ..training.data import check_window, corpus_of, differing, frontend_doubts
 
 
@@ -147,12 +151,13 @@ def open_trained(
     checkpoint: str | int = "best",
     corpus: str | os.PathLike[str] | None = None,
     device: str = "auto",
+    trust_code: bool = False,
 ) -> Trained:
     """The scored weights of a checkpoint ("best", "last", or a step as 1200 or "step-1200"), in fp32, in eval mode.
 
     corpus: a packed corpus in place of the one trained on; it must have the same phonemes, coefficients and
-    normalisation.
-    Raises RunNotFound, CheckpointError, ConfigError.
+    normalisation. trust_code: run the code of a model.factory that this user has not trusted here before, and remember.
+    Raises RunNotFound, CheckpointError, ConfigError, CodeNotTrusted.
     """
     run = run if isinstance(run, Run) else Run.open(run)
     config = RunConfig.from_toml(run.config_path)
@@ -163,20 +168,22 @@ def open_trained(
     _check_coefficients(packed, config, run)
     check_window(packed, config.window)
     compute = choose_device(device, "fp32")
+    factory = config.model.factory
+    if untold := check_trusted(factory, run.path, trust_code):
+        print(f"warning: {untold}", file=sys.stderr)
+    if factory is not None and digest(factory) != saved.identity.get("factory"):
+        print(f"warning: {factory}: its code is not the one that {run.path} was trained with", file=sys.stderr)
     model = build_model(config, feature_dim=packed.feature_dim, num_classes=len(packed.phonemes))
+    part = model if saved.averaged is None else AveragedWeights(model, config.averaging.decay or 0.0)
     try:
-        if saved.averaged is None:
-            model.load_state_dict(saved.model)
-        else:
-            averaged = AveragedWeights(model, config.averaging.decay or 0.0)
-            averaged.load_state_dict(saved.averaged)
-            model = averaged.model
-    except RuntimeError as error:  # a model.factory whose file has changed, or that makes another net of this corpus
+        check_tensors(saved.scored_weights, part.state_dict(), MODEL if saved.averaged is None else AVERAGED)
+    except CheckpointError as error:  # a model.factory whose file has changed, or that makes another net of it
         raise CheckpointError(
-            f"{saved.path}: its weights do not fit the model that is built for {packed.path} "
-            f"({' '.join(str(error).split())[:300]}); give the corpus and the model.factory that "
-            "it was trained with"
+            f"{saved.path}: its weights do not fit the model that is built for {packed.path} ({error}); "
+            "give the corpus and the model.factory that it was trained with"
         ) from error
+    part.load_state_dict(saved.scored_weights)
+    model = part.model if isinstance(part, AveragedWeights) else part
     return Trained(run, config, packed, compute, model.to(compute.device).eval(), saved)
 
 
@@ -205,13 +212,15 @@ def step_of(run: Run, checkpoint: str | int) -> int | None:
     if wanted == "last":
         return next(iter(checkpoints.life(run)[0]), None)
     number = wanted.removeprefix("step-")
-    if not number.isdecimal():
+    if not re.fullmatch("[0-9]{1,18}", number):
         raise CheckpointError(f"checkpoint: got {wanted!r}, wanted best, last or a step as step-1200")
     return int(number)
 
 
 def _read(run: Run, checkpoint: str | int) -> checkpoints.Checkpoint:
     step = step_of(run, checkpoint)
+    for problem in checkpoints.best_known(run)[1] if checkpoint == "best" else ():
+        print(f"warning: {problem}", file=sys.stderr)
     if step is None:  # stopped before the first epoch was scored: what there is, is the newest
         saved, problems = checkpoints.read_newest(run)
         for problem in [f"{run.path}: no {checkpoint} checkpoint yet, {saved.path.name} is used", *problems]:

@@ -10,7 +10,6 @@ runs/NAME/
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import time
@@ -21,8 +20,9 @@ from typing import Any
 
 from phonedata import files
 
-from ..errors import CheckpointError, RunExists, RunNotFound, TrainingStopped
+from ..errors import CheckpointError, RunDamaged, RunExists, RunNotFound, TrainingStopped
 from ..text import command, counted, percent, to_json
+from . import recorded
 from .history import History, where_scored
 
 RUNS = Path("runs")
@@ -161,7 +161,9 @@ class Run(History):
         return f"{self.path}: the run that was here ended before its first checkpoint; its events are in {aside.name}"
 
     def _last_sign_of_life(self) -> tuple[str, float]:
-        times = [str(event["time"]) for event in self.events() if "time" in event]
+        times: list[str] = []
+        with contextlib.suppress(RunDamaged, OSError):  # of another run than the one that is asked for, perhaps
+            times = [event["time"] for event in self.events() if "time" in event]
         return max(times, default=""), self.path.stat().st_mtime
 
     # Checkpoints and small files
@@ -182,15 +184,16 @@ class Run(History):
         self.write_text(self.checkpoints / name, f"step-{step}\n")
 
     def drop_pointer(self, name: str) -> None:
-        (self.checkpoints / name).unlink(missing_ok=True)
+        with self.writing(self.checkpoints / name):
+            (self.checkpoints / name).unlink(missing_ok=True)
 
     def read_pointer(self, name: str) -> int | None:
         """The step that checkpoints/<name> names; None where there is no such file. Raises CheckpointError."""
         try:
-            text = (self.checkpoints / name).read_text(encoding="utf-8", errors="replace").strip()
+            text = files.read_file(self.checkpoints / name).decode(errors="replace").strip()
         except FileNotFoundError:
             return None
-        match = re.fullmatch(r"step-(\d+)", text)
+        match = re.fullmatch(r"step-([0-9]{1,18})", text)
         if not match:
             raise CheckpointError(
                 f"{self.checkpoints / name}: got {text[:40]!r}, wanted one line like step-1200; "
@@ -199,12 +202,9 @@ class Run(History):
         return int(match[1])
 
     def read_json(self, path: Path) -> dict[str, Any]:
-        """environment.json or built.json as a dict; {} where there is none yet."""
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (FileNotFoundError, json.JSONDecodeError):
-            return {}
-        return content if isinstance(content, dict) else {}
+        """A JSON file of the run, the types of its values checked; {} where there is none yet. Raises RunDamaged."""
+        kept = path.parent == self.evaluations
+        return recorded.read_json(path, recorded.KeptEvaluation if kept else recorded.SHAPES[path.name])
 
     def write_json(self, path: Path, content: dict[str, Any]) -> None:
         self.write_text(path, to_json(content) + "\n")
@@ -246,7 +246,8 @@ class Run(History):
                 file.write(f"{os.getpid()}\n".encode())
             # What a process that was killed left half-written.
             for leftover in (*self.path.glob(".*.tmp"), *self.checkpoints.glob(".*.tmp")):
-                leftover.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # they are in nobody's way
+                    leftover.unlink(missing_ok=True)
             self.put_back()
             try:
                 yield

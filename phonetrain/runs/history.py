@@ -18,6 +18,7 @@ from phonedata import files
 
 from ..errors import writing_run
 from ..text import to_json
+from . import recorded
 
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
@@ -74,7 +75,11 @@ class History:
 
     def events(self, event: str | None = None) -> list[dict[str, Any]]:
         """All events, or those of one name, in the order in which they happened, abandoned segments included."""
-        return [line for line in _read_lines(self.events_path) if event is None or line.get("event") == event]
+        return [
+            line
+            for line in _read_lines(self.events_path, recorded.Event)
+            if event is None or line.get("event") == event
+        ]
 
     def lineage(self) -> list[LineageSpan]:
         """The path from the first step to the last segment: which steps of which segments are this run's life."""
@@ -107,7 +112,9 @@ class History:
 
     def all_metrics(self, kind: str | None = None) -> list[dict[str, Any]]:
         """Every readable line of metrics.jsonl in file order, also of abandoned segments."""
-        return [line for line in _read_lines(self.metrics_path) if kind is None or line.get("kind") == kind]
+        return [
+            line for line in _read_lines(self.metrics_path, recorded.Metric) if kind is None or line.get("kind") == kind
+        ]
 
     @property
     def status(self) -> str:
@@ -134,18 +141,23 @@ def where_scored(line: dict[str, Any]) -> str:
     return f"epoch {line['epoch'] + 1}" + ", before its end" * (line.get("kind") == "evaluate")
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a JSONL file; a torn one (kill -9, full disk) is left out."""
+def _read_lines(path: Path, shape: Any) -> list[dict[str, Any]]:
+    """The lines of a JSONL file; a torn one (kill -9, full disk) is left out. Raises RunDamaged for a whole one that is
+    wrong."""
     try:
-        content = path.read_bytes()
+        content = files.read_file(path)
     except FileNotFoundError:
         return []
     lines = []
-    for text in content.split(b"\n"):
-        with contextlib.suppress(ValueError):  # also covers undecodable bytes
+    for number, text in enumerate(content.split(b"\n"), 1):
+        try:
             line = json.loads(text)
-            if isinstance(line, dict):
-                lines.append({key: _number(value) for key, value in line.items()})
+        except (ValueError, RecursionError):  # also covers undecodable bytes
+            continue
+        if isinstance(line, dict):
+            if (found := recorded.line_problem(line, shape)) is not None:
+                raise recorded.damaged(path, f"line {number}: {found}")
+            lines.append({key: _number(value) for key, value in line.items()})
     return lines
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import tomllib
 from collections.abc import Mapping
 from typing import Any
 
 from ..config.changes import diff, extension_question, lengthened
 from ..config.run_config import RunConfig, load_recipe
 from ..config.stages import flattened
-from ..config.toml import toml_value
+from ..config.toml import read_toml, toml_value
 from ..errors import ConfigError
 from ..text import command
 from .directory import Run
@@ -70,5 +69,4 @@ def after_bad_numbers(run: Run, ways: Mapping[str, str], where: str) -> str:
 
 def settings(run: Run) -> dict[str, Any]:
     """Dotted key -> value of config.toml; what is none is left out."""
-    with open(run.config_path, "rb") as file:
-        return dict(flattened(tomllib.load(file)))
+    return dict(flattened(read_toml(run.config_path)))

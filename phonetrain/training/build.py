@@ -15,13 +15,12 @@ from ..config.run_config import RunConfig, StagePlan
 from ..config.stages import PREVIOUS
 from ..device import DeviceSpec, describe_machine
 from ..distributed import current, reduce_norms
-from ..errors import CheckpointError
 from ..kernels import layer
 from ..model.classifier import FrameClassifier, build_model
-from ..model.custom import digest
 from ..model.ema import AveragedWeights
+from ..model.trust import digest
 from ..optim.loss_scale import LossScale
-from ..optim.optimizers import build_optimizer, describe_optimizer
+from ..optim.optimizers import build_optimizer, describe_optimizer, load_moments
 from ..optim.schedule import build_schedule
 from ..step.augment import Augment
 from ..step.epoch import Updates
@@ -46,7 +45,7 @@ class TrainingSetup:
     step: TrainStep
     updates: Updates
     compiling: str  # one line on what became of `compile`
-    factory: str | None  # digest of the text that the user's own model is from
+    factory: str | None  # digest of the code that the user's own model is from
 
     @property
     def config(self) -> RunConfig:
@@ -192,7 +191,7 @@ def transfer(old: TrainingSetup, new: TrainingSetup) -> None:
     rollbacks had multiplied the old one by is over.
     """
     new.state.model.load_state_dict(old.state.model.state_dict())
-    carry_optimizer(old.state.optimizer.state_dict(), new.state.optimizer)
+    load_moments(new.state.optimizer, old.state.optimizer.state_dict())
     if new.state.averaged is not None:
         source = old.state.averaged.state_dict() if old.state.averaged is not None else old.state.model.state_dict()
         new.state.averaged.load_state_dict(source)
@@ -205,18 +204,6 @@ def transfer(old: TrainingSetup, new: TrainingSetup) -> None:
     new.state.progress = old.state.progress
     if new.plan.lr not in (old.plan.lr, PREVIOUS):
         new.state.progress.rate_scale, new.state.progress.rollbacks = 1.0, 0
-
-
-def carry_optimizer(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
-    """Load moments into `optimizer`, keeping its own hyperparameters (rate, decay, betas)."""
-    current = optimizer.state_dict()
-    groups, wanted = state["param_groups"], current["param_groups"]
-    if [group["params"] for group in groups] != [group["params"] for group in wanted]:
-        raise CheckpointError(
-            "optimizer: its parameter groups are not those of the checkpoint; "
-            "optimizer.name and decay_all belong to the whole run"
-        )
-    optimizer.load_state_dict({**state, "param_groups": wanted})
 
 
 def identity(corpus: PackedCorpus, config: RunConfig, roles: Roles) -> dict[str, Any]:

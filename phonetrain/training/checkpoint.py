@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
 import io
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 import xxhash
@@ -17,15 +19,47 @@ from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
 
-from phonedata.files import replace_folder, sync_tree
+from phonedata.files import read_file, replace_folder, sync_tree
 
 from ..errors import CheckpointError
+from ..optim.optimizers import check_tensors, load_moments
+from ..optim.schedule import ScheduleState
 from ..runs.directory import Run
+from ..runs.recorded import problem
 from ..text import command
 from .state import Progress, TrainState
 
 FORMAT = 2
 MODEL, AVERAGED, TRAINING, STATE = "model.safetensors", "averaged.safetensors", "training.pt", "state.json"
+# Read again in a moment these may succeed, so they say nothing of the file.
+PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+
+
+class Machine(TypedDict, total=False):
+    threads: int
+
+
+class Identity(TypedDict):
+    """What may not change between segments, and what equality of bits depends on."""
+
+    corpus: str
+    phonemes: str
+    window: list[int]
+    train: str
+    dev: str
+    machine: Machine
+    config: dict[str, Any]
+    stage: int
+    factory: str | None
+
+
+class StateFile(TypedDict):
+    """What state.json holds."""
+
+    format: int
+    progress: Progress
+    identity: Identity
+    digests: dict[str, str]
 
 
 def save(run: Run, state: TrainState, identity: dict[str, Any], keep: int) -> tuple[Path, int]:
@@ -91,22 +125,25 @@ def state_text(summary: dict[str, Any]) -> str:
 
 
 def _state(path: Path) -> dict[str, Any]:
-    """What state.json of a checkpoint holds, checked. Raises CheckpointError, and whatever damaged JSON raises."""
-    summary = json.loads(_read_regular(path / STATE))
-    if summary["format"] != FORMAT:
+    """What state.json of a checkpoint holds, checked. Raises CheckpointError, OSError, and what damaged JSON raises."""
+    summary = json.loads(read_file(path / STATE))
+    if isinstance(summary, dict) and summary.get("format", FORMAT) != FORMAT:
         raise CheckpointError(
             f"{path}: checkpoint format {summary['format']}, this phonetrain reads {FORMAT}; "
             "use the version that wrote it"
         )
+    if (wrong := problem(summary, StateFile)) is not None:
+        raise CheckpointError(f"{path / STATE}: {wrong}: the checkpoint is damaged")
     _check(path / STATE, _digest_of_values(summary), summary.get("digest"))
+    if below := [name for name, value in summary["progress"].items() if isinstance(value, (int, float)) and value < 0]:
+        raise CheckpointError(f"{path / STATE}: progress.{below[0]} is below 0: the checkpoint is damaged")
+    there = {name for name in (MODEL, AVERAGED, TRAINING) if (path / name).exists()}
+    if odd := sorted(summary["digests"].keys() ^ {MODEL, TRAINING, *there}):
+        raise CheckpointError(
+            f"{path / STATE}: has {'a' if odd[0] in summary['digests'] else 'no'} digest of {odd[0]}: "
+            "the checkpoint is damaged"
+        )
     return summary
-
-
-def _read_regular(path: Path) -> bytes:
-    """All bytes of a regular file. A pipe that stands in its place would let the reader wait for ever."""
-    if path.exists() and not path.is_file():
-        raise CheckpointError(f"{path}: is no regular file: the checkpoint is damaged")
-    return path.read_bytes()
 
 
 def _check(path: Path, found: str, wanted: str | None) -> None:
@@ -157,11 +194,20 @@ def life(run: Run) -> tuple[list[int], list[int]]:
 
 def best_step(run: Run) -> int | None:
     """The step of the best checkpoint so far, as the newest checkpoint of the run's life knows it; None before one."""
+    return best_known(run)[0]
+
+
+def best_known(run: Run) -> tuple[int | None, list[str]]:
+    """`best_step`, and a sentence for each newer checkpoint that cannot be asked."""
+    problems = []
     for step in life(run)[0]:
-        path = run.checkpoint_dir(step)
-        if _of_state(path, "progress") is not None:
-            return _of_state(path, "progress", "best_step")
-    return None
+        try:
+            best: int | None = readable_state(run.checkpoint_dir(step))["progress"].get("best_step")
+        except CheckpointError as error:
+            problems.append(f"{error}; an older checkpoint says which is the best")
+            continue
+        return best, problems
+    return None, problems
 
 
 def prune(run: Run, keep: int, *spared: int | None) -> None:
@@ -248,9 +294,9 @@ def read(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
 
     Raises CheckpointError with what is wrong. Never unpickles code.
     """
-    try:
-        summary = _state(path)
-        contents = {name: _read_regular(path / name) for name in summary["digests"]}
+    summary = readable_state(path)
+    with _damage_named(path):
+        contents = {name: read_file(path / name) for name in summary["digests"]}
         for name, content in contents.items():
             _check(path / name, _digest(content), summary["digests"][name])
         averaged = tensors_from_bytes(contents[AVERAGED]) if AVERAGED in contents else None
@@ -258,17 +304,34 @@ def read(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
             path=path,
             model=tensors_from_bytes(contents[MODEL]),
             averaged=averaged,
-            training=torch.load(io.BytesIO(contents[TRAINING]), map_location=device, weights_only=True),
+            training=dict(torch.load(io.BytesIO(contents[TRAINING]), map_location=device, weights_only=True)),
             progress=Progress(**summary["progress"]),
             identity=summary["identity"],
             weights_digest=_scored_digest(summary),
         )
+
+
+def readable_state(path: Path) -> dict[str, Any]:
+    """What state.json of a checkpoint holds, checked. Raises CheckpointError."""
+    with _damage_named(path):
+        return _state(path)
+
+
+@contextlib.contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    """CheckpointError for whatever reading the checkpoint `path` raises, but for what may pass."""
+    try:
+        yield
     except CheckpointError:
         raise
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{path}: {Path(error.filename or '').name} is missing: the checkpoint is not whole"
         ) from error
+    except OSError as error:
+        if error.errno in PASSING:
+            raise
+        raise CheckpointError(f"{error.filename}: cannot be read ({error.strerror})") from error
     except Exception as error:  # json, safetensors and torch each have their own errors for damaged bytes
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"{path}: cannot be read ({first_line}): the checkpoint is damaged or is none") from error
@@ -283,7 +346,7 @@ def scored_as(path: Path) -> dict[str, Any] | None:
     try:
         summary = _state(path)
         return {"weights_digest": _scored_digest(summary), "corpus_digest": summary["identity"]["corpus"]}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, RecursionError):
         return None
 
 
@@ -331,7 +394,7 @@ def _of_state(path: Path, *keys: str) -> Any:
         value: Any = _state(path)
         for key in keys:
             value = value[key]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, RecursionError):
         return None
     return value
 
@@ -348,12 +411,32 @@ def first_whole(run: Run, steps: Sequence[int], device: torch.device | str) -> t
 
 
 def restore(state: TrainState, checkpoint: Checkpoint) -> None:
-    """Copy a checkpoint into live parts built from the same configuration."""
+    """Copy a checkpoint into live parts built from the same configuration.
+
+    Rates, decay and betas stay those of the parts. Raises CheckpointError unless every tensor has the name, shape and
+    dtype that the parts have.
+    """
+    averaged, training = checkpoint.averaged, checkpoint.training
+    try:
+        check_tensors(checkpoint.model, state.model.state_dict(), MODEL)
+        if state.averaged is not None and averaged is not None:
+            check_tensors(averaged, state.averaged.state_dict(), AVERAGED)
+        # A run that goes on in fp16 where it was bf16 or fp32 finds its loss scale anew.
+        parts = {
+            name: part for name, part in state.training_parts().items() if name in training or name != "loss_scale"
+        }
+        if missing := [name for name in parts if not isinstance(training.get(name), dict)]:
+            raise CheckpointError(f"{TRAINING}: {missing[0]} is missing")
+        if (wrong := problem(training["schedule"], ScheduleState, "schedule")) is not None:
+            raise CheckpointError(f"{TRAINING}: {wrong}")
+        for name in parts.keys() & {"metrics", "loss_scale"}:
+            check_tensors(training[name], parts[name].state_dict(), f"{TRAINING}, {name}")
+        load_moments(state.optimizer, training["optimizer"])
+    except CheckpointError as error:
+        raise CheckpointError(f"{checkpoint.path}: {error}") from error
     state.model.load_state_dict(checkpoint.model)
     if state.averaged is not None:
-        state.averaged.load_state_dict(checkpoint.averaged or checkpoint.model)
-    for name, part in state.training_parts().items():
-        # A run that goes on in fp16 where it was bf16 or fp32 finds its loss scale anew.
-        if name in checkpoint.training or name != "loss_scale":
-            part.load_state_dict(checkpoint.training[name])
+        state.averaged.load_state_dict(averaged or checkpoint.model)
+    for name in parts.keys() - {"optimizer"}:
+        parts[name].load_state_dict(training[name])
     state.progress = dataclasses.replace(checkpoint.progress)

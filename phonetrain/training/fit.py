@@ -15,6 +15,7 @@ from ..console.base import Console
 from ..device import determinism
 from ..distributed import ProcessGroup, init
 from ..errors import ConfigError, RunNotFound
+from ..model.trust import trust
 from ..runs.directory import Run
 from . import checkpoint
 from .data import open_corpus
@@ -66,6 +67,8 @@ def fit(
         where = Run(begun) if begun is not None else Run.create(run, name or "run") if ranks.is_main else None
         where = seen_by(ranks, where)
         with where.lock(), shown_by(ranks, console) as shown, determinism(config.deterministic):
+            if ranks.is_main and (untold := trust(config.model.factory)):
+                prepared.warnings.append(untold)
             if aside := where.set_aside():
                 shown.say(aside)
             refuse_other_run(where, config.checkpoint.mirror)

@@ -19,6 +19,7 @@ from ..console.base import Console
 from ..device import DeviceSpec, describe_machine, determinism
 from ..distributed import init
 from ..errors import CheckpointError, ConfigError
+from ..model.trust import check_trusted
 from ..runs import next_commands
 from ..runs.directory import Run
 from ..text import command, counted
@@ -147,12 +148,11 @@ def restore_setup(setup: TrainingSetup, saved: checkpoint.Checkpoint, changes: S
 
     A rate set by hand is the rate that is trained with: what rollbacks had multiplied it by is over.
     """
-    built = setup.state.optimizer.state_dict()["param_groups"]
     checkpoint.restore(setup.state, saved)
+    batch, batches = saved.progress.batch, setup.train.batches_per_epoch
+    if batch > batches:
+        raise CheckpointError(f"{saved.path}: it stands at batch {batch} of an epoch that has {batches}: it is damaged")
     if changes:
-        # The saved groups carry the settings of then (decay, betas); the configuration says what they are now.
-        state = setup.state.optimizer.state_dict()
-        setup.state.optimizer.load_state_dict({**state, "param_groups": built})
         before = {key: old for key, old, _ in changes}
         if setup.state.schedule.changed_by_hand(setup.state.progress.epoch, before):
             setup.state.progress.rate_scale, setup.state.progress.rollbacks = 1.0, 0
@@ -164,6 +164,7 @@ def resume(
     corpus: str | os.PathLike[str] | None = None,
     from_checkpoint: str | int | None = None,
     console: Console | None = None,
+    trust_code: bool = False,
     **settings: object,
 ) -> Run:
     """Continue a run from its newest whole checkpoint, exactly as if it had not stopped, or with changes that are said.
@@ -174,8 +175,10 @@ def resume(
     events.
     corpus: the packed corpus, where it has moved; it is recognised by its digest.
     from_checkpoint: "step-1200" or 1200: go on from there with the settings of then, leaving what came after aside.
+    trust_code: run the code of a model.factory that this user has not trusted here before, and remember it.
 
-    Raises RunNotFound, CheckpointError (damaged, or of another corpus or window), ConfigError, TrainingStopped.
+    Raises RunNotFound, CodeNotTrusted, CheckpointError (damaged, or of another corpus or window), ConfigError,
+    TrainingStopped.
     """
     began = time.monotonic()
     wanted = said(overrides, settings)
@@ -207,9 +210,15 @@ def resume(
         packed = corpus_of(where, config, corpus)
         roles = choose_roles(packed, config.data)
         check_identity(saved, identity(packed, config, roles), where)
+        # Before anything imports it: what a CPU computes in may be measured with the model itself.
+        trusts, untold = trust_code or "model.factory" in wanted, None
+        if ranks.is_main:
+            untold = check_trusted(config.model.factory, where.path, trusts)
+        ranks.barrier()
         device_spec = device_for(config, packed, saved.identity["machine"])
         held.enter_context(determinism(config.deterministic))
         warnings = problems + restore_machine(saved.identity["machine"], device_spec)
+        warnings += [] if untold is None else [untold]
         looked_through(packed, roles, config.plans)
         # Ended by a kill or a full disk after its last checkpoint: recording the end is all that is left to do.
         only_the_end = saved.progress.finished and not changes and where.status not in ("finished", "early_stopped")
@@ -223,7 +232,7 @@ def resume(
         plan = next(plan for plan in reversed(config.plans) if plan.start <= stage_start)
         setup = assemble(config, plan, packed, roles, device_spec)
         if setup.factory != saved.identity.get("factory", setup.factory):
-            warnings.append(f"{config.model.factory}: its text is not the one that the run was trained with so far")
+            warnings.append(f"{config.model.factory}: its code is not the one that the run was trained with so far")
         restore_setup(setup, saved, changes)
         progress = setup.state.progress
         progress.finished = only_the_end

@@ -180,9 +180,9 @@ class Trainer:
                 if pause.stop is not None:
                     return pause.stop
                 self.save()
-        except PhonedataError:
+        except (PhonedataError, OSError):
             if int(setup.step.status.nonfinite_at) < 0:
-                self.save()  # the corpus failed between two steps: what was learnt so far is sound
+                self.save()  # the corpus or the disk failed between two steps: what was learnt so far is sound
             raise
         finally:
             stream.close()

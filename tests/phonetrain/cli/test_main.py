@@ -116,7 +116,8 @@ def test_a_folder_that_may_not_be_read_is_one_line(there, capsys, monkeypatch):
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr("phonetrain.runs.directory.Run.holds_run", property(lambda run: locked(run.config_path)))
-    assert refused(capsys, "evaluate", "some").startswith("phonetrain: some/config.toml: you may not read or write it")
+    told = refused(capsys, "evaluate", "some")
+    assert told.startswith("phonetrain: some/config.toml: cannot be used (Permission denied); mend its permissions")
 
 
 def test_fit_without_a_corpus_names_the_pack_command(tmp_path, monkeypatch, capsys):

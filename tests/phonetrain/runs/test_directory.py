@@ -14,6 +14,8 @@ import pytest
 from phonetrain.errors import CheckpointError, RunExists, RunNotFound, TrainingStopped
 from phonetrain.runs.directory import Run
 
+LINE = {"kind": "train", "epoch": 0, "step": 1, "loss": 1.0, "accuracy": 0.5, "lr": 0.1, "frames_per_second": 1e4}
+
 
 def started(run, segment, step, **fields):
     run.append_event("segment_started", segment=segment, epoch=0, step=step, **fields)
@@ -21,9 +23,7 @@ def started(run, segment, step, **fields):
 
 def train_lines(run, segment, steps):
     for step in steps:
-        run.append_metric(
-            {"kind": "train", "segment": segment, "epoch": 0, "step": step, "loss": segment + step / 1000}
-        )
+        run.append_metric({**LINE, "segment": segment, "step": step, "loss": segment + step / 1000})
 
 
 def holding(path):
@@ -45,7 +45,7 @@ def test_directory_with_a_run_is_refused_and_resume_named(tmp_path):
         Run.create(tmp_path / "a")
     run = Run.create(tmp_path / "b")
     run.append_event("run_started")
-    run.append_metric({"kind": "train", "step": 1})
+    run.append_metric(LINE)
     with pytest.raises(RunExists, match=r"phonetrain resume .*b"):
         Run.create(tmp_path / "b")
 
@@ -58,7 +58,7 @@ def test_run_that_never_trained_is_taken_again_and_set_aside_under_the_lock(tmp_
         with again.lock():
             assert f"events.before-{killed}.jsonl" in again.set_aside()
         assert again.events() == [] and again.set_aside() is None
-    run.append_metric({"kind": "train", "step": 1})
+    run.append_metric(LINE)
     with again.lock(), pytest.raises(RunExists):  # another process trained it since
         again.set_aside()
 
@@ -123,18 +123,16 @@ def test_restart_before_the_parents_start_drops_the_parent(tmp_path):
 
 def test_torn_line_is_left_out_and_swallows_nothing(tmp_path):
     run = Run.create(tmp_path / "a")
-    run.append_metric({"kind": "train", "step": 1})
+    run.append_metric(LINE)
     with open(run.metrics_path, "ab") as file:
         file.write(b'{"kind": "train", "st')
-    run.append_metric({"kind": "train", "step": 2})
+    run.append_metric({**LINE, "step": 2})
     assert [line["step"] for line in run.metrics()] == [1, 2]
 
 
 def test_numbers_that_are_not_finite_survive_as_strict_json(tmp_path):
     run = Run.create(tmp_path / "a")
-    run.append_metric(
-        {"kind": "train", "step": np.int64(1), "loss": np.float32("nan"), "lr": math.inf, "path": tmp_path}
-    )
+    run.append_metric({**LINE, "step": np.int64(1), "loss": np.float32("nan"), "lr": math.inf, "path": tmp_path})
     json.loads(run.metrics_path.read_text(), parse_constant=lambda name: pytest.fail(name))
     (line,) = run.metrics()
     assert math.isnan(line["loss"]) and line["lr"] == math.inf and line["step"] == 1
@@ -202,7 +200,7 @@ from phonetrain.errors import TrainingStopped
 from phonetrain.runs.directory import Run
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 for act in (lambda: Run({str(tmp_path)!r}).write_text(Path({str(target)!r}), "x" * 5000),
-            lambda: [Run({str(tmp_path)!r}).append_metric({{"kind": "train", "step": i}}) for i in range(1000)]):
+            lambda: [Run({str(tmp_path)!r}).append_metric({LINE} | {{"step": i}}) for i in range(1000)]):
     try:
         act()
     except TrainingStopped as error:

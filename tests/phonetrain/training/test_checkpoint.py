@@ -1,5 +1,7 @@
 """Checkpoints: whole or absent, every byte checked, the right ones kept, the right parts restored."""
 
+import copy
+import dataclasses
 import errno
 import os
 import random
@@ -7,12 +9,17 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
+from phonetrain.cli.main import exit_code
 from phonetrain.config.run_config import RunConfig, load_recipe
 from phonetrain.console.base import Console
+from phonetrain.device import choose_device
 from phonetrain.errors import CheckpointError, TrainingStopped
 from phonetrain.runs.directory import Run
 from phonetrain.training import checkpoint
+from phonetrain.training.build import assemble
+from phonetrain.training.data import choose_roles
 from phonetrain.training.fit import fit
 from tests.training import TINY, StopAt, change_state, fit_tiny, numbers, resume_tiny, weights
 
@@ -55,14 +62,14 @@ def test_any_flipped_bit_is_refused_with_the_files_name(run, name, seed):
 
 def test_bytes_that_are_loaded_are_the_bytes_that_were_checked(run, monkeypatch):
     """A file that changes between two reads would be loaded unchecked."""
-    real, wanted = Path.read_bytes, checkpoint.read(last(run)).training["metrics"]
+    real, wanted = checkpoint.read_file, checkpoint.read(last(run)).training["metrics"]
 
     def read_once(path):
         content = real(path)
         path.write_bytes(b"changed after it was read")
         return content
 
-    monkeypatch.setattr(Path, "read_bytes", read_once)
+    monkeypatch.setattr(checkpoint, "read_file", read_once)
     assert checkpoint.read(last(run)).training["metrics"] == wanted
 
 
@@ -322,10 +329,121 @@ def test_checkpoints_where_a_file_is_in_the_way_stop_with_a_sentence(learnable_c
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
 @pytest.mark.parametrize("name", ["state.json", "training.pt", "model.safetensors"])
-def test_a_pipe_in_place_of_a_file_is_refused_and_not_waited_for(learnable_corpus, tmp_path, name):
-    run = fit_tiny(learnable_corpus, tmp_path / "run", "epochs=1")
-    path = run.checkpoint_dir(run.read_pointer("last"))
-    (path / name).unlink()
-    os.mkfifo(path / name)
-    with pytest.raises(CheckpointError, match=f"{name}: is no regular file"):
-        checkpoint.read(path)
+def test_a_pipe_in_place_of_a_file_is_refused_and_not_waited_for(run, name):
+    (last(run) / name).unlink()
+    os.mkfifo(last(run) / name)
+    with pytest.raises(CheckpointError, match=rf"{name}: cannot be read \(no regular file\)"):
+        checkpoint.read(last(run))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+@pytest.mark.parametrize("name", ["config.toml", "built.json", "environment.json", "events.jsonl", "metrics.jsonl"])
+def test_a_pipe_in_place_of_any_file_of_a_run_is_refused_and_not_waited_for(run, name, capsys):
+    (run.path / name).unlink()
+    os.mkfifo(run.path / name)
+    for command in ("explain", "report"):
+        code, told = exit_code([command, str(run.path)]), capsys.readouterr().err.splitlines()[-1:]
+        assert code in (1, 2) or (command == "explain" and name == "config.toml")  # which it does not read here
+        assert not code or (f"{name}: " in told[0] and "no regular file" in told[0]), told
+
+
+# Tensors
+
+
+@pytest.mark.parametrize("name", ["training.pt", "model.safetensors", "averaged.safetensors"])
+def test_a_state_without_a_digest_of_a_file_is_refused(run, name):
+    change_state(last(run), lambda state: state["digests"].pop(name))
+    with pytest.raises(CheckpointError, match=f"has no digest of {name}"):
+        checkpoint.read(last(run))
+
+
+def test_a_state_that_names_other_files_is_refused(run):
+    change_state(last(run), lambda state: state["digests"].update({"../config.toml": "0"}))
+    with pytest.raises(CheckpointError, match=r"has a digest of \.\./config\.toml"):
+        checkpoint.read(last(run))
+
+
+CHANGES = {
+    "shorter": lambda tensor: tensor[:-1] if tensor.ndim else tensor.view(1),
+    "empty": lambda tensor: torch.zeros(0, dtype=tensor.dtype),
+    "an axis more": lambda tensor: tensor.unsqueeze(0),
+    "turned": lambda tensor: tensor.reshape(*tensor.shape[::-1], 1),
+    "float64 or float16": lambda tensor: tensor.to(torch.float16 if tensor.dtype == torch.float64 else torch.float64),
+    "whole numbers": lambda tensor: tensor.to(torch.int16),
+    "one value for all": lambda tensor: torch.zeros(1, dtype=tensor.dtype).expand(2, *tensor.shape),
+    "sparse": lambda tensor: tensor.view(-1).to_sparse(),
+    "text": lambda tensor: "x",
+    "none": lambda tensor: None,
+    "a list": lambda tensor: [1.0],
+}
+
+
+def tensors_in(value, place=()):
+    """Where the tensors of a state are."""
+    if isinstance(value, torch.Tensor):
+        yield place
+    for name, inner in value.items() if isinstance(value, dict) else ():
+        yield from tensors_in(inner, (*place, name))
+
+
+def put(value, place, new):
+    return new if not place else value | {place[0]: put(value.get(place[0]), place[1:], new)}
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "rmsprop", "adamw", "muon"])
+def test_every_tensor_is_checked_before_any_is_loaded(learnable_corpus, tmp_path, optimizer):
+    """torch's fused kernels trust shapes: moments of another one corrupt the heap."""
+    run = fit_tiny(learnable_corpus, tmp_path / "run", "epochs=1", f"optimizer.name={optimizer}")
+    saved, config = checkpoint.read(last(run)), RunConfig.from_toml(run.config_path)
+    roles = choose_roles(learnable_corpus, config.data)
+    setup = assemble(config, config.plans[0], learnable_corpus, roles, choose_device("cpu", "fp32"))
+    parts = {name: getattr(saved, name) for name in ("model", "averaged", "training")}
+    before = checkpoint.apart_on_cpu(setup.state.model.state_dict())
+    tried = 0
+    for name, part in parts.items():
+        for place in tensors_in(part):
+            for change in (*CHANGES, "left out", "of another name"):
+                tensor = part
+                for key in place:
+                    tensor = tensor[key]
+                if change in CHANGES:
+                    other = put(part, place, CHANGES[change](tensor))
+                else:
+                    other = copy.deepcopy(part)
+                    holder = other
+                    for key in place[:-1]:
+                        holder = holder[key]
+                    del holder[place[-1]]
+                    if change == "of another name":
+                        holder["another"] = tensor
+                    elif place[-1] == "momentum_buffer":
+                        continue  # which may not have begun
+                with pytest.raises(CheckpointError) as caught:
+                    checkpoint.restore(setup.state, dataclasses.replace(saved, **{name: other}))
+                assert "\n" not in str(caught.value) and "step-" in str(caught.value)
+                tried += 1
+    assert tried > 150
+    assert all(torch.equal(tensor, before[name]) for name, tensor in setup.state.model.state_dict().items())
+    checkpoint.restore(setup.state, saved)
+    setup.close()
+
+
+@pytest.mark.parametrize(("place", "value"), [
+    (("schedule", "length"), "x"),
+    (("schedule", "config"), {}),
+    (("schedule", "plateau"), {"best": [], "bad": 0, "cooldown": 0, "cuts": 0}),
+    (("schedule",), None),
+    (("optimizer", "state"), []),
+    (("optimizer", "state"), {0: 3}),
+    (("optimizer", "state"), {99: {}}),
+    (("optimizer", "param_groups"), []),
+    (("optimizer", "param_groups"), [{"params": [torch.zeros(2)]}]),
+    (("metrics",), {}),
+])  # fmt: skip
+def test_other_values_of_the_training_state_are_refused(learnable_corpus, finished, place, value):
+    saved, config = checkpoint.read(last(finished)), RunConfig.from_toml(finished.config_path)
+    roles = choose_roles(learnable_corpus, config.data)
+    setup = assemble(config, config.plans[0], learnable_corpus, roles, choose_device("cpu", "fp32"))
+    with pytest.raises(CheckpointError, match=r"step-69: (training\.pt|optimizer)"):
+        checkpoint.restore(setup.state, dataclasses.replace(saved, training=put(saved.training, place, value)))
+    setup.close()

@@ -1,0 +1,165 @@
+"""Every system call of pack, fit, resume, evaluate, predict, export and report may fail: one sentence with the file's
+name, nothing lost, and what the sentence says to type works.
+
+A shim in C, compiled here, fails the Nth call of a kind; `make test-long` tries every N of every kind.
+"""
+
+import random
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from phonedata import PackedCorpus
+from phonetrain.runs.directory import Run
+from phonetrain.training import checkpoint
+from tests.injected_faults import Faults
+from tests.training import TINY, fit_tiny, weights
+
+KINDS = {
+    "open": ("EIO", "EMFILE", "ENOMEM"),
+    "read": ("EIO",),
+    "stat": ("EIO", "ENOMEM"),
+    "list": ("EIO", "EMFILE"),
+    "mmap": ("ENODEV", "ENOMEM"),
+    "close": ("EIO",),
+    "unlink": ("EIO",),
+    "write": ("ENOSPC", "EIO"),
+    "sync": ("EIO", "ENOSPC"),
+    "rename": ("EIO",),
+}
+SETTINGS = [words for words in TINY if not words.startswith("epochs=")]
+
+
+@pytest.fixture(scope="module")
+def faults(tmp_path_factory):
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("no C compiler here, so no system call can be made to fail")
+    shim = tmp_path_factory.mktemp("shim") / "shim.so"
+    source = Path(__file__).with_name("fault_shim.c")
+    made = subprocess.run([compiler, "-O1", "-shared", "-fPIC", "-w", "-o", shim, source, "-ldl"], capture_output=True)
+    if made.returncode:
+        pytest.skip("the shim that makes system calls fail is for Linux with glibc")
+    served = Faults(shim)
+    yield served
+    served.close()
+
+
+class Scene:
+    """A folder in which one command line is tried again and again, each time from the same state."""
+
+    def __init__(self, faults: Faults, kept: Path, folder: Path, words: list[str]):
+        self.faults, self.kept, self.folder, self.words = faults, kept, folder, words
+
+    def fresh(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+        shutil.copytree(self.kept, self.folder)
+
+    def calls(self, kind: str) -> int:
+        self.fresh()
+        told = self.faults.run(self.words, kind, below=self.folder)
+        assert told["code"] == 0, told["err"]
+        return told["calls"]
+
+    def check(self, kind: str, nth: int, error: str) -> dict:
+        """One case: what it says, whether what it says to type works. Returns what was told."""
+        self.fresh()
+        told = self.faults.run(self.words, kind, nth, error, below=self.folder)
+        case = f"{shlex.join(self.words[:2])}, {kind} {nth} {error} of {told['path']}: {told['code']}\n{told['err']}"
+        assert told["code"] in (0, 1, 2), case
+        if told["code"]:
+            said = [line for line in told["err"].splitlines() if line.startswith(f"{self.words[0]}: ")]
+            assert len(said) == 1 and str(self.folder) in said[0], case
+            for command in re.findall(r"`(phone\w+ [^`]*)`", said[0]):
+                again = self.faults.run([*shlex.split(command), *(["--quiet"] if "resume" in command else [])])
+                assert again["code"] == 0, f"{case}\n{command}: {again['err']}"
+        return told
+
+
+@pytest.fixture(scope="module")
+def kept(learnable_corpus, tmp_path_factory):
+    """Raw folder, packed corpus and a run of one epoch, as no fault has touched them; and a run of two."""
+    root = tmp_path_factory.mktemp("faults") / "kept"
+    for name in ("raw", "packed"):
+        shutil.copytree(learnable_corpus.path.parent / name, root / name)
+    corpus = PackedCorpus(root / "packed")
+    fit_tiny(corpus, root / "begun", "epochs=1", "schedule.on_extend=stretch")
+    return root
+
+
+@pytest.fixture(scope="module")
+def scenes(faults, kept, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("faults") / "scene"
+    begun, packed = folder / "begun", folder / "packed"
+    lines = {
+        "pack": ["phonedata", "pack", folder / "raw", folder / "new"],
+        "fit": ["phonetrain", "fit", "default", "--corpus", packed, "--run", folder / "run", "--quiet", *SETTINGS,
+                "epochs=1", "schedule.on_extend=stretch"],
+        "resume": ["phonetrain", "resume", begun, "--corpus", packed, "epochs=2", "--quiet"],
+        "evaluate": ["phonetrain", "evaluate", begun, "--corpus", packed],
+        "predict": ["phonetrain", "predict", begun, "--corpus", packed, "--partition", "test-clean"],
+        "export": ["phonetrain", "export", begun, "--corpus", packed],
+        "report": ["phonetrain", "report", begun],
+    }  # fmt: skip
+    return {name: Scene(faults, kept, folder, list(map(str, words))) for name, words in lines.items()}
+
+
+def assert_nothing_lost(scene: Scene, name: str, kept: Path, whole: dict) -> None:
+    """What the same command, typed once more without a fault, comes to."""
+    if name in ("evaluate", "predict", "export", "report"):
+        for step in checkpoint.saved_steps(Run(scene.folder / "begun")):
+            checkpoint.read(Run(scene.folder / "begun").checkpoint_dir(step))
+        return
+    if name == "pack":
+        assert scene.faults.run([*scene.words, "--replace"])["code"] == 0
+        assert PackedCorpus(scene.folder / "new").digest == PackedCorpus(kept / "packed").digest
+        return
+    run = Run(scene.folder / ("run" if name == "fit" else "begun"))
+    if not run.config_path.is_file() or not checkpoint.saved_steps(run):
+        assert scene.faults.run(scene.words)["code"] == 0
+    elif run.status != "finished" or len(run.metrics("epoch")) < (1 if name == "fit" else 2):
+        more = [] if name == "fit" else ["epochs=2"]
+        again = scene.faults.run(
+            ["phonetrain", "resume", run.path, "--corpus", scene.folder / "packed", *more, "--quiet"]
+        )
+        assert again["code"] == 0, again["err"]
+    if name not in whole:
+        scene.fresh()
+        assert scene.faults.run(scene.words)["code"] == 0
+        whole[name] = weights(run)
+        return
+    assert weights(run) == whole[name], name
+
+
+@pytest.fixture(scope="module")
+def whole() -> dict:
+    """Weights of runs to which nothing happened, by command."""
+    return {}
+
+
+NAMES = ("pack", "fit", "resume", "evaluate", "predict", "export", "report")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_failing_call_ends_in_one_sentence_whose_advice_works(scenes, kept, whole, name):
+    chance, scene, fired = random.Random(name), scenes[name], 0
+    for kind in chance.sample(sorted(KINDS), 3):
+        if calls := scene.calls(kind):
+            told = scene.check(kind, chance.randint(1, calls), chance.choice(KINDS[kind]))
+            fired += bool(told["path"])
+            assert_nothing_lost(scene, name, kept, whole)
+    assert fired
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", NAMES)
+def test_every_failing_call_ends_in_one_sentence_whose_advice_works(scenes, kept, whole, name, kind):
+    scene = scenes[name]
+    for nth in range(1, scene.calls(kind) + 1):
+        scene.check(kind, nth, KINDS[kind][nth % len(KINDS[kind])])
+        assert_nothing_lost(scene, name, kept, whole)
