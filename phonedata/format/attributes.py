@@ -204,6 +204,15 @@ def _is_line(value: object) -> bool:
     return isinstance(value, str) and value.isprintable() and value != ""
 
 
+def _is_part(value: object) -> bool:
+    """Whether a value says what part of a corpus this is, and where it comes from."""
+    if not isinstance(value, dict) or not all(_is_count(value.get(name), 1) for name in ("index", "of")):
+        return False
+    texts = [value.get(name) for name in ("source", "statistics", "written")]
+    place = value.get("place")
+    return isinstance(place, list) and all(isinstance(text, str) for text in (*texts, *place))
+
+
 def _get(file: Path, table: Mapping[str, Any], name: str) -> Any:
     try:
         return table[name]
@@ -242,7 +251,7 @@ def _check_root(file: Path, root: Table) -> None:
     )
     hold("left_out", fits, f"a list of {', '.join(fields)}")
     if "part" in root:
-        hold("part", isinstance(root["part"], dict), "a table")
+        hold("part", _is_part(root["part"]), "index, of, source, statistics, written and place")
 
 
 def _check_phonemes(file: Path, phonemes: object) -> None:

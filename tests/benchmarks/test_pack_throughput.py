@@ -15,6 +15,6 @@ def test_benchmark_runs_and_checks_every_result(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "one worker:" in done.stdout and "two workers:" in done.stdout
     runs = json.loads((tmp_path / "result.json").read_text())["runs"]
-    frames = {way: runs[way][0]["result"] for way in ("obvious", "pack 1 worker", "pack 2 workers")}
+    frames = {way: runs[way][0]["result"] for way in ("obvious", "pack 1 worker", "pack 2 workers", "pack_utterances")}
     assert len(set(frames.values())) == 1
     assert not [p for p in tmp_path.iterdir() if p.name != "result.json"]

@@ -49,6 +49,7 @@ ROOT_LIES = [
     ("left_out", None),
     ("frontend", "mfcc"),
     ("part", {"index": 1, "of": 2}),
+    ("part", {"index": 1, "of": 2, "source": "", "statistics": "", "written": "", "place": [5]}),
 ]
 
 
