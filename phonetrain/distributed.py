@@ -1,15 +1,16 @@
 """Training in several processes: which one this is, and everything that they exchange. One process exchanges nothing.
 
-`torchrun --nproc-per-node N -m phonetrain fit ...` starts N processes. Each takes its slice of every global batch;
-gradients of the sum of losses are added over all ranks in one flat reduction and belong to the mean over all frames, so
-N ranks train as one would. All ranks hold the same weights, the same metrics and the same position; rank 0 writes.
+`devices=N`, torchrun or Slurm's srun starts N processes. Each takes its slice of every global batch; gradients of the
+sum of losses are added over all ranks, during the backward pass, and belong to the mean of all frames, so N ranks train
+as one would. All ranks hold the same weights, the same metrics and the same position; rank 0 writes.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, cast
@@ -24,7 +25,7 @@ from .kernels.known import running_buffers
 from .text import counted
 
 # Why a rank wants to pause; the last one wins.
-REASONS = (None, "checkpoint", "pruned", "deadline", "SIGHUP", "SIGTERM", "SIGINT")
+REASONS = (None, "checkpoint", "pruned", "deadline", "SIGHUP", "SIGUSR1", "SIGTERM", "SIGINT")
 PATIENCE = timedelta(minutes=30)  # for a rank that packs, compiles or reads a cold corpus
 
 
@@ -131,31 +132,81 @@ def _host_group() -> Any:
     return _hosts[0]
 
 
+def launched_size() -> int:
+    """How many processes were started together with this one, by torchrun, by Slurm's srun or by hand; else 1.
+
+    Slurm's variables are written as torchrun's, where none of those are set. Raises ConfigError for a variable that is
+    no number, is missing or contradicts another.
+    """
+    if "RANK" not in os.environ and "WORLD_SIZE" not in os.environ and _number("SLURM_STEP_NUM_TASKS", 1) > 1:
+        os.environ.update(from_slurm())
+    size = _number("WORLD_SIZE", 1)
+    if size == 1:
+        return 1
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        if name not in os.environ:
+            raise ConfigError(f"WORLD_SIZE = {size}: {name} is not set; set it too, or unset WORLD_SIZE to train alone")
+    _number("MASTER_PORT", 0)
+    if not 0 <= _number("RANK", 0) < size:
+        raise ConfigError(f"RANK = {os.environ['RANK']}: wanted 0 to {size - 1}, as WORLD_SIZE = {size}")
+    return size
+
+
+def _number(name: str, otherwise: int) -> int:
+    """A variable of the environment as a whole number."""
+    text = os.environ.get(name, "").strip()
+    if text and not text.isdecimal():
+        raise ConfigError(f"{name} = {text}: wanted a whole number; torchrun and Slurm set it, unset it to train alone")
+    return int(text or otherwise)
+
+
+def from_slurm() -> dict[str, str]:
+    """torchrun's variables from those of a step that srun started with several tasks.
+
+    The first host of the list (`node[03-05,9],login` -> node03) is the one that the first task is on; the port is a
+    function of the job's number, so that every task finds the same.
+    """
+    hosts = os.environ.get("SLURM_STEP_NODELIST") or "127.0.0.1"
+    first = re.sub(r"\[(\d+)[^\]]*\]", r"\1", re.match(r"(?:\[[^\]]*\]|[^,\[])*", hosts)[0])  # type: ignore[index]
+    return {
+        "RANK": os.environ.get("SLURM_PROCID", ""),
+        "LOCAL_RANK": os.environ.get("SLURM_LOCALID", "0"),
+        "WORLD_SIZE": os.environ["SLURM_STEP_NUM_TASKS"],
+        "MASTER_ADDR": os.environ.get("MASTER_ADDR", first),
+        "MASTER_PORT": os.environ.get("MASTER_PORT", str(20000 + _number("SLURM_JOB_ID", 0) % 10000)),
+    }
+
+
 @contextlib.contextmanager
 def init(device: str = "auto") -> Iterator[ProcessGroup]:
-    """Join the other processes that torchrun started, for the length of the block; does nothing without torchrun.
+    """Join the other processes that were started with this one, for the length of the block; alone it joins nobody.
 
-    device: the run's setting, which decides between NCCL and gloo.
+    They are those of RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, which torchrun sets, or of Slurm's step. device:
+    the run's setting, which decides between NCCL and gloo. Raises ConfigError where a variable means nothing.
     """
     global _current
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1 or _current.world_size > 1 or "RANK" not in os.environ:
-        yield _current
+    restarts = _number("TORCHELASTIC_RESTART_COUNT", 0) + _number("SLURM_RESTART_COUNT", 0)
+    size = launched_size()
+    if size == 1 or _current.world_size > 1:
+        before, _current = _current, _current if _current.world_size > 1 else ProcessGroup(restarts=restarts)
+        try:
+            yield _current
+        finally:
+            _current = before
         return
     on_cuda = device != "cpu" and torch.cuda.is_available()
     # Functions of this module keep the group of the moment of its import as a default argument, and torch's optimizers
     # import it: after our group is made, the group's threads would outlive it and now and then abort the exit.
     from torch.distributed.nn import functional  # noqa: F401
 
-    local = int(os.environ.get("LOCAL_RANK", "0"))
+    rank, local = int(os.environ["RANK"]), _number("LOCAL_RANK", 0)
     if on_cuda:
         if local >= (count := torch.cuda.device_count()):
             raise ConfigError(
-                f"torchrun started process number {local + 1} on a machine with {counted(count, 'GPU')}; "
-                f"use --nproc-per-node {count}, or device=cpu"
+                f"process number {local + 1} was started on a machine with {counted(count, 'GPU')}; "
+                f"start at most {count} (torchrun: --nproc-per-node {count}), or use device=cpu"
             )
         torch.cuda.set_device(local)
-    rank, restarts = int(os.environ["RANK"]), int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
     # torchrun's store outlives processes: without a prefix of its own, an attempt finds addresses of dead ones.
     store = dist.PrefixStore(f"phonetrain attempt {restarts}", next(dist.rendezvous("env://", timeout=PATIENCE))[0])
     dist.init_process_group("nccl" if on_cuda else "gloo", store=store, rank=rank, world_size=size, timeout=PATIENCE)
@@ -167,6 +218,60 @@ def init(device: str = "auto") -> Iterator[ProcessGroup]:
         _current = ProcessGroup()
         _hosts.clear()
         dist.destroy_process_group()
+
+
+class GradientSums:
+    """Sums gradients over all ranks while the backward pass still makes the earlier layers' ones.
+
+    Parameters lie in buckets, those of the last layers first, since their gradients come first (Li et al. 2020,
+    "PyTorch Distributed"). A full bucket is sent off at once, in the order of the buckets: all ranks have to send in
+    the same.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], ranks: ProcessGroup, bucket_bytes: int = 25 << 20) -> None:
+        self.ranks = ranks
+        self.buckets: list[list[nn.Parameter]] = []
+        size = bucket_bytes
+        for parameter in reversed(parameters):
+            if size >= bucket_bytes or self.buckets[-1][0].dtype != parameter.dtype:
+                self.buckets.append([])
+                size = 0
+            self.buckets[-1].append(parameter)
+            size += parameter.numel() * parameter.element_size()
+        self.bucket_of: dict[Tensor, int] = {each: n for n, bucket in enumerate(self.buckets) for each in bucket}
+        self.missing: list[int] | None = None
+        self.sent: list[tuple[list[Tensor], Tensor, Any]] = []
+        for parameter in parameters if ranks.world_size > 1 else ():
+            parameter.register_post_accumulate_grad_hook(self.arrived)
+
+    def begin(self) -> None:
+        """The next backward pass is the last of its batch."""
+        self.missing = [len(bucket) for bucket in self.buckets] if self.ranks.together else None
+
+    def arrived(self, parameter: Tensor) -> None:
+        if self.missing is None:
+            return
+        self.missing[self.bucket_of[parameter]] -= 1
+        while len(self.sent) < len(self.buckets) and self.missing[len(self.sent)] == 0:
+            self.send()
+
+    def send(self) -> None:
+        gradients = [each.grad for each in self.buckets[len(self.sent)] if each.grad is not None]
+        flat = torch.cat([gradient.reshape(-1) for gradient in gradients]) if gradients else torch.empty(0)
+        self.sent.append((gradients, flat, dist.all_reduce(flat, async_op=True) if gradients else None))
+
+    def finish(self) -> None:
+        """Send what no gradient came for, wait, and put the sums where the gradients are."""
+        if self.missing is None:
+            return
+        while len(self.sent) < len(self.buckets):
+            self.send()
+        for gradients, flat, work in self.sent:
+            if work is not None:
+                work.wait()
+                for gradient, total in zip(gradients, flat.split([each.numel() for each in gradients]), strict=True):
+                    gradient.copy_(total.view(gradient.shape))
+        self.sent, self.missing = [], None
 
 
 def reduce_norms(model: nn.Module) -> nn.Module:

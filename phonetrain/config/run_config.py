@@ -49,6 +49,8 @@ class RunConfig(Section):
     "Share of the training utterances used; a larger subset holds the smaller ones; dev and test are never cut."
     device: Annotated[str, Text("auto, cpu, cuda, cuda:N or mps", device_name)] = "auto"
     "auto takes cuda where there is one, else cpu; mps, the GPU of a Mac, has not been tried."
+    devices: Annotated[int, Range(1, 1024)] | Literal["auto"] = 1
+    "Processes that train as one here, each on a GPU of its own where there are; auto measures one and all of the GPUs."
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """auto: bf16 where the device has it, else fp16 with loss scaling on CUDA and fp32 on CPUs; a model.factory on a
     CPU is timed in both, and the run keeps the faster."""
@@ -76,6 +78,13 @@ class RunConfig(Section):
 
     def check(self) -> None:
         check_version(self.version)
+        if self.devices != 1 and ":" in self.device:
+            raise ConfigError(
+                f"device = {self.device}: names one GPU, but devices = {self.devices} takes several; "
+                "device says the kind (device=cuda), devices how many"
+            )
+        if self.devices != "auto" and self.devices > self.batch_size:
+            raise ConfigError(f"devices = {self.devices}: batch_size = {self.batch_size} is fewer windows than that")
         pieces = self.optimizer.accumulation
         if self.batch_size % pieces:
             raise ConfigError(

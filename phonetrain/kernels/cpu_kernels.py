@@ -44,15 +44,16 @@ SUMMED_ROWS = 64
     SUMS,
     MOMENTS,
     SETTINGS,
+    FIRST_ROW,
     KEY,
     SECOND_KEY,
     LEAST,
-) = range(21)
+) = range(22)
 """Places in the block. INPUT, OUTPUT, SLOPES, GRADIENT: (ROWS, COLUMNS) values of one dtype; in a conversion OUTPUT
 has another, and rows of INPUT begin PITCH values apart. SCALE, SHIFT, CENTRE, FIRST, SECOND: (COLUMNS,) float32.
 SUMS: (TASKS, 2, COLUMNS) float32. MOMENTS: (ROWS, 2) float32. SETTINGS: (3,) float32: slope below zero (leak), factor
-of what dropout keeps, epsilon. KEY, SECOND_KEY: of dropout's hash; LEAST: smallest hash that is kept. NEXT: address of
-the number of the next task.
+of what dropout keeps, epsilon. Of dropout's hash FIRST_ROW: rows of the batch before these; KEY, SECOND_KEY; LEAST:
+smallest hash that is kept. NEXT: address of the number of the next task.
 
 SLOPES is what forward leaves for backward: the activation's derivative, 0 where dropout drops. One value more in memory
 for every exponential, division and hash less. Dropout's factor is left out of it, because bfloat16 would round the
@@ -133,6 +134,7 @@ def columns_forward(kind: int, which: int, dropout: bool, learns: bool):
     def kernel(block):
         columns, source, target, scale, shift = block[COLUMNS], block[INPUT], block[OUTPUT], block[SCALE], block[SHIFT]
         slopes, leak, factor = block[SLOPES], load(FLOAT, block[SETTINGS], 0), load(FLOAT, block[SETTINGS], 1)
+        before = block[FIRST_ROW] * columns
         key, second, least = np.uint32(block[KEY]), np.uint32(block[SECOND_KEY]), np.uint32(block[LEAST])
         while True:
             task, first, last = rows_of_next_task(block)
@@ -144,7 +146,7 @@ def columns_forward(kind: int, which: int, dropout: bool, learns: bool):
                     z = load(kind, source, start + j) * load(FLOAT, scale, j) + load(FLOAT, shift, j)
                     value, slope = activation(which, z, leak)
                     if dropout:
-                        keep = kept(start, j, key, second, least)
+                        keep = kept(before + start, j, key, second, least)
                         value, slope = value * factor if keep else ZERO, slope if keep else ZERO
                     store(kind, target, start + j, value)
                     if learns:
@@ -231,6 +233,7 @@ def rows_forward(kind: int, which: int, dropout: bool, learns: bool, centred: bo
         columns, source, target, scale, shift = block[COLUMNS], block[INPUT], block[OUTPUT], block[SCALE], block[SHIFT]
         slopes, settings, moments = block[SLOPES], block[SETTINGS], block[MOMENTS]
         leak, factor, epsilon = load(FLOAT, settings, 0), load(FLOAT, settings, 1), load(FLOAT, settings, 2)
+        before = block[FIRST_ROW] * columns
         key, second, least = np.uint32(block[KEY]), np.uint32(block[SECOND_KEY]), np.uint32(block[LEAST])
         while True:
             task, first, last = rows_of_next_task(block)
@@ -246,7 +249,7 @@ def rows_forward(kind: int, which: int, dropout: bool, learns: bool, centred: bo
                     h = (load(kind, source, start + j) - mean) * inverse
                     value, slope = activation(which, h * load(FLOAT, scale, j) + load(FLOAT, shift, j), leak)
                     if dropout:
-                        keep = kept(start, j, key, second, least)
+                        keep = kept(before + start, j, key, second, least)
                         value, slope = value * factor if keep else ZERO, slope if keep else ZERO
                     store(kind, target, start + j, value)
                     if learns:

@@ -19,6 +19,7 @@ from .known import (
     IDENTITY,
     KERNEL_NUMBERS,
     KINDS,
+    KeyedDropout,
     batch_norm_is_known,
     first_line,
     is_dropping,
@@ -77,7 +78,7 @@ def norm_is_known(hidden: Tensor, norm: nn.Module | None) -> bool:
 
 
 def hidden_layer(
-    hidden: Tensor, norm: nn.Module | None, activation: nn.Module | None, dropout: nn.Dropout | None
+    hidden: Tensor, norm: nn.Module | None, activation: nn.Module | None, dropout: KeyedDropout | None
 ) -> Tensor:
     """dropout(activation(norm(hidden))), (B, H) -> (B, H) of the same dtype; running statistics move as torch's do."""
     hidden = hidden.contiguous()
@@ -104,7 +105,7 @@ class Work:
     """
 
     def __init__(
-        self, hidden: Tensor, activation: nn.Module | None, dropout: nn.Dropout | None, *, learns: bool = False
+        self, hidden: Tensor, activation: nn.Module | None, dropout: KeyedDropout | None, *, learns: bool = False
     ) -> None:
         from . import cpu_kernels as kernels
 
@@ -120,10 +121,10 @@ class Work:
         number = IDENTITY if activation is None else KERNEL_NUMBERS[type(activation)]
         self.kernel_key = (self.kind, number, drops, learns)
         if dropout is not None and drops:
-            key = int(torch.randint(0, 2**62, ()))
+            key = int(dropout.next_key((), hidden.device))
             self.factor = 1 / (1 - dropout.p) if dropout.p < 1 else 0.0
             least = min(round(dropout.p * 2**32), 2**32 - 1)
-            self.block[kernels.KEY :] = key & 0xFFFFFFFF, key >> 32, least
+            self.block[kernels.FIRST_ROW :] = dropout.rows_before, key & 0xFFFFFFFF, key >> 32, least
         self.settings = np.array([getattr(activation, "negative_slope", 0.0), self.factor, 0.0], np.float32)
         self.block[kernels.SETTINGS] = self.settings.ctypes.data
 

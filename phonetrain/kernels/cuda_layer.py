@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from .known import (
     IDENTITY,
     KERNEL_NUMBERS,
+    KeyedDropout,
     batch_norm_is_known,
     first_line,
     is_dropping,
@@ -56,7 +57,7 @@ def why_not(device: torch.device) -> str | None:
 
 
 def hidden_layer(
-    hidden: Tensor, norm: nn.BatchNorm1d | None, activation: nn.Module | None, dropout: nn.Dropout | None
+    hidden: Tensor, norm: nn.BatchNorm1d | None, activation: nn.Module | None, dropout: KeyedDropout | None
 ) -> Tensor:
     """dropout(activation(norm(hidden))), (B, H) -> (B, H) of the same dtype; running statistics move as torch's do."""
     work = Work(hidden, norm, activation, dropout)
@@ -98,7 +99,7 @@ class Work:
         hidden: Tensor,
         norm: nn.BatchNorm1d | None,
         activation: nn.Module | None,
-        dropout: nn.Dropout | None,
+        dropout: KeyedDropout | None,
     ) -> None:
         from . import triton_layer as kernels
 
@@ -112,10 +113,9 @@ class Work:
         self.key: Any = None
         self.factor, self.least = 1.0, 0
         if dropout is not None and is_dropping(dropout):
-            # Drawn on the device: a captured graph draws another at each replay.
-            self.key, dropout.key = dropout.key, cast("Tensor", None)
-            if self.key is None:
-                self.key = torch.randint(2**62, (1,), device=hidden.device)
+            self.key = key = dropout.next_key((2,), hidden.device)
+            if dropout.rows_before:
+                self.key = torch.stack((key[0], key[1] + dropout.rows_before))
             self.factor = 1 / (1 - dropout.p) if dropout.p < 1 else 0.0
             self.least = min(round(dropout.p * 2**32), 2**32 - 1)
         kernel_key: dict[str, Any] = {

@@ -36,6 +36,25 @@ IDENTITY = 8
 """The number of no activation at all."""
 
 
+class KeyedDropout(nn.Dropout):
+    """nn.Dropout with what its masks are hashed from: a key a call, and where the rows of a call lie in the batch.
+
+    key: one that was drawn for the next call. drawn: the one of the last call, which the other pieces of a batch take
+    too. rows_before: rows of the global batch before the first one here. So a frame's mask is the same however many
+    processes and pieces the batch is cut into.
+    """
+
+    key: Tensor | None = None
+    drawn: Tensor | None = None
+    rows_before: int = 0
+
+    def next_key(self, shape: tuple[int, ...], device: torch.device) -> Tensor:
+        """The key that is there, else one drawn on the device: a captured graph draws another at each replay."""
+        self.drawn = torch.randint(2**62, shape, device=device) if self.key is None else self.key
+        self.key = None
+        return self.drawn
+
+
 def is_matrix_for_kernels(hidden: Tensor, device_type: str) -> bool:
     """Whether a tensor is (B, H) on such a device, of a known dtype, and nobody is tracing."""
     return (
@@ -56,7 +75,7 @@ def is_watched(module: nn.Module) -> bool:
     )
 
 
-def is_dropping(dropout: nn.Dropout | None) -> bool:
+def is_dropping(dropout: KeyedDropout | None) -> bool:
     """Whether it is there, in training, and drops anything."""
     return dropout is not None and dropout.training and dropout.p > 0
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from . import cpu_layer, cuda_layer
 from .cpu_layer import converted
 from .cuda_layer import padded
-from .known import KERNEL_NUMBERS, is_dropping, is_watched, refuse_second_derivative
+from .known import KERNEL_NUMBERS, KeyedDropout, is_dropping, is_watched, refuse_second_derivative
 
 __all__ = ["Dropout", "converted", "hidden_layer", "kernels_for", "padded", "prepare", "product", "why_not"]
 
@@ -64,21 +64,43 @@ def are_known(norm: nn.Module | None, activation: nn.Module, dropout: nn.Module 
     return norm is None or (norm.weight is not None and norm.weight.dtype == torch.float32)
 
 
-class Dropout(nn.Dropout):
-    """nn.Dropout whose mask, where there are kernels, is a hash of each value's index and of one key per call.
+class Dropout(KeyedDropout):
+    """nn.Dropout whose mask is a hash of each value's place in the global batch and of one key per call.
 
-    A key of 62 bits a call in place of a generator's number a value. `key`, on a GPU: one that was drawn for the next
-    call, together with those of other layers.
+    A key of 62 bits a call in place of a generator's number a value. hidden: (B, ...).
     """
 
-    key: Tensor | None = None
-
     def forward(self, hidden: Tensor) -> Tensor:
-        if is_dropping(self):
-            for kernels in (cpu_layer, cuda_layer):
-                if kernels.runs_here(hidden):
-                    return kernels.hidden_layer(hidden, None, None, self)
-        return F.dropout(hidden, self.p, self.training)
+        if not is_dropping(self) or hidden.ndim < 2 or torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return F.dropout(hidden, self.p, self.training)
+        rows = hidden.flatten(1)
+        for kernels in (cpu_layer, cuda_layer):
+            if kernels.runs_here(rows):
+                return kernels.hidden_layer(rows, None, None, self).view(hidden.shape)
+        kept = kept_by_hash(self, rows).view(hidden.shape)
+        return hidden * kept.to(hidden.dtype) * (1 / (1 - self.p) if self.p < 1 else 0.0)
+
+
+def kept_by_hash(dropout: Dropout, rows: Tensor) -> Tensor:
+    """Which values of (B, H) dropout keeps, bool: the hash of the kernels, `cpu_math.random_bits`, by torch."""
+    on_cpu, word = rows.device.type == "cpu", 0xFFFFFFFF
+    key = dropout.next_key(() if on_cpu else (2,), rows.device)
+    key, before = (key, dropout.rows_before) if on_cpu else (key[0], (key[1] + dropout.rows_before) & word)
+    row, column = (torch.arange(size, device=rows.device) for size in rows.shape)
+    bits = ((row[:, None] + before) * rows.shape[1] + column) & word
+    bits ^= key & word
+    bits = ((bits ^ (bits >> 16)) * 0x21F0AAAD) & word
+    bits = ((bits ^ (bits >> 15)) + (key >> 32)) & word
+    bits = ((bits ^ (bits >> 16)) * 0x735A2D97) & word
+    return bits >= min(round(dropout.p * 2**32), 2**32 - 1)
+
+
+def hash_dropout(model: nn.Module) -> nn.Module:
+    """Let the plain dropouts of `model` hash their masks, in place: a model of the user's own may have them."""
+    for module in model.modules():
+        if type(module) is nn.Dropout and not module.inplace:
+            module.__class__ = Dropout
+    return model
 
 
 def prepare(
@@ -86,8 +108,8 @@ def prepare(
 ) -> Sequence[Tensor | None]:
     """What the layers of a forward pass need, by one launch for all: keys for `dropouts`, which receive them, and
     16-bit copies of the matrices for `product`, which are returned, None for each that takes none."""
-    hashing = [dropout for dropout in dropouts if type(dropout) is Dropout and is_dropping(dropout)]
-    if hashing and cuda_layer.runs_here(inputs):
+    hashing = [dropout for dropout in dropouts if isinstance(dropout, Dropout) and is_dropping(dropout)]
+    if hashing and cuda_layer.runs_here(inputs) and all(dropout.key is None for dropout in hashing):
         keys = torch.randint(2**62, (len(hashing), 2), device=inputs.device)  # two each: kernels like whole 16 bytes
         for dropout, key in zip(hashing, keys.unbind(), strict=True):
             dropout.key = key

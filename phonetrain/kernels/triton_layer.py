@@ -76,12 +76,12 @@ def _slope(z, leak, WHICH: tl.constexpr):
 
 
 @triton.jit
-def _kept(row, column, columns, word, least):
+def _kept(row, before, column, columns, word, least):
     """Which values dropout keeps, (R, C) bool: those whose hash, `cpu_math.random_bits`, is at least `least`.
 
-    word: both keys, the first in the low half.
+    word: both keys, the first in the low half. before: rows of the batch before row 0, plus a number drawn with it.
     """
-    number = row.to(tl.uint32)[:, None] * columns.to(tl.uint32) + column.to(tl.uint32)[None, :]
+    number = (row.to(tl.uint32) + before.to(tl.uint32))[:, None] * columns.to(tl.uint32) + column.to(tl.uint32)[None, :]
     bits = number ^ (word & 0xFFFFFFFF).to(tl.uint32)
     bits = (bits ^ (bits >> 16)) * 0x21F0AAAD
     bits = (bits ^ (bits >> 15)) + (word >> 32).to(tl.uint32)
@@ -205,7 +205,7 @@ def columns_forward(
     stop = tl.minimum(first + chunk_rows, rows)
     values = _rows(hidden, first + tl.arange(0, BLOCK_R), stop, column, columns, inside)
     if DROPS:
-        word = tl.load(key)
+        word, before = tl.load(key), tl.load(key + 1)
     if NORM == BATCH:
         by_one, by_square = _total(partial, columns, chunks, column, inside, CHUNKS)
         away = by_one / rows
@@ -242,7 +242,7 @@ def columns_forward(
             z = (z - mean[None, :]) * scale[None, :] + shift[None, :]
         result = _activated(z, leak, WHICH)
         if DROPS:
-            result = tl.where(_kept(row, column, columns, word, least), result * factor, 0.0)
+            result = tl.where(_kept(row, before, column, columns, word, least), result * factor, 0.0)
         _put(result, output, row, stop, column, columns, inside)
         values = following
 
@@ -278,7 +278,7 @@ def column_gradients(
     values = _rows(hidden, first + tl.arange(0, BLOCK_R), stop, column, columns, inside)
     by_output = _rows(gradient, first + tl.arange(0, BLOCK_R), stop, column, columns, inside)
     if DROPS:
-        word = tl.load(key)
+        word, before = tl.load(key), tl.load(key + 1)
     mean, inverse, scale, shift = _normed_by(moments, weight, bias, column, columns, inside)
     sums = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
     products = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
@@ -289,7 +289,7 @@ def column_gradients(
         normal = (values - mean[None, :]) * inverse[None, :]
         by_z = by_output * _slope(normal * scale[None, :] + shift[None, :], leak, WHICH)
         if DROPS:
-            by_z = tl.where(_kept(row, column, columns, word, least), by_z * factor, 0.0)
+            by_z = tl.where(_kept(row, before, column, columns, word, least), by_z * factor, 0.0)
         sums += tl.where((row < stop)[:, None], by_z, 0.0)
         products += tl.where((row < stop)[:, None], by_z * normal, 0.0)
         values, by_output = following, following_by
@@ -335,7 +335,7 @@ def columns_backward(
     values = _rows(hidden, first + tl.arange(0, BLOCK_R), stop, column, columns, inside)
     by_output = _rows(gradient, first + tl.arange(0, BLOCK_R), stop, column, columns, inside)
     if DROPS:
-        word = tl.load(key)
+        word, before = tl.load(key), tl.load(key + 1)
     if NORM == BATCH:
         plain, product = _total(partial, columns, chunks, column, inside, CHUNKS)
         if tl.program_id(1) == 0:
@@ -353,7 +353,7 @@ def columns_backward(
             z = normal * scale[None, :] + shift[None, :]
         by_z = by_output * _slope(z, leak, WHICH)
         if DROPS:
-            by_z = tl.where(_kept(row, column, columns, word, least), by_z * factor, 0.0)
+            by_z = tl.where(_kept(row, before, column, columns, word, least), by_z * factor, 0.0)
         if NORM == BATCH:
             by_z = (inverse * scale)[None, :] * (by_z - plain[None, :] - normal * product[None, :])
         _put(by_z, output, row, stop, column, columns, inside)
@@ -393,7 +393,7 @@ def whole_forward(
     weights = tl.load(weight + column, mask=inside, other=0.0)
     shift = tl.load(bias + column, mask=inside, other=0.0)
     if DROPS:
-        word = tl.load(key)
+        word, before = tl.load(key), tl.load(key + 1)
     centre = tl.load(hidden + column, mask=inside, other=0.0).to(tl.float32)
     values = tl.where((row < rows)[:, None], values - centre[None, :], 0.0)
     mean = tl.sum(values, 0) / rows
@@ -416,7 +416,7 @@ def whole_forward(
     )
     result = _activated(away * (inverse * weights)[None, :] + shift[None, :], leak, WHICH)
     if DROPS:
-        result = tl.where(_kept(row, column, columns, word, least), result * factor, 0.0)
+        result = tl.where(_kept(row, before, column, columns, word, least), result * factor, 0.0)
     _put(result, output, row, rows, column, columns, inside)
 
 
@@ -450,11 +450,11 @@ def whole_backward(
     by_z = _rows(gradient, row, rows, column, columns, inside)
     mean, inverse, scale, shift = _normed_by(moments, weight, bias, column, columns, inside)
     if DROPS:
-        word = tl.load(key)
+        word, before = tl.load(key), tl.load(key + 1)
     normal = tl.where((row < rows)[:, None], (values - mean[None, :]) * inverse[None, :], 0.0)
     by_z *= _slope(normal * scale[None, :] + shift[None, :], leak, WHICH)
     if DROPS:
-        by_z = tl.where(_kept(row, column, columns, word, least), by_z * factor, 0.0)
+        by_z = tl.where(_kept(row, before, column, columns, word, least), by_z * factor, 0.0)
     by_z = tl.where((row < rows)[:, None], by_z, 0.0)
     plain, product = tl.sum(by_z, 0), tl.sum(by_z * normal, 0)
     tl.store(by_bias + column, plain, mask=inside)

@@ -5,14 +5,12 @@ Facts are looked up, speeds are measured for about a second each, and a problem 
 
 from __future__ import annotations
 
-import contextlib
 import os
 import platform
 import re
 import shutil
 import subprocess
 import time
-from collections.abc import Generator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,8 +21,8 @@ import torch
 from ..config import toml as recipes
 from ..console.base import own_memory
 from ..device import cpu_gains_by_bf16
-from ..errors import ConfigError
 from ..kernels import layer
+from ..step.epoch import measure
 from ..text import clock, counted, short
 
 PACKAGES = ("phonedata", "torch", "numpy", "numba", "zarr", "wandb", "rich", "cyclopts", "safetensors", "matplotlib")
@@ -227,11 +225,13 @@ def measure_recipe(
     setup, device_spec = prepared.setup, prepared.setup.device_spec
     try:
         batches = setup.train.batches_per_epoch
-        loader_rate = measure((len(batch.frames) for batch in setup.train.epoch(0)), device_spec, 0.4 * MEASURE_SECONDS)
+        loader_rate = measure(
+            (len(batch.frames) for batch in setup.train.epoch(0)), device_spec.device, 0.4 * MEASURE_SECONDS
+        )
         if device_spec.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device_spec.device)
         rates, momenta = setup.state.schedule.rates(0, batches), setup.state.schedule.momenta(0, batches)
-        frames_per_second = measure(setup.updates.epoch(0, 0, 0, rates, momenta), device_spec, MEASURE_SECONDS)
+        frames_per_second = measure(setup.updates.epoch(0, 0, 0, rates, momenta), device_spec.device, MEASURE_SECONDS)
         memory = (
             torch.cuda.max_memory_allocated(device_spec.device) if device_spec.device.type == "cuda" else own_memory()
         )
@@ -248,29 +248,6 @@ def measure_recipe(
         "window_bytes": 2 * packed.feature_dim * config.window.width,
         "problems": prepared.warnings,
     }  # fmt: skip
-
-
-def measure(stream: Generator[int], compute: Any, seconds: float) -> float:
-    """Frames a second of what `stream` does while it yields numbers of frames, the first three not counted."""
-    frames, began, index = 0, 0.0, 0
-    with contextlib.closing(stream):
-        for index, count in enumerate(stream):
-            if index == 2:
-                _wait(compute)
-                began = time.perf_counter()
-            elif index > 2:
-                frames += count
-                if index % 8 == 0 and time.perf_counter() - began > seconds:
-                    break
-    if not frames:
-        raise ConfigError(f"an epoch has only {index + 1} batches: too few to measure; use a smaller batch_size")
-    _wait(compute)
-    return frames / (time.perf_counter() - began)
-
-
-def _wait(compute: Any) -> None:
-    if compute.device.type == "cuda":
-        torch.cuda.synchronize(compute.device)
 
 
 def doctor_text(findings: dict[str, Any]) -> str:

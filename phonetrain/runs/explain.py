@@ -17,6 +17,7 @@ SIGNALS = {
     "SIGINT": "Ctrl-C was pressed",
     "SIGTERM": "the system asked it to end (SIGTERM)",
     "SIGHUP": "its terminal was closed",
+    "SIGUSR1": "its time on the cluster was nearly over (SIGUSR1)",
     "KeyboardInterrupt": "Ctrl-C was pressed twice",
     "deadline": "its time was up (--max-time or --stop-at)",
     "early_stopped": "the dev score had not improved for stop.patience epochs",

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 import warnings
 from collections.abc import Callable, Generator
 from typing import Any
 
 import numpy as np
+import torch
 
+from ..distributed import current
+from ..errors import ConfigError
 from .cuda_graph import CapturedStep
 from .train_step import TrainStep
 
@@ -52,7 +57,7 @@ class Updates:
         momenta: np.ndarray | None = None,
         *,
         warn: Callable[[str], None] = warnings.warn,
-    ) -> Generator[int]:
+    ) -> Generator[int, None, None]:
         """Make the updates of `epoch` from batch `start_batch` on, which is the run's step `number`.
 
         rates, momenta: (batches_per_epoch,) float64 of the epoch; momenta None where nothing moves it. warn: told in
@@ -88,3 +93,27 @@ class Updates:
 
 def at(values: np.ndarray | None, index: int) -> float | None:
     return None if values is None else float(values[index])
+
+
+def measure(stream: Generator[int, None, None], device: torch.device, seconds: float) -> float:
+    """Frames a second of what `stream` does while it yields numbers of frames, of all ranks together; the first three,
+    which compile kernels and read the corpus, are not counted. Raises ConfigError for fewer than four."""
+    frames, began, index = 0, 0.0, 0
+    with contextlib.closing(stream):
+        for index, count in enumerate(stream):
+            if index == 2:
+                wait(device)
+                began = time.perf_counter()
+            elif index > 2:
+                frames += count
+                if index % 8 == 0 and current().share(time.perf_counter() - began > seconds):
+                    break
+    if not frames:
+        raise ConfigError(f"an epoch has only {index + 1} batches: too few to measure; use a smaller batch_size")
+    wait(device)
+    return current().total(frames) / (time.perf_counter() - began)
+
+
+def wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..device import DeviceSpec, sum_dtype
-from ..distributed import ProcessGroup
+from ..distributed import GradientSums, ProcessGroup
+from ..kernels.known import KeyedDropout
 from ..model.classifier import windows_for
 from ..model.ema import AveragedWeights
 from ..optim.loss_scale import LossScale
@@ -45,6 +46,7 @@ class TrainStep:
     label_smoothing: as in `torch.nn.functional.cross_entropy`. loss_scale: for fp16, else None.
     ranks: the processes that share a step; a batch is then this rank's slice, and losses, gradients and metrics are
     those of the global batch.
+    first_row: place of this rank's first frame in the global batch, which dropout's masks go by.
     network: what is called in place of `model`, with the same parameters and buffers: a compiled form of it, or None.
     """
 
@@ -64,6 +66,7 @@ class TrainStep:
         loss_scale: LossScale | None = None,
         ranks: ProcessGroup | None = None,
         network: Callable[[Tensor], Tensor] | None = None,
+        first_row: int = 0,
     ) -> None:
         self.model, self.optimizer, self.metrics, self.device_spec = model, optimizer, metrics, device_spec
         self.network = model if network is None else network
@@ -72,6 +75,9 @@ class TrainStep:
         self.loss_scale, self.ranks = loss_scale, ranks or ProcessGroup()
         device = device_spec.device
         self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.sums = GradientSums(self.parameters, self.ranks)
+        self.dropouts = [module for module in model.modules() if isinstance(module, KeyedDropout)]
+        self.first_row = first_row
         self.buffers = list(model.buffers())
         self.norm_buffers = NormBuffers(self.buffers)
         self.status = StepStatus(metrics, device)
@@ -117,7 +123,12 @@ class TrainStep:
         self.norm_buffers.keep()
         results = []
         frames_of_all = self.ranks.total(labels.shape[0])
-        for rows in pieces_of(labels.shape[0], self.accumulation):
+        for rows in (pieces := pieces_of(labels.shape[0], self.accumulation)):
+            if rows is pieces[-1]:
+                self.sums.begin()
+            for dropout in self.dropouts:
+                dropout.key = dropout.drawn if rows.start else None
+                dropout.rows_before = self.first_row + rows.start
             result = self.forward(windows[rows], labels[rows], frames[rows], self.epoch)
             share = torch.full_like(result.loss, 1 / frames_of_all)  # the mean is over the frames of the whole batch
             result.loss.backward(share if self.loss_scale is None else share * self.loss_scale.scale)
@@ -139,7 +150,7 @@ class TrainStep:
             return loss, counts, frames
         numbers = torch.stack([value.double() for value in (loss, torch.full_like(loss, frames), *counts.values())])
         self.ranks.sum_(numbers)
-        self.ranks.sum_(*(p.grad for p in self.parameters if p.grad is not None))
+        self.sums.finish()
         return numbers[0], dict(zip(counts, numbers[2:])), numbers[1].long()
 
     def forward(self, windows: Tensor, labels: Tensor, frames: Tensor, epoch: int) -> ForwardResult:
@@ -206,8 +217,8 @@ class TrainStep:
                 group["momentum"] = momentum
 
     def seed_generators(self, step: int) -> None:
-        """Seed torch's generators for this step from (seed, step, rank), never from their sum."""
-        draws = np.random.SeedSequence(self.seed, spawn_key=(STEP, step, self.ranks.rank))
+        """Seed torch's generators for this step from (seed, step), never from their sum; on all ranks alike."""
+        draws = np.random.SeedSequence(self.seed, spawn_key=(STEP, step, 0))
         torch.manual_seed(int(draws.generate_state(1, np.uint64)[0]))
 
 

@@ -126,7 +126,7 @@ def assemble(
     torch.manual_seed(config.seed)
     num_classes = len(corpus.phonemes)
     model = build_model(config, feature_dim=corpus.feature_dim, num_classes=num_classes).to(device_spec.device)
-    reduce_norms(model)
+    layer.hash_dropout(reduce_norms(model))
     optimizer = build_optimizer(config.optimizer, model, device_spec.device)
     averaged = None if config.averaging.decay is None else AveragedWeights(model, config.averaging.decay)
     loss_scale = LossScale(device_spec.device) if device_spec.scales_loss else None
@@ -151,6 +151,7 @@ def assemble(
         loss_scale=loss_scale,
         ranks=current(),
         network=network,
+        first_row=train.plan.bounds(0)[0],
     )
     dev = open_scoring_loader(corpus, roles.dev, config, device_spec)
     moves_momentum = schedule.momenta(plan.start, train.batches_per_epoch) is not None

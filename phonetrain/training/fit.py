@@ -12,6 +12,7 @@ from phonedata import PackedCorpus
 from ..config.resolve import resolve
 from ..config.run_config import RunConfig
 from ..console.base import Console
+from ..console.open import open_console
 from ..device import determinism
 from ..distributed import ProcessGroup, init
 from ..errors import ConfigError, RunNotFound
@@ -19,9 +20,10 @@ from ..model.trust import trust
 from ..runs.directory import Run
 from . import checkpoint
 from .data import open_corpus
+from .launch import Task, starts_processes, together, with_number
 from .mirror import refuse_other_run
-from .resume import resume as go_on
-from .session import environment, prepare, seen_by, shown_by, train
+from .resume import resume_here
+from .session import environment, prepare, seen_by, show_curves, shown_by, train
 
 
 def fit(
@@ -56,10 +58,34 @@ def fit(
         raise ConfigError(f"fit: got the recipe {recipe} and a config, wanted one of them; load_recipe makes a config")
     name = None if config is not None else os.fspath(recipe or "default")
     config = resolve(config or name, overrides, corpus, settings=settings)
+    pace: dict[str, float] = {}
+    if starts_processes(config):
+        with console or open_console() as shown:
+            config, pace = with_number(config, shown)
+            if config.devices != 1:
+                arguments = {"config": config, "name": name, "run": run, "pace": pace, "age": time.monotonic() - began}
+                where = Run(together(Task("fit", arguments), int(config.devices), shown))
+                show_curves(where, shown)
+                return where
+    return fit_here(config, name, run, pace, console, began)
+
+
+def fit_here(
+    config: RunConfig,
+    name: str | None,
+    run: str | os.PathLike[str] | None,
+    pace: dict[str, float],
+    console: Console | None,
+    began: float,
+) -> Run:
+    """`fit` as this process does it, alone or together with others that do the same.
+
+    name: the recipe's. pace: processes -> frames a second, where `devices = auto` was decided by it. began: monotonic.
+    """
     with init(config.device) as ranks:
         begun = ranks.share(begun_before(run) if ranks.restarts and ranks.is_main else None)
         if begun is not None and checkpoint.saved_steps(Run(begun)):
-            return go_on(begun, corpus=corpus, console=console)
+            return resume_here(begun, {}, config.data.corpus, None, console, began)
         packed = open_corpus(config)
         if run is not None:
             check_place(run, packed)
@@ -78,7 +104,9 @@ def fit(
             if prepared.start is not None:
                 shown.say(prepared.start.sentence)
                 learnt["from_run"] = prepared.start.record(where)
-            where.append_event("run_started", segment=0, epoch=0, step=0, recipe=name, **learnt, **launch(ranks))
+            measured = {"devices_measured": pace} if pace else {}
+            about = {"recipe": name, **learnt, **launch(ranks), **measured}
+            where.append_event("run_started", segment=0, epoch=0, step=0, **about)
             where.append_event("segment_started", segment=0, epoch=0, step=0)
             train(where, prepared.setup, shown, prepared.warnings, True, ranks, began)
     return where
@@ -95,25 +123,34 @@ def check_place(run: str | os.PathLike[str], corpus: PackedCorpus) -> None:
 
 
 def launch(ranks: ProcessGroup) -> dict[str, Any]:
-    """What torchrun calls this launch: processes that it starts again find their run by it."""
-    return {"ranks": ranks.world_size, "launch": launch_id()} if ranks.world_size > 1 else {}
+    """What this launch is called, by which processes that are started again find their run."""
+    name = launch_id()
+    return ({"ranks": ranks.world_size} if ranks.world_size > 1 else {}) | ({"launch": name} if name else {})
 
 
-def launch_id() -> str:
-    """torchrun's id of this launch; where it was started without `--standalone` or an id, all its launches are called
-    `none`, and the process that started this one tells them apart."""
-    given = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+def launch_id() -> str | None:
+    """Slurm's number of this job, which a requeued one keeps, else torchrun's id of this launch, else None.
+
+    Where torchrun was started without `--standalone` or an id, all its launches are called `none`, and the process that
+    started this one tells them apart.
+    """
+    if job := os.environ.get("SLURM_JOB_ID"):
+        return f"slurm job {job}"
+    given = os.environ.get("TORCHELASTIC_RUN_ID")
     return f"process {os.getppid()}" if given == "none" else given
 
 
 def begun_before(run: str | os.PathLike[str] | None) -> Path | None:
-    """The run that the processes of this launch trained before torchrun started them again; None if there is none.
+    """The run that this launch trained before its processes were started again; None if there is none.
 
-    run: as given to fit. A directory that holds the run of another launch is no reason to go on with it.
+    run: as given to fit. A directory that holds the run of another launch is no reason to go on with it; and a job of
+    Slurm's may train several, so that it has to say which.
     """
+    if run is None and "SLURM_JOB_ID" in os.environ:
+        return None
     try:
         where = Run.open(run)
     except RunNotFound:
         return None
     launches = [event.get("launch") for event in where.events("run_started")]
-    return where.path if launch_id() in launches else None
+    return where.path if launch_id() is not None and launch_id() in launches else None

@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,8 +16,9 @@ from ..config.overrides import said
 from ..config.resolve import resolve
 from ..config.run_config import RunConfig
 from ..console.base import Console
+from ..console.open import open_console
 from ..device import DeviceSpec, describe_machine, determinism
-from ..distributed import init
+from ..distributed import init, launched_size
 from ..errors import CheckpointError, ConfigError
 from ..model.trust import check_trusted
 from ..runs import next_commands
@@ -26,8 +27,9 @@ from ..text import command, counted
 from . import checkpoint
 from .build import TrainingSetup, assemble, identity
 from .data import choose_roles, corpus_of, place_from_run
+from .launch import Task, starts_processes, together, with_number
 from .mirror import fetch, home_of, place_of
-from .session import device_for, looked_through, seen_by, shown_by, train
+from .session import device_for, looked_through, seen_by, show_curves, shown_by, train
 from .state import Progress
 
 # Changing these changes which frames come next, so they may change only where an epoch begins.
@@ -136,7 +138,7 @@ def restore_machine(before: dict[str, Any], device_spec: DeviceSpec) -> list[str
     told = [f"{name} {before.get(name)} -> {value}" for name, value in differing().items()]
     if not told:
         return []
-    ranks = "; the order of the frames stays, dropout differs with the number of ranks" * ("ranks" in differing())
+    ranks = "; the frames of every batch and their dropout stay, sums are rounded otherwise" * ("ranks" in differing())
     return [
         f"this machine is not the one before ({', '.join(told)}): training goes on, but bit for bit equality "
         f"with an uninterrupted run is not promised{ranks}"
@@ -181,10 +183,41 @@ def resume(
     TrainingStopped.
     """
     began = time.monotonic()
+    found = Run.open(run)
+    # The devices are asked for first of all; where the run stands, which decides what the others mean, is read later.
     wanted = said(overrides, settings)
+    asked = {key: value for key, value in wanted.items() if key in ("device", "devices")}
+    config = RunConfig.from_toml(found.config_path).replaced(asked)
+    if (started := launched_size()) > 1 and config.devices != 1 and "devices" not in wanted:
+        config = config.replaced({"devices": started})  # as many as were started now
+    if starts_processes(config):
+        with console or open_console() as shown:
+            config, _ = with_number(config, shown)
+            wanted["devices"] = config.devices
+            if config.devices != 1:
+                arguments = {"run": found.path, "wanted": wanted, "corpus": corpus, "checkpoint": from_checkpoint}
+                task = Task("resume", {**arguments, "age": time.monotonic() - began})
+                where = Run(together(task, int(config.devices), shown))
+                show_curves(where, shown)
+                return where
+    wanted["devices"] = config.devices
+    return resume_here(found.path, wanted, corpus, from_checkpoint, console, began)
+
+
+def resume_here(
+    run: str | os.PathLike[str],
+    wanted: Mapping[str, object],
+    corpus: str | os.PathLike[str] | None,
+    from_checkpoint: str | int | None,
+    console: Console | None,
+    began: float,
+) -> Run:
+    """`resume` as this process does it, alone or together with others that do the same.
+
+    wanted: dotted keys and their new values. began: monotonic time.
+    """
     with contextlib.ExitStack() as held:
         found = Run.open(run)
-        # The device is asked for first of all; where the run stands, which decides what the others mean, is read later.
         asked = {key: value for key, value in wanted.items() if key == "device"}
         as_found = RunConfig.from_toml(found.config_path).replaced(asked)
         ranks = held.enter_context(init(as_found.device))

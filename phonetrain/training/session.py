@@ -201,6 +201,7 @@ def train(
                 end(trainer, type(error).__name__, request, message=message, **trainer.end_record)
             raise
         end(trainer, reason, request)
+    ranks.barrier()  # the end is recorded: exit codes of all go by it
 
 
 def end(trainer: Trainer, reason: str, request: StopRequest, **fields: Any) -> None:
@@ -235,6 +236,11 @@ def say_end(trainer: Trainer, reason: str, request: StopRequest, ways: dict[str,
         told += [f"next: {way}" for way in verdict.after_end(run, reason, best is not None, ways)]
     if told:
         console.say("\n".join(told))
+    show_curves(run, console)
+
+
+def show_curves(run: Run, console: Console) -> None:
+    """The learning curves, where there are scores and the console can show pictures."""
     if run.scores():
         console.picture(lambda: curves_of(run))
 

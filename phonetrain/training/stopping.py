@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
 
 
 class StopRequest:
@@ -27,13 +27,13 @@ class StopRequest:
 
 
 @contextlib.contextmanager
-def noticed_signals() -> Iterator[StopRequest]:
-    """Within the block SIGINT, SIGTERM and SIGHUP only set the yielded StopRequest.
+def noticed_signals(request: StopRequest | None = None) -> Iterator[StopRequest]:
+    """Within the block SIGINT, SIGTERM, SIGHUP and SIGUSR1 (Slurm's warning) only set the yielded StopRequest.
 
     Handlers belong to the main thread; elsewhere (some notebooks) signals keep the meaning that they had. SIGHUP stays
     ignored where the caller ignores it: that is what `nohup` asks for.
     """
-    request = StopRequest()
+    request = request or StopRequest()
     before = {}
     if threading.current_thread() is threading.main_thread():
         for number in SIGNALS:

@@ -96,6 +96,14 @@ def test_two_processes_have_the_losses_of_one(name, runs_of_two, learnable_corpu
     assert two.status == "finished"
 
 
+def test_devices_2_gives_what_torchrun_gives(runs_of_two, learnable_corpus, tmp_path):
+    name = "batch norm"
+    config = load_recipe("default").override([*last_of_each(PLAIN + WAYS[name]), "devices=2"])
+    run = fit(config=config, corpus=learnable_corpus.path, run=tmp_path / "run", console=Console())
+    assert losses(run) == losses(Run(runs_of_two / name)) and run.status == "finished"
+    assert run.read_json(run.built_path)["machine"]["ranks"] == 2
+
+
 POISONED = """
 import sys
 from phonetrain.distributed import init
@@ -311,8 +319,9 @@ def test_norm_over_ranks_equals_torch_on_the_whole_batch(tmp_path):
 def test_more_processes_than_gpus_are_refused_in_one_sentence(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
-    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}.items():
+    launched = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    for name, value in launched.items():
         monkeypatch.setenv(name, value)
-    wanted = "process number 2 on a machine with 1 GPU; use --nproc-per-node 1, or device=cpu"
+    wanted = "process number 2 was started on a machine with 1 GPU; start at most 1 .*, or use device=cpu"
     with pytest.raises(ConfigError, match=wanted), init("auto"):
         pass

@@ -67,7 +67,7 @@ REFUSED = {
     "ema.decay=0.9": "ema.decay: unknown setting; did you mean averaging.decay?",
     "optimizer.dropout=0.1": "optimizer.dropout: unknown setting; did you mean model.dropout?",
     "modle=1": "modle: unknown setting; did you mean model?",
-    "bogus=1": "bogus: unknown setting; known here: version, epochs, batch_size, seed, subset, device, precision, ",
+    "bogus=1": "bogus: unknown setting; known here: version, epochs, batch_size, seed, subset, device, devices, ",
     "batch_size=1e3": "batch_size = 1000.0: wanted a whole number, at least 2 and at most 1,048,576; that is 1_000",
     "epochs.x=1": "epochs.x: unknown setting; did you mean epochs?",
     "zzz.yyy=1": "zzz.yyy: unknown setting; known here: version, epochs",

@@ -186,6 +186,21 @@ def test_masks_are_the_references():
     assert kept.flatten().tolist() == kept_by_dropout(67 * 41, key, 0.3).tolist()
 
 
+def test_mask_of_a_slice_is_the_slice_of_the_mask_by_kernels_and_by_torch(monkeypatch):
+    """Each process and each piece of a batch makes its rows of one mask."""
+
+    def kept(rows: slice, rows_before: int) -> torch.Tensor:
+        torch.manual_seed(5)
+        dropout = Dropout(0.4)
+        dropout.rows_before = rows_before
+        return dropout(torch.ones(50, 7, 3)[rows]) != 0
+
+    whole = kept(slice(0, 50), 0)
+    assert torch.equal(kept(slice(17, 50), 17), whole[17:]) and not torch.equal(kept(slice(17, 50), 0), whole[17:])
+    monkeypatch.setattr(cpu_layer, "runs_here", lambda hidden: False)
+    assert torch.equal(kept(slice(0, 50), 0), whole) and torch.equal(kept(slice(17, 50), 17), whole[17:])
+
+
 def test_kept_counts_of_whole_masks_vary_as_a_binomials():
     """Their variance was 0.6 of it: one step of the hash was missing."""
     torch.manual_seed(1)

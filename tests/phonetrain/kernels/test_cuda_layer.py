@@ -148,9 +148,18 @@ def test_masks_of_two_calls_differ_and_a_seed_repeats_them():
 def test_masks_are_the_references():
     key = 0x2B7E151628AED2A6 % 2**62
     dropout = Dropout(0.3)
-    dropout.key = torch.tensor([key], device=DEVICE)
+    dropout.key = torch.tensor([key, 0], device=DEVICE)
     kept = hidden_layer(torch.ones(67, 41, device=DEVICE), None, nn.ReLU(), dropout) != 0
     assert kept.flatten().tolist() == kept_by_dropout(67 * 41, key, 0.3).tolist()
+
+
+def test_mask_of_a_slice_is_the_slice_of_the_mask():
+    def kept(rows: slice, rows_before: int) -> torch.Tensor:
+        dropout = Dropout(0.3)
+        dropout.key, dropout.rows_before = torch.tensor([2**61 + 12345, 2**62 - 3], device=DEVICE), rows_before
+        return hidden_layer(torch.ones(67, 41, device=DEVICE)[rows], None, nn.ReLU(), dropout) != 0
+
+    assert torch.equal(kept(slice(20, 67), 20), kept(slice(0, 67), 0)[20:])
 
 
 def test_a_second_derivative_is_refused():

@@ -63,10 +63,10 @@ def test_compiler_that_fails_leaves_everything_to_torch(hidden, broken_compiler)
     """That numba could be imported was taken for kernels that could be built: training ended at the first layer."""
     assert cpu_layer.why_not() == "RuntimeError: Could not find any LLVM target"
     assert torch.equal(hidden_layer(hidden, None, nn.SiLU(), None), nn.functional.silu(hidden))
-    torch.manual_seed(1)
     output = Dropout(0.5)(hidden)
-    torch.manual_seed(1)
-    assert torch.equal(output, nn.functional.dropout(hidden, 0.5))
+    assert (
+        torch.equal(output, torch.where(output != 0, 2 * hidden, 0)) and 0.4 < float((output != 0).float().mean()) < 0.6
+    )
     assert torch.equal(converted(hidden.half(), torch.bfloat16), hidden.half().bfloat16())
 
 
