@@ -74,6 +74,8 @@ def pack(
     alignment_unit: AlignmentUnit = None,
     unknown: Unknown = "class",
     max_uncovered: MaxUncovered = None,
+    split: str | None = None,
+    phone_map: Annotated[str | None, Parameter("--map")] = None,
     json_output: Json = False,
 ) -> None:
     """Pack the raw folder RAW into the corpus PACKED, whole or not at all.
@@ -108,6 +110,11 @@ def pack(
         I/N: pack only the I-th of N parts, into PACKED.parts, for `phonedata merge PACKED`; one that is there is kept.
     stats_only
         With --part and --cmvn speaker or train: only the statistics, which every part then needs.
+    split
+        Parts taken from the labelled partitions, as dev=0.1,test=0.1; each speaker is in one. The rest is for training.
+    phone_map
+        Fold symbols into classes: timit-48, timit-39 (Lee and Hon), or a file with lines `symbol class`; `symbol` alone
+        leaves its frames out.
     json_output
         Print the report as JSON.
     """
@@ -131,6 +138,8 @@ def pack(
             part=_parse_part(part),
             stats_only=stats_only,
             alignment=AlignmentOptions(_text(alignments), tier, alignment_unit, unknown, max_uncovered),
+            split=split,
+            phone_map=phone_map,
         )
     _show(report.to_dict(), as_flags(str(report)), json_output)
 

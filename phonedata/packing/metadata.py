@@ -128,6 +128,7 @@ def root_attributes(
         "frontend": raw.frontend,
         "partitions": entries,
         "left_out": [one.to_dict() for one in left_out],
+        **({"derived": raw.derived} if raw.derived else {}),
     }
 
 

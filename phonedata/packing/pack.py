@@ -9,6 +9,7 @@ from typing import Any
 from ..errors import NoSpace, PhonedataError, SpecError
 from ..files import disk_errors, is_disk_full, put_in_place, recover, staging_path
 from ..format.corpus import PackedCorpus
+from ..raw import views
 from ..raw.audio import AlignmentOptions
 from ..raw.base import RawCorpus
 from ..raw.open import open_raw
@@ -37,6 +38,8 @@ def pack(
     part: tuple[int, int] | None = None,
     stats_only: bool = False,
     alignment: AlignmentOptions | None = None,
+    split: str | None = None,
+    phone_map: str | None = None,
 ) -> PackReport:
     """Pack the raw folder `raw` into the corpus `packed`, whole or not at all; returns what was done.
 
@@ -50,7 +53,9 @@ def pack(
     first runs with `stats_only`. A part that is there is kept, unless `replace`, or packed again if a raw file was
     written or the statistics were made again since.
 
-    `alignment` says how alignments of audio become labels.
+    `alignment` says how alignments of audio become labels. `split`, as "dev=0.1,test=0.1", takes parts from labelled
+    partitions, each speaker in one of them. `phone_map`, "timit-48", "timit-39" or a file with lines `symbol class`,
+    folds symbols into classes.
 
     An interrupted call continues where it stopped when it is repeated. Raises CorpusExists, CorpusNotFound,
     RawDataError (the first thing wrong in the raw folder), SpecError, PhonedataError (disk).
@@ -65,6 +70,10 @@ def pack(
         raise SpecError(f"workers {workers}, wanted at least 1")
     recover(whole)
     corpus = open_raw(raw, layout, alignment) if alignment else open_raw(raw, layout)
+    if phone_map is not None:
+        corpus = views.fold(corpus, phone_map)
+    if split is not None:
+        corpus = views.split(corpus, split)
     check_partitions(corpus, options)
     target = whole
     if part is not None:

@@ -122,6 +122,8 @@ class RawCorpus:
     """Words of the command line that open it this way, beside its folder and layout."""
     labelling: dict[str, Labelling] = field(default_factory=dict)
     """Partition -> what its alignments leave open, where labels come from alignments."""
+    derived: dict[str, str] = field(default_factory=dict)
+    """What was made of the folder's own partitions and classes, in words: "split", "map"."""
 
     @property
     def frame_shift_ms(self) -> float:
