@@ -85,7 +85,7 @@ def fit_here(
     with init(config.device) as ranks:
         begun = ranks.share(begun_before(run) if ranks.restarts and ranks.is_main else None)
         if begun is not None and checkpoint.saved_steps(Run(begun)):
-            return resume_here(begun, {}, config.data.corpus, None, console, began)
+            return resume_here(begun, {}, config.data.corpus, None, True, console, began)
         packed = open_corpus(config)
         if run is not None:
             check_place(run, packed)

@@ -196,12 +196,13 @@ def resume(
             wanted["devices"] = config.devices
             if config.devices != 1:
                 arguments = {"run": found.path, "wanted": wanted, "corpus": corpus, "checkpoint": from_checkpoint}
-                task = Task("resume", {**arguments, "age": time.monotonic() - began})
+                arguments |= {"trust_code": trust_code, "age": time.monotonic() - began}
+                task = Task("resume", arguments)
                 where = Run(together(task, int(config.devices), shown))
                 show_curves(where, shown)
                 return where
     wanted["devices"] = config.devices
-    return resume_here(found.path, wanted, corpus, from_checkpoint, console, began)
+    return resume_here(found.path, wanted, corpus, from_checkpoint, trust_code, console, began)
 
 
 def resume_here(
@@ -209,6 +210,7 @@ def resume_here(
     wanted: Mapping[str, object],
     corpus: str | os.PathLike[str] | None,
     from_checkpoint: str | int | None,
+    trust_code: bool,
     console: Console | None,
     began: float,
 ) -> Run:

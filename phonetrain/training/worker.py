@@ -70,13 +70,15 @@ class RemoteConsole(Console):
         self.send("warn", text)
 
 
-def fit(config: RunConfig, name: str | None, run: Any, pace: dict[str, float], age: float, console: Console) -> Any:
+def fit(config: RunConfig, name: str | None, run: Any, pace: dict[str, float], age: float, console: Console) -> Path:
     """age: seconds since the whole began."""
     return fit_here(config, name, run, pace, console, time.monotonic() - age).path
 
 
-def resume(run: Path, wanted: dict[str, Any], corpus: Any, checkpoint: Any, age: float, console: Console) -> Any:
-    return resume_here(run, wanted, corpus, checkpoint, console, time.monotonic() - age).path
+def resume(
+    run: Path, wanted: dict[str, Any], corpus: Any, checkpoint: Any, trust_code: bool, age: float, console: Console
+) -> Path:
+    return resume_here(run, wanted, corpus, checkpoint, trust_code, console, time.monotonic() - age).path
 
 
 def pace(config: RunConfig, console: Console) -> float:
