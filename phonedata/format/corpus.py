@@ -192,8 +192,8 @@ class Partition:
 
     def check_values(self) -> None:
         """What digests cannot say: labels and ids are those that the metadata describe. Raises FormatError."""
-        ids = self.utterance_ids
-        if len(set(ids)) < len(ids) or not self.speakers:
+        ids, _ = self.utterance_ids, self.speakers
+        if len(set(ids)) < len(ids):
             raise damaged(self.path / "utterance_id_bytes", "an id is there twice")
         labels = self.labels
         if labels is not None and self.label_histogram is not None:
@@ -322,7 +322,11 @@ class Partition:
     @cached_property
     def speakers(self) -> list[str]:
         """U speakers, in row order; the utterance id itself where the raw corpus names none."""
-        return self._strings("speaker")
+        speakers = self._strings("speaker")
+        odd = next((speaker for speaker in speakers if not speaker.isprintable()), None)
+        if odd is not None:
+            raise damaged(self.path / "speaker_bytes/c/0", f"holds {odd!r:.80}, which is no speaker")
+        return speakers
 
     @property
     def hours(self) -> float:

@@ -133,7 +133,12 @@ def test_ids_that_lead_out_of_a_folder_or_are_there_twice_are_refused(packed):
     make_digests_anew(packed)
     with pytest.raises(FormatError, match=r"utterance_id_bytes/c/0: holds '\.\./-012-0000', which is no id"):
         PackedCorpus(packed)["dev-clean"].utterance_ids  # noqa: B018
+    (packed / "dev-clean/speaker_bytes/c/0").write_bytes(b"\x1b[2" * 3)
+    make_digests_anew(packed)
+    with pytest.raises(FormatError, match=r"speaker_bytes/c/0: holds '\\x1b\[2', which is no speaker"):
+        PackedCorpus(packed)["dev-clean"].speakers  # noqa: B018
     file.write_bytes(ids[:12] + ids[:12] + ids[24:])
+    (packed / "dev-clean/speaker_bytes/c/0").write_bytes(b"104" * 3)
     make_digests_anew(packed)
     with pytest.raises(FormatError, match="utterance_id_bytes: an id is there twice"):
         PackedCorpus(packed).verify()
