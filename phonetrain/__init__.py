@@ -47,6 +47,7 @@ _MODULES = {
     "list_runs": "results.run_list",
     "prune_runs": "results.run_list",
     "explain": "runs.explain",
+    "upload": "runs.upload",
     "doctor": "planning.doctor",
     "sweep": "planning.sweep",
     "export": "results.export",
@@ -81,6 +82,7 @@ if TYPE_CHECKING:
     from .results.transcribe import transcribe as transcribe
     from .runs.directory import Run as Run
     from .runs.explain import explain as explain
+    from .runs.upload import upload as upload
     from .training.fit import fit as fit
     from .training.resume import resume as resume
 else:

@@ -378,6 +378,27 @@ def handin(*runs: Path, out: Path = Path("handin.zip"), corpus: Path | None = No
 
 
 @app.command
+def upload(
+    run: Path | None = None, *, to: Literal["wandb", "tensorboard", "trackio"] = "wandb", json: Flag = False
+) -> None:
+    """Replay a run's numbers into wandb, TensorBoard or trackio as one curve; a second call adds only what is new.
+
+    Parameters
+    ----------
+    run
+        The run's directory or name; default: the one under runs/ trained last.
+    to
+        wandb (needs `wandb login`), tensorboard (event files in RUN/tensorboard) or trackio (on this machine).
+    json
+        Print what was sent as JSON.
+    """
+    from ..runs.upload import upload
+
+    sent = upload(run, to)
+    print_result(sent, f"{sent['where']}: {sent['added']:,} of {sent['lines']:,} lines added", json)
+
+
+@app.command
 def submit(run: Path | None = None, *, competition: str = "COMPETITION", json: Flag = False) -> None:
     """Print the `kaggle` commands that submit a run's predictions.
 

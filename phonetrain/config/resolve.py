@@ -39,7 +39,7 @@ def resolve(
         changes["model.from_run"] = str(Path(from_run).resolve())
     mirror = changes.get("checkpoint.mirror", config.checkpoint.mirror)
     if isinstance(mirror, str) and mirror not in ("none", ""):
-        changes["checkpoint.mirror"] = str(Path(mirror).expanduser().resolve())
+        changes["checkpoint.mirror"] = mirror if mirror.startswith("~") else str(Path(mirror).resolve())
     return config.replaced(changes, epoch) if changes else config
 
 

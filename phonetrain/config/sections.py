@@ -284,6 +284,14 @@ class TrackingConfig(Section):
     "Where wandb writes; WANDB_MODE in the environment goes first."
     project: str = "phonetrain"
     "Project name in wandb."
+    name: Annotated[str, Text("a name", not_empty)] | None = None
+    "Name of the run in wandb; none: that of its directory."
+    entity: Annotated[str, Text("a name", not_empty)] | None = None
+    "User or team in wandb; none: the default one of who is logged in."
+    tags: tuple[Annotated[str, Text("a tag", not_empty)], ...] = ()
+    'Tags of the run in wandb, as ["diamond", "t4"].'
+    notes: Annotated[str, Text("text", not_empty)] | None = None
+    "A sentence about the run, shown in wandb."
     log_every: Count = 100
     "Steps between lines of metrics; also how often the device is asked for numbers."
 

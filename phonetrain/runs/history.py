@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -65,6 +66,7 @@ class History:
         `segment_started` needs segment, step (the last step that its checkpoint holds; 0 from scratch) and, unless it
         continues the segment before it, parent (the segment that wrote the checkpoint): they make the lineage.
         """
+        fields = {name: without_home(value) for name, value in fields.items()}
         line = {"event": event, "time": datetime.now(UTC).isoformat(timespec="milliseconds"), **fields}
         self._append(self.events_path, line, sync=True)
         return line
@@ -134,6 +136,14 @@ class History:
     def best(self) -> dict[str, Any] | None:
         """The line with the best score so far, an epoch's or one made inside an epoch; None before the first."""
         return next((line for line in reversed(self.scores()) if line.get("best")), None)
+
+
+def without_home(value: Any) -> Any:
+    """Text in which the home folder is `~`: a record goes to others, and whose home it is, is private."""
+    if not isinstance(value, str):
+        return value
+    home = os.path.expanduser("~")
+    return value.replace(home + os.sep, "~" + os.sep) if len(home) > 1 else value
 
 
 def where_scored(line: dict[str, Any]) -> str:

@@ -7,7 +7,6 @@ import contextlib
 import netrc
 import os
 import secrets
-import shlex
 import sys
 import warnings
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from ..config.sections import TrackingConfig
+from ..text import command
 from .directory import Run
 
 Mode = Literal["online", "offline"]
@@ -63,7 +63,7 @@ def open_tracker(
     attempts: tuple[Mode, ...] = ("online", "offline") if mode == "online" else ("offline",)
     for attempt in attempts:
         try:
-            tracker = WandbTracker(attempt, config.project, run, settings or {}, say, warn)
+            tracker = WandbTracker(attempt, config, run, settings or {}, say, warn)
             break
         except ImportError as error:
             warn(f"wandb: cannot be imported ({_first_line(error)}); the run is recorded in {run.metrics_path} only")
@@ -81,7 +81,7 @@ class WandbTracker(Tracker):
     def __init__(
         self,
         mode: Mode,
-        project: str,
+        tracking: TrackingConfig,
         run: Run,
         settings: dict[str, Any],
         say: Callable[[str], None],
@@ -93,29 +93,20 @@ class WandbTracker(Tracker):
         self.run, self.mode, self.say, self.warn = run, mode, say, warn
         self.id = wandb_id(run)
         self.wandb_run: Any = None
-        wanted: dict[str, Any] = {
-            "silent": True,
-            "console": "off",
-            "disable_git": True,
-            "disable_code": True,
-            "save_code": False,
-            "x_disable_meta": True,  # host, user, program and arguments
-            "init_timeout": INIT_SECONDS,
-            "login_timeout": 1,
-            "finish_timeout": FINISH_SECONDS,
-        }
-        known = getattr(wandb.Settings, "model_fields", {})
         self.wandb_run = wandb.init(
             mode=mode,
-            project=project,
-            name=run.name,
+            project=tracking.project,
+            entity=tracking.entity,
+            name=tracking.name or run.name,
+            notes=tracking.notes,
+            tags=list(tracking.tags),
             id=self.id,
             # A notebook may have a run of its own open: without this, ours would be that one, and end it.
             reinit="create_new",
             dir=str(run.path),
-            # Offline, wandb knows no resuming: each segment is a directory of its own and `sync --id` joins them.
+            # Offline, wandb knows no resuming: each segment is a directory; `phonetrain upload` sends one curve.
             resume="allow" if mode == "online" else None,
-            settings=wandb.Settings(**{name: value for name, value in wanted.items() if name in known}),
+            settings=private_settings(wandb, INIT_SECONDS, FINISH_SECONDS),
         )
         # Our step is the x-axis: wandb's own restarts with each process, and would refuse a segment that went back.
         self.wandb_run.define_metric("step")
@@ -128,7 +119,7 @@ class WandbTracker(Tracker):
         self._try(lambda wandb_run: wandb_run.log(named | {"step": step}))
 
     def config(self, settings: dict[str, Any]) -> None:
-        self._try(lambda wandb_run: wandb_run.config.update(settings, allow_val_change=True))
+        self._try(lambda wandb_run: wandb_run.config.update(without_places(settings), allow_val_change=True))
 
     def summary(self, numbers: dict[str, Any]) -> None:
         self._try(lambda wandb_run: wandb_run.summary.update(numbers))
@@ -138,7 +129,7 @@ class WandbTracker(Tracker):
             return
         self._try(lambda wandb_run: wandb_run.finish(exit_code=exit_code))
         if self.wandb_run is not None and self.mode == "offline":
-            self.say(f"wandb: to upload, {sync_command(self.run, self.id)}")
+            self.say(f"wandb: to upload, {command('upload', self.run.path)}")
         self.wandb_run = None
 
     def _try(self, act: Callable[[Any], object]) -> None:
@@ -158,13 +149,34 @@ def wandb_id(run: Run) -> str:
     if isinstance(kept, str) and kept:
         return kept
     made = secrets.token_hex(4)
-    run.write_json(run.tracker_path, {"wandb_id": made})
+    run.write_json(run.tracker_path, run.read_json(run.tracker_path) | {"wandb_id": made})
     return made
 
 
-def sync_command(run: Run, identity: str) -> str:
-    """The shell line that uploads all offline segments of `run` under its one id."""
-    return f"wandb sync --id {identity} {shlex.quote(run.path.as_posix())}/wandb/offline-run-*"
+def private_settings(wandb: Any, init_seconds: int, finish_seconds: int) -> Any:
+    """wandb.Settings of a run that asks nothing, prints nothing, and records no host, user, program or code."""
+    wanted: dict[str, Any] = {
+        "silent": True,
+        "console": "off",
+        "disable_git": True,
+        "disable_code": True,
+        "save_code": False,
+        "x_disable_meta": True,  # host, user, program and arguments
+        "init_timeout": init_seconds,
+        "login_timeout": 1,
+        "finish_timeout": finish_seconds,
+    }
+    known = getattr(wandb.Settings, "model_fields", {})
+    return wandb.Settings(**{name: value for name, value in wanted.items() if name in known})
+
+
+def without_places(value: Any) -> Any:
+    """Settings for others to see: of an absolute path only the last part."""
+    if isinstance(value, dict):
+        return {key: without_places(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_places(inner) for inner in value]
+    return Path(value).name if isinstance(value, str) and os.path.isabs(value) else value
 
 
 def _mode(asked: str) -> str:

@@ -221,3 +221,12 @@ def test_whole_or_absent(tmp_path):
 def test_a_run_stands_for_its_path(tmp_path):
     run = holding(tmp_path / "a")
     assert Run.open(run).path == run.path and os.fspath(run) == str(tmp_path / "a")
+
+
+def test_no_home_folder_is_recorded_in_what_happened(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "alice"))
+    run = Run(tmp_path / "run")
+    run.path.mkdir()
+    run.append_event("warning", step=1, message=f"{tmp_path}/alice/notes.txt and {tmp_path}/bob/notes.txt")
+    (event,) = run.events()
+    assert event["message"] == f"~/notes.txt and {tmp_path}/bob/notes.txt" and event["step"] == 1
