@@ -1,8 +1,7 @@
-"""Pictures: learning curves of one run with its segments, of several runs over each other, and a confusion matrix."""
+"""Pictures: learning curves of a run with its segments, of several runs, a confusion matrix, an utterance."""
 
 from __future__ import annotations
 
-import base64
 import io
 import math
 import re
@@ -13,16 +12,26 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.ticker import MaxNLocator
 
+from .config.run_config import RunConfig
+from .optim.schedule import build_schedule
 from .runs.directory import Run
+from .runs.experiment import shown
 
 TRAIN, DEV, MARK, BAD = "#8da0b6", "#c2410c", "#475569", "#b91c1c"
 # Okabe and Ito's palette: told apart with any colour vision.
 MANY = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#a0a000")
 STYLE: dict[Any, Any] = {
     "font.size": 9.0,
+    "text.color": "#1e293b",
+    "axes.titlecolor": "#1e293b",
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": "#94a3b8",
@@ -39,7 +48,13 @@ STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: small, sharp, selectable
     "svg.hashsalt": "phonetrain",
 }
+# Colours of the pictures -> variables of the page, which gives them other values in the dark.
+VARIABLES = {
+    "#1e293b": "--ink", "#334155": "--ink", "#64748b": "--soft", "#94a3b8": "--soft", "#e2e8f0": "--line",
+    "#8da0b6": "--train", "#c2410c": "--mark", "#475569": "--soft", "#b91c1c": "--mark", "#000000": "--ink",
+}  # fmt: skip
 MOST_MARKS = 8
+WIDER = 1.3  # a browser's font may be that much wider than the one measured with
 MOST_POINTS = 1500  # of a curve that is at most 1,440 dots wide
 
 
@@ -54,6 +69,8 @@ class Curves:
     epochs: dict[str, np.ndarray]
     best: int | None
     marks: list[tuple[float, str, str]] = field(default_factory=list)
+    rate_x: np.ndarray = field(default_factory=lambda: np.empty(0))
+    rates: np.ndarray = field(default_factory=lambda: np.empty(0))
 
     @classmethod
     def of(cls, run: Run) -> Curves:
@@ -63,6 +80,8 @@ class Curves:
         names = ("train_loss", "train_accuracy", "dev_loss", "dev_accuracy")
         scores = run.scores()
         best = [place for place, line in enumerate(scores) if line.get("best")]
+        logged = sorted((line["step"], line["lr"]) for line in [*train, *epochs] if "lr" in line)
+        steps, rates = scheduled_rates(run) or np.array(logged, np.float64).reshape(-1, 2).T
         return cls(
             name=run.name,
             train_x=thinned(to_epochs([line["step"] for line in train]), np.max),
@@ -71,7 +90,44 @@ class Curves:
             epochs={name: column(scores, name) for name in names},
             best=best[-1] if best else None,
             marks=marks(run, to_epochs),
+            rate_x=to_epochs(steps.tolist()),
+            rates=rates,
         )
+
+
+def scheduled_rates(run: Run) -> tuple[np.ndarray, np.ndarray] | None:
+    """(steps, learning rate of each) as the schedule gives them, for the epochs that are over.
+
+    None where the settings alone do not say them: plateau goes by scores, a rollback cuts the rate, a resume may have
+    changed it.
+    """
+    epochs = run.metrics("epoch")
+    kept = {span.segment for span in run.lineage()}
+    by_hand = [
+        event for event in run.events()
+        if event["event"] == "recovered" or (event["event"] == "config_changed" and event.get("by") != "stage")
+        if event.get("segment") in kept
+    ]  # fmt: skip
+    if not epochs or by_hand or not run.config_path.is_file():
+        return None
+    plans = RunConfig.from_toml(run.config_path).plans
+    if any(plan.config.schedule.name == "plateau" for plan in plans):
+        return None
+    steps, rates = [], []
+    before, schedule, last = 0, None, 0.0
+    for line in epochs:
+        plan = next(plan for plan in plans if plan.start <= line["epoch"] < plan.stop)
+        batches = int(line["step"]) - before
+        if schedule is None or (plan.starts_schedule and line["epoch"] == plan.start):
+            schedule = build_schedule(plan.config, batches, plan.schedule_start)
+            if plan.carries_rate:
+                schedule.carry_over(last)
+        rates.append(schedule.rates(line["epoch"], batches))
+        steps.append(np.arange(before, before + batches))
+        before, last = int(line["step"]), float(rates[-1][-1])
+    together = np.concatenate(rates)
+    thin = np.unique(np.linspace(0, len(together) - 1, MOST_POINTS).astype(int))
+    return np.concatenate(steps)[thin], together[thin]
 
 
 def column(lines: list[dict[str, Any]], name: str) -> np.ndarray:
@@ -111,7 +167,7 @@ def marks(run: Run, to_epochs: Any) -> list[tuple[float, str, str]]:
         if name == "segment_started" and event.get("step") and event["segment"] in kept:
             found.setdefault(place, []).append("rolled back" if event.get("by") == "rollback" else "resumed")
         elif name == "config_changed" and event.get("segment", 0) in kept:
-            words = f"{event['key'].rpartition('.')[2]} {event['old']} → {event['new']}"
+            words = f"{event['key'].rpartition('.')[2]} {shown(event['old'])} → {shown(event['new'])}"
             if words not in found.setdefault(place, []):
                 found[place].append(words)
         elif name == "nonfinite":
@@ -124,28 +180,57 @@ def draw_run(run: Run) -> Figure:
     """Loss, frame accuracy and learning rate of one run over its epochs."""
     told = Curves.of(run)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(9.6, 5.6), layout="constrained")
-        grid = figure.add_gridspec(2, 2, height_ratios=(3, 1.3))
-        loss, accuracy, rate = (figure.add_subplot(place) for place in (grid[0, 0], grid[0, 1], grid[1, :]))
+        texts = [text if len(text) <= 46 else text[:45] + "…" for _, text, _ in told.marks[-MOST_MARKS:]]
+        last = max([*told.epoch_x, *told.train_x, *(place for place, _, _ in told.marks), 1e-9])
+        rows = text_rows([place / last for place, _, _ in told.marks[-MOST_MARKS:]], texts, 9.0)
+        strip = 0.17 * (1 + max(rows, default=-1))
+        figure = Figure(figsize=(9.6, 5.6 + strip), layout="constrained")
+        grid = figure.add_gridspec(3, 2, height_ratios=(3, 0.01 + strip, 1.3))
+        loss, accuracy, rate = (figure.add_subplot(place) for place in (grid[0, 0], grid[0, 1], grid[2, :]))
+        names = figure.add_subplot(grid[1, :])
         draw_score(loss, told, "loss", 1.0)
         loss.set(title="Loss (nats a frame)", xlabel="epochs")
         draw_score(accuracy, told, "accuracy", 100.0)
         accuracy.set(title="Frame accuracy (%)", xlabel="epochs")
-        rate.plot(told.train_x, told.train["lr"], color=TRAIN, linewidth=1.4)
-        if not told.train_x.size and told.epoch_x.size:
-            # With a marker: of a run of one epoch there is no line.
-            rate.plot(told.epoch_x, column(run.scores(), "lr"), color=TRAIN, linewidth=1.4, marker="s", markersize=3.0)
-        positive = told.train["lr"][told.train["lr"] > 0]
+        # With a marker where there is no line: of a run of one epoch without lines in it.
+        rate.plot(told.rate_x, told.rates, color=TRAIN, linewidth=1.4, marker="s" if len(told.rates) < 2 else "")
+        positive = told.rates[told.rates > 0]
         # A cosine reads best on a plain axis, rates that were cut again and again on a logarithmic one.
         if positive.size and positive.max() > 20 * np.median(positive):
             rate.set_yscale("log")
         rate.set(title="Learning rate", xlabel="epochs")
         for axes in (loss, accuracy, rate):
-            draw_marks(axes, told, words=axes is rate)
+            for place, _, colour in told.marks[-MOST_MARKS:]:
+                axes.axvline(place, color=colour, linewidth=0.9, linestyle=(0, (3, 3)))
             axes.set_xlim(left=0.0)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         loss.legend(loc="upper right")
+        names.set_axis_off()
+        names.set(xlim=rate.get_xlim(), ylim=(-0.5 - max(rows, default=0), 0.5))
+        for (place, _, colour), text, row in zip(told.marks[-MOST_MARKS:], texts, rows):
+            right = place > 0.5 * last
+            names.text(place, -row, text, ha="right" if right else "left", va="center", fontsize=7, color=colour)
     return figure
+
+
+def text_rows(places: Sequence[float], texts: Sequence[str], inches: float) -> list[int]:
+    """The row for each text, the first free one, so that none overlaps another.
+
+    places: of 0 to 1 in a width of `inches`, where a text begins or, in the right half, ends.
+    """
+    measure = FigureCanvasAgg(Figure(dpi=72)).get_renderer()
+    rows: list[int] = []
+    taken: list[list[tuple[float, float]]] = []
+    for place, text in zip(places, texts):
+        width = WIDER * measure.get_text_width_height_descent(text, FontProperties(size=7), False)[0] / 72 / inches
+        span = (place - width, place) if place > 0.5 else (place, place + width)
+        free = next((row for row, spans in enumerate(taken)
+                     if all(span[1] < begin or span[0] > end for begin, end in spans)), len(taken))  # fmt: skip
+        if free == len(taken):
+            taken.append([])
+        taken[free].append(span)
+        rows.append(free)
+    return rows
 
 
 def draw_score(axes: Axes, told: Curves, name: str, scale: float) -> None:
@@ -167,15 +252,6 @@ def draw_score(axes: Axes, told: Curves, name: str, scale: float) -> None:
     if seen.size > 4:
         low, high = seen.min(), seen.max()
         axes.set_ylim(low - 0.05 * (high - low) - 1e-9, high + 0.08 * (high - low) + 1e-9)
-
-
-def draw_marks(axes: Axes, told: Curves, words: bool) -> None:
-    for place, text, colour in told.marks[-MOST_MARKS:]:
-        axes.axvline(place, color=colour, linewidth=0.9, linestyle=(0, (3, 3)))
-        if words:
-            short = text if len(text) <= 46 else text[:45] + "…"
-            axes.annotate(short, (place, 0.97), xycoords=("data", "axes fraction"), xytext=(3, 0), va="top",
-                          textcoords="offset points", fontsize=7, color=colour)  # fmt: skip
 
 
 def draw_runs(runs: Sequence[Run]) -> Figure:
@@ -203,14 +279,54 @@ def draw_confusion(confusion: np.ndarray, symbols: Sequence[str]) -> Figure:
     counts = np.asarray(confusion, np.float64)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1.0)
     size = max(4.0, 0.19 * len(symbols) + 1.2)
+    colours = np.empty((*shares.shape, 4))
+    colours[..., :3], colours[..., 3] = to_rgb(DEV), np.sqrt(shares)  # seen on white and on black
     with matplotlib.rc_context(STYLE | {"axes.grid": False}):
         figure = Figure(figsize=(size, size), layout="constrained")
         axes = figure.subplots()
-        axes.imshow(np.sqrt(shares), cmap="Greys", vmin=0.0, vmax=1.0, interpolation="nearest")
+        axes.imshow(colours, interpolation="nearest")
         axes.set_xticks(range(len(symbols)), symbols, rotation=90, fontsize=7)
         axes.set_yticks(range(len(symbols)), symbols, fontsize=7)
         axes.set(xlabel="heard as", ylabel="phoneme")
         axes.tick_params(length=0)
+    return figure
+
+
+def draw_utterance(
+    features: np.ndarray, labels: np.ndarray, rows: np.ndarray, symbols: Sequence[str], shift_ms: float
+) -> Figure:
+    """An utterance: features (N, D), the true and the said phonemes, and the log posteriors `rows` (N, C) as shares.
+
+    Only phonemes that are true or said somewhere have a row among the posteriors.
+    """
+    said = rows.argmax(1)
+    there = sorted({*labels.tolist(), *said.tolist()})
+    seconds = len(labels) * shift_ms / 1000
+    box = (0.0, seconds)
+    with matplotlib.rc_context(STYLE | {"axes.grid": False}):
+        figure = Figure(figsize=(max(9.6, 3.2 * seconds), 3.0 + 0.17 * len(there)), layout="constrained")
+        top, tiers, below = figure.subplots(3, 1, sharex=True, height_ratios=(1.5, 0.7, 0.17 * len(there)))
+        low, high = np.quantile(features, (0.02, 0.98))
+        top.imshow(features.T, aspect="auto", origin="lower", cmap="magma", vmin=low, vmax=high,
+                   extent=(*box, 0, features.shape[1]))  # fmt: skip
+        top.set(title="Features", ylabel="coefficient")
+        for place, (name, classes) in enumerate((("said", said), ("true", labels))):
+            edges = np.flatnonzero(np.diff(classes, prepend=-1, append=-1))
+            for begin, end in zip(edges, edges[1:]):
+                start, stop = begin * shift_ms / 1000, end * shift_ms / 1000
+                wrong = name == "said" and (classes[begin] != labels[begin:end]).mean() > 0.5
+                tiers.plot([start, start], [place - 0.4, place + 0.4], color=MARK, linewidth=0.5)
+                # Nine points a letter; a phone too short for its name goes without.
+                if (stop - start) * figure.get_figwidth() / seconds * 72 > 7 * WIDER * len(symbols[classes[begin]]):
+                    tiers.text((start + stop) / 2, place, symbols[classes[begin]], ha="center", va="center",
+                               fontsize=7, color=DEV if wrong else "#1e293b")  # fmt: skip
+        tiers.set(ylim=(-0.6, 1.6), yticks=(0, 1))
+        tiers.set_yticklabels(("said", "true"))
+        colours = np.empty((len(there), len(rows), 4))
+        colours[..., :3], colours[..., 3] = to_rgb(DEV), np.sqrt(np.exp(rows[:, there])).T
+        below.imshow(colours, aspect="auto", interpolation="nearest", extent=(*box, len(there) - 0.5, -0.5))
+        below.set_yticks(range(len(there)), [symbols[index] for index in there], fontsize=7)
+        below.set(title="Posteriors", xlabel="seconds", xlim=box)
     return figure
 
 
@@ -223,16 +339,12 @@ def as_svg(figure: Figure, label: str) -> str:
     svg = svg[svg.index("<svg") :].rstrip()
     head, _, rest = svg.partition(">")
     head = re.sub(r'\s(width|height)="[^"]*"', "", head)
+    rest = re.sub(r"#[0-9a-f]{6}", lambda hit: f"var({VARIABLES[hit[0]]})" if hit[0] in VARIABLES else hit[0], rest)
     return f'{head} role="img" aria-label="{label}">{rest}'
 
 
 def as_png(figure: Figure, dots_per_inch: int = 150) -> bytes:
     data = io.BytesIO()
     with matplotlib.rc_context(STYLE):
-        figure.savefig(data, format="png", dpi=dots_per_inch, metadata={"Software": None})
+        figure.savefig(data, format="png", dpi=dots_per_inch, metadata={"Software": None}, facecolor="white")
     return data.getvalue()
-
-
-def as_image(figure: Figure, label: str) -> str:
-    """An <img> with the picture inside."""
-    return f'<img alt="{label}" src="data:image/png;base64,{base64.b64encode(as_png(figure)).decode()}">'

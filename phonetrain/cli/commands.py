@@ -335,7 +335,7 @@ def predict(
 
 
 @app.command
-def report(*runs: Path, out: Path | None = None, json: Flag = False) -> None:
+def report(*runs: Path, out: Path | None = None, baseline: Path | None = None, json: Flag = False) -> None:
     """Write one self-contained HTML page about a run, or about several with an ablation table beside it; prints paths.
 
     Parameters
@@ -343,13 +343,15 @@ def report(*runs: Path, out: Path | None = None, json: Flag = False) -> None:
     runs
         Run directories or names; default: the one under runs/ trained last.
     out
-        The HTML file; default RUN/report.html, for several runs report-NAME-NAME.html.
+        The HTML file; default RUN/report.html, for several runs report-NAME-NAME.html. An edited one is never replaced.
+    baseline
+        Of several runs the one that the others are compared with; default: the oldest.
     json
         Print the paths as JSON.
     """
     from ..results.report import report, table_beside
 
-    path = report(runs, out)
+    path = report(runs, out, baseline)
     result = {"report": str(path)} | ({"table": str(table_beside(path))} if len(runs) > 1 else {})
     print_result(result, "\n".join(result.values()), json)
 

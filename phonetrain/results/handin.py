@@ -25,6 +25,7 @@ from ..errors import ConfigError, PhonetrainError, writing
 from ..plots import as_png, draw_run, draw_runs
 from ..runs.directory import Run
 from ..runs.explain import explain
+from ..runs.next_commands import settings
 from ..text import clock, counted, percent, short, to_json
 from . import html as page
 from . import report
@@ -161,7 +162,7 @@ class Told:
             return []
         return [
             f"{key} {report.show(old)} → {report.show(new)}"
-            for key, old, new in report.changes(report.settings(self.before), report.settings(self.run))
+            for key, old, new in report.changes(settings(self.before), settings(self.run))
             if not key.startswith(report.NO_EXPERIMENT)
         ]
 

@@ -1,4 +1,4 @@
-"""HTML for reports: one file, no script, no address outside itself; prints well."""
+"""HTML for reports: one file, no script, no address outside itself; for a desk, a phone, the dark and paper."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 STYLE = """
-:root { --ink: #1e293b; --soft: #64748b; --line: #e2e8f0; --card: #f8fafc; --mark: #c2410c }
+:root { color-scheme: light dark; --paper: #fff; --ink: #1e293b; --soft: #5b6779; --line: #e2e8f0; --card: #f8fafc;
+  --mark: #c2410c; --train: #8da0b6 }
+@media (prefers-color-scheme: dark) { :root { --paper: #12171f; --ink: #e2e8f0; --soft: #9aa7b8; --line: #334155;
+  --card: #1c232e; --mark: #fb923c; --train: #7b8ea6 } }
 * { box-sizing: border-box }
-body { margin: 0 auto; max-width: 62rem; padding: 2rem 1.25rem 4rem; color: var(--ink); background: #fff;
+body { margin: 0 auto; max-width: 62rem; padding: 2rem 1.25rem 4rem; color: var(--ink); background: var(--paper);
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif }
 h1 { font-size: 1.6rem; margin: 0 0 .2rem }
 h2 { font-size: 1.1rem; margin: 2.4rem 0 .6rem }
@@ -23,6 +26,8 @@ svg, img { max-width: 100%; height: auto; display: block }
 .numbers b { display: block; font-size: 1.25rem; font-variant-numeric: tabular-nums }
 .numbers span { color: var(--soft); font-size: .82rem }
 .wide { overflow-x: auto }
+.wide svg { min-width: 44rem }
+h1, p, li, td { overflow-wrap: anywhere }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .86rem }
 th, td { padding: .22rem .9rem .22rem 0; text-align: right; border-bottom: 1px solid var(--line);
   vertical-align: top }
@@ -32,11 +37,11 @@ td { white-space: nowrap }
 td.text + td.text { white-space: normal; overflow-wrap: anywhere; min-width: 12rem }
 tr.best td { color: var(--mark); font-weight: 600 }
 .bar { display: inline-block; width: 4.5rem; margin-left: .5rem; text-align: left }
-.bar i { display: inline-block; height: .55rem; background: #8da0b6; border-radius: 2px }
+.bar i { display: inline-block; height: .55rem; background: var(--train); border-radius: 2px }
 .columns { display: flex; flex-wrap: wrap; gap: 0 2.5rem }
-.narrow { max-width: 44rem }
 ol.life { padding-left: 1.2rem }
 ol.life li { margin: .25rem 0 }
+@media (max-width: 30rem) { body { padding: 1rem .8rem 3rem } .bar { display: none } }
 @media print { body { max-width: none; padding: 0 } h2 { break-after: avoid } svg, img, tr { break-inside: avoid } }
 """
 
@@ -90,7 +95,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]], best: int | N
         f"<tr{' class=best' if place == best else ''}>{cells(row, 'td')}</tr>\n" for place, row in enumerate(rows)
     )
     head = f"<thead><tr>{cells(header, 'th')}</tr></thead>"
-    return f'<div class="wide"><table>{head}<tbody>\n{body}</tbody></table></div>'
+    return wide(f"<table>{head}<tbody>\n{body}</tbody></table>")
 
 
 def share_bar(share: float | None) -> Raw:
@@ -102,6 +107,11 @@ def share_bar(share: float | None) -> Raw:
 
 def life(sentences: Sequence[str]) -> str:
     return '<ol class="life">' + "".join(f"<li>{text(sentence)}</li>" for sentence in sentences) + "</ol>"
+
+
+def wide(markup: str) -> str:
+    """A picture or table that keeps a readable size and scrolls by itself where the page is narrower."""
+    return f'<div class="wide">{markup}</div>'
 
 
 def verbatim(words: str) -> str:

@@ -5,7 +5,7 @@ Runs of one experiment differ in the seed alone; their scores are a sample of wh
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .directory import Run
@@ -33,6 +33,19 @@ def experiment(run: Run) -> dict[str, Any]:
     if run.status not in ENDED:
         table["epochs trained"] = len(run.metrics("epoch"))
     return table
+
+
+def group_runs(runs: Sequence[Run]) -> list[list[Run]]:
+    """Runs of one experiment together, in the order in which experiments come first."""
+    groups: list[tuple[dict[str, Any], list[Run]]] = []
+    for run in runs:
+        about = experiment(run)
+        group = next((group for known, group in groups if known == about), None)
+        if group is None:
+            groups.append((about, [run]))
+        else:
+            group.append(run)
+    return [group for _, group in groups]
 
 
 def changes(first: Mapping[str, Any], other: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:

@@ -31,23 +31,39 @@ def fit_again(run: Run, *changes: str) -> str:
     return command("fit", *words, **options)
 
 
-def fit_words(run: Run, *changes: str) -> tuple[list[str], dict[str, str]]:
+def fit_words(run: Run, *changes: str, config: RunConfig | None = None) -> tuple[list[str], dict[str, str]]:
     """What follows `phonetrain fit` to train under the run's settings again, with `changes`: words, options.
+
+    config: in place of the run's settings, those it began with.
 
     It is the run's recipe and how the settings differ from it, tried here: where that gives other settings (the recipe
     is gone or unknown, or a difference cannot be said as `key=value`), it is the run's own config.toml.
     """
+    own = RunConfig.from_toml(run.config_path)
+    wanted = (config or own).override(changes)
+    options = {} if wanted.data.corpus is None else {"corpus": wanted.data.corpus}
     recipe = next(iter(run.events("run_started")), {}).get("recipe")
-    config, words = RunConfig.from_toml(run.config_path).override(changes), [run.config_path.as_posix(), *changes]
     with contextlib.suppress(ConfigError):
-        base = load_recipe(recipe or "default")
-        # A setting is left out of a config because it is none, which is said, or because nothing reads it.
-        settings = [f"{key}={new if isinstance(new, str) else 'none' if new is None else toml_value(new)}"
-                    for key, _, new in diff(base, config) if key not in ("data.corpus", "version")
-                    and (new is not None or config.setting(key) is None)]  # fmt: skip
-        if recipe and _elsewhere(base.override(settings)) == _elsewhere(config):
-            words = [recipe, *settings]
-    return words, {} if config.data.corpus is None else {"corpus": config.data.corpus}
+        if recipe and (words := _said(load_recipe(recipe), wanted)) is not None:
+            return [recipe, *words], options
+    words = _said(own, wanted)
+    return [run.config_path.as_posix(), *(changes if words is None else words)], options
+
+
+def _said(base: RunConfig, wanted: RunConfig) -> list[str] | None:
+    """The settings that make `wanted` of `base`, the corpus aside; None where `key=value` cannot say them."""
+    # A setting is left out of a config because it is none, which is said, or because nothing reads it.
+    told = [(key, new) for key, _, new in diff(base, wanted) if new is not None or wanted.setting(key) is None]
+    words = [f"{key}={setting_text(new)}" for key, new in told if key not in ("data.corpus", "version")]
+    try:
+        return words if _elsewhere(base.override(words)) == _elsewhere(wanted) else None
+    except ConfigError:
+        return None
+
+
+def setting_text(value: Any) -> str:
+    """A value as a `key=value` on the command line has it."""
+    return value if isinstance(value, str) else "none" if value is None else toml_value(value)
 
 
 def _elsewhere(config: RunConfig) -> RunConfig:

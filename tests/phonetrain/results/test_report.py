@@ -1,7 +1,6 @@
 """report, explain and compare_runs: read from the run's files, follow the lineage, escape what they show."""
 
 import importlib.util
-import re
 import shlex
 import shutil
 from html.parser import HTMLParser
@@ -11,13 +10,26 @@ import numpy as np
 import pytest
 
 from phonedata import PackedCorpus, pack
+from phonetrain.cli.main import exit_code
 from phonetrain.config.run_config import load_recipe
-from phonetrain.errors import PhonetrainError, RunNotFound
-from phonetrain.plots import Curves, as_png, draw_run, epoch_scale
+from phonetrain.errors import ConfigError, PhonetrainError, RunNotFound
+from phonetrain.plots import Curves, as_png, draw_run, epoch_scale, scheduled_rates, text_rows
+from phonetrain.results.compare import compare
 from phonetrain.results.evaluate import evaluate
-from phonetrain.results.report import ablation_markdown, best_evaluation, kept_evaluation, report, shell_command
+from phonetrain.results.report import (
+    Table,
+    best_evaluation,
+    by_hand,
+    commands,
+    kept_evaluation,
+    refuse_edited,
+    report,
+    sealed,
+    shell_command,
+)
 from phonetrain.runs.directory import Run
 from phonetrain.runs.explain import explain
+from phonetrain.runs.verdict import verdict
 from tests.training import fit_tiny, resume_tiny
 
 VOID = {"meta", "img", "br", "hr", "path", "use", "rect", "image"}
@@ -119,15 +131,98 @@ def test_score_on_another_corpus_is_kept_beside_the_runs_own(learnable_corpus, t
     assert "was not trained on what" in told and f"the corpus with digest {learnable_corpus.digest}" in told
 
 
-def test_several_runs_make_an_ablation_table_with_commands(runs, tmp_path):
-    path = report(runs, tmp_path / "both.html")
+def test_several_runs_are_compared_with_the_oldest_or_a_chosen_one(runs, learnable_corpus, tmp_path):
+    again = fit_tiny(learnable_corpus, tmp_path / "again", "epochs=2", "model.dropout=0.1", "seed=1")
+    path = report([runs[1], again, runs[0]], tmp_path / "all.html")
+    text, table = path.read_text(encoding="utf-8"), path.with_suffix(".md").read_text(encoding="utf-8")
     page = Balanced()
-    page.feed(path.read_text(encoding="utf-8"))
+    page.feed(text)
     assert page.open == []
-    table = path.with_suffix(".md").read_text(encoding="utf-8")
-    assert "model.dropout 0.3 → 0.1" in table and "(the first)" in table
-    assert re.search(r"phonetrain fit \S*second/config\.toml --corpus ", table)
-    assert table.splitlines()[1].count("|") == table.splitlines()[2].count("|")
+    header, _, first, second = [line.split("|")[1:-1] for line in table.splitlines()[:4]]
+    assert [cell.strip() for cell in header[:3]] == ["run", "dev %", "95 %"]
+    assert first[0].strip() == "first" and second[0].strip() == "second (2 seeds)" and second[3].strip()
+    told = compare([runs[0], runs[1], again])["differences"][0]["accuracy"]
+    assert [cell.strip() for cell in second[4:7]] == [
+        f"{100 * told['difference']:+.2f}", f"{100 * told['low']:+.2f} to {100 * told['high']:+.2f}", f"{told['p']:.3f}"
+    ]  # fmt: skip
+    assert "| model.dropout | 0.3 | 0.1 |" in table and text.count("class=best") == 1
+    assert "phonetrain report" not in text.replace("written by phonetrain report", "")
+    report([runs[0], runs[1]], tmp_path / "two.html", baseline=runs[1])
+    assert (tmp_path / "two.md").read_text(encoding="utf-8").splitlines()[2].startswith("| second |")
+    with pytest.raises(ConfigError, match="is none of the runs given"):
+        report([runs[0], runs[1]], tmp_path / "two.html", baseline=again)
+    with pytest.raises(ConfigError, match="wanted two runs or more"):
+        report(runs[0], baseline=runs[0])
+
+
+def test_an_edited_page_is_never_replaced(runs, tmp_path):
+    path = report(runs[0], tmp_path / "page.html")
+    assert report(runs[0], path) == path  # as it was left: written anew
+    edited = path.read_bytes().replace(b"<h1>", b"<h1>Mine: ")
+    path.write_bytes(edited)
+    with pytest.raises(PhonetrainError, match="was edited since it was written.* --out FILE"):
+        report(runs[0], path)
+    assert path.read_bytes() == edited
+    for content in (b"", b"mine", sealed(b"page") + b"!"):
+        path.write_bytes(content)
+        with pytest.raises(PhonetrainError, match="was edited"):
+            refuse_edited(path)
+
+
+def test_page_has_interval_verdict_places_and_the_worst_utterance(runs):
+    text = report(runs[0]).read_text(encoding="utf-8")
+    scores = kept_evaluation(runs[0])
+    low, high = (f"{100 * scores['interval'][end]:.2f}" for end in ("low", "high"))
+    assert text.index(f"95 %: {low} to {high}") < text.index("Verdict") < text.index("Learning curves")
+    assert scores["worst_utterances"][0]["utterance"] in text and "frames to a boundary" in text
+    assert str(verdict(runs[0]).command).replace("'", "&#x27;").replace(">", "&gt;") in text
+    assert "phonetrain report" not in text.replace("written by phonetrain report", "") and ">None<" not in text
+
+
+def test_hundreds_of_classes_have_no_matrix(runs):
+    from phonetrain.results.report import confusions
+
+    scores = dict(kept_evaluation(runs[0]))
+    assert "<svg" in "".join(confusions(runs[0], scores))
+    scores["phonemes"] = scores["phonemes"] * 3
+    assert "could not be read" in "".join(confusions(runs[0], scores))
+
+
+def test_commands_train_a_changed_run_again_stage_by_stage(runs, learnable_corpus, tmp_path, monkeypatch):
+    first, second = map(shlex.split, commands(runs[0]).splitlines())
+    assert first[:2] == ["phonetrain", "fit"] and second[:2] == ["phonetrain", "resume"]
+    assert {"epochs=2"} <= set(first) and {"epochs=3", "schedule.on_extend=hold"} <= set(second)
+    for words in (first, second):
+        assert exit_code([*words[1:], "--quiet"]) == 0
+    again = Run(runs[0].path.parent / "first-again")
+    assert [line["dev_loss"] for line in again.scores()] == [line["dev_loss"] for line in runs[0].scores()]
+    assert commands(runs[1]) == shell_command(runs[1])
+    assert "after a stop at step 20" not in commands(lived(tmp_path / "run"))  # an epoch ends there
+    assert "--from step-20 optimizer.lr=0.0001" in commands(lived(tmp_path / "other"))
+
+
+@pytest.mark.parametrize("settings", [
+    ["schedule.name=cosine"], ["schedule.name=onecycle", "schedule.warmup_steps=none"],
+    ["schedule.name=step", "schedule.step_size=1", "schedule.gamma=0.5"],
+    ["stage=[{epochs = 1}, {epochs = 1, 'optimizer.lr' = 'previous', 'schedule.name' = 'constant'}]"],
+])  # fmt: skip
+def test_drawn_rates_are_those_of_every_update(learnable_corpus, tmp_path, settings):
+    run = fit_tiny(learnable_corpus, tmp_path / "run", "epochs=2", "tracking.log_every=1", *settings)
+    steps, rates = scheduled_rates(run)
+    logged = {line["step"]: line["lr"] for line in run.metrics("train")}
+    assert len(rates) > 40 and all(logged[step + 1] == pytest.approx(rate) for step, rate in zip(steps, rates))
+
+
+def test_rates_that_the_settings_do_not_say_are_the_logged_ones(runs):
+    assert scheduled_rates(runs[0]) is None
+    assert len(Curves.of(runs[0]).rates) >= len(runs[0].metrics("train"))
+
+
+def test_texts_of_marks_take_rows_in_which_none_overlaps():
+    places, texts = [0.1, 0.11, 0.12, 0.5, 0.99, 0.98], ["resumed, lr 0.001 → 0.0001"] * 6
+    rows = text_rows(places, texts, 9.0)
+    assert rows[:3] == [0, 1, 2] and rows[4] != rows[5] and max(rows) <= 2
+    assert text_rows([0.0, 0.4], ["a", "b"], 9.0) == [0, 0]
 
 
 @pytest.mark.parametrize("settings", [
@@ -248,8 +343,10 @@ def test_table_has_no_broken_cells():
     assert markdown_table(("a", "b"), [("x|y", "1\n2")]).splitlines()[2] == "| x\\|y | 1 2 |"
 
 
-def test_ablation_of_runs_without_scores_still_stands(tmp_path):
-    assert "one" in ablation_markdown([lived(tmp_path / "one"), Run.create(tmp_path / "two")][:1])
+def test_table_of_runs_without_a_corpus_has_the_scores_of_training_and_says_why(tmp_path):
+    table = Table.of([lived(tmp_path / "one"), lived(tmp_path / "two", killed=True)])
+    assert table.rows[0][1] == "66.67" and table.rows[0][4:7] == ["", "", ""]
+    assert "Accuracies are those of training" in table.notes[1]
 
 
 def test_equal_runs_are_equal_and_others_are_named(runs, learnable_corpus, tmp_path):
@@ -290,6 +387,6 @@ def test_the_files_of_several_runs_are_named_after_them_and_changes_by_hand_stan
     second = fit_tiny(learnable_corpus, tmp_path / "b-1", *settings)
     assert report([first, second]).name == "report-a-1-b-1.html"
     lines = (tmp_path / "report-a-1-b-1.md").read_text().splitlines()
-    (line,) = [line for line in lines if line.endswith(f"optimizer.lr was 0.001 up to step {step}, then 0.0001")]
-    assert "# a-1; epochs was 1 up to" in line
-    assert [line for line in lines if line.endswith("# b-1")]
+    place = lines.index(f"    phonetrain resume {tmp_path / 'a-1-again'} epochs=2 optimizer.lr=0.0001")
+    assert f"--run {tmp_path / 'a-1-again'}" in lines[place - 1] and "epochs=1" in lines[place - 1]
+    assert by_hand(first)[-1] == f"optimizer.lr was 0.001 up to step {step}, then 0.0001"
