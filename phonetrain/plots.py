@@ -340,6 +340,7 @@ def as_svg(figure: Figure, label: str) -> str:
     head, _, rest = svg.partition(">")
     head = re.sub(r'\s(width|height)="[^"]*"', "", head)
     rest = re.sub(r"#[0-9a-f]{6}", lambda hit: f"var({VARIABLES[hit[0]]})" if hit[0] in VARIABLES else hit[0], rest)
+    rest = re.sub(r'base64,[^"]*', lambda hit: hit[0].replace("\n", ""), rest)  # one line, as other pictures in pages
     return f'{head} role="img" aria-label="{label}">{rest}'
 
 
