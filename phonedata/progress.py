@@ -26,16 +26,18 @@ class ProgressLine:
             TextColumn("{task.fields[rate]}"),
         )
         screen = Console(file=self.stream)
-        self._bar = Progress(*columns, console=screen, transient=True, disable=not self._terminal)
+        self._bar = Progress(*columns, console=screen, transient=True)
         self._task = self._bar.add_task("", visible=False, rate="")
         self._stage, self._started, self._first, self._shown = "", 0.0, 0, 0.0
 
     def __enter__(self) -> ProgressLine:
-        self._bar.start()
+        if self._terminal:
+            self._bar.start()
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self._bar.stop()
+        if self._terminal:  # a bar of rich 13 that is not shown ends with an empty line all the same
+            self._bar.stop()
 
     def __call__(self, stage: str, done: int, total: int, unit: str = "frames") -> None:
         now = time.monotonic()
