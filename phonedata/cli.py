@@ -76,6 +76,7 @@ def pack(
     max_uncovered: MaxUncovered = None,
     split: str | None = None,
     phone_map: Annotated[str | None, Parameter("--map")] = None,
+    skip: Path | None = None,
     json_output: Json = False,
 ) -> None:
     """Pack the raw folder RAW into the corpus PACKED, whole or not at all.
@@ -115,6 +116,8 @@ def pack(
     phone_map
         Fold symbols into classes: timit-48, timit-39 (Lee and Hon), or a file with lines `symbol class`; `symbol` alone
         leaves its frames out.
+    skip
+        A file with a line PARTITION/UTTERANCE for each that is left out, as `phonetrain suspects` writes it.
     json_output
         Print the report as JSON.
     """
@@ -140,6 +143,7 @@ def pack(
             alignment=AlignmentOptions(_text(alignments), tier, alignment_unit, unknown, max_uncovered),
             split=split,
             phone_map=phone_map,
+            skip=skip,
         )
     _show(report.to_dict(), as_flags(str(report)), json_output)
 

@@ -52,6 +52,7 @@ _MODULES = {
     "sweep": "planning.sweep",
     "export": "results.export",
     "transcribe": "results.transcribe",
+    "suspects": "results.suspects",
 }
 
 __all__ = sorted(_MODULES)
@@ -78,6 +79,7 @@ if TYPE_CHECKING:
     from .results.report import report as report
     from .results.run_list import list_runs as list_runs
     from .results.run_list import prune_runs as prune_runs
+    from .results.suspects import suspects as suspects
     from .results.trained import open_trained as open_trained
     from .results.transcribe import transcribe as transcribe
     from .runs.directory import Run as Run

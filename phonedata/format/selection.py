@@ -1,7 +1,7 @@
 """Selection: the utterances that are used, from one or more partitions, as one corpus."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 
 import numpy as np
@@ -69,6 +69,20 @@ class Selection:
             chosen = np.sort(np.argsort(np.array(ranks, np.uint64), kind="stable")[:keep])
             lengths, source, start, index = lengths[chosen], source[chosen], start[chosen], index[chosen]
         return cls(corpus, sources, np.cumsum(lengths), source, start, index, subset, seed)
+
+    def only(self, keep: np.ndarray) -> "Selection":
+        """The utterances where `keep` (U,) is true, numbered anew. Raises SpecError where that is none."""
+        chosen = np.flatnonzero(keep)
+        if not len(chosen):
+            raise SpecError(f"none of {self.num_utterances} utterances of {', '.join(self.names)} is left")
+        lengths = np.diff(self.utterance_end, prepend=0)[chosen]
+        return replace(
+            self,
+            utterance_end=np.cumsum(lengths),
+            utterance_source=self.utterance_source[chosen],
+            utterance_start_row=self.utterance_start_row[chosen],
+            utterance_index=self.utterance_index[chosen],
+        )
 
     @property
     def num_utterances(self) -> int:

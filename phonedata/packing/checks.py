@@ -101,9 +101,9 @@ def check_partitions(corpus: RawCorpus, options: PackOptions) -> None:
                 raise SpecError(f"train partition {wanted!r} is not there; partitions: {', '.join(names)}")
     _check_names(corpus)
     for partition in corpus.partitions:
-        if partition.problems and not options.skip_bad:
-            more = len(partition.problems) - 1
-            raise RawDataError(partition.problems[0].message + (f" (and {more} more like it)" if more else ""))
+        bad = [problem for problem in partition.problems if not problem.asked]
+        if bad and not options.skip_bad:
+            raise RawDataError(bad[0].message + (f" (and {len(bad) - 1} more like it)" if len(bad) > 1 else ""))
         if not partition.utterance_ids:
             raise RawDataError(f"{corpus.path}: partition {partition.name} has no utterance to pack; mend or remove it")
         if options.cmvn == "speaker" and partition.speakers == partition.utterance_ids:

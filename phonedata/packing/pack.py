@@ -40,6 +40,7 @@ def pack(
     alignment: AlignmentOptions | None = None,
     split: str | None = None,
     phone_map: str | None = None,
+    skip: str | os.PathLike[str] | None = None,
 ) -> PackReport:
     """Pack the raw folder `raw` into the corpus `packed`, whole or not at all; returns what was done.
 
@@ -55,7 +56,8 @@ def pack(
 
     `alignment` says how alignments of audio become labels. `split`, as "dev=0.1,test=0.1", takes parts from labelled
     partitions, each speaker in one of them. `phone_map`, "timit-48", "timit-39" or a file with lines `symbol class`,
-    folds symbols into classes.
+    folds symbols into classes. `skip` is a file with a line
+    PARTITION/UTTERANCE for each utterance that is left out, as `phonetrain suspects` writes it.
 
     An interrupted call continues where it stopped when it is repeated. Raises CorpusExists, CorpusNotFound,
     RawDataError (the first thing wrong in the raw folder), SpecError, PhonedataError (disk).
@@ -74,6 +76,8 @@ def pack(
         corpus = views.fold(corpus, phone_map)
     if split is not None:
         corpus = views.split(corpus, split)
+    if skip is not None:
+        corpus = views.leave_out(corpus, os.fspath(skip))
     check_partitions(corpus, options)
     target = whole
     if part is not None:

@@ -28,11 +28,13 @@ class Problem:
     """An utterance that cannot be packed, found while listing; `message` is one line that names the file.
 
     `frames` is 0 for what is no utterance of its own, such as a second copy of a file; None: nobody knows.
+    asked: it could be packed, and is left out because somebody wants that.
     """
 
     utterance_id: str
     message: str
     frames: int | None = None
+    asked: bool = False
 
 
 class RawPartition(Protocol):

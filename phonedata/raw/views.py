@@ -1,4 +1,4 @@
-"""A raw corpus seen otherwise: symbols folded into fewer classes, one corpus split into parts by speaker."""
+"""A raw corpus seen otherwise: symbols folded into classes, split into parts by speaker, without some utterances."""
 
 import os
 from collections.abc import Sequence
@@ -218,6 +218,69 @@ def split(corpus: RawCorpus, shares: str) -> RawCorpus:
         arguments=(*corpus.arguments, "--split", shares),
         derived={**corpus.derived, "split": note},
     )
+
+
+def read_skip_list(file: str) -> list[str]:
+    """PARTITION/UTTERANCE of each line; what follows " #", or a line that begins with #, is a remark.
+
+    Raises SpecError.
+    """
+    try:
+        text = Path(file).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise SpecError(f"{file}: is no text; wanted a line PARTITION/UTTERANCE for each to be left out") from None
+    except OSError as error:
+        raise SpecError(f"{file}: cannot be read ({error.strerror}); wanted a list of utterances") from None
+    lines = [line.split(" #")[0].strip() for line in text.splitlines()]
+    names = [line for line in lines if line and not line.startswith("#")]
+    bad = next((name for name in names if name.count("/") != 1), None)
+    if bad is not None:
+        raise SpecError(f"{file}: got the line {bad!r}, wanted PARTITION/UTTERANCE, as train-clean/103-1240-0000")
+    return names
+
+
+def leave_out(corpus: RawCorpus, file: str) -> RawCorpus:
+    """`corpus` but for the utterances that `file` lists, which are reported as left out. Raises SpecError."""
+    listed = set(read_skip_list(file))
+    known = {
+        f"{p.name}/{name}"
+        for p in corpus.partitions
+        for name in (*p.utterance_ids, *(problem.utterance_id for problem in p.problems))
+    }
+    if strange := sorted(listed - known):
+        raise SpecError(
+            f"{file}: {len(strange)} of {len(listed)} utterances are not in {corpus.path}, as {strange[0]!r}; correct "
+            "the list, or give the raw folder that it was made for"
+        )
+    bare = {p.name for p in corpus.partitions if not p.labelled}
+    if moved := sorted(name for name in listed if name.partition("/")[0] in bare):
+        raise SpecError(
+            f"{file}: {moved[0]!r} is in a partition without labels, where each frame's place counts: what is "
+            "predicted of it would be moved; take it off the list"
+        )
+    views = []
+    for p in corpus.partitions:
+        kept = [index for index, name in enumerate(p.utterance_ids) if f"{p.name}/{name}" not in listed]
+        problems = [problem for problem in p.problems if f"{p.name}/{problem.utterance_id}" not in listed]
+        names = sorted(name.partition("/")[2] for name in listed if name.partition("/")[0] == p.name)
+        problems += [Problem(name, f"listed in {Path(file).name}", asked=True) for name in names]
+        views.append(
+            PartitionView(
+                p.name,
+                p.labelled,
+                [p.utterance_ids[index] for index in kept],
+                [p.speakers[index] for index in kept],
+                problems,
+                p.stamp,
+                p.written,
+                p.phonemes,
+                [p],
+                [(0, index) for index in kept],
+                order=p.order,
+                lengths_hint=None if p.lengths_hint is None else [p.lengths_hint[index] for index in kept],
+            )
+        )
+    return replace(corpus, partitions=tuple(views), arguments=(*corpus.arguments, "--skip", file))
 
 
 def _read_shares(corpus: RawCorpus, text: str) -> dict[str, float]:

@@ -505,6 +505,59 @@ def export(
 
 
 @app.command
+def suspects(
+    run: Path | None = None,
+    *,
+    partition: str | None = None,
+    folds: int | None = None,
+    share: float | None = None,
+    out: Path | None = None,
+    replace: Flag = False,
+    checkpoint: str = "best",
+    corpus: Path | None = None,
+    device: str = "auto",
+    json: Flag = False,
+) -> None:
+    """Say where labels look wrong: segments and utterances that the net contradicts, ranked, with a skip list.
+
+    Writes a folder with the lists, TextGrids of what is given and what is heard, a picture, and skip.txt for
+    `phonedata pack RAW PACKED --skip runs/a-1/suspects/skip.txt`. As `phonetrain suspects runs/a-1 --folds 3`.
+
+    Parameters
+    ----------
+    run
+        The run's directory or name; default: the one under runs/ trained last.
+    partition
+        A labelled partition; default: what the run was trained on.
+    folds
+        Train this many nets, each without one part of the training utterances, and ask each about that part: a net
+        remembers what it was trained on, wrong labels too.
+    share
+        Of the segments, how many are listed; default 0.02.
+    out
+        The folder; default RUN/suspects.
+    replace
+        Replace what is at --out already.
+    checkpoint
+        best, last, or a step as step-1200.
+    corpus
+        Another packed corpus with the same phonemes.
+    device
+        auto, cpu, cuda, cuda:1.
+    json
+        Print everything as JSON.
+    """
+    from ..results.suspects import SHARE, suspects
+    from ..results.tables import suspects_text
+
+    result = suspects(
+        run, partition, checkpoint, corpus, device, folds=folds, share=SHARE if share is None else share, out=out,
+        replace=replace,
+    )  # fmt: skip
+    print_result(result, suspects_text(result), json)
+
+
+@app.command
 def transcribe(
     *files: Path,
     run: Path | None = None,

@@ -41,6 +41,14 @@ def not_empty(text: str) -> None:
         raise ValueError("empty")
 
 
+def fold(text: str) -> tuple[int, int]:
+    """`"2/5"` -> (2, 5). Raises ValueError where that is no fold of at least two."""
+    number, _, of = text.partition("/")
+    if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of) and int(of) >= 2):
+        raise ValueError(f"{text!r} is no fold such as 2/5")
+    return int(number), int(of)
+
+
 def device_name(text: str) -> None:
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", text):
         raise ValueError(text)
@@ -81,6 +89,8 @@ class DataConfig(Section):
     "Partitions to train on, as train-clean-100 or a + b; auto: found by name."
     dev: Partitions = "auto"
     "Partitions that score every epoch; never cut by subset."
+    hold_out: Annotated[str, Text("a fold as 2/5", fold)] | None = None
+    "Leave out this fold of the training utterances, split by a hash of their ids."
     test: Partitions = "auto"
     "Partition that predict labels."
 

@@ -25,6 +25,7 @@ import torch
 from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor, nn
 
+from phonedata import Selection
 from phonedata.files import write_files
 
 from ..errors import ConfigError, PhonetrainError, writing
@@ -139,7 +140,7 @@ def real_windows(trained: Trained) -> Tensor:
         partition = str(partition_of("dev", trained.corpus, trained.data))
     except ConfigError:
         partition = next(iter(trained.corpus.partitions))
-    with open_frames(trained, partition) as loader:
+    with open_frames(trained, Selection.of(trained.corpus, partition)) as loader:
         for batch in loader.epoch(0):
             windows: Tensor = batch.windows.float().clone()
             return windows

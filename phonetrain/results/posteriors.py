@@ -62,19 +62,22 @@ def check_parameters(nets: Sequence[Net], most: int | None) -> None:
 
 
 def posteriors(
-    nets: Sequence[Net], partition: str, doing: str, average: Average = "log"
+    nets: Sequence[Net], partition: str | Selection, doing: str, average: Average = "log"
 ) -> Iterator[npt.NDArray[np.float32]]:
     """(N_u, C) float32 log posteriors of each utterance of `partition`, in packed order; memory does not grow with it.
+
+    partition: names of partitions, or some of their utterances.
 
     average: "log" takes the mean of the nets' log posteriors, normalised again; "probability" that of their posteriors.
     Says on stderr, at the end, where frames have no finite score.
     """
-    ends = Selection.of(nets[0].corpus, partition).utterance_end.tolist()
+    selection = partition if isinstance(partition, Selection) else Selection.of(nets[0].corpus, partition)
+    names, ends = " + ".join(selection.names), selection.utterance_end.tolist()
     waiting: list[npt.NDArray[np.float32]] = []
     utterance = first = done = lost = 0
     with contextlib.ExitStack() as stack:
-        streams = [_batches(net, partition, stack) for net in nets]
-        show = stack.enter_context(bar(f"{doing} {partition}", ends[-1]))
+        streams = [_batches(net, selection, stack) for net in nets]
+        show = stack.enter_context(bar(f"{doing} {names}", ends[-1]))
         for batch in zip(*streams, strict=True):
             rows = _averaged(batch, average)
             lost += int((~np.isfinite(rows).all(1)).sum())
@@ -88,9 +91,9 @@ def posteriors(
                 waiting = [together[length:]]
                 first, utterance = ends[utterance], utterance + 1
     if done != ends[-1]:
-        raise PhonetrainError(f"{partition}: {done} frames were scored, wanted {ends[-1]}; please report this")
+        raise PhonetrainError(f"{names}: {done} frames were scored, wanted {ends[-1]}; please report this")
     if lost:
-        why = why_not_finite(nets[0].corpus, partition)
+        why = why_not_finite(nets[0].corpus, names)
         print(f"warning: the scores of {lost:,} of {done:,} frames mean nothing: {why}", file=sys.stderr)
 
 
@@ -122,9 +125,9 @@ def _averaged(batch: Sequence[npt.NDArray[np.float32]], average: Average) -> npt
     return np.asarray(rows, np.float32)
 
 
-def _batches(net: Net, partition: str, stack: contextlib.ExitStack) -> Iterator[npt.NDArray[np.float32]]:
+def _batches(net: Net, selection: Selection, stack: contextlib.ExitStack) -> Iterator[npt.NDArray[np.float32]]:
     """(B, C) log posteriors of consecutive frames, placed by frame id."""
-    loader = stack.enter_context(open_frames(net, partition))
+    loader = stack.enter_context(open_frames(net, selection))
     begin = 0
     for batch in loader.epoch(0):
         with torch.no_grad():
@@ -132,17 +135,16 @@ def _batches(net: Net, partition: str, stack: contextlib.ExitStack) -> Iterator[
         frames = batch.frames.cpu().numpy() - begin
         placed = np.empty_like(rows)
         if not np.array_equal(np.sort(frames), np.arange(len(rows))):
-            raise PhonetrainError(f"{partition}: frames near {begin} are missing or doubled; please report this")
+            raise PhonetrainError(f"{selection.names}: frames near {begin} are missing or doubled; please report this")
         placed[frames] = rows
         begin += len(rows)
         yield placed
 
 
-def open_frames(net: Net, partition: str) -> Any:
-    """A loader of the partition's windows in frame order."""
+def open_frames(net: Net, selection: Selection) -> Any:
+    """A loader of the selection's windows in frame order."""
     return open_loader(
-        net.corpus,
-        partition,
+        selection,
         window=net.window,
         batch_size=BATCH,
         order="sequential",

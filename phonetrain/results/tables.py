@@ -265,3 +265,30 @@ def verdict_of(difference: dict[str, Any]) -> str:
         word = "better" if told["difference"] > 0 else "worse"
         return f"{word} by {100 * abs(told['difference']):.2f} points of frames: 0 is outside the interval"
     return "no difference is shown: 0 is inside the interval; more utterances or seeds would tell finer ones"
+
+
+SHOWN_SUSPECTS = 20
+
+
+def suspects_text(result: dict[str, Any]) -> str:
+    """What `suspects` returned, for people."""
+    utterances, segments = result["utterances"], result["segments"]
+    rows: list[tuple[str, ...]]
+    lines = [
+        f"{result['partition']}: {len(utterances):,} of {result['utterances_checked']:,} utterances and "
+        f"{len(segments):,} of {result['segments_checked']:,} segments are listed",
+    ]
+    if result["folds"] is None:
+        lines.append("the net was asked about its own training data, of which it remembers some; --folds 3 is surer")
+    if utterances:
+        rows = [(row["utterance"], f"{row['score']:.2f}", row["reason"]) for row in utterances[:SHOWN_SUSPECTS]]
+        lines += ["", *text_table(("utterance", "nats", "why"), rows, left=3)]
+    if segments:
+        rows = [(row["utterance"], f"{row['start']:.2f}", f"{row['end']:.2f}", row["given"], row["heard"],
+                 f"{row['score']:.2f}") for row in segments[:SHOWN_SUSPECTS]]  # fmt: skip
+        lines += ["", *text_table(("segment of", "from s", "to s", "given", "heard", "nats"), rows)]
+    rows = [(row["phoneme"], f"{row['segments']:,}", f"{row['sure_of_another']:,}",
+             percent(row["sure_of_another"] / row["segments"]), row["most_heard_as"] or "")
+            for row in result["classes"][:10]]  # fmt: skip
+    lines += ["", *text_table(("phoneme", "segments", "surely another", "%", "mostly"), rows)]
+    return "\n".join([*lines, "", result["folder"]])

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from phonedata import LOADERS, PackedCorpus, Selection, WindowSpec, open_loader
 
 from ..config.run_config import RunConfig, StagePlan
+from ..config.sections import fold
 from ..config.stages import PREVIOUS
 from ..device import DeviceSpec, describe_machine
 from ..distributed import current, reduce_norms
@@ -26,7 +27,7 @@ from ..step.augment import Augment
 from ..step.epoch import Updates
 from ..step.metrics import FrameMetrics
 from ..step.train_step import TrainStep
-from .data import Roles
+from .data import Roles, folds
 from .state import Progress, TrainState
 
 
@@ -67,8 +68,12 @@ class TrainingSetup:
 
 
 def training_selection(corpus: PackedCorpus, roles: Roles, config: RunConfig) -> Selection:
-    """The utterances that are trained on: `subset` of them, nested and seeded."""
-    return Selection.of(corpus, roles.train, subset=config.subset, seed=config.seed)
+    """The utterances that are trained on: `subset` of them, nested and seeded, without the fold that is held out."""
+    selection = Selection.of(corpus, roles.train, subset=config.subset, seed=config.seed)
+    if config.data.hold_out is None:
+        return selection
+    number, of = fold(config.data.hold_out)
+    return selection.only(folds(selection, of) != number)
 
 
 def window_dtype(corpus: PackedCorpus, device_spec: DeviceSpec) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import xxhash
 
 from phonedata import PackedCorpus, Partition, PhonedataError, Selection, WindowSpec
 
@@ -247,9 +248,14 @@ def summed_histograms(partitions: tuple[Partition, ...]) -> np.ndarray:
     return np.sum([part.label_histogram for part in partitions if part.label_histogram is not None], axis=0)
 
 
+def folds(selection: Selection, of: int) -> np.ndarray:
+    """(U,) the fold, 1..of, that each utterance is in, whatever else is selected: a hash of its id."""
+    return np.array([1 + xxhash.xxh3_64_intdigest(name.encode()) % of for name in selection.utterance_ids])
+
+
 def label_counts(train: Selection) -> np.ndarray:
     """(C,) frames of each class in the utterances that are trained on."""
-    if train.subset == 1:
+    if train.num_utterances == sum(part.num_utterances for part in train.partitions):
         return summed_histograms(train.partitions)
     counts = np.zeros(len(train.corpus.phonemes), np.int64)
     frames = np.diff(train.utterance_end, prepend=0)

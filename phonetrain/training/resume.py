@@ -35,7 +35,10 @@ from .state import Progress
 # Changing these changes which frames come next, so they may change only where an epoch begins.
 ORDER_KEYS = ("subset", "batch_size", "optimizer.accumulation", "loader.order")
 # These make another experiment: a checkpoint cannot go on under another value.
-FIXED_KEYS = ("seed", "window.", "model.", "optimizer.name", "optimizer.decay_all", "data.train", "data.dev", "stage")
+FIXED_KEYS = (
+    "seed", "window.", "model.", "optimizer.name", "optimizer.decay_all", "data.train", "data.dev", "data.hold_out",
+    "stage",
+)  # fmt: skip
 
 
 def find_checkpoint(run: Run, wanted: str | int | None) -> tuple[checkpoint.Checkpoint, list[str]]:

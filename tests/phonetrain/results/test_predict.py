@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from phonedata import pack
+from phonedata import Selection, pack
 from phonetrain.config.run_config import load_recipe
 from phonetrain.console.base import Console
 from phonetrain.errors import CheckpointError, ConfigError, PhonetrainError
@@ -136,7 +136,7 @@ def test_predictions_equal_the_slow_way_row_by_row(trained_run, learnable_corpus
 def test_rows_are_placed_by_frame_id_whatever_order_batches_come_in(trained_run, monkeypatch):
     trained = open_trained(trained_run)
     in_order = label_frames([trained], "test-clean")
-    loader = posteriors_room.open_frames(trained, "test-clean")
+    loader = posteriors_room.open_frames(trained, Selection.of(trained.corpus, "test-clean"))
 
     class Backwards:
         num_frames = loader.num_frames
