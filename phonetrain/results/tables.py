@@ -279,7 +279,9 @@ def suspects_text(result: dict[str, Any]) -> str:
         f"{len(segments):,} of {result['segments_checked']:,} segments are listed",
     ]
     if result["folds"] is None:
-        lines.append("the net was asked about its own training data, of which it remembers some; --folds 3 is surer")
+        lines.append(
+            "the net was asked about its own training data, of which it may remember some; --folds 3 asks nets that never saw it"
+        )
     if utterances:
         rows = [(row["utterance"], f"{row['score']:.2f}", row["reason"]) for row in utterances[:SHOWN_SUSPECTS]]
         lines += ["", *text_table(("utterance", "nats", "why"), rows, left=3)]
