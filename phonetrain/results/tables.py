@@ -280,7 +280,8 @@ def suspects_text(result: dict[str, Any]) -> str:
     ]
     if result["folds"] is None:
         lines.append(
-            "the net was asked about its own training data, of which it may remember some; --folds 3 asks nets that never saw it"
+            "the net was asked about its own training data, of which it may remember some; --folds 3 asks nets "
+            "that never saw it"
         )
     if utterances:
         rows = [(row["utterance"], f"{row['score']:.2f}", row["reason"]) for row in utterances[:SHOWN_SUSPECTS]]
