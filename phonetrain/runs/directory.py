@@ -133,6 +133,9 @@ class Run(History):
         return command("fit", self.config_path, run=self.path)
 
     def goes_on(self) -> str:
+        with contextlib.suppress(RunDamaged, OSError):
+            if self.status in ("finished", "early_stopped"):  # what was to be changed is recorded nowhere yet
+                return "the same command does it again"
         if any(self.checkpoints.glob("step-*")):
             return f"`{self.resume_command}` continues from the last checkpoint"
         if self.config_path.is_file():

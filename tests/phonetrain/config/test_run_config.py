@@ -406,3 +406,26 @@ def test_stages_are_resolved_once(monkeypatch):
     config = load_recipe("long")
     monkeypatch.setattr(RunConfig, "replaced", lambda *_: pytest.fail("resolved again"))
     assert config.plans is config.plans
+
+
+@pytest.mark.parametrize("depth", [20, 3000])
+def test_values_nested_deeper_than_any_setting_are_refused(tmp_path, depth):
+    deep = "[" * depth + "]" * depth
+    with pytest.raises(ConfigError, match=r"^stage: its value is nested deeper than any setting is"):
+        load_recipe("default").override([f"stage={deep}"])
+    (tmp_path / "deep.toml").write_text(f"stage = {deep}\n")
+    with pytest.raises(ConfigError, match="deep.toml: nested deeper than any setting is"):
+        RunConfig.from_toml(tmp_path / "deep.toml")
+
+
+@pytest.mark.parametrize("value", ["2", "true", '"x"', "1.5", "[2]", "{epochs=1}"])
+def test_stages_that_are_no_tables_are_refused_beside_epochs(value):
+    with pytest.raises(ConfigError, match="stage"):
+        load_recipe("default").override(["epochs=1", f"stage={value}"])
+
+
+@pytest.mark.parametrize("text", ["x" * 5000, "x/" * 3000, "y" * 5000 + ".toml", "a=" * 3000])
+def test_text_too_long_for_a_recipe_is_refused_shortly(text):
+    with pytest.raises(ConfigError, match="too long for a recipe's name or path") as caught:
+        load_recipe(text)
+    assert len(str(caught.value)) < 200

@@ -1,0 +1,67 @@
+"""Where a process finds itself: no place for compiled kernels, no compiler, a current directory that is gone."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from phonedata import PhonedataError, system
+
+ROOT = Path(__file__).parents[2]
+# Another user's container: neither the package's folder nor HOME can be written to.
+CONTAINER = (
+    "import os, sys, tempfile; os.access = lambda *words, **more: False; tempfile.tempdir = sys.argv[1]; "
+    "import phonedata; from phonedata.cli import main; main(['pack', sys.argv[2], sys.argv[3]])"
+)
+
+
+def run(*words, cwd: Path = ROOT, **environment) -> subprocess.CompletedProcess:
+    inherited = {name: value for name, value in os.environ.items() if name != "NUMBA_CACHE_DIR"}
+    inherited |= {"PYTHONPATH": str(ROOT)} | environment
+    return subprocess.run(list(map(str, words)), cwd=cwd, capture_output=True, text=True, env=inherited, timeout=300)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="numba finds a place of its own on Windows")
+def test_kernels_are_kept_in_a_temporary_folder_of_ones_own_where_nothing_else_can_be_written(tiny_raw, tmp_path):
+    told = run(sys.executable, "-c", CONTAINER, tmp_path, tiny_raw, tmp_path / "packed")
+    assert told.returncode == 0, told.stderr
+    assert told.stderr.count("note: compiled kernels are kept in") == 1
+    (folder,) = tmp_path.glob("phonedata-kernels-*")
+    assert folder.stat().st_mode & 0o077 == 0 and list(folder.rglob("*.nbi"))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="numba finds a place of its own on Windows")
+def test_a_temporary_folder_that_others_may_write_to_is_not_used(tmp_path, monkeypatch):
+    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
+    monkeypatch.setattr(os, "access", lambda *words, **more: False)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    planted = tmp_path / f"phonedata-kernels-{os.getuid()}"
+    planted.mkdir()
+    planted.chmod(0o777)
+    monkeypatch.setenv("NUMBA_CACHE_DIR", "")
+    monkeypatch.delenv("NUMBA_CACHE_DIR")
+    system.find_place_for_kernels()
+    assert os.environ["NUMBA_CACHE_DIR"] != str(planted)
+    assert os.environ["NUMBA_CACHE_DIR"].startswith(f"{planted}-")
+
+
+def test_numba_without_its_compiler_is_one_sentence(tiny_raw, tmp_path, monkeypatch):
+    told = run(sys.executable, "-m", "phonedata", "pack", tiny_raw, tmp_path / "packed", NUMBA_DISABLE_JIT="1")
+    assert (told.returncode, told.stderr.count("\n")) == (1, 1) and "unset NUMBA_DISABLE_JIT" in told.stderr
+    monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")
+    with pytest.raises(PhonedataError, match="NUMBA_DISABLE_JIT is set"):
+        system.check_compiler()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems keep a directory that somebody is in")
+@pytest.mark.parametrize("program", ["phonedata", "phonetrain"])
+def test_a_current_directory_that_is_gone_is_one_sentence(tmp_path, program):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    words = "fit" if program == "phonetrain" else "pack raw packed"
+    told = run("sh", "-c", f"cd {gone} && rmdir {gone} && exec {sys.executable} -m {program} {words}")
+    lines = [line for line in told.stderr.splitlines() if line.startswith(program)]
+    assert told.returncode == 1 and len(lines) == 1, told.stderr
+    assert "the current directory is gone" in lines[0] and "Traceback" not in told.stderr
