@@ -31,6 +31,7 @@ TEST_ORDER = "test_order.csv"
 _HEADERS = {"files", "filename", "file_name", "name", "path", "id", "ids", "utterance", "utterance_id", "utt", "utt_id"}
 _LARGE = 1 << 24  # bytes of a feature file that is opened while listing: an hour and more of 28 coefficients
 _TRANSCRIPTS = ("transcript", "transcripts")
+_MOST_CLASSES = 65534
 
 
 def detect(root: Path) -> bool:
@@ -54,10 +55,13 @@ def open_layout(root: Path) -> RawCorpus:
 
     A `test_order.csv` (S22) orders the partition whose utterances it lists.
     """
-    phonemes = read_phonemes(root) or ARPABET
+    given = read_phonemes(root)
+    phonemes = given or ARPABET
     names = [folder.name for folder in folders_in(root) if os.path.isdir(folder / "mfcc")]
     partitions = tuple(Hw1p2Partition(root, name, phonemes) for name in names)
     notes = _put_in_test_order(root, partitions)
+    if given is None:
+        phonemes = _count_numbers(partitions, notes)
     notes += [note for partition in partitions for note in partition.unread]
     for folder in folders_in(root):
         if folder.name in names:
@@ -73,6 +77,34 @@ def open_layout(root: Path) -> RawCorpus:
             if both:
                 notes.append(f"{len(both)} utterance ids are in both {a.name} and {b.name}, e.g. {min(both)}")
     return RawCorpus(root, "hw1p2", partitions, phonemes, read_frontend(root), tuple(notes))
+
+
+def _count_numbers(partitions: "tuple[Hw1p2Partition, ...]", notes: list[str]) -> PhonemeSet:
+    """The classes where nobody names them: the course's, or 0 up to the largest number if labels are numbers and the
+    course has not so many. The two numbers behind the last class may mark the ends of every transcript."""
+    largest, marked, numbers = -1, True, False
+    for partition in partitions:
+        for index in range(len(partition.utterance_ids)):
+            labels = partition.numbers(index)
+            if labels is None:
+                if not numbers:
+                    break  # symbols: one look at a partition is enough
+                continue
+            numbers = True
+            top = int(labels.max(initial=-1))
+            marked = (marked or top > largest) and len(labels) > 2 and labels[0] == top - 1 and labels[-1] == top
+            largest = max(largest, top)
+    if not numbers:
+        return ARPABET
+    count = largest + 1 - 2 * marked
+    if count <= len(ARPABET) + 2:
+        notes.append("labels are numbers, taken as those of the course's 40 phonemes; a phonemes.txt says otherwise")
+        return ARPABET
+    notes.append(f"{count} classes are the numbers 0..{count - 1}, the largest that occurs; a phonemes.txt names them")
+    phonemes = PhonemeSet(tuple(map(str, range(count))))
+    for partition in partitions:
+        partition.phonemes = phonemes
+    return phonemes
 
 
 def speaker_of(utterance_id: str) -> str:
@@ -294,6 +326,17 @@ class Hw1p2Partition:
                 return parse_header(file.read(10_016), self._files[n])
         except (OSError, RawDataError):
             return None
+
+    def numbers(self, index: int) -> np.ndarray | None:
+        """The labels (T,) of an utterance as they stand in its file, if they are numbers that classes can have."""
+        if not self.labelled:
+            return None
+        try:
+            labels = self._label_reader.load(f"{self._transcript}/{self._label_files[index]}")
+        except RawDataError:
+            return None
+        plain = labels.dtype.kind in "iu" and labels.ndim == 1 and len(labels) and labels.min() >= 0
+        return labels if plain and labels.max() <= _MOST_CLASSES else None
 
     def num_frames(self, index: int) -> int | None:
         """See raw.RawPartition.num_frames."""

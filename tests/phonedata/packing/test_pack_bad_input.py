@@ -496,3 +496,20 @@ def test_what_is_found_and_not_used_is_named(raw, tmp_path):
         "train/mfcc: 1 files are not read, as they are no .npy, e.g. more.npz",
         "dev is no partition and is left out: it holds transcript, and no folder mfcc",
     ]
+
+
+@pytest.mark.parametrize("marks", [[], [61, 62]])
+def test_numbers_beyond_the_course_need_no_phonemes_txt(tmp_path, marks):
+    for u, labels in enumerate(([0, 5, 60], [3, 59, 2])):
+        write_hw1p2(tmp_path / "raw", "train", {f"{u}-0-0": (place_features(u, 3, 3), place_label(u, 3))})
+        marked = [*marks[:1], *labels, *marks[1:]]
+        np.save(tmp_path / f"raw/train/transcript/{u}-0-0.npy", np.array(marked))
+    report = pack(tmp_path / "raw", tmp_path / "packed")
+    corpus = PackedCorpus(tmp_path / "packed")
+    assert corpus.phonemes.symbols == tuple(map(str, range(61))) and "61 classes are the numbers 0..60" in str(report)
+    start = int(corpus["train"].utterance_start_row[1])
+    np.testing.assert_array_equal(corpus["train"].labels[start : start + 3], [3, 59, 2])
+    np.save(tmp_path / "raw/train/transcript/0-0-0.npy", np.array([0, 5, 39]))
+    np.save(tmp_path / "raw/train/transcript/1-0-0.npy", np.array([40, 3, 1, 2, 41]))
+    report = pack(tmp_path / "raw", tmp_path / "packed", replace=True)
+    assert "taken as those of the course's 40 phonemes" in str(report)
