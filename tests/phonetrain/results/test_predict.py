@@ -291,7 +291,7 @@ def test_tied_weights_of_a_factory_are_saved_resumed_scored_and_exported(learnab
     assert (export(run, tmp_path / "export") / "model.safetensors").is_file()
     (tmp_path / "tied.py").write_text(TIED.replace("32", "24"))
     with pytest.raises(CheckpointError, match="do not fit the model that is built .*model.factory"):
-        evaluate(run)
+        evaluate(run, trust_code=True)
 
 
 def test_missing_and_damaged_checkpoints_are_named(trained_run, learnable_corpus, tmp_path):
