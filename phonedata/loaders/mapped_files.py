@@ -1,4 +1,4 @@
-"""Pages of mapped files: long enough to be read at all, and read in order once before they are read at random."""
+"""MappedFiles: notices a mapped file that shrinks, and reads its pages in order before they are read at random."""
 
 from __future__ import annotations
 

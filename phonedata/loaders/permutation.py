@@ -1,10 +1,10 @@
 """A keyed bijection of 0..N-1, for any N and without a table: a modular Feistel network on a ragged rectangle.
 
 The rectangle has `rows x columns >= N` cells and its last row is cut short at N. A number is a cell (high, low) of it.
-One half-round moves a cell inside its column by an amount that only its column decides, the next inside its row by an
-amount that only its row decides; columns and rows that the cut shortens simply turn in a shorter circle. So every
-half-round is a bijection of exactly N cells and there is no cycle walking, which means no loop of unknown length on a
-CPU's vector units or in a CUDA graph.
+One half-round rotates every column by an amount that depends on the column alone, the next one every row by an amount
+that depends on the row alone; columns and rows that the cut shortens rotate over fewer cells. So every half-round is a
+bijection of exactly N cells, and no number ever leaves 0..N-1 and has to be mapped again (no cycle walking). So there
+is no loop of unknown length, which neither a CPU's vector units nor a CUDA graph could run.
 Six half-rounds; two fail the statistics in tests/phonedata/loaders/test_order.py.
 (Feistel networks on a x b: Black & Rogaway 2002, "Ciphers with arbitrary finite domains".)
 """

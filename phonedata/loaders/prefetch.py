@@ -5,30 +5,43 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from queue import Empty, SimpleQueue
+from typing import Any, TypeAlias
 
 from ..errors import SpecError
 
+Queue: TypeAlias = "SimpleQueue[Any]"
+Lock: TypeAlias = "AbstractContextManager[Any]"
 CLOSED = "the loader was closed while one of its epochs was being read; open another one"
 
 
 class Prefetcher:
     """`threads` daemon threads that call `produce(index, slot)` for index in [start, stop), at most `slots` ahead.
 
-    With `helps` the consumer is one more of them while it waits: where it would sleep until the next result is there
-    it makes one itself, that one or a later one. Two threads that wake each other for every batch of half a
-    millisecond lose a sixth of it. No threads at all, and it makes each when it asks for it.
+    With `helps` the consumer produces too: instead of sleeping until the next result is ready, it makes that result or
+    a later one itself. (Two threads that wake each other for every batch of half a millisecond lose a sixth of it.)
+    With `threads` = 0 and `helps` the consumer makes every result when it asks for it.
 
-    A slot is `index % slots`; it is produced into again only after its `release`, so no two threads ever hold the
-    same one. `take()` returns what `produce` returned, in order of index, and raises what it raised, with the thread's
-    traceback. When the prefetcher is closed or collected, or the interpreter exits, its threads end.
+    The slot of an index is `index % slots`. It is written again only after `release`, so no two threads ever hold the
+    same slot. `take()` returns the results of `produce` in order of index, and raises its errors with the thread's
+    traceback. The threads end when the prefetcher is closed or collected, or when the interpreter exits.
     """
 
-    def __init__(self, produce: Callable, start: int, stop: int, slots: int, threads: int, *, helps: bool = False):
+    def __init__(
+        self,
+        produce: Callable[[int, int], Any],
+        start: int,
+        stop: int,
+        slots: int,
+        threads: int,
+        *,
+        helps: bool = False,
+    ):
         self._next, self._stop = start, stop
         self._ahead = min(start + slots, stop)
-        self._tasks: SimpleQueue = SimpleQueue()
-        self._ready: list[SimpleQueue] = [SimpleQueue() for _ in range(slots)]
+        self._tasks: Queue = SimpleQueue()
+        self._ready: list[Queue] = [SimpleQueue() for _ in range(slots)]
         for index in range(start, self._ahead):
             self._tasks.put(index)
         self._produce, self._helps, self._helper_lock = produce, helps, threading.RLock()
@@ -44,7 +57,7 @@ class Prefetcher:
         for thread in self._threads:
             thread.start()
 
-    def take(self):
+    def take(self) -> Any:
         """The next result, waited for."""
         if not self._end.alive:
             raise SpecError(CLOSED)
@@ -85,21 +98,30 @@ class Prefetcher:
         self._end()
 
 
-def _make(produce, ready, index, caught) -> None:
+def _make(produce: Callable[[int, int], Any], ready: list[Queue], index: int, caught: type[BaseException]) -> None:
+    """Produce one result into its slot's queue, as (result, None), or as (None, error) for an error of `caught`."""
     slot = index % len(ready)
     try:
-        outcome = (produce(index, slot), None)
+        outcome: tuple[Any, BaseException | None] = (produce(index, slot), None)
     except caught as error:
         outcome = (None, error)
     ready[slot].put(outcome)
 
 
-def _work(produce, tasks, ready, stopped) -> None:
+def _work(produce: Callable[[int, int], Any], tasks: Queue, ready: list[Queue], stopped: threading.Event) -> None:
+    """What a thread does: make the results that `tasks` names, until it names None."""
     while (index := tasks.get()) is not None and not stopped.is_set():
         _make(produce, ready, index, BaseException)
 
 
-def _end(tasks, ready, stopped, threads, helper_lock) -> None:
+def _end(
+    tasks: Queue,
+    ready: list[Queue],
+    stopped: threading.Event,
+    threads: list[threading.Thread],
+    helper_lock: Lock,
+) -> None:
+    """End all threads and wake a consumer that waits."""
     stopped.set()
     try:
         with helper_lock:  # until a consumer in another thread has finished the result that it makes

@@ -1,4 +1,4 @@
-"""JoinedRows: a selection's rows as if it had been packed as one partition, read in order from its files."""
+"""JoinedRows: the rows of a selection as one array, in the layout of a single partition, read from its files."""
 
 from __future__ import annotations
 
@@ -63,10 +63,10 @@ def joined_label_dtype(selection: Selection) -> np.dtype | None:
 
 
 def _runs(selection: Selection) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Stretches of neighbours in one source: (source, row there, first row, end row), each (K,), covering all rows.
+    """The K runs of rows that are contiguous in a source: (source, row there, first row, end row here), (K,) each.
 
-    A run begins with the padding before its first utterance, except for what the run before it already has, and ends
-    with the padding after its last.
+    Together they cover all R rows. A run ends with the padding behind its last utterance; only the first run also
+    begins with padding, since each later one follows that of the run before it.
     """
     context, source, row = selection.corpus.context, selection.utterance_source, selection.utterance_start_row
     lengths = np.diff(selection.utterance_end, prepend=0)

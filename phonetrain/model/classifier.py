@@ -89,9 +89,9 @@ class FrameClassifier(nn.Module):
         self.padding = -self.input_size % MULTIPLE
         self.widths = layer_widths(config, self.input_size, num_classes)
         layers, inputs = [], self.input_size + self.padding
-        for place, width in enumerate(self.widths):
-            share = (place + 1) / len(self.widths) if config.dropout_shape == "growing" else 1.0
-            layers.append(HiddenLayer(config, inputs, width, share * config.dropout, config.residual and place > 0))
+        for index, width in enumerate(self.widths):
+            share = (index + 1) / len(self.widths) if config.dropout_shape == "growing" else 1.0
+            layers.append(HiddenLayer(config, inputs, width, share * config.dropout, config.residual and index > 0))
             inputs = width
         self.hidden = nn.ModuleList(layers)
         self.output = nn.Linear(inputs, num_classes)
@@ -132,22 +132,22 @@ class FrameClassifier(nn.Module):
     def layer_table(self) -> list[LayerRow]:
         """One row a layer, read from the live modules."""
         rows = []
-        for place, layer in enumerate([*self.hidden, self.output]):
+        for index, layer in enumerate([*self.hidden, self.output]):
             matrices = [module for module in layer.modules() if isinstance(module, nn.Linear)]
-            spare = self.padding * self.widths[0] if place == 0 else 0
+            spare = self.padding * self.widths[0] if index == 0 else 0
             weights = sum(matrix.weight.numel() for matrix in matrices) - spare
             hidden = layer if isinstance(layer, HiddenLayer) else None
             rows.append(
                 LayerRow(
-                    layer="output" if hidden is None else f"hidden {place + 1}",
-                    inputs=self.input_size if place == 0 else matrices[0].in_features,
+                    layer="output" if hidden is None else f"hidden {index + 1}",
+                    inputs=self.input_size if index == 0 else matrices[0].in_features,
                     outputs=matrices[0].out_features,
                     norm="" if hidden is None or hidden.norm is None else type(hidden.norm).__name__,
                     activation="" if hidden is None else type(hidden.activation).__name__,
                     dropout=0.0 if hidden is None or hidden.dropout is None else hidden.dropout.p,
                     parameters=sum(p.numel() for p in layer.parameters()) - spare,
                     forward_flops=2 * weights,
-                    training_flops=(4 if place == 0 else 6) * weights,
+                    training_flops=(4 if index == 0 else 6) * weights,
                 )
             )
         return rows

@@ -75,8 +75,8 @@ def faster_precision(
     seconds("fp32")
     rounds = [(seconds("bf16"), seconds("fp32")) for _ in range(3)]
     bf16, fp32 = (1000 * min(times) for times in zip(*rounds, strict=True))
-    told = f"{len(windows)} windows took model.factory {bf16:.1f} ms in bf16 and {fp32:.1f} ms in fp32"
-    return ("bf16" if bf16 < fp32 else "fp32"), told
+    reason = f"{len(windows)} windows took model.factory {bf16:.1f} ms in bf16 and {fp32:.1f} ms in fp32"
+    return ("bf16" if bf16 < fp32 else "fp32"), reason
 
 
 def find_logits_matrix(model: nn.Module, logits: torch.Tensor) -> str | None:

@@ -17,14 +17,14 @@ def shares(archetype: str, depth: int, narrowest: float) -> list[float]:
     """
     if archetype == "cylinder" or depth == 1:
         return [1.0] * depth
-    places = [place / (depth - 1) for place in range(depth)]
+    positions = [layer / (depth - 1) for layer in range(depth)]
     narrowness = {
-        "pyramid": places,
-        "inverse-pyramid": [1 - place for place in places],
-        "diamond": [abs(2 * place - 1) for place in places],
-        "hourglass": [1 - abs(2 * place - 1) for place in places],
+        "pyramid": positions,
+        "inverse-pyramid": [1 - position for position in positions],
+        "diamond": [abs(2 * position - 1) for position in positions],
+        "hourglass": [1 - abs(2 * position - 1) for position in positions],
     }[archetype]
-    lines = [1 - (1 - narrowest) * each for each in narrowness]
+    lines = [1 - (1 - narrowest) * share for share in narrowness]
     widest = max(lines)
     return [line / widest for line in lines]
 
@@ -39,8 +39,8 @@ def count_parameters(widths: Sequence[int], input_size: int, num_classes: int, c
     per_unit = {"batch": 2, "layer": 2, "rms": 1, "none": 0}[config.norm]
     per_unit += 0 if config.norm == "batch" and config.norm_position == "before" else 1
     total, before = 0, input_size
-    for place, width in enumerate(widths):
-        skip = before * width if config.residual and place > 0 and before != width else 0
+    for index, width in enumerate(widths):
+        skip = before * width if config.residual and index > 0 and before != width else 0
         total += before * width + per_unit * width + skip
         before = width
     return total + before * num_classes + num_classes
@@ -105,9 +105,9 @@ def widest_under(config: ModelConfig, profile: list[float], count: Callable[[Seq
     while True:
         # The layer that lags its ideal width most goes first, which keeps the shape; of equals the last one, for the
         # first layer is the dearest.
-        lag = [(share * low - width, place) for place, (share, width) in enumerate(zip(profile, widths))]
-        for _, place in sorted(lag, reverse=True):
-            wider = [width + MULTIPLE * (each == place) for each, width in enumerate(widths)]
+        lag = [(share * low - width, index) for index, (share, width) in enumerate(zip(profile, widths))]
+        for _, index in sorted(lag, reverse=True):
+            wider = [width + MULTIPLE * (other == index) for other, width in enumerate(widths)]
             if count(wider) <= cap:
                 widths = wider
                 break

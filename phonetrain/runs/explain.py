@@ -51,14 +51,15 @@ def life(run: Run) -> list[str]:
     reached: dict[int | None, int] = {}
     for line in run.all_metrics():
         reached[line.get("segment")] = max(int(line.get("step", 0)), reached.get(line.get("segment"), 0))
-    for place, told in enumerate(segments):
-        is_last = place == len(segments) - 1
-        step = reached.get(told[0]["segment"], 0)
-        sentences += _segment(told, run, step, None if is_last else segments[place + 1])
+    for index, own in enumerate(segments):
+        is_last = index == len(segments) - 1
+        step = reached.get(own[0]["segment"], 0)
+        sentences += _segment(own, run, step, None if is_last else segments[index + 1])
     return sentences + _standing(run)
 
 
 def _by_segment(events: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """The events of each segment (one process, or what follows a rollback), in order."""
     segments: list[list[dict[str, Any]]] = []
     for event in events:
         if event["event"] == "segment_started":
@@ -69,22 +70,27 @@ def _by_segment(events: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
 
 
 def _beginning(run: Run, events: list[dict[str, Any]]) -> str:
+    """When the run began, from which recipe, with how large a model and how much data, on what device."""
     started = next((event for event in events if event["event"] == "run_started"), {})
     built, environment = run.read_json(run.built_path), run.read_json(run.environment_path)
     recipe = started.get("recipe", "(not recorded)")
     source = "a config that was given" if recipe is None else f"the recipe {recipe}"
-    told = f"{run.path} began {_day(started.get('time'))} with {source}"
+    sentence = f"{run.path} began {_day(started.get('time'))} with {source}"
     model, loader = built.get("model") or {}, built.get("loader") or {}
     if model.get("parameters"):
-        told += f": {model['parameters']:,} parameters"
+        sentence += f": {model['parameters']:,} parameters"
     if loader.get("frames"):
-        told += f", {loader['frames']:,} training frames of {loader.get('partitions')}"
+        sentence += f", {loader['frames']:,} training frames of {loader.get('partitions')}"
     if environment.get("device"):
-        told += f", on {environment['device']} in {built.get('precision')}"
-    return told + "."
+        sentence += f", on {environment['device']} in {built.get('precision')}"
+    return sentence + "."
 
 
 def _segment(events: list[dict[str, Any]], run: Run, reached: int, following: list[dict[str, Any]] | None) -> list[str]:
+    """One segment: how it started, what happened in it, how far it came and why it ended.
+
+    reached: its last logged step. following: the events of the segment after it, None of the last one.
+    """
     start, last = events[0], events[-1]
     number = int(start["segment"]) + 1
     steps = [reached, *(int(event["step"]) for event in events if "step" in event)]
@@ -96,22 +102,24 @@ def _segment(events: list[dict[str, Any]], run: Run, reached: int, following: li
         sentences.append(f"Part {number} was resumed {_day(start.get('time'))} from {saved}.")
     sentences += [_happening(event, run) for event in events if event["event"] in HAPPENINGS]
     saved = [event for event in events if event["event"] == "checkpoint_saved"]
-    told = f"Part {number} trained from step {start.get('step', 0):,} to step {max(steps):,}"
+    sentence = f"Part {number} trained from step {start.get('step', 0):,} to step {max(steps):,}"
     if (seconds := _seconds(start, last)) is not None:
-        told += f" in {clock(seconds)}"
+        sentence += f" in {clock(seconds)}"
     if saved:
-        told += f", saved {len(saved)} checkpoint{'s' * (len(saved) != 1)} (the last has {short(saved[-1]['bytes'])}B)"
+        sentence += (
+            f", saved {len(saved)} checkpoint{'s' * (len(saved) != 1)} (the last has {short(saved[-1]['bytes'])}B)"
+        )
     end = next((event for event in events if event["event"] in ("segment_ended", "run_finished")), None)
     if end is not None:
         reason = str(end.get("reason", "finished"))
-        told += f", and ended because {_why(reason, str(end.get('message') or ''))}."
+        sentence += f", and ended because {_why(reason, str(end.get('message') or ''))}."
     elif following is not None and following[0].get("by") == "rollback":
-        told += ", and was rolled back."
+        sentence += ", and was rolled back."
     elif following is None and run.is_held():
-        told += ", and is running now."
+        sentence += ", and is running now."
     else:
-        told += ", and was killed: no end is recorded (kill -9, out of memory, a crash, or power)."
-    sentences.append(told)
+        sentence += ", and was killed: no end is recorded (kill -9, out of memory, a crash, or power)."
+    sentences.append(sentence)
     if following is not None and following[0].get("step", 0) < max(steps):
         went = "again" if following[0].get("by") == "rollback" else "on"
         sentences.append(
@@ -125,8 +133,8 @@ def _why(reason: str, message: str) -> str:
     """The words after "because"; message: the error's own."""
     if reason in SIGNALS and not (reason == "TrainingStopped" and message):
         return SIGNALS[reason]
-    told = "it stopped itself" if reason == "TrainingStopped" else f"of an error ({reason})"
-    return f"{told}: {message.rstrip('.')}" if message else told
+    sentence = "it stopped itself" if reason == "TrainingStopped" else f"of an error ({reason})"
+    return f"{sentence}: {message.rstrip('.')}" if message else sentence
 
 
 def _changed(event: dict[str, Any]) -> str:
@@ -151,21 +159,24 @@ HAPPENINGS = {
 
 
 def _happening(event: dict[str, Any], run: Run) -> str:
-    told, kept = HAPPENINGS[event["event"]](event), event.get("evidence")
-    return f"{told[:-1]} (evidence/{kept})." if kept and (run.evidence / kept).is_dir() else told
+    sentence, kept = HAPPENINGS[event["event"]](event), event.get("evidence")
+    return f"{sentence[:-1]} (evidence/{kept})." if kept and (run.evidence / kept).is_dir() else sentence
 
 
 def _standing(run: Run) -> list[str]:
+    """How many epochs are scored, and the best score."""
     epochs, best = run.metrics("epoch"), run.best()
     if not epochs:
         if best is None:
             return ["No epoch has been scored yet."]
         scored = f"{100 * best['dev_accuracy']:.2f} % dev frame accuracy"
         return [f"The first epoch is not over; its weights so far scored {scored}."]
-    told = f"{len(epochs)} epoch{'s are' if len(epochs) != 1 else ' is'} scored"
+    sentence = f"{len(epochs)} epoch{'s are' if len(epochs) != 1 else ' is'} scored"
     if best is not None:
-        told += f"; the best score is {100 * best['dev_accuracy']:.2f} % dev frame accuracy, in {where_scored(best)}"
-    return [told + "."]
+        sentence += (
+            f"; the best score is {100 * best['dev_accuracy']:.2f} % dev frame accuracy, in {where_scored(best)}"
+        )
+    return [sentence + "."]
 
 
 def _next_steps(run: Run) -> list[str]:

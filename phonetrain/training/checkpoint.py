@@ -368,9 +368,9 @@ def read_newest(run: Run, device: torch.device | str = "cpu") -> tuple[Checkpoin
     problems += damaged
     if saved is not None:
         return saved, problems
-    said = "; ".join(problems) or ("they are gone" if run.has_trained else "it stopped before the first one was saved")
+    gone = "they are gone" if run.has_trained else "it stopped before the first one was saved"
     again = f"`{command('fit')}` starts a new run" if run.has_trained else run.goes_on()
-    raise CheckpointError(f"{run.path}: no whole checkpoint to resume from: {said}; {again}")
+    raise CheckpointError(f"{run.path}: no whole checkpoint to resume from: {'; '.join(problems) or gone}; {again}")
 
 
 def read_before(
@@ -381,10 +381,10 @@ def read_before(
     tried: the step that was gone back to already, which comes after older ones of the same `stage` (its first epoch):
     to begin a stage again would undo what the rollbacks in it did. Those that were left aside are not gone back to.
     """
-    steps = [each for each in life(run)[0] if each < step]
+    steps = [old for old in life(run)[0] if old < step]
     if steps[:1] == [tried]:
-        older = [each for each in steps[1:] if _of_state(run.checkpoint_dir(each), "identity", "stage") == stage]
-        steps = older + [each for each in steps if each not in older]
+        older = [old for old in steps[1:] if _of_state(run.checkpoint_dir(old), "identity", "stage") == stage]
+        steps = older + [old for old in steps if old not in older]
     return first_whole(run, steps, device)
 
 

@@ -55,14 +55,14 @@ def corpus_of(run: Run, config: RunConfig, given: str | os.PathLike[str] | None 
     if given is not None:
         return open_corpus(config.replaced({"data.corpus": os.fspath(given)}))
     known = run.read_json(run.environment_path).get("corpus") or {}
-    places = [Path(config.data.corpus or DEFAULT_CORPUS)]
+    candidates = [Path(config.data.corpus or DEFAULT_CORPUS)]
     if known.get("from_run"):
-        places.append(run.path / known["from_run"])
+        candidates.append(run.path / known["from_run"])
     others, broken = [], []
-    for place in places:
-        if place.exists():
+    for candidate in candidates:
+        if candidate.exists():
             try:
-                corpus = PackedCorpus(place)
+                corpus = PackedCorpus(candidate)
             except PhonedataError as error:  # a folder of that name, here, may be anything
                 broken.append(error)
                 continue
@@ -78,7 +78,7 @@ def corpus_of(run: Run, config: RunConfig, given: str | os.PathLike[str] | None 
             f"{known['digest']}? `--corpus DIR`"
         )
     raise ConfigError(
-        f"the corpus that {run.path} was trained on is not at {' nor at '.join(map(str, places))}; where "
+        f"the corpus that {run.path} was trained on is not at {' nor at '.join(map(str, candidates))}; where "
         "is it? `--corpus DIR`"
     )
 
@@ -189,7 +189,7 @@ LONGEST_WARMUP, FITTING_WARMUP = 0.2, 0.05
 
 def warnings_before_training(corpus: PackedCorpus, roles: Roles, train: Selection, config: RunConfig) -> list[str]:
     """Sentences about data that will train badly; raises ConfigError for data that cannot train at all."""
-    said = []
+    sentences = []
     batches = train.num_frames // config.batch_size
     if batches == 0:
         raise ConfigError(
@@ -202,11 +202,11 @@ def warnings_before_training(corpus: PackedCorpus, roles: Roles, train: Selectio
             "coefficients; wanted at most that many"
         )
     if batches < 20:
-        said.append(
+        sentences.append(
             f"an epoch is only {batches} updates ({train.num_frames:,} frames, batch_size "
             f"{config.batch_size:,}); a smaller batch_size learns more from so little"
         )
-    said += long_warmup(config, batches)
+    sentences += long_warmup(config, batches)
     symbols = corpus.phonemes.symbols
     trained = label_counts(train)
     scored = summed_histograms(tuple(corpus[name] for name in roles.dev.split(" + ")))
@@ -214,16 +214,16 @@ def warnings_before_training(corpus: PackedCorpus, roles: Roles, train: Selectio
     if never.size:
         share = 100.0 * scored[never].sum() / scored.sum()
         source = roles.train if config.subset == 1 else f"subset {config.subset:g} of {roles.train}"
-        said.append(
+        sentences.append(
             f"{roles.dev} has {_names(symbols, never)}, which {source} never shows: {share:.2f} % of its "
             "frames cannot be right"
         )
     absent = np.flatnonzero((trained == 0) & (scored == 0))
     if absent.size:
-        said.append(
+        sentences.append(
             f"no frame is labelled {_names(symbols, absent)}: {absent.size} of {len(symbols)} outputs learn nothing"
         )
-    return said
+    return sentences
 
 
 def why_not_finite(corpus: PackedCorpus, partitions: str) -> str:

@@ -65,9 +65,9 @@ def changes_by_hand(old: RunConfig, new: RunConfig, epoch: int) -> list[tuple[st
     epoch: in which the present stage began. A setting of the present stage goes by its own key, those of other stages
     by the stage's, as `stage.2.optimizer.lr`.
     """
-    said = [change for change in diff(old, new) if change[0] != "data.corpus"]
+    changes = [change for change in diff(old, new) if change[0] != "data.corpus"]
     if len(old.stage) != len(new.stage) or not old.stage:
-        return said
+        return changes
     number, before, after = next(
         (number, *both)
         for number, both in reversed(list(enumerate(zip(old.plans, new.plans))))
@@ -75,15 +75,15 @@ def changes_by_hand(old: RunConfig, new: RunConfig, epoch: int) -> list[tuple[st
     )
     here = [change for change in stage_diff(before, after) if change[0] != "data.corpus"]
     shown = {key for key, _, _ in here}
-    begun = {f"stage.{place}.{key}" for place in range(number + 1) for key in shown}
-    return [change for change in said if change[0] not in shown | begun] + here
+    begun = {f"stage.{index}.{key}" for index in range(number + 1) for key in shown}
+    return [change for change in changes if change[0] not in shown | begun] + here
 
 
 def check_changes(
     run: Run, changes: Sequence[tuple[str, Any, Any]], old: RunConfig, new: RunConfig, progress: Progress
 ) -> None:
     """Refuse a change that would make another experiment, or that cannot take effect in the middle of an epoch."""
-    over = [f"stage.{place}." for place, plan in enumerate(old.plans) if plan.stop <= progress.epoch]
+    over = [f"stage.{index}." for index, plan in enumerate(old.plans) if plan.stop <= progress.epoch]
     for key, before, after in changes:
         fixed = (*over, *(name for name in FIXED_KEYS if name.endswith(".")))
         if key == "model.factory" and before and after and before.rpartition(":")[2] == after.rpartition(":")[2]:
@@ -107,12 +107,12 @@ def check_changes(
 
 def told_change(key: str, before: Any, after: Any, old: RunConfig, new: RunConfig) -> str:
     """One change for people; where an answer given earlier decides what it does, that answer too."""
-    told = f"changed: {key} {'none' if before is None else before} -> {'none' if after is None else after}"
+    sentence = f"changed: {key} {'none' if before is None else before} -> {'none' if after is None else after}"
     if key == "epochs" and extension_question(old, new.replaced({"schedule.on_extend": None})) is not None:
         answer = new.schedule.on_extend
         does = "is laid out anew, to the new end" if answer == "stretch" else "stays, and its last rate is held"
-        told += f" (its schedule {does}: schedule.on_extend={answer})"
-    return told
+        sentence += f" (its schedule {does}: schedule.on_extend={answer})"
+    return sentence
 
 
 def check_identity(saved: checkpoint.Checkpoint, now: dict[str, Any], run: Run) -> None:
@@ -138,12 +138,12 @@ def restore_machine(before: dict[str, Any], device_spec: DeviceSpec) -> list[str
 
     if set(differing()) == {"threads"} and 0 < (before.get("threads") or 0) <= (os.cpu_count() or 1):
         torch.set_num_threads(before["threads"])
-    told = [f"{name} {before.get(name)} -> {value}" for name, value in differing().items()]
-    if not told:
+    differences = [f"{name} {before.get(name)} -> {value}" for name, value in differing().items()]
+    if not differences:
         return []
     ranks = "; the frames of every batch and their dropout stay, sums are rounded otherwise" * ("ranks" in differing())
     return [
-        f"this machine is not the one before ({', '.join(told)}): training goes on, but bit for bit equality "
+        f"this machine is not the one before ({', '.join(differences)}): training goes on, but bit for bit equality "
         f"with an uninterrupted run is not promised{ranks}"
     ]
 
@@ -283,11 +283,11 @@ def resume_here(
         if about.get("corpus"):  # it may lie elsewhere now, and a relative path is seen from where we stand
             about["corpus"]["from_run"] = place_from_run(packed, where)
             where.write_json(where.environment_path, about)
-        place = {"segment": progress.segment, "epoch": progress.epoch, "step": progress.step}
-        where.append_event("segment_started", parent=parent, checkpoint=saved.path.name, **place)
+        standing = {"segment": progress.segment, "epoch": progress.epoch, "step": progress.step}
+        where.append_event("segment_started", parent=parent, checkpoint=saved.path.name, **standing)
         where.write_pointer("last", saved.progress.step)  # after the event, which decides what the run's life is
         for key, before, after in changes:
-            where.append_event("config_changed", key=key, old=before, new=after, by="resume", **place)
+            where.append_event("config_changed", key=key, old=before, new=after, by="resume", **standing)
         position = f"epoch {progress.epoch + 1}, batch {progress.batch}, step {progress.step}"
         shown.say(
             f"{where.path}: all {progress.epoch} epochs are done; only the end was not recorded"
