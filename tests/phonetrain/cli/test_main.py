@@ -11,6 +11,7 @@ import time
 import pytest
 
 from phonetrain.cli.main import cut_overrides, exit_code
+from phonetrain.runs.directory import Run
 from tests.training import TINY
 
 REST = tuple(setting for setting in TINY if not setting.startswith(("epochs", "tracking.log_every")))
@@ -126,23 +127,19 @@ def test_fit_without_a_corpus_names_the_pack_command(tmp_path, monkeypatch, caps
 
 
 def test_errors_that_are_not_ours_keep_their_traceback(monkeypatch):
-    def explain(run):
+    def opened(run):
         raise ZeroDivisionError
 
-    import phonetrain.runs.explain  # noqa: F401
-
-    monkeypatch.setattr(sys.modules["phonetrain.runs.explain"], "explain", explain)
+    monkeypatch.setattr(Run, "open", opened)
     with pytest.raises(ZeroDivisionError):
         exit_code(["explain"])
 
 
 def test_ctrl_c_outside_training_is_no_traceback(monkeypatch, capsys):
-    def explain(run):
+    def opened(run):
         raise KeyboardInterrupt
 
-    import phonetrain.runs.explain  # noqa: F401
-
-    monkeypatch.setattr(sys.modules["phonetrain.runs.explain"], "explain", explain)
+    monkeypatch.setattr(Run, "open", opened)
     assert exit_code(["explain"]) == 130
     assert capsys.readouterr().err == "interrupted\n"
 
@@ -219,11 +216,12 @@ def test_ctrl_c_in_training_saves_says_how_to_go_on_and_exits_130(there):
 @pytest.mark.skipif(os.name != "posix", reason="sends POSIX signals")
 def test_ctrl_c_that_a_library_turns_into_another_error_is_no_traceback_either():
     code = (
-        "import os, signal, sys, phonetrain.runs.explain\n"
-        "def explain(run):\n"
+        "import os, signal\n"
+        "from phonetrain.runs.directory import Run\n"
+        "def opened(run):\n"
         "    try: os.kill(os.getpid(), signal.SIGINT)\n"
         "    except KeyboardInterrupt: raise RecursionError\n"
-        "sys.modules['phonetrain.runs.explain'].explain = explain\n"
+        "Run.open = opened\n"
         "from phonetrain.cli.main import main; main(['explain'])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
