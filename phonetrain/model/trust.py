@@ -51,9 +51,12 @@ def digest(factory: str) -> str:
         found = list(modules(folder, source.split(".")))
     whole = xxhash.xxh3_128()
     try:
-        for path in closure(found, folder):
+        names = {path: Path(os.path.relpath(path, folder)).as_posix() for path in closure(found, folder)}
+        if source.endswith(".py"):
+            names[Path(source)] = ""  # renamed it is the same code; its neighbours are imported by their names
+        for path in sorted(names, key=names.__getitem__):
             content = read_file(path)
-            whole.update(f"{Path(os.path.relpath(path, folder)).as_posix()} {len(content)}\n".encode() + content)
+            whole.update(f"{names[path]} {len(content)}\n".encode() + content)
     except FileNotFoundError as error:
         raise ConfigError(f"model.factory = {factory}: no such file: {error.filename}") from None
     return whole.hexdigest()
@@ -68,8 +71,8 @@ def installed(top: str, origin: Path) -> str | None:
     return None
 
 
-def closure(files: list[Path], folder: Path) -> list[Path]:
-    """These files and every one that they import from `folder`, directly or through each other, in one order."""
+def closure(files: list[Path], folder: Path) -> set[Path]:
+    """These files and every one that they import from `folder`, directly or through each other."""
     seen: set[Path] = set()
     waiting = list(files)
     while waiting:
@@ -77,7 +80,7 @@ def closure(files: list[Path], folder: Path) -> list[Path]:
         if path not in seen:
             seen.add(path)
             waiting += imported(path, folder)
-    return sorted(seen)
+    return seen
 
 
 def imported(path: Path, folder: Path) -> Iterator[Path]:

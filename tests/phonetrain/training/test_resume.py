@@ -13,7 +13,7 @@ import pytest
 from phonedata import PackedCorpus
 from phonetrain.cli.main import exit_code
 from phonetrain.config.run_config import RunConfig
-from phonetrain.errors import CheckpointError, ConfigError, RunExists, TrainingStopped
+from phonetrain.errors import CheckpointError, CodeNotTrusted, ConfigError, RunExists, TrainingStopped
 from phonetrain.results.predict import predict
 from phonetrain.runs.directory import Run
 from phonetrain.runs.explain import explain
@@ -171,9 +171,11 @@ def test_model_of_ones_own_is_found_from_elsewhere_and_an_edited_one_is_said(lea
     resume_tiny(run, "model.factory=moved.py:build", console=StopAt(24))
     assert not run.events("warning")
     (tmp_path / "elsewhere" / "moved.py").write_text(FACTORY + "# edited")
-    resume_tiny(run)
+    with pytest.raises(CodeNotTrusted, match="--trust-code"):
+        resume_tiny(run)
+    resume_tiny(run, trust_code=True)
     assert [event["message"] for event in run.events("warning")] == [
-        f"{tmp_path}/elsewhere/moved.py:build: its text is not the one that the run was trained with so far"
+        f"{tmp_path}/elsewhere/moved.py:build: its code is not the one that the run was trained with so far"
     ]
     assert run.read_json(run.built_path)["model"]["factory_digest"]
 
