@@ -256,8 +256,10 @@ def test_finished_chunks_are_not_read_again(raw, tmp_path, monkeypatch):
             wanted += [f"{raw}/{name}/{kind}/{name}-{i}-0.npy" for i in task.index for kind in kinds]
     pack(raw, tmp_path / "packed", workers=1)
     assert finished == {("dev", 0), ("test", 0), ("train", 0)} and opened[-len(wanted) :] == wanted
-    # D is found by looking at a few utterances of one partition, whatever was done before.
-    assert {path.split("/")[-3] for path in opened[: -len(wanted)]} == {"dev"}
+    # D is found by looking at a few utterances of one partition, whatever was done before, and whether labels are
+    # numbers by looking at one transcript of each labelled partition.
+    assert {path.split("/")[-3] for path in opened[: -len(wanted)] if "/mfcc/" in path} == {"dev"}
+    assert sum("/transcript/" in path and "/train/" in path for path in opened[: -len(wanted)]) == 1
 
 
 def test_changed_options_or_files_start_anew(raw, whole, tmp_path):
