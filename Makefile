@@ -6,6 +6,8 @@
 PYTHON ?= python3
 TORCH_INDEX ?=
 BIN := .venv/bin
+# Neighbouring tests share what they made, so each worker begins with one stretch of them and takes from the others' later.
+WORKERS := -n logical --maxprocesses 4 --dist worksteal
 IMAGE ?= kaggle
 kaggle_VERSION := 3.12
 colab_VERSION := 3.13
@@ -16,10 +18,10 @@ demo: .venv/demo-installed
 	$(BIN)/python tools/demo.py
 
 test: .venv/test-installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(WORKERS)
 
 test-long: .venv/test-installed
-	$(BIN)/python -m pytest -m 'long or not long'
+	$(BIN)/python -m pytest $(WORKERS) -m 'long or not long'
 
 test-floor: test-kaggle test-colab
 

@@ -72,9 +72,11 @@ def _elsewhere(config: RunConfig) -> RunConfig:
 
 
 def after_bad_numbers(run: Run, ways: Mapping[str, str], where: str) -> str:
-    """What goes on where numbers went bad. ways: settings of a resume -> what they do; where: a
-    NonfiniteReport's."""
-    told = ", or ".join(f"`{run.resume_with(setting)}` {does}" for setting, does in ways.items())
+    """What goes on where numbers went bad.
+
+    ways: what a resume is given, words with a space between -> what that does; where: a NonfiniteReport's.
+    """
+    told = ", or ".join(f"`{run.resume_with(*words.split())}` {does}" for words, does in ways.items())
     if where == "windows":
         return f"the net is not at fault: {told}{'; better, ' * bool(ways)}mend the features and pack them again"
     return told or (

@@ -43,7 +43,7 @@ class Event(Place, total=False):
     recipe: str | None
     checkpoint: str
     path: str
-    launch: str
+    launch: str | None
     ways: dict[str, str]
     from_step: int
     rate_scale: float

@@ -203,7 +203,7 @@ def after_end(run: Run, reason: str, scored: bool, ways: Mapping[str, str] | Non
     """
     scoring = [f"{evaluate(run)}    # scores the best checkpoint, in fp32"] if scored else []
     if ways is not None:
-        return [*(f"{run.resume_with(setting)}    # {does}" for setting, does in ways.items()), *scoring]
+        return [*(f"{run.resume_with(*words.split())}    # {does}" for words, does in ways.items()), *scoring]
     judged = verdict_of_scores(run)
     if judged is not None and (reason in ENDED or judged.name == "overfitting"):
         return [f"{judged.command}    # {judged.sentence}", *scoring]

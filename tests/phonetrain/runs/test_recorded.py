@@ -94,7 +94,7 @@ def test_any_value_anywhere_is_read_or_refused_with_the_files_name(finished, tmp
         damage(finished, run, case)
         try:
             explain(run)
-            report.ablation([run])
+            report.Table.of([run])
             scores = report.kept_evaluation(run) or "none"
             for part in (report.built, report.environment, report.epochs, report.phonemes):
                 part(run, scores)

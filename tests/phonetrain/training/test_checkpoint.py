@@ -317,7 +317,7 @@ def test_other_machine_or_version_is_said_and_equality_not_promised(learnable_co
     (told,) = [event["message"] for event in run.events("warning") if "machine" in event["message"]]
     assert f"{key} {other} ->" in told
     assert "equality with an uninterrupted run is not promised" in told
-    assert ("dropout differs with the number of ranks" in told) == (key == "ranks")
+    assert ("their dropout stay, sums are rounded otherwise" in told) == (key == "ranks")
 
 
 def test_checkpoints_where_a_file_is_in_the_way_stop_with_a_sentence(learnable_corpus, tmp_path):
