@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -157,10 +158,10 @@ class BatchPlan:
             raise SpecError(f"batch {index} asked for; an epoch has {self.batches_per_epoch} batches, counted from 0")
 
 
-class Loader:
+class Loader(abc.ABC):
     """A source of WindowBatches; which batches they are is the plan's decision alone.
 
-    A new loader is a subclass that says the four class attributes, makes batches in `_one_batch` or `_batches`, and
+    A new loader is a subclass that says the four class attributes, makes a batch in `_one_batch`, and
     stands in `LOADERS` of open.py.
 
     Class attributes:
@@ -219,8 +220,9 @@ class Loader:
         for index in range(start_batch, self.batches_per_epoch):
             yield self._one_batch(order, index)
 
+    @abc.abstractmethod
     def _one_batch(self, order: AnyOrder, index: int) -> WindowBatch:
-        raise NotImplementedError(f"{type(self).__name__} gives no batches")
+        """Batch `index` of the epoch whose order this is."""
 
     def _check_open(self) -> None:
         if self._closed:

@@ -6,6 +6,7 @@ segments form a tree and the run's life is the path from the last segment back t
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import json
 import math
@@ -36,15 +37,15 @@ class LineageSpan:
         return step >= self.after and (self.until is None or step <= self.until)
 
 
-class History:
+class History(abc.ABC):
     """What happened to a run (events.jsonl) and its numbers (metrics.jsonl)."""
 
     metrics_path: Path
     events_path: Path
 
+    @abc.abstractmethod
     def goes_on(self) -> str:
         """How the run goes on, in words with a command that works as the run is now."""
-        raise NotImplementedError
 
     def writing(self, path: Path) -> contextlib.AbstractContextManager[None]:
         """Raise TrainingStopped where the block cannot write `path`, a file of this run."""
