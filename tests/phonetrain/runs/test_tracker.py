@@ -30,10 +30,14 @@ tracker = open_tracker(TrackingConfig(wandb=mode, project="p"), Run(path), {"epo
 kind = type(tracker).__name__
 tracker.log({"kind": "train", "segment": 1, "epoch": 0, "step": 10, "loss": float("nan")}, 10)
 if act == "kill":
-    listing = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True).stdout
-    for line in listing.splitlines():
-        if "wandb-core" in line and int(line.split()[1]) == os.getpid():
-            os.kill(int(line.split()[0]), signal.SIGKILL)
+    found = []
+    while not found:  # on a busy machine it may not have its name yet
+        listing = subprocess.run(["ps", "-wweo", "pid,ppid,args"], capture_output=True, text=True).stdout
+        found = [int(line.split()[0]) for line in listing.splitlines()
+                 if "wandb-core" in line and int(line.split()[1]) == os.getpid()]
+    for child in found:
+        os.kill(child, signal.SIGKILL)
+        os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
     for step in range(2000):
         tracker.log({"kind": "train", "step": step, "loss": 1.0}, step)
 tracker.summary({"best": 0.5})
