@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
-from cyclopts import App, Parameter
+from cyclopts import App
 
 from ..results.tables import print_result
-
-Overrides = Annotated[tuple[str, ...], Parameter(parse=False)]
-Flag = Annotated[bool, Parameter(negative=())]
+from .options import Json, Overrides, Recipe
 
 ABOUT = """Start with default. The experiments and "the log": one student's notes on this homework (CMU 11-785, HW1P2,
 spring 2025, a T4), each experiment of them as a recipe; the accuracies are that student's, on the course's data.
@@ -20,14 +17,8 @@ recipes = App(name="recipes", help="Recipes: whole experiments as TOML files.")
 
 
 @recipes.command(name="list")
-def list_recipes(*, json: Flag = False) -> None:
-    """The recipes that come with phonetrain, a line each.
-
-    Parameters
-    ----------
-    json
-        Print names and summaries as JSON.
-    """
+def list_recipes(*, json: Json = False) -> None:
+    """The recipes that come with phonetrain, a line each."""
     from ..config.toml import names, summary
 
     summaries = {name: summary(name) for name in names()}
@@ -37,17 +28,13 @@ def list_recipes(*, json: Flag = False) -> None:
 
 
 @recipes.command(name="show")
-def show_recipe(name: str, /, *, corpus: Path | None = None, json: Flag = False, overrides: Overrides = ()) -> None:
+def show_recipe(name: Recipe, /, *, corpus: Path | None = None, json: Json = False, overrides: Overrides = ()) -> None:
     """A recipe's settings and its layers, with parameters and FLOPs a frame; takes key=value settings too.
 
     Parameters
     ----------
-    name
-        A name from `phonetrain recipes list`, or a TOML file.
     corpus
         Take coefficients and phonemes from this packed corpus; default: packed/ if there, else 28 and 40.
-    json
-        Print it as JSON.
     """
     from ..planning.dry_run import show, show_text
 
@@ -56,7 +43,7 @@ def show_recipe(name: str, /, *, corpus: Path | None = None, json: Flag = False,
 
 
 @recipes.command(name="copy")
-def copy_recipe(name: str, out: Path | None = None, /, *, json: Flag = False) -> None:
+def copy_recipe(name: str, out: Path | None = None, /, *, json: Json = False) -> None:
     """Copy a recipe to a file of your own, to change and to train: `phonetrain fit NAME.toml`.
 
     Parameters
@@ -65,8 +52,6 @@ def copy_recipe(name: str, out: Path | None = None, /, *, json: Flag = False) ->
         A name from `phonetrain recipes list`.
     out
         The new file; default NAME.toml here.
-    json
-        Print the path as JSON.
     """
     from ..config.toml import locate, read_text
     from ..errors import ConfigError

@@ -9,21 +9,19 @@ from cyclopts import App
 
 from ..errors import ConfigError
 from ..results.tables import print_result
-from .recipes import Flag
+from .options import Flag, Json
 
 runs = App(name="runs", help="The runs in a folder, with state, score and size; `runs prune` frees disk.")
 
 
 @runs.default
-def list_all(folder: Path = Path("runs"), /, *, json: Flag = False) -> None:
+def list_all(folder: Path = Path("runs"), /, *, json: Json = False) -> None:
     """The runs in a folder, a line each, the one trained last at the end.
 
     Parameters
     ----------
     folder
         Where they lie.
-    json
-        Print them as JSON.
     """
     from ..results.run_list import list_runs, list_text
 
@@ -33,7 +31,7 @@ def list_all(folder: Path = Path("runs"), /, *, json: Flag = False) -> None:
 
 @runs.command
 def prune(
-    *names: Path, folder: Path = Path("runs"), delete: Flag = False, yes: Flag = False, json: Flag = False
+    *names: Path, folder: Path = Path("runs"), delete: Flag = False, yes: Flag = False, json: Json = False
 ) -> None:
     """Delete checkpoints that are neither the best nor the last of their run.
 
@@ -47,8 +45,6 @@ def prune(
         Delete the named runs whole, their best and last checkpoints and their logs too; asks before.
     yes
         Do not ask.
-    json
-        Print what was freed as JSON.
     """
     from ..results.run_list import prune_runs, pruned_text
     from ..runs.directory import Run
