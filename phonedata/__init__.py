@@ -45,6 +45,7 @@ _MODULES = {
     "open_loader": "loaders.open",
     "LOADERS": "loaders.open",
     "Loader": "loaders.base",
+    "available_memory": "system",
 }
 
 __all__ = sorted(_MODULES)
@@ -85,6 +86,7 @@ if TYPE_CHECKING:
     from .raw.base import RawCorpus as RawCorpus
     from .raw.base import RawPartition as RawPartition
     from .raw.frontend import FrontEnd as FrontEnd
+    from .system import available_memory as available_memory
 else:
 
     def __getattr__(name: str) -> object:

@@ -6,6 +6,7 @@ import os
 import stat
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from .errors import PhonedataError
@@ -49,22 +50,54 @@ def _may_write(folder: Path) -> bool:
     return os.access(folder, os.W_OK | os.X_OK)
 
 
-def available_memory() -> int | None:
-    """Bytes that can be filled without pushing programs out, container limit included; None where nobody says."""
+def available_memory(*, swap: bool = False) -> int | None:
+    """Bytes that can be filled without pushing programs out, the limits of all control groups of this process included.
+
+    swap: with the space that is left to push programs out to, after which the system kills. None where nobody says.
+    """
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration, ValueError):
+        about = {name: int(size.split()[0]) * 1024 for name, size in _table("/proc/meminfo", ":").items() if size}
+        free = about["MemAvailable"] + (about["SwapFree"] if swap else 0)
+    except (OSError, KeyError, ValueError):
         return None
-    try:
-        group = Path("/sys/fs/cgroup")
-        limit = int((group / "memory.max").read_text())
-        used = int((group / "memory.current").read_text())
-        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        free = min(free, limit - used + int(stat["inactive_file"]) + int(stat["active_file"]))
-    except (OSError, ValueError, KeyError):
-        pass
+    for group, old in _control_groups():
+        files = ("memory.limit_in_bytes", "memory.usage_in_bytes") if old else ("memory.max", "memory.current")
+        try:
+            limit, used = (int((group / file).read_text()) for file in files)
+            parts = _table(group / "memory.stat", " ")
+            cached = sum(int(parts[f"{'total_' * old}{name}_file"]) for name in ("inactive", "active"))
+            spare = 0
+            if swap and not old:
+                allowed = (group / "memory.swap.max").read_text().strip()
+                left = about["SwapFree"]
+                if allowed != "max":
+                    left = max(0, int(allowed) - int((group / "memory.swap.current").read_text()))
+                spare = min(about["SwapFree"], left)
+        except (OSError, ValueError, KeyError):  # no limit here ("max"), or no such controller
+            continue
+        free = min(free, max(0, limit - used + cached) + spare)
     return free
+
+
+def _table(path: str | Path, separator: str) -> dict[str, str]:
+    """The lines `name<separator>value` of a file of the kernel's."""
+    pairs = (line.partition(separator) for line in Path(path).read_text().splitlines())
+    return {name: value.strip() for name, _, value in pairs}
+
+
+def _control_groups() -> Iterator[tuple[Path, bool]]:
+    """Folders of the control groups that limit this process, its own and those above; whether of version 1."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, own = line.split(":", 2)
+        if not controllers or "memory" in controllers.split(","):
+            root = Path("/sys/fs/cgroup", "memory" if controllers else "")
+            # A container sees its own group as the root, or a path from outside that is not there.
+            for group in (own, *map(str, Path(own).parents)):
+                yield root / group.lstrip("/"), bool(controllers)
 
 
 def available_cores() -> int:

@@ -70,7 +70,8 @@ def padded(windows: Tensor, padding: int, dtype: torch.dtype) -> Tensor:
     kernel does it all, else in their own."""
     flat = windows.flatten(1)
     if not runs_here(flat) or flat.requires_grad or flat.stride(1) != 1:
-        flat = flat if torch.is_autocast_enabled(flat.device.type) else flat.to(dtype)
+        if flat.dtype != dtype and not torch.is_autocast_enabled(flat.device.type):
+            flat = flat.to(dtype)
         return F.pad(flat, (0, padding)) if padding else flat
     from . import triton_step as kernels
 

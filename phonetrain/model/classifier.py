@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TypedDict
 
 import torch
@@ -9,9 +10,10 @@ from torch import Tensor, nn
 
 from ..config.run_config import RunConfig
 from ..config.sections import ModelConfig
-from ..kernels.known import ACTIVATIONS
+from ..errors import ConfigError
+from ..kernels.known import ACTIVATIONS, first_line
 from ..kernels.layer import Dropout, converted, hidden_layer, padded, prepare, product
-from .custom import build_from_factory
+from .custom import FactoryFailed, build_from_factory
 from .widths import MULTIPLE, check_cap, layer_widths
 
 
@@ -189,3 +191,19 @@ def build_model(config: RunConfig, *, feature_dim: int, num_classes: int) -> nn.
     model = build_from_factory(config.model.factory, feature_dim, window_width, num_classes)
     check_cap(config.model, sum(p.numel() for p in model.parameters() if p.requires_grad))
     return model
+
+
+def planned_model(config: RunConfig, *, feature_dim: int, num_classes: int) -> nn.Module:
+    """`build_model` without values, on torch's meta device: all shapes, and no memory however large it is.
+
+    Code of the user's own that needs values to build its model gets them: that one is really built.
+    """
+    sizes = {"feature_dim": feature_dim, "num_classes": num_classes}
+    try:
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # weights that a factory loads from a file go nowhere here
+            return build_model(config, **sizes)
+    except FactoryFailed:
+        return build_model(config, **sizes)
+    except RuntimeError as error:  # more bytes than an address can name
+        raise ConfigError(f"model: cannot be laid out ({first_line(error)}); use smaller widths") from None

@@ -126,6 +126,10 @@ def import_file(path: Path) -> object:
     return module
 
 
-def failed(factory: str, what: str, error: Exception) -> ConfigError:
+class FactoryFailed(ConfigError):
+    """The user's own code raised something."""
+
+
+def failed(factory: str, what: str, error: Exception) -> FactoryFailed:
     reason = " ".join(f"{type(error).__name__}: {error}".split())
-    return ConfigError(f"model.factory = {factory}: {what} ({reason[:300]})")
+    return FactoryFailed(f"model.factory = {factory}: {what} ({reason[:300]})")

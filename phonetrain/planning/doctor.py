@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from phonedata import available_memory
+
 from ..config import toml as recipes
 from ..console.base import own_memory
 from ..device import cpu_gains_by_bf16
@@ -164,7 +166,8 @@ def look_at_host(facts: dict[str, str], problems: list[str]) -> None:
     """Memory, disk, copy speed, locks, wandb."""
     from ..runs.tracker import logged_in
 
-    total, available = host_memory()
+    total = total_memory()
+    available = min(total, found) if (found := available_memory()) is not None else total
     if total:
         held = f"; this process holds {short(own)}B" if (own := own_memory()) is not None else ""
         facts["memory"] = f"{short(available)}B of {short(total)}B available{held}"
@@ -181,19 +184,12 @@ def look_at_host(facts: dict[str, str], problems: list[str]) -> None:
     )
 
 
-def host_memory() -> tuple[int, int]:
-    """(total, available) bytes of RAM; zeros where the system does not say."""
+def total_memory() -> int:
+    """Bytes of RAM; 0 where the system does not say."""
     try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            sizes = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in file}
-        return sizes["MemTotal"], sizes["MemAvailable"]
-    except (OSError, KeyError, ValueError, IndexError):
-        pass
-    try:
-        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        return total, total
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
-        return 0, 0
+        return 0
 
 
 def copy_speed(size: int = 1 << 26) -> float:

@@ -13,10 +13,6 @@ from ..results.tables import text_table
 from ..text import short
 
 COURSE = {"feature_dim": 28, "num_classes": 40}
-BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
-# Values of a hidden unit that training keeps for the backward pass: output of the matrix, of the norm, of the
-# activation, and the dropout's.
-KEPT_VALUES = 4
 
 
 def show(
@@ -33,13 +29,15 @@ def dry_run(
     recipe: str | os.PathLike[str] = "default", *overrides: str, corpus: str | os.PathLike[str] | None = None
 ) -> dict[str, Any]:
     """What `fit` with the same arguments would train, read from the objects that training would use; writes nothing."""
+    from ..model.classifier import planned_model
     from ..training.build import describe, training_selection
     from ..training.data import open_corpus
+    from ..training.memory import needed
     from ..training.session import prepare
 
     config = resolve(recipe, overrides, corpus)
     packed = open_corpus(config)
-    prepared = prepare(config, packed)
+    prepared = prepare(config, packed, only_planned=True)
     setup, roles, device_spec = prepared.setup, prepared.setup.roles, prepared.setup.device_spec
     try:
         built = describe(setup)
@@ -48,14 +46,8 @@ def dry_run(
         stages: list[dict[str, Any]] = []
         for stage in config.plans:
             frames = training_selection(packed, roles, stage.config).num_frames
-            needs = memory(
-                stage.config,
-                built["model"]["parameters"],
-                _hidden_units(setup.state.model),
-                sizes,
-                device_spec.precision,
-                resident,
-            )
+            model = planned_model(stage.config, **sizes)
+            needs = needed(stage.config, model, packed.feature_dim, device_spec.precision, resident)
             stages.append(
                 {
                     "start_epoch": stage.start,
@@ -76,34 +68,6 @@ def dry_run(
         }  # fmt: skip
     finally:
         setup.close()
-
-
-def memory(
-    config: RunConfig, parameters: int, hidden_units: int, sizes: dict[str, int], precision: str, resident: Any = None
-) -> dict[str, int]:
-    """Bytes that training needs, calculated: weights, gradients, optimizer, averaged, activations, windows, corpus.
-
-    Weights and what is kept beside them are float32; activations are in the training precision. What the libraries
-    take for themselves (about 0.4 GB on CUDA) is not in it.
-    """
-    from ..optim.optimizers import OPTIMIZERS
-
-    width = config.window.width
-    batch = config.batch_size // config.optimizer.accumulation
-    bytes_each = BYTES[precision]
-    moments = OPTIMIZERS[config.optimizer.name].moments
-    sizes_by_use = {
-        "weights": 4 * parameters,
-        "gradients": 4 * parameters,
-        "optimizer": 4 * parameters * moments,
-        "averaged": 4 * parameters if config.averaging.decay is not None else 0,
-        "activations": batch * hidden_units * KEPT_VALUES * bytes_each,
-        "windows": batch * width * sizes["feature_dim"] * (2 + bytes_each),
-        "corpus": sum(partition.features.nbytes for partition in resident.partitions.values())
-        if resident is not None
-        else 0,
-    }
-    return sizes_by_use | {"total": sum(sizes_by_use.values())}
 
 
 def dry_run_text(result: dict[str, Any]) -> str:
@@ -161,18 +125,12 @@ def _sizes(config: RunConfig) -> tuple[dict[str, int], str]:
 
 def _layers(config: RunConfig, sizes: dict[str, int]) -> dict[str, Any]:
     """parameters, training_flops a frame and the layer table; a user's own module has no table."""
-    from ..model.classifier import FrameClassifier, build_model
+    from ..model.classifier import FrameClassifier, planned_model
 
-    model = build_model(config, **sizes)
+    model = planned_model(config, **sizes)
     table = model.layer_table() if isinstance(model, FrameClassifier) else None
     parameters = getattr(model, "num_parameters", None)
     if parameters is None:
         parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     flops = sum(row["training_flops"] for row in table) if table else 6 * parameters
     return {"parameters": parameters, "training_flops": flops, "layers": table}
-
-
-def _hidden_units(model: Any) -> int:
-    if hasattr(model, "layer_table"):
-        return sum(row["outputs"] for row in model.layer_table())
-    return sum(getattr(module, "out_features", 0) for module in model.modules())

@@ -17,7 +17,7 @@ from ..config.stages import PREVIOUS
 from ..device import DeviceSpec, describe_machine
 from ..distributed import current, reduce_norms
 from ..kernels import layer
-from ..model.classifier import FrameClassifier, build_model
+from ..model.classifier import FrameClassifier, build_model, planned_model
 from ..model.ema import AveragedWeights
 from ..model.trust import digest
 from ..optim.loss_scale import LossScale
@@ -121,16 +121,24 @@ def open_scoring_loader(corpus: PackedCorpus, partitions: str, config: RunConfig
 
 
 def assemble(
-    run_config: RunConfig, plan: StagePlan, corpus: PackedCorpus, roles: Roles, device_spec: DeviceSpec
+    run_config: RunConfig,
+    plan: StagePlan,
+    corpus: PackedCorpus,
+    roles: Roles,
+    device_spec: DeviceSpec,
+    *,
+    only_planned: bool = False,
 ) -> TrainingSetup:
     """Build every part of a stage from its configuration and nothing else.
 
-    Weights start from the run's seed, whatever the process did before.
+    Weights start from the run's seed, whatever the process did before. only_planned: around a model without values, to
+    be told about and not trained.
     """
     config = plan.config
     torch.manual_seed(config.seed)
     num_classes = len(corpus.phonemes)
-    model = build_model(config, feature_dim=corpus.feature_dim, num_classes=num_classes).to(device_spec.device)
+    sizes = {"feature_dim": corpus.feature_dim, "num_classes": num_classes}
+    model = planned_model(config, **sizes) if only_planned else build_model(config, **sizes).to(device_spec.device)
     layer.hash_dropout(reduce_norms(model))
     optimizer = build_optimizer(config.optimizer, model, device_spec.device)
     averaged = None if config.averaging.decay is None else AveragedWeights(model, config.averaging.decay)

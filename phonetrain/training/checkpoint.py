@@ -73,26 +73,25 @@ def save(run: Run, state: TrainState, identity: dict[str, Any], keep: int) -> tu
     target = run.checkpoint_dir(state.progress.step)
     if not run.writes:
         return target, 0
-    # Into memory first: torch's own writing of a file hides why the disk refused it.
-    training = io.BytesIO()
-    torch.save({name: part.state_dict() for name, part in state.training_parts().items()}, training)
-    files = {TRAINING: training.getvalue(), MODEL: tensors_to_bytes(apart_on_cpu(state.model.state_dict()))}
-    if state.averaged is not None:
-        files[AVERAGED] = tensors_to_bytes(apart_on_cpu(state.averaged.state_dict()))
     partial = target.with_name(f".{target.name}.partial")
-    summary = {
+    summary: dict[str, Any] = {
         "format": FORMAT,
         "progress": dataclasses.asdict(state.progress),
         "identity": identity,
-        "digests": {name: _digest(content) for name, content in files.items()},
+        "digests": {},
     }
-    files[STATE] = state_text(summary).encode()
+    size = 0
     with run.writing(target):
         try:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
-            for name, content in files.items():
+            for name, content in contents(state):
+                summary["digests"][name] = _digest(content)
+                size += len(content)
                 (partial / name).write_bytes(content)
+                del content  # before the next one is made
+            text = state_text(summary).encode()
+            (partial / STATE).write_bytes(text)
             sync_tree(partial)
             # What is cut where names cannot be exchanged, the next process that holds the run puts back.
             replaced = replace_folder(partial, target, target.with_name(f".{target.name}.old"))
@@ -101,10 +100,21 @@ def save(run: Run, state: TrainState, identity: dict[str, Any], keep: int) -> tu
             raise
     if replaced is not None:
         shutil.rmtree(replaced, ignore_errors=True)
-    size = sum(map(len, files.values()))
     run.write_pointer("last", state.progress.step)
     prune(run, keep, state.progress.best_step)
-    return target, size
+    return target, size + len(text)
+
+
+def contents(state: TrainState) -> Iterator[tuple[str, bytes | memoryview]]:
+    """Name and bytes of each file of a checkpoint but state.json, one at a time: together they are as much as what
+    trains. In memory, since torch's own writing of a file hides why the disk refused it."""
+    training = io.BytesIO()
+    torch.save({name: part.state_dict() for name, part in state.training_parts().items()}, training)
+    yield TRAINING, training.getbuffer()
+    del training
+    yield MODEL, tensors_to_bytes(apart_on_cpu(state.model.state_dict()))
+    if state.averaged is not None:
+        yield AVERAGED, tensors_to_bytes(apart_on_cpu(state.averaged.state_dict()))
 
 
 def apart_on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -151,7 +161,7 @@ def _check(path: Path, found: str, wanted: str | None) -> None:
         raise CheckpointError(f"{path}: digest {found}, wanted {wanted}: the file is damaged")
 
 
-def _digest(content: bytes) -> str:
+def _digest(content: bytes | memoryview) -> str:
     return xxhash.xxh3_128_hexdigest(content)
 
 

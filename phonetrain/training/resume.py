@@ -253,7 +253,7 @@ def resume_here(
         if ranks.is_main:
             untold = check_trusted(config.model.factory, where.path, trusts)
         ranks.barrier()
-        device_spec = device_for(config, packed, saved.identity["machine"])
+        device_spec, _ = device_for(config, packed, saved.identity["machine"])
         held.enter_context(determinism(config.deterministic))
         warnings = problems + restore_machine(saved.identity["machine"], device_spec)
         warnings += [] if untold is None else [untold]

@@ -27,6 +27,7 @@ from ..runs.tracker import Tracker, open_tracker
 from ..text import short
 from .build import TrainingSetup, assemble, describe, training_selection
 from .data import Roles, check_window, choose_roles, place_from_run, warnings_before_training
+from .memory import lacking
 from .starting_weights import StartingWeights, start_from
 from .stopping import StopRequest, noticed_signals
 from .trainer import Trainer
@@ -55,21 +56,22 @@ class Prepared:
     start: StartingWeights | None
 
 
-def prepare(config: RunConfig, corpus: PackedCorpus) -> Prepared:
+def prepare(config: RunConfig, corpus: PackedCorpus, *, only_planned: bool = False) -> Prepared:
     """Choose roles and device, look through the data of every stage, build the first stage; writes nothing.
 
+    only_planned: build it around a model without values; one that memory is too small for is then a warning.
     Raises ConfigError where the run could not train. The caller closes `setup`.
     """
     roles = choose_roles(corpus, config.data)
     check_window(corpus, config.window)
-    device_spec = device_for(config, corpus)
-    warnings = looked_through(corpus, roles, config.plans)
+    device_spec, too_large = device_for(config, corpus, only_planned=only_planned)
+    warnings = looked_through(corpus, roles, config.plans) + ([] if too_large is None else [too_large])
     if device_spec.device.type == "mps":
         warnings.append("device=mps is untested; compare the first epoch with one on device=cpu")
     elif (reason := layer.why_not(device_spec.device)) is not None:
         compiler = "Triton" if device_spec.device.type == "cuda" else "numba"
         warnings.append(f"{compiler} makes no kernels here, so layers take torch's own, which is slower ({reason})")
-    setup = assemble(config, config.plans[0], corpus, roles, device_spec)
+    setup = assemble(config, config.plans[0], corpus, roles, device_spec, only_planned=only_planned)
     start = None
     if config.model.from_run is not None:
         try:
@@ -81,25 +83,33 @@ def prepare(config: RunConfig, corpus: PackedCorpus) -> Prepared:
     return Prepared(setup, warnings, start)
 
 
-def device_for(config: RunConfig, corpus: PackedCorpus, before: Mapping[str, Any] | None = None) -> DeviceSpec:
-    """Where and in which precision this process trains.
+def device_for(
+    config: RunConfig, corpus: PackedCorpus, before: Mapping[str, Any] | None = None, *, only_planned: bool = False
+) -> tuple[DeviceSpec, str | None]:
+    """Where and in which precision this process trains, and a sentence where its memory is too small for that.
 
     On a CPU `precision = auto` times a model of the user's own in bf16 and fp32. before: the machine of the checkpoint
     that a run goes on from, whose answer holds for the whole run: a stopwatch may give another one next time.
+    Raises ConfigError with that sentence unless `only_planned`.
     """
     ranks = current()
     spec = choose_device(ranks.device(config.device), config.precision)
+    # Before anything of that size is built, and before other processes have begun to.
+    too_large = ranks.share(lacking(config, corpus, spec) if ranks.is_main else None)
+    if too_large is not None and not only_planned:
+        raise ConfigError(too_large)
     factory = config.model.factory
-    if factory is None or config.precision != "auto" or spec.device.type != "cpu":
-        return spec
+    if factory is None or config.precision != "auto" or spec.device.type != "cpu" or too_large is not None:
+        return spec, too_large
     if before is not None and before.get("gpu") is None:
-        return replace(spec, precision=before["precision"], reason=f"cpu, {before['precision']} as the run began")
+        told = f"cpu, {before['precision']} as the run began"
+        return replace(spec, precision=before["precision"], reason=told), None
     measured = None
     if ranks.is_main:
         sizes = corpus.feature_dim, config.window.width, len(corpus.phonemes)
         measured = faster_precision(factory, *sizes, config.batch_size)
     precision, reason = ranks.share(measured)
-    return replace(spec, precision=precision, reason=f"cpu; {reason}")
+    return replace(spec, precision=precision, reason=f"cpu; {reason}"), None
 
 
 def looked_through(corpus: PackedCorpus, roles: Roles, plans: Sequence[StagePlan]) -> list[str]:

@@ -65,3 +65,29 @@ def test_a_current_directory_that_is_gone_is_one_sentence(tmp_path, program):
     lines = [line for line in told.stderr.splitlines() if line.startswith(program)]
     assert told.returncode == 1 and len(lines) == 1, told.stderr
     assert "the current directory is gone" in lines[0] and "Traceback" not in told.stderr
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_available_memory_minds_every_control_group_above_this_process(version, tmp_path, monkeypatch):
+    names = ("memory.limit_in_bytes", "memory.usage_in_bytes") if version == 1 else ("memory.max", "memory.current")
+    prefix = "total_" if version == 1 else ""
+    own, above = tmp_path / "a/b", tmp_path / "a"
+    own.mkdir(parents=True)
+    for group, limit in ((own, 1 << 62 if version == 1 else "max"), (above, 30_000)):
+        (group / names[0]).write_text(f"{limit}\n")
+        (group / names[1]).write_text("25000\n")
+        (group / "memory.stat").write_text(f"anon 9\n{prefix}inactive_file 4000\n{prefix}active_file 1000\n")
+        (group / "memory.swap.max").write_text("0\n")
+        (group / "memory.swap.current").write_text("0\n")
+    everywhere = [(group, version == 1) for group in (own, above, tmp_path, tmp_path / "not-there")]
+    monkeypatch.setattr(system, "_control_groups", lambda: everywhere)
+    assert system.available_memory() == system.available_memory(swap=True) == 10_000
+    (above / names[1]).write_text("90000\n")  # over its limit, as after one that was lowered
+    assert system.available_memory() == 0
+
+
+def test_control_groups_are_this_process_s_own_and_those_above():
+    groups = [group for group, _ in system._control_groups()]
+    if not groups:
+        pytest.skip("this system has no control groups")
+    assert all(str(group).startswith("/sys/fs/cgroup") for group in groups)
