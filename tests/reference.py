@@ -145,6 +145,26 @@ def packed_rows(utterances, context, padding):
     return np.concatenate(pieces)
 
 
+# Labels
+
+
+def frame_labels(rows, num_samples, from_hz, frontend):
+    """The symbol of each frame, one at a time, in fractions: that of the last interval that has begun at the frame's
+    centre, None where it has ended by then. rows: (start, end, symbol) in seconds; from_hz: the rate of the samples."""
+    from fractions import Fraction
+
+    rate, length, shift = frontend.rate_hz, Fraction(frontend.frame_length_ms), Fraction(frontend.frame_shift_ms)
+    seconds = Fraction(-(-num_samples * rate // from_hz), rate)
+    labels, begin = [], Fraction(0)
+    while begin + length / 1000 <= seconds:
+        centre = begin + length / 2000
+        begun = [row for row in sorted(rows, key=lambda row: row[0]) if row[0] <= centre and row[1] > row[0]]
+        last = begun[-1] if begun else None
+        labels.append(last[2] if last and centre < last[1] else None)
+        begin += shift / 1000
+    return labels
+
+
 # Order and windows
 
 

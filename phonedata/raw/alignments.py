@@ -175,8 +175,12 @@ def _textgrid(text: str, tier: str | None) -> list[Row]:
 def _choose_tier(tiers: list[tuple[str, list[Row]]], tier: str | None) -> list[Row]:
     names = ", ".join(repr(name) for name, _ in tiers) or "none"
     if tier is None:
-        chosen = [(name, rows) for name, rows in tiers if _PHONE_TIER.fullmatch(name.strip())]
-        chosen = chosen or [(name, rows) for name, rows in tiers if _LIKE_PHONE_TIER.fullmatch(name.strip())]
+        named, like = (
+            [(name, rows) for name, rows in tiers if pattern.fullmatch(name.strip())]
+            for pattern in (_PHONE_TIER, _LIKE_PHONE_TIER)
+        )
+        # A tier of the very name goes before those like it, unless it is empty.
+        chosen = named if any(row[2] for _, rows in named for row in rows) else like or named
     else:
         chosen = [(name, rows) for name, rows in tiers if name == tier]
         if not chosen and tier.isdecimal() and 1 <= int(tier) <= len(tiers):
@@ -196,25 +200,26 @@ def _choose_tier(tiers: list[tuple[str, list[Row]]], tier: str | None) -> list[R
 
 
 def _one_after_the_other(tiers: list[tuple[str, list[Row]]]) -> list[Row]:
-    """The phones of several speakers, a tier each, who speak in turns, and silence between them: a tier of intervals
+    """The phones of several speakers, a tier each, who speak in turns, and a pause between them: a tier of intervals
     has no gaps. Raises _Unreadable where two speak at once."""
     spoken = sorted(
         (start, end, phone, name) for name, rows in tiers for start, end, phone in rows if not is_silence(phone)
     )
+    pause = next((phone for _, rows in tiers for *_, phone in rows if phone and is_silence(phone)), "")
     merged: list[Row] = []
     last = min(row[0] for _, rows in tiers for row in rows)
-    for (start, end, phone, name), (_, before, _, other) in zip(spoken, [spoken[0], *spoken[:-1]]):
+    for (start, end, phone, name), (_, before, _, other) in zip(spoken, [*spoken[:1], *spoken[:-1]]):
         if name != other and start < before - _ROUNDING:
             raise _Unreadable(
                 f"has phones of the tiers {other!r} and {name!r} at {start:.3f} s, wanted one speaker at a time; name "
                 "one tier with tier='NAME'"
             )
         if start > last:
-            merged.append((last, start, ""))
+            merged.append((last, start, pause))
         merged.append((start, end, phone))
         last = max(last, end)
     end = max(row[1] for _, rows in tiers for row in rows)
-    return [*merged, (last, end, "")] if end > last else merged
+    return [*merged, (last, end, pause)] if end > last else merged
 
 
 def _refuse_other_formats(lines: list[list[str]]) -> None:
@@ -276,19 +281,9 @@ def _lab(lines: list[list[str]], unit: float | None) -> tuple[list[Row], float]:
     of HVite -f with states."""
     header = next((number for number, line in enumerate(lines) if line == ["#"]), None)
     lines = [line for line in lines[0 if header is None else header + 1 :] if line and line != ["."]]
+    if header is not None or _has_colours(lines):
+        return _festival(lines, unit or 1), unit or 1
     rows: list[Row] = []
-    # HTK's intervals cannot all end at one time: Festival's colour is the same in every line.
-    colours = {line[1] if len(line) == 3 and _is_number(line[1]) else None for line in lines}
-    if header is not None or (len(lines) > 1 and len(colours) == 1 and None not in colours):
-        end = 0.0
-        for line in lines:
-            if len(line) < 2:
-                raise _Unreadable(
-                    f"line {' '.join(line)[:60]!r}, wanted `end colour phone` after the #; correct the line"
-                )
-            start, (end,) = end, _seconds(line[:1], unit or 1, line)
-            rows.append((start, end, line[2] if len(line) > 2 else "" if _is_number(line[1]) else line[1]))
-        return rows, unit or 1
     unit = unit or _unit(lines, _HTK_RATE)
     for line in lines:
         if len(line) < 3:
@@ -299,6 +294,31 @@ def _lab(lines: list[list[str]], unit: float | None) -> tuple[list[Row], float]:
         start, end = _seconds(line[:2], unit, line)
         rows.append((start, end, line[2]))
     return _phones_of_states(rows, lines), unit
+
+
+def _has_colours(lines: list[list[str]]) -> bool:
+    """Whether lines are Festival's although no header says so: the second column is one whole number throughout, no
+    phone ends at 0, and as HTK's `start end phone` they would overlap. (Phones of one length, `start length phone`,
+    begin at 0.)"""
+    if len(lines) < 2 or any(len(line) != 3 or not _is_number(line[0]) for line in lines):
+        return False
+    times, colour = [float(line[0]) for line in lines], lines[0][1]
+    if not colour.isdecimal() or any(line[1] != colour for line in lines) or times[0] <= 0:
+        return False
+    return times[0] > float(colour) or any(time != float(colour) for time in times[1:])
+
+
+def _festival(lines: list[list[str]], unit: float) -> list[Row]:
+    """Rows of `end colour phone` or `end phone` lines; a pause may have no name."""
+    end, rows = 0.0, []
+    coloured = any(len(line) > 2 for line in lines) or len({line[-1] for line in lines}) == 1
+    for line in lines:
+        if len(line) < 2:
+            raise _Unreadable(f"line {' '.join(line)[:60]!r}, wanted `end colour phone` after the #; correct the line")
+        start, (end,) = end, _seconds(line[:1], unit, line)
+        unnamed = coloured and len(line) == 2 and _is_number(line[1])
+        rows.append((start, end, "" if unnamed else line[min(2, len(line) - 1)]))
+    return rows
 
 
 def _phones_of_states(rows: list[Row], lines: list[list[str]]) -> list[Row]:

@@ -368,7 +368,8 @@ class AudioPartition:
                 self.utterance_ids[index],
                 f"{self._files[index][1]}: phone {symbol!r} {why} (in all: {listed}); {helps}",
             )
-        self._keep([index for index in range(len(self._files)) if index not in bad])
+        if bad:
+            self._keep([index for index in range(len(self._files)) if index not in bad])
 
     def _keep(self, indices: list[int]) -> None:
         self.utterance_ids = [self.utterance_ids[index] for index in indices]

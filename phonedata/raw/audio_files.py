@@ -229,18 +229,30 @@ def _pair_tree(tree: Path, found: dict[str, AudioFiles], notes: list[str]) -> No
             if _split(name)[1] in SUFFIXES:
                 named.setdefault(_split(name)[0], []).append(Path(path, name))
     recordings = Counter(key.name for audio, _ in found.values() for key in audio.values())
-    used: set[Path] = set()
+    users: dict[Path, list[str]] = {}
     for partition, (audio, aligned) in found.items():
-        for key in audio.values():
+        for path, key in audio.items():
             candidates = named.get(key.name, [])
-            if len(candidates) > 1 or recordings[key.name] > 1:
+            if len({file.parent for file in candidates}) > 1 or recordings[key.name] > 1:
                 folders = (partition, *key.parts[:-1])
                 depths = [_common_end(folders, file.relative_to(tree).parts[:-1]) for file in candidates]
                 most = max(depths, default=0)
                 candidates = [f for f, depth in zip(candidates, depths) if depth == most] if most else []
             if candidates and len({file.suffix.lower() for file in candidates}) == len(candidates):
                 aligned.setdefault(str(key), []).extend(candidates)
-                used.update(candidates)
+                for file in candidates:
+                    users.setdefault(file, []).append(path)
+    shared = {file: paths for file, paths in users.items() if len(paths) > 1}
+    for _, aligned in found.values():
+        for place in [place for place, files in aligned.items() if not shared.keys().isdisjoint(files)]:
+            del aligned[place]
+    if shared:
+        file, paths = next(iter(shared.items()))
+        notes.append(
+            f"{len(shared)} alignments of {tree} are not used, as several recordings have their name and folder, e.g. "
+            f"{file} that of {paths[0]} and {paths[1]}"
+        )
+    used = users.keys()
     if not used:
         audio_file = next((path for audio, _ in found.values() for path in audio), "none")
         raise RawDataError(

@@ -570,6 +570,32 @@ def test_a_tree_of_alignments_pairs_by_id_and_never_across_speakers(tmp_path):
     assert set(partition.read(1)[1]) == {ARPABET.symbols.index("AA")}
 
 
+def test_a_tree_of_alignments_may_hold_what_they_were_made_of(tmp_path):
+    write_audio(tmp_path / "audio", None, name="train/a/u1.wav")
+    (tmp_path / "grids").mkdir()
+    write_alignment(tmp_path / "grids/u1.TextGrid", PHONES, 16000)
+    (tmp_path / "grids/u1.lab").write_text("HELLO\n")
+    assert read_labels(tmp_path / "audio", alignments=str(tmp_path / "grids")) == label_truth(PHONES, 88)
+
+
+def test_one_alignment_is_never_that_of_two_recordings(tmp_path):
+    for partition, name in (("train", "x"), ("dev", "x"), ("train", "y")):
+        write_audio(tmp_path / "audio", None, name=f"{partition}/s/{name}.wav")
+        (tmp_path / "grids/s").mkdir(parents=True, exist_ok=True)
+        write_alignment(tmp_path / "grids/s" / f"{name}.TextGrid", PHONES, 16000)
+    raw = open_raw(tmp_path / "audio", "audio", AlignmentOptions(alignments=str(tmp_path / "grids")))
+    assert [p.labelled for p in raw.partitions] == [False, True]
+    assert raw.partitions[1].utterance_ids == ["s-0-y"]
+    assert any("several recordings have their name and folder" in note for note in raw.notes)
+
+
+def test_a_partition_without_labels_may_stand_beside_a_phonemes_txt(tmp_path):
+    write_audio(tmp_path)
+    write_audio(tmp_path, None, name="test/s/t.wav")
+    (tmp_path / "phonemes.txt").write_text("\n".join(["sil", *ARPABET.symbols[1:]]) + "\n")
+    assert [len(p.utterance_ids) for p in open_raw(tmp_path).partitions] == [1, 1]
+
+
 def test_fbank_deltas_and_c0_last_are_what_they_say(tmp_path):
     waveform = np.random.default_rng(1).normal(0, 1000, 16000).astype(np.float32)
     first, last = (FrontEnd(coefficients=13, c0=c0).compute(waveform) for c0 in ("first", "last"))

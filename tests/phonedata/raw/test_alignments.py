@@ -33,6 +33,9 @@ def grid(*tiers, kind="IntervalTier"):
         ("lab", "0.5 125 k\n1.0 125 ae\n"),
         ("lab", "#\n0.5 k\n1.0 ae\n"),
         ("lab", "#\n 0.5 26\tk ; \n 1.0 26\tae ; \n"),
+        ("lab", "0.0 0.5 k\n0.5 1.0 ae\n1.0 1.0 x\n"),
+        ("lab", "1.0 1.0 x\n0.0 0.5 k\n0.5 1.0 ae\n"),
+        ("lab", "0.5 0 k\n1.0 0 ae\n"),
         ("lab", "0e0 5e-1 k\n5e-1 1e0 ae\n"),
         ("lab", "0.5 1.0 ae\n0.0 0.5 k\n"),
         ("phn", "0\t8000\tk\n\n8000\t16000\tae\n"),
@@ -62,6 +65,23 @@ def test_what_rounding_explains_is_no_overlap(tmp_path):
 @pytest.mark.parametrize("name", ["Phones", "phn", "A - phones", "phones - A", "spk1_phones", "phonemes (auto)", "MAU"])
 def test_tiers_that_hold_phones_by_their_name_are_found(tmp_path, name):
     assert read(tmp_path, "TextGrid", grid(("words", [(0, 1, "cat")]), (name, K_AE), ("KAN-MAU", []))) == K_AE
+
+
+def test_a_phone_may_be_called_by_a_number(tmp_path):
+    """X-SAMPA's 5 is the dark l; beside Festival's colour a pause may have no name."""
+    assert read(tmp_path, "lab", "#\n0.5 5\n1.0 ae\n") == [(0.0, 0.5, "5"), (0.5, 1.0, "ae")]
+    assert read(tmp_path, "lab", "#\n0.5 125\n1.0 125 ae\n") == [(0.0, 0.5, ""), (0.5, 1.0, "ae")]
+
+
+def test_phones_of_one_length_in_place_of_an_end_are_no_ends(tmp_path):
+    with pytest.raises(RawDataError, match="if the second number is how long it lasts"):
+        read(tmp_path, "lab", "0 90 k\n90 90 ae\n180 90 t\n", unit=1000)
+
+
+def test_a_pause_that_two_speakers_share_keeps_a_name(tmp_path):
+    pauses = [(0.0, 0.5, "sp"), (0.5, 1.0, "")], [(0.0, 0.5, ""), (0.5, 1.0, "sp")]
+    found = read(tmp_path, "TextGrid", grid(("A - phones", pauses[0]), ("B - phones", pauses[1]), ("phones", [])))
+    assert found == [(0.0, 1.0, "sp")]
 
 
 def test_a_tier_of_the_very_name_goes_before_those_like_it(tmp_path):
