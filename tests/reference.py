@@ -244,3 +244,32 @@ def masked_truth(window, frame, *, seed, epoch, time_mask, freq_mask, probabilit
         first = below(4, window.shape[1] - coefficients + 1)
         window[:, first : first + coefficients] = 0
     return window
+
+
+def neighbour_labels(labels, ends, reach):
+    """(N, 2 reach + 1): the labels around each frame, an utterance's first and last one repeated beyond its ends."""
+    import numpy as np
+
+    rows, start = [], 0
+    for end in ends:
+        for frame in range(start, end):
+            around = range(frame - reach, frame + reach + 1)
+            rows.append([labels[min(max(other, start), end - 1)] for other in around])
+        start = end
+    return np.array(rows)
+
+
+def neighbour_scores(logits, ends, reach):
+    """(N, C): each frame's mean of the log softmax of all windows of its utterance that predict it, normalised."""
+    import numpy as np
+
+    logits = np.asarray(logits, np.float64)
+    logs = logits - np.logaddexp.reduce(logits, axis=2, keepdims=True)
+    rows, start = [], 0
+    for end in ends:
+        for frame in range(start, end):
+            windows = range(max(start, frame - reach), min(end, frame + reach + 1))
+            mean = np.mean([logs[window, reach + frame - window] for window in windows], axis=0)
+            rows.append(mean - np.logaddexp.reduce(mean))
+        start = end
+    return np.array(rows)

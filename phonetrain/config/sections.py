@@ -146,6 +146,9 @@ class ModelConfig(Section):
     "Share of hidden units dropped in training."
     dropout_shape: Literal["constant", "growing"] = "constant"
     "constant: the same in every layer; growing: layer i of n drops dropout * i / n."
+    neighbours: Annotated[int, Range(0, 20)] = 0
+    """Frames on each side of the middle one that the net predicts as well; a frame's score is then the mean over all
+    windows that predict it."""
     residual: bool = False
     "Add each hidden layer's input to its output, through a learnt matrix where the widths differ; not the first layer."
     narrowest: Annotated[float, Range(0, 1, above=True)] = 0.25

@@ -74,7 +74,8 @@ class HiddenLayer(nn.Module):
 
 
 class FrameClassifier(nn.Module):
-    """Windows (B, W, D) float -> logits (B, C), any dtype that autocast makes of them.
+    """Windows (B, W, D) float -> logits (B, C), any dtype that autocast makes of them; (B, 2n + 1, C) where the
+    net predicts n neighbours on each side of the middle frame as well.
 
     The first matrix has its input padded to whole eights, for tensor cores; the columns beyond W * D are zero, meet
     zero inputs, so get zero gradients and stay zero, and are counted nowhere.
@@ -89,14 +90,15 @@ class FrameClassifier(nn.Module):
         super().__init__()
         self.input_size = feature_dim * window_width
         self.padding = -self.input_size % MULTIPLE
-        self.widths = layer_widths(config, self.input_size, num_classes)
+        self.predicted = 2 * config.neighbours + 1  # frames, by each window
+        self.widths = layer_widths(config, self.input_size, self.predicted * num_classes)
         layers, inputs = [], self.input_size + self.padding
         for index, width in enumerate(self.widths):
             share = (index + 1) / len(self.widths) if config.dropout_shape == "growing" else 1.0
             layers.append(HiddenLayer(config, inputs, width, share * config.dropout, config.residual and index > 0))
             inputs = width
         self.hidden = nn.ModuleList(layers)
-        self.output = nn.Linear(inputs, num_classes)
+        self.output = nn.Linear(inputs, self.predicted * num_classes)
         self.start_parameters(config)
         check_cap(config, self.num_parameters)
 
@@ -124,7 +126,8 @@ class FrameClassifier(nn.Module):
         given = dict(zip(ours, halves))
         for layer in self.hidden:
             hidden = layer(hidden, given[layer]) if layer in given else layer(hidden)
-        return product(self.output, hidden, last)
+        logits = product(self.output, hidden, last)
+        return logits if self.predicted == 1 else logits.unflatten(1, (self.predicted, -1))
 
     @property
     def num_parameters(self) -> int:

@@ -57,7 +57,8 @@ def export(
     """Write the scored weights of a checkpoint as programs and return their directory (default: the run's export/).
 
     The programs take windows (B, W, D) float32, normalised as the packed corpus says, zeros beyond an utterance's
-    ends, and give logits (B, C) float32. Before anything is written they are loaded again and compared with the model
+    ends, and give logits (B, C) float32, or (B, 2n + 1, C) of a net with `model.neighbours` = n; model.json says how
+    these become the score of a frame. Before anything is written they are loaded again and compared with the model
     on frames of the corpus; the files are written all or none. The model card holds the scores of this checkpoint,
     which are measured if they were not yet.
     onnx: None writes model.onnx where the extra [onnx] is installed. Files that are at `out` already are only replaced
@@ -118,6 +119,7 @@ def description(trained: Trained) -> dict[str, Any]:
     if len(corpus.phonemes) <= MOST_CLASSES:
         labels = training_labels(trained)
         counts = {"frames": labels.frames, "first": labels.first, "pairs": labels.pairs}
+    neighbours, classes = trained.neighbours, len(corpus.phonemes)
     about = {
         "input": {"name": "windows", "dtype": "float32", "shape": ["batch", *window_shape(trained)],
                   "window": {"left": window.left, "right": window.right},
@@ -125,13 +127,24 @@ def description(trained: Trained) -> dict[str, Any]:
                           "zeros before its first and after its last frame",
                   "beyond_the_utterance": 0.0, "frame_shift_ms": corpus.frame_shift_ms,
                   "normalisation": corpus.cmvn, "frontend": corpus.attributes.get("frontend")},
-        "output": {"name": "logits", "dtype": "float32", "shape": ["batch", len(corpus.phonemes)],
+        "output": {"name": "logits", "dtype": "float32", "neighbours": neighbours, "rule": rule_of(neighbours),
+                   "shape": ["batch", *([2 * neighbours + 1] if neighbours else []), classes],
                    "phonemes": list(corpus.phonemes.symbols)},
         "parameters": trained.num_parameters, "label_counts": counts,
         "conditions": trained.conditions, "torch": torch.__version__,
     }  # fmt: skip
     result: dict[str, Any] = plain(about)
     return result
+
+
+def rule_of(neighbours: int) -> str:
+    """How logits become the score of a frame."""
+    if neighbours == 0:
+        return "row t is of frame t"
+    return (
+        f"row t, i is of frame t - {neighbours} + i; a frame's score is the mean of the log softmax of all rows of its "
+        "utterance that are of it"
+    )
 
 
 def real_windows(trained: Trained) -> Tensor:
@@ -160,6 +173,7 @@ def compare(trained: Trained, program: Callable[[Tensor], Tensor], frames: Tenso
         difference = max(difference, (found - wanted).abs().max().item())
         if not difference <= TOLERANCE * max(1.0, wanted.abs().max().item()):
             raise PhonetrainError(f"{path}: its logits differ from the model's by {difference:.3g}; do not use it")
+    wanted, found = (logits.reshape(-1, logits.shape[-1]) for logits in (wanted, found))
     if wanted.shape[1] > 1:
         best = np.sort(wanted.numpy(), axis=1)[:, -2:]
         near = best[:, 1] - best[:, 0] < CLOSE
@@ -245,6 +259,7 @@ def card(trained: Trained, about: dict[str, Any], checks: dict[str, dict[str, An
         "model.json holds the statistics, where there are any.",
         f"- Front end: `{to_json(expected['frontend'], None)}`" if expected["frontend"] else
         "- Front end: not recorded in the corpus. Features must be made as those of training were.",
+        f"- What it gives: logits {tuple(about['output']['shape'])}; {about['output']['rule']}.",
         f"- Classes, in order: {' '.join(corpus.phonemes.symbols[:100])}"
         + (" ... (model.json has all)" if len(corpus.phonemes) > 100 else ""),
         f"- Trained on {_trained_on(trained)} of a corpus with the digest {corpus.digest}.",

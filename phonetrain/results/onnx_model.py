@@ -79,8 +79,11 @@ class OnnxModel:
             raise ConfigError(f"{self.path}: does not carry counts of its training labels; predict with the run itself")
         return LabelCounts(**{name: np.array(values, np.int64) for name, values in counts.items()})
 
+    @property
+    def neighbours(self) -> int:
+        return int(self.description["output"]["neighbours"])
+
     def logits(self, windows: torch.Tensor) -> torch.Tensor:
-        """(B, C) float32 of windows (B, W, D) float32."""
         return torch.from_numpy(self.session.run(["logits"], {"windows": windows.numpy()})[0])
 
 

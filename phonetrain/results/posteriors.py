@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -17,6 +17,7 @@ from phonedata import Selection, open_loader
 from ..console.panel import bar
 from ..errors import ConfigError, PhonetrainError
 from ..runs.directory import Run
+from ..step.neighbours import Neighbours
 from ..training.data import why_not_finite
 from .trained import Net, Trained, named_checkpoint, open_trained
 
@@ -73,28 +74,18 @@ def posteriors(
     """
     selection = partition if isinstance(partition, Selection) else Selection.of(nets[0].corpus, partition)
     names, ends = " + ".join(selection.names), selection.utterance_end.tolist()
-    waiting: list[npt.NDArray[np.float32]] = []
-    utterance = first = done = lost = 0
+    lost = 0
     with contextlib.ExitStack() as stack:
-        streams = [_batches(net, selection, stack) for net in nets]
+        streams = [_utterances(net, selection, stack) for net in nets]
         show = stack.enter_context(bar(f"{doing} {names}", ends[-1]))
-        for batch in zip(*streams, strict=True):
-            rows = _averaged(batch, average)
+        for end, utterance in zip(ends, zip(*streams, strict=True), strict=True):
+            rows = _averaged(utterance, average)
             lost += int((~np.isfinite(rows).all(1)).sum())
-            waiting.append(rows)
-            done += len(rows)
-            show(done)
-            while utterance < len(ends) and ends[utterance] <= done:
-                together = np.concatenate(waiting) if len(waiting) > 1 else waiting[0]
-                length = ends[utterance] - first
-                yield together[:length]
-                waiting = [together[length:]]
-                first, utterance = ends[utterance], utterance + 1
-    if done != ends[-1]:
-        raise PhonetrainError(f"{names}: {done} frames were scored, wanted {ends[-1]}; please report this")
+            show(end)
+            yield rows
     if lost:
         why = why_not_finite(nets[0].corpus, names)
-        print(f"warning: the scores of {lost:,} of {done:,} frames mean nothing: {why}", file=sys.stderr)
+        print(f"warning: the scores of {lost:,} of {ends[-1]:,} frames mean nothing: {why}", file=sys.stderr)
 
 
 def utterance_posteriors(net: Trained, partition: str, utterance: str) -> tuple[Any, Any, npt.NDArray[np.float32]]:
@@ -114,31 +105,59 @@ def utterance_posteriors(net: Trained, partition: str, utterance: str) -> tuple[
     raise PhonetrainError(f"{partition}: {utterance} has no scores; please report this")
 
 
-def _averaged(batch: Sequence[npt.NDArray[np.float32]], average: Average) -> npt.NDArray[np.float32]:
-    if len(batch) == 1:
-        return batch[0]
+def _averaged(of_nets: Sequence[npt.NDArray[np.float32]], average: Average) -> npt.NDArray[np.float32]:
+    if len(of_nets) == 1:
+        return of_nets[0]
     if average == "log":
-        mean = np.mean(batch, axis=0)
+        mean = np.mean(of_nets, axis=0)
         rows = mean - np.logaddexp.reduce(mean, axis=1, keepdims=True)
     else:
-        rows = np.logaddexp.reduce(np.stack(batch), axis=0) - np.log(len(batch))
+        rows = np.logaddexp.reduce(np.stack(of_nets), axis=0) - np.log(len(of_nets))
     return np.asarray(rows, np.float32)
 
 
-def _batches(net: Net, selection: Selection, stack: contextlib.ExitStack) -> Iterator[npt.NDArray[np.float32]]:
-    """(B, C) log posteriors of consecutive frames, placed by frame id."""
+def _utterances(net: Net, selection: Selection, stack: contextlib.ExitStack) -> Iterator[npt.NDArray[np.float32]]:
+    """(N_u, C) log posteriors of each utterance, by one net."""
     loader = stack.enter_context(open_frames(net, selection))
+    waiting: list[npt.NDArray[np.float32]] = []
+    first = done = 0
+    ends = iter(selection.utterance_end.tolist())
+    end = next(ends)
+    for scores in frame_posteriors(net, _logits(net, selection, loader), selection.utterance_end):
+        waiting.append(scores.cpu().numpy())
+        done += len(scores)
+        while end is not None and end <= done:
+            together = np.concatenate(waiting) if len(waiting) > 1 else waiting[0]
+            yield together[: end - first]
+            waiting = [together[end - first :]]
+            first, end = end, next(ends, None)
+    if end is not None:
+        raise PhonetrainError(f"{selection.names}: {done} frames were scored, wanted {end} or more; please report this")
+
+
+def _logits(net: Net, selection: Selection, loader: Any) -> Iterator[torch.Tensor]:
+    """The net's logits of consecutive frames, placed by frame id."""
     begin = 0
     for batch in loader.epoch(0):
         with torch.no_grad():
-            rows = torch.log_softmax(net.logits(batch.windows.float()), 1).cpu().numpy()
-        frames = batch.frames.cpu().numpy() - begin
-        placed = np.empty_like(rows)
-        if not np.array_equal(np.sort(frames), np.arange(len(rows))):
+            logits = net.logits(batch.windows.float())
+        frames = batch.frames - begin
+        if not np.array_equal(np.sort(frames.cpu().numpy()), np.arange(len(logits))):
             raise PhonetrainError(f"{selection.names}: frames near {begin} are missing or doubled; please report this")
-        placed[frames] = rows
-        begin += len(rows)
-        yield placed
+        begin += len(logits)
+        yield torch.empty_like(logits).index_copy_(0, frames.to(logits.device), logits)
+
+
+def frame_posteriors(
+    net: Net, logits: Iterable[torch.Tensor], utterance_end: npt.NDArray[np.int64]
+) -> Iterator[torch.Tensor]:
+    """(B', C) float32 log posteriors of all frames in order, some of them each time.
+
+    logits: of the windows of all frames, in order, as `net.logits` gives them. utterance_end: (U,) cumulative frames.
+    """
+    if net.neighbours == 0:
+        return (torch.log_softmax(rows, 1) for rows in logits)
+    return Neighbours(utterance_end, net.neighbours, net.device).scores(logits)
 
 
 def open_frames(net: Net, selection: Selection) -> Any:

@@ -63,8 +63,12 @@ class Net(Protocol):
     def doubts(self) -> list[str]:
         """Why features of the corpus at hand may not be like those of training."""
 
+    @property
+    def neighbours(self) -> int:
+        """n: how many frames on each side of the middle one it predicts as well."""
+
     def logits(self, windows: Tensor) -> Tensor:
-        """(B, C) float32 of windows (B, W, D) float32."""
+        """(B, C) float32 of windows (B, W, D) float32; with n neighbours (B, 2n + 1, C)."""
 
 
 def warn_of_other_corpus(nets: Iterable[Net]) -> None:
@@ -140,8 +144,11 @@ class Trained:
         known = self.run.read_json(self.run.environment_path).get("corpus") or {}
         return [] if self.other_corpus is None else frontend_doubts(known, self.corpus)
 
+    @property
+    def neighbours(self) -> int:
+        return self.config.model.neighbours
+
     def logits(self, windows: Tensor) -> Tensor:
-        """(B, C) float32 of windows (B, W, D) float32."""
         logits: Tensor = self.model(windows)
         return logits
 

@@ -16,7 +16,7 @@ from phonedata import audio_features, frontend_of
 from ..errors import ConfigError, PhonetrainError
 from ..runs.directory import Run
 from .output import TEXTS, Utterance, check_names, check_target, write_labels
-from .posteriors import BATCH
+from .posteriors import BATCH, frame_posteriors
 from .predict import SCALE, Smooth, decision
 from .trained import Trained, open_trained
 
@@ -84,11 +84,9 @@ def log_posteriors(net: Trained, features: npt.NDArray[np.float32], path: Path) 
     window = net.window
     padded = torch.from_numpy(np.pad(features, ((window.left, window.right), (0, 0))))
     windows = padded.unfold(0, window.left + 1 + window.right, 1).transpose(1, 2)  # (N, W, D), a view
-    rows = []
-    for begin in range(0, len(windows), BATCH):
-        batch = windows[begin : begin + BATCH].contiguous().to(net.device)
-        rows.append(torch.log_softmax(net.logits(batch), 1).cpu().numpy())
-    found = np.concatenate(rows)
+    batches = (windows[begin : begin + BATCH] for begin in range(0, len(windows), BATCH))
+    logits = (net.logits(batch.contiguous().to(net.device)) for batch in batches)
+    found = torch.cat(list(frame_posteriors(net, logits, np.array([len(features)])))).cpu().numpy()
     if not np.isfinite(found).all():
         raise PhonetrainError(f"{path}: the net's scores are not finite; try another --checkpoint")
     return found

@@ -17,7 +17,7 @@ MOST_CLASSES = 1024  # that one program's registers hold
 
 class ForwardResult(NamedTuple):
     """The outcome of one forward pass: loss () summed over its frames, counts by the names of metrics.COUNTS, () each,
-    and the logits (B, C), in float32 or, on a GPU, as the network gave them."""
+    and the logits (B, C) of the middle frames, in float32 or, on a GPU, as the network gave them."""
 
     loss: Tensor
     counts: dict[str, Tensor]
@@ -29,8 +29,16 @@ def frame_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Forwar
     """Cross entropy, as in `torch.nn.functional.cross_entropy(reduction="sum")`, float32.
 
     logits: (B, C) of any dtype; reckoned in float32. labels: (B,) int64, every one a class: another is an error or, on
-    a GPU, a loss of NaN. smoothing: of labels.
+    a GPU, a loss of NaN. smoothing: of labels. Where windows predict several frames, logits (B, P, C) and labels
+    (B, P), the loss of a window is the mean of theirs, and counts are of the middle one.
     """
+    if labels.ndim == 2:
+        number, middle = labels.shape[1], labels.shape[1] // 2
+        loss = frame_loss(logits.flatten(0, 1), labels.flatten(), smoothing).loss / number
+        logits, labels = logits[:, middle], labels[:, middle]
+        with torch.no_grad():
+            counts = {name: count(logits, labels) for name, count in COUNTS.items()}
+        return ForwardResult(loss, counts, labels.shape[0], logits)
     if cuda_layer.runs_here(logits) and logits.shape[1] <= MOST_CLASSES:
         loss, correct = FrameLoss.apply(logits.contiguous(), labels, smoothing)
         counts = {"accuracy": correct}

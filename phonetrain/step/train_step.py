@@ -18,6 +18,7 @@ from ..optim.loss_scale import LossScale
 from .augment import Augment
 from .loss import ForwardResult, frame_loss
 from .metrics import FrameMetrics
+from .neighbours import Neighbours
 from .status import StepStatus
 
 STEP = int.from_bytes(b"step")  # what the seed is spent on; the orders and the augmentation have other words
@@ -38,11 +39,12 @@ class TrainStep:
 
     Parameters
     ----------
-    model: (B, W, D) windows -> (B, C) logits.
+    model: (B, W, D) windows -> (B, C) logits, or (B, 2n + 1, C) with `neighbours`.
     optimizer: its groups carry `lr_ratio`, their share of the scheduled rate.
     metrics: sums of the current epoch. device_spec: device and precision. seed: of the run.
     augment: (windows, frames, epoch) -> windows, or None. averaged: averaged weights, or None.
     clip_norm: largest global gradient norm, or None. accumulation: number of equal pieces a batch is computed in.
+    neighbours: labels of the frames that each window predicts, or None where that is its middle one.
     label_smoothing: as in `torch.nn.functional.cross_entropy`. loss_scale: for fp16, else None.
     ranks: the processes that share a step; a batch is then this rank's slice, and losses, gradients and metrics are
     those of the global batch.
@@ -59,6 +61,7 @@ class TrainStep:
         *,
         seed: int,
         augment: Augment | None = None,
+        neighbours: Neighbours | None = None,
         averaged: AveragedWeights | None = None,
         clip_norm: float | None = None,
         accumulation: int = 1,
@@ -70,7 +73,7 @@ class TrainStep:
     ) -> None:
         self.model, self.optimizer, self.metrics, self.device_spec = model, optimizer, metrics, device_spec
         self.network = model if network is None else network
-        self.seed, self.augment, self.averaged = seed, augment, averaged
+        self.seed, self.augment, self.neighbours, self.averaged = seed, augment, neighbours, averaged
         self.clip_norm, self.accumulation, self.label_smoothing = clip_norm, accumulation, label_smoothing
         self.loss_scale, self.ranks = loss_scale, ranks or ProcessGroup()
         device = device_spec.device
@@ -160,6 +163,8 @@ class TrainStep:
             windows = self.augment(windows, frames, epoch)
         with self.device_spec.autocast():
             logits = self.network(windows)
+        if self.neighbours is not None:
+            labels = self.neighbours.labels(frames)
         return frame_loss(logits, labels, self.label_smoothing)
 
     @torch.no_grad()

@@ -15,7 +15,7 @@ from ..config.run_config import RunConfig, StagePlan
 from ..config.sections import fold
 from ..config.stages import PREVIOUS
 from ..device import DeviceSpec, describe_machine
-from ..distributed import current, reduce_norms
+from ..distributed import ProcessGroup, current, reduce_norms
 from ..kernels import layer
 from ..model.classifier import FrameClassifier, build_model, planned_model
 from ..model.ema import AveragedWeights
@@ -26,6 +26,7 @@ from ..optim.schedule import build_schedule
 from ..step.augment import Augment
 from ..step.epoch import Updates
 from ..step.metrics import FrameMetrics
+from ..step.neighbours import Neighbours
 from ..step.train_step import TrainStep
 from .data import Roles, folds
 from .state import Progress, TrainState
@@ -42,6 +43,7 @@ class TrainingSetup:
     device_spec: DeviceSpec
     train: Any
     dev: Any
+    dev_neighbours: Neighbours | None  # of a net that predicts them
     state: TrainState
     step: TrainStep
     updates: Updates
@@ -101,6 +103,8 @@ def open_training_loader(selection: Selection, config: RunConfig, device_spec: D
 
 def open_scoring_loader(corpus: PackedCorpus, partitions: str, config: RunConfig, device_spec: DeviceSpec):
     """The loader of every frame of `partitions`, in order, last batch kept."""
+    # Neighbours of a frame are in one process.
+    ranks = current() if config.model.neighbours == 0 else ProcessGroup()
     # Scores are of frames as they lie, which some loaders cannot give.
     chosen = LOADERS.get(config.loader.kind)
     kind = config.loader.kind if chosen and "sequential" in chosen.orders else "auto"
@@ -114,10 +118,16 @@ def open_scoring_loader(corpus: PackedCorpus, partitions: str, config: RunConfig
         device=str(device_spec.device),
         threads=config.loader.threads,
         drop_last=False,
-        rank=current().rank,
-        world_size=current().world_size,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
         dtype=window_dtype(corpus, device_spec),
     )
+
+
+def neighbours_of(selection: Selection, config: RunConfig, device_spec: DeviceSpec) -> Neighbours | None:
+    """The frames that each window of `selection` predicts; None where that is its middle one."""
+    reach = config.model.neighbours
+    return Neighbours.of(selection, reach, device_spec.device) if reach else None
 
 
 def assemble(
@@ -157,6 +167,7 @@ def assemble(
         device_spec,
         seed=config.seed,
         augment=augment if augment.active else None,
+        neighbours=neighbours_of(train.selection, config, device_spec),
         averaged=averaged,
         clip_norm=config.optimizer.clip_norm,
         accumulation=config.optimizer.accumulation,
@@ -177,6 +188,7 @@ def assemble(
         device_spec,
         train,
         dev,
+        neighbours_of(dev.selection, config, device_spec),
         state,
         step,
         updates,

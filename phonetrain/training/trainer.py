@@ -397,7 +397,14 @@ class Trainer:
         progress, batches = self.progress, setup.train.batches_per_epoch
         self.console.count(epoch=progress.epoch, step_in_epoch=progress.batch, steps_per_epoch=batches)
         with self.console.scoring(setup.roles.dev):
-            sums = score(setup.scored_model, setup.dev, setup.device_spec, len(setup.corpus.phonemes), confusion=True)
+            sums = score(
+                setup.scored_model,
+                setup.dev,
+                setup.device_spec,
+                len(setup.corpus.phonemes),
+                neighbours=setup.dev_neighbours,
+                confusion=True,
+            )
         result = sums.result() | {"answered": int(sums.confusion.any(0).sum())}
         self.scoring_seconds = time.monotonic() - began
         self.last_logged += self.scoring_seconds

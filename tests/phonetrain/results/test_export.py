@@ -26,7 +26,7 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="the extra [onnx] is not
 
 @pytest.fixture(scope="module")
 def trained_run(learnable_corpus, tmp_path_factory) -> Run:
-    return fit_tiny(learnable_corpus, tmp_path_factory.mktemp("runs") / "trained")
+    return fit_tiny(learnable_corpus, tmp_path_factory.mktemp("runs") / "trained", "model.neighbours=1")
 
 
 @pytest.fixture(scope="module")

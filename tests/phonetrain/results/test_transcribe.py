@@ -44,7 +44,13 @@ def audio(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def tone_run(audio) -> Run:
-    return fit_tiny(PackedCorpus(audio.parent / "packed"), audio.parent / "run", "batch_size=64", "augment.freq_mask=0")
+    return fit_tiny(
+        PackedCorpus(audio.parent / "packed"),
+        audio.parent / "run",
+        "batch_size=64",
+        "augment.freq_mask=0",
+        "model.neighbours=1",
+    )
 
 
 @pytest.mark.parametrize("smooth", ["none", "viterbi"])

@@ -23,6 +23,7 @@ from phonetrain.step.augment import Augment
 from phonetrain.step.cuda_graph import CapturedStep
 from phonetrain.step.epoch import Updates
 from phonetrain.step.metrics import FrameMetrics
+from phonetrain.step.neighbours import Neighbours
 from phonetrain.step.train_step import NormBuffers, TrainStep
 
 WINDOW, BATCH, SEED = WindowSpec(3, 2), 32, 11
@@ -113,10 +114,23 @@ def classifier(dim: int, classes: int) -> nn.Module:
 
 
 def make_step(
-    corpus, device="cpu", *, name="adamw", precision="fp32", accumulation=1, clip_norm=None, averaged=True, model=None
+    corpus,
+    device="cpu",
+    *,
+    name="adamw",
+    precision="fp32",
+    accumulation=1,
+    clip_norm=None,
+    averaged=True,
+    model=None,
+    neighbours=0,
 ) -> TrainStep:
     classes, dim = len(corpus.phonemes), corpus.feature_dim
+    predicted = 2 * neighbours + 1
+    if neighbours:
+        model = nn.Sequential(*net(dim, predicted * classes), nn.Unflatten(1, (predicted, classes)))
     model = (classifier(dim, classes) if model == "classifier" else model or net(dim, classes)).to(device)
+    selection = Selection.of(corpus, "train-clean", subset=0.05, seed=0)
     config = OptimizerConfig(name=name, lr=1e-3, weight_decay=0.1)
     augment = Augment(AugmentConfig(time_mask=2, freq_mask=2, noise=0.1), WINDOW, dim, seed=SEED)
     compute = choose_device("cpu", precision) if device == "cpu" else DeviceSpec(torch.device(device), precision, "")
@@ -127,6 +141,7 @@ def make_step(
         compute,
         seed=SEED,
         augment=augment,
+        neighbours=Neighbours.of(selection, neighbours, device) if neighbours else None,
         averaged=AveragedWeights(model, 0.9) if averaged else None,
         clip_norm=clip_norm,
         accumulation=accumulation,
@@ -204,6 +219,7 @@ CASES = [
     {"accumulation": 4},
     {"clip_norm": 0.1},
     {"averaged": False},
+    {"neighbours": 2},
     {"name": "sgd", "precision": "fp16", "accumulation": 2, "clip_norm": 0.5},
 ]
 

@@ -27,7 +27,9 @@ class NoHost(TorchDispatchMode):
         return made
 
 
-@pytest.mark.parametrize("case", [{}, {"accumulation": 4}, {"clip_norm": 0.1}, {"scaled": True}], ids=str)
+@pytest.mark.parametrize(
+    "case", [{}, {"accumulation": 4}, {"clip_norm": 0.1}, {"scaled": True}, {"neighbours": 2}], ids=str
+)
 def test_nothing_in_a_step_touches_the_host(corpus, case, monkeypatch):
     """On torch's meta device, which has no values that a host could ask for, a step goes the way that it goes on CUDA.
 

@@ -42,7 +42,7 @@ def environment(**variables: str) -> dict[str, str]:
 @pytest.mark.parametrize("norm", ["batch", pytest.param("layer", marks=pytest.mark.long)])
 def test_a_run_goes_on_in_two_and_in_three_processes_as_it_would_in_one(norm, learnable_corpus, tmp_path):
     """Dropout and masks on: both go by the frame, and not by the process that has it."""
-    settings = config(f"model.norm={norm}", "model.dropout=0.3")
+    settings = config(f"model.norm={norm}", "model.dropout=0.3", "model.neighbours=1")
     whole = fit(config=settings, corpus=learnable_corpus.path, run=tmp_path / "whole", console=Console())
     steps = whole.metrics("epoch")[0]["step"]
     run = fit(config=settings, corpus=learnable_corpus.path, run=tmp_path / "cut", console=StopAt(steps // 2))
