@@ -42,10 +42,10 @@ _MODULES = {
     "compare": "results.compare",
     "predict": "results.predict",
     "open_trained": "results.trained",
-    "report": "results.report",
-    "handin": "results.handin",
-    "list_runs": "results.run_list",
-    "prune_runs": "results.run_list",
+    "report": "reports.report",
+    "handin": "reports.handin",
+    "list_runs": "reports.run_list",
+    "prune_runs": "reports.run_list",
     "explain": "runs.explain",
     "upload": "runs.upload",
     "doctor": "planning.doctor",
@@ -71,14 +71,14 @@ if TYPE_CHECKING:
     from .planning.doctor import doctor as doctor
     from .planning.find_lr import find_lr as find_lr
     from .planning.sweep import sweep as sweep
+    from .reports.handin import handin as handin
+    from .reports.report import report as report
+    from .reports.run_list import list_runs as list_runs
+    from .reports.run_list import prune_runs as prune_runs
     from .results.compare import compare as compare
     from .results.evaluate import evaluate as evaluate
     from .results.export import export as export
-    from .results.handin import handin as handin
     from .results.predict import predict as predict
-    from .results.report import report as report
-    from .results.run_list import list_runs as list_runs
-    from .results.run_list import prune_runs as prune_runs
     from .results.suspects import suspects as suspects
     from .results.trained import open_trained as open_trained
     from .results.transcribe import transcribe as transcribe

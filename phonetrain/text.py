@@ -52,6 +52,11 @@ def command(verb: str, *words: object, **options: object) -> str:
     if in_notebook():
         named = [f"{name}={str(value)!r}" for name, value in options.items()]
         return f"phonetrain.{verb}({', '.join([*(repr(str(word)) for word in words), *named])})"
+    return shell_command(verb, *words, **options)
+
+
+def shell_command(verb: str, *words: object, **options: object) -> str:
+    """The same for a POSIX shell, wherever this runs."""
     named = [part for name, value in options.items() for part in (f"--{name}", str(value))]
     return shlex.join(["phonetrain", verb, *map(str, words), *named])
 

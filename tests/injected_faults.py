@@ -44,7 +44,7 @@ def serve() -> None:
     import torch
 
     import phonetrain.cli.main
-    import phonetrain.results.report
+    import phonetrain.reports.report
     import phonetrain.training.fit  # noqa: F401
 
     torch.set_num_threads(1)

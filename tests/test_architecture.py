@@ -24,10 +24,11 @@ LAYERS = {
         errors.py text.py kernels
         config console distributed.py
         device.py model optim runs
-        plots.py
+        display
         step
         training
         results
+        reports
         planning
         cli __main__.py
     """,

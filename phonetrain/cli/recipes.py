@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cyclopts import App
 
-from ..results.tables import print_result
+from ..display.tables import print_result
 from .options import Json, Overrides, Recipe
 
 ABOUT = """Start with default. The experiments and "the log": one student's notes on this homework (CMU 11-785, HW1P2,

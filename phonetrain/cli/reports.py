@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from ..results.tables import print_result
+from ..display.tables import print_result
 from .options import Flag, Json, MovedCorpus, OneRun
 
 
@@ -21,7 +21,7 @@ def report(*runs: Path, out: Path | None = None, baseline: Path | None = None, j
     baseline
         Of several runs the one that the others are compared with; default: the oldest.
     """
-    from ..results.report import report, table_beside
+    from ..reports.report import report, table_beside
 
     path = report(runs, out, baseline)
     result = {"report": str(path)} | ({"table": str(table_beside(path))} if len(runs) > 1 else {})
@@ -59,7 +59,7 @@ def handin(*runs: Path, out: Path = Path("handin.zip"), corpus: MovedCorpus = No
     out
         The zip.
     """
-    from ..results.handin import handin
+    from ..reports.handin import handin
 
     path = handin(runs, out, corpus)
     print_result({"handin": str(path)}, str(path), json)
@@ -73,7 +73,7 @@ def submit(run: OneRun = None, *, competition: str = "COMPETITION", json: Json =
     competition
         The last part of the competition's address.
     """
-    from ..results.handin import submit_commands
+    from ..reports.handin import submit_commands
 
     commands = submit_commands(run, competition)
     print_result({"commands": commands.splitlines()}, commands, json)

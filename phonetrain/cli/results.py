@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from ..results.tables import print_result, print_text
+from ..display.tables import print_result, print_text
 from .options import Checkpoint, Device, Flag, Json, MovedCorpus, OneRun, OtherCorpus, Replace, Scale, Smooth, TrustCode
 
 
@@ -32,8 +32,8 @@ def evaluate(
     json
         Print everything as JSON, the confusion matrix included.
     """
+    from ..display.tables import evaluation_text
     from ..results.evaluate import evaluate
-    from ..results.tables import evaluation_text
 
     result = evaluate(run, partition, checkpoint, corpus, device, trust_code)
     print_result(result, evaluation_text(result), json)
@@ -61,8 +61,8 @@ def compare(
     json
         Print everything as JSON, with all phonemes and speakers.
     """
+    from ..display.tables import comparison_text
     from ..results.compare import compare
-    from ..results.tables import comparison_text
 
     result = compare(runs, partition, checkpoint, corpus, device)
     print_result(result, comparison_text(result), json)
@@ -197,8 +197,8 @@ def suspects(
     out
         The folder; default RUN/suspects.
     """
+    from ..display.tables import suspects_text
     from ..results.suspects import SHARE, suspects
-    from ..results.tables import suspects_text
 
     result = suspects(
         run, partition, checkpoint, corpus, device, folds=folds, share=SHARE if share is None else share, out=out,

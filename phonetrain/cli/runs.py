@@ -7,8 +7,8 @@ from pathlib import Path
 
 from cyclopts import App
 
+from ..display.tables import print_result
 from ..errors import ConfigError
-from ..results.tables import print_result
 from .options import Flag, Json
 
 runs = App(name="runs", help="The runs in a folder, with state, score and size; `runs prune` frees disk.")
@@ -23,7 +23,7 @@ def list_all(folder: Path = Path("runs"), /, *, json: Json = False) -> None:
     folder
         Where they lie.
     """
-    from ..results.run_list import list_runs, list_text
+    from ..reports.run_list import list_runs, list_text
 
     found = list_runs(folder)
     print_result(found, list_text(found, folder), json)
@@ -46,7 +46,7 @@ def prune(
     yes
         Do not ask.
     """
-    from ..results.run_list import prune_runs, pruned_text
+    from ..reports.run_list import prune_runs, pruned_text
     from ..runs.directory import Run
 
     chosen = [Run.open(name) for name in names]

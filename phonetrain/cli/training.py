@@ -10,8 +10,8 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from ..display.tables import print_result
 from ..errors import ConfigError, PhonetrainError
-from ..results.tables import print_result
 from .options import Flag, Json, MaxTime, MovedCorpus, OneRun, Overrides, Quiet, Recipe, RecipeCorpus, StopAt, TrustCode
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from ..config.resolve import resolve
 from ..config.run_config import RunConfig
 from ..config.toml import summary
-from ..results.tables import text_table
+from ..display.tables import text_table
 from ..text import short
 
 COURSE = {"feature_dim": 28, "num_classes": 40}

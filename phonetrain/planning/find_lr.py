@@ -129,7 +129,7 @@ def draw(result: dict[str, Any]) -> bytes:
     import matplotlib
     from matplotlib.figure import Figure
 
-    from ..plots import BAD, DEV, MARK, STYLE, TRAIN, as_png
+    from ..display.plots import BAD, DEV, MARK, STYLE, TRAIN, as_png
 
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6.4, 3.8), layout="constrained")

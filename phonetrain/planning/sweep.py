@@ -24,8 +24,8 @@ from phonedata import files
 
 from ..config.sections import duration
 from ..console.base import Console
+from ..display.tables import text_table
 from ..errors import ConfigError, PhonetrainError, TrainingStopped
-from ..results.tables import text_table
 from ..runs import next_commands
 from ..runs.directory import Run
 from ..text import percent

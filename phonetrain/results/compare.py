@@ -16,13 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ..config.run_config import RunConfig
+from ..display.tables import Comparison
 from ..errors import ConfigError
-from ..runs.directory import Run
-from ..runs.experiment import changes, experiment
+from ..runs.directory import Run, RunName
+from ..runs.experiment import changes, experiment, group_name, grouped
 from ..training.data import choose_roles, corpus_of
 from .bootstrap import DRAWS, bounds, resampled, seed_weights, two_sided_p, units_of
 from .evaluate import evaluate, kept_evaluation
-from .tables import Comparison
 from .trained import named_checkpoint
 
 Floats = npt.NDArray[np.float64]
@@ -37,7 +37,7 @@ METRICS = {
 
 
 def compare(
-    runs: Sequence[Run | str | os.PathLike[str]],
+    runs: Sequence[RunName],
     partition: str | None = None,
     checkpoint: str | int = "best",
     corpus: str | os.PathLike[str] | None = None,
@@ -57,7 +57,7 @@ def compare(
     of all frames; they add up to it) with low and high. Raises ConfigError where runs were trained on different corpora
     and none is given, or scored on partitions without labels; RunNotFound, CheckpointError.
     """
-    if isinstance(runs, (Run, str, os.PathLike)) or len(runs) < 2:
+    if isinstance(runs, (str, os.PathLike)) or len(runs) < 2:
         raise ConfigError("compare: wanted at least two runs, as `phonetrain compare runs/a-1 runs/a-2`")
     entries = [_Entry(*named_checkpoint(run, checkpoint)) for run in runs]
     digest = _common_corpus(entries, corpus)
@@ -66,7 +66,7 @@ def compare(
         kept = kept_evaluation(entry.run, name, entry.checkpoint, digest)
         entry.scores = kept or evaluate(entry.run, name, entry.checkpoint, corpus, device)
     _refuse_doubles(entries)
-    return Comparison(_Comparison(_grouped(entries)).result())
+    return Comparison(_Comparison(grouped(entries, lambda entry: entry.experiment)).result())
 
 
 @dataclass
@@ -145,18 +145,6 @@ def _refuse_doubles(entries: Sequence[_Entry]) -> None:
         seen[digest] = entry.label
 
 
-def _grouped(entries: Sequence[_Entry]) -> list[list[_Entry]]:
-    """Entries of one experiment together, in the order in which experiments come first."""
-    groups: list[list[_Entry]] = []
-    for entry in entries:
-        group = next((group for group in groups if group[0].experiment == entry.experiment), None)
-        if group is None:
-            groups.append([entry])
-        else:
-            group.append(entry)
-    return groups
-
-
 class _Comparison:
     """Groups of entries on the same utterances, in the same draws of them."""
 
@@ -221,7 +209,7 @@ class _Comparison:
             spread = float(each.std(ddof=1)) if len(group) > 1 else None
             scores[metric] = {"mean": float(each.mean()), "spread": spread} | bounds(self._draws(place, metric))
         changed = {key: [old, new] for key, old, new in changes(self.groups[0][0].experiment, group[0].experiment)}
-        return {"name": _name(group), "runs": runs, "changed": changed, **scores}
+        return {"name": group_name(group[0].label, len(group)), "runs": runs, "changed": changed, **scores}
 
     def _difference(self, place: int, groups: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Group `place` minus the first one."""
@@ -304,7 +292,3 @@ class _Comparison:
 
 def _largest_first(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: -abs(float(row["points"])))
-
-
-def _name(group: Sequence[_Entry]) -> str:
-    return group[0].label + (f" ({len(group)} seeds)" if len(group) > 1 else "")

@@ -16,8 +16,9 @@ import numpy.typing as npt
 from phonedata import Selection
 from phonedata.files import write_file
 
+from ..display.tables import Evaluation
 from ..errors import ConfigError, PhonetrainError, writing
-from ..runs.directory import Run
+from ..runs.directory import Run, RunName
 from ..text import to_json
 from ..training import checkpoint as checkpoints
 from ..training.data import partition_of
@@ -34,7 +35,6 @@ from .phones import (
 from .posteriors import posteriors
 from .smoothing import Transitions, training_labels, viterbi
 from .sounds import ORDER, is_silence, sound_classes
-from .tables import Evaluation
 from .trained import Trained, open_trained, step_of, warn_of_other_corpus
 
 Ints = npt.NDArray[np.int64]
@@ -50,7 +50,7 @@ FORMAT = 1  # of what is kept; of another one it is made anew
 
 
 def evaluate(
-    run: Run | str | os.PathLike[str] | None = None,
+    run: RunName = None,
     partition: str | None = None,
     checkpoint: str | int = "best",
     corpus: str | os.PathLike[str] | None = None,

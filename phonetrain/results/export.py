@@ -29,7 +29,7 @@ from phonedata import Selection
 from phonedata.files import write_files
 
 from ..errors import ConfigError, PhonetrainError, writing
-from ..runs.directory import Run
+from ..runs.directory import RunName
 from ..text import percent, plain, to_json
 from ..training.checkpoint import apart_on_cpu
 from ..training.data import partition_of
@@ -45,7 +45,7 @@ ONNX = ("onnx", "onnxscript", "onnxruntime")
 
 
 def export(
-    run: Run | str | os.PathLike[str] | None = None,
+    run: RunName = None,
     out: str | os.PathLike[str] | None = None,
     checkpoint: str | int = "best",
     onnx: bool | None = None,

@@ -16,14 +16,13 @@ from phonedata import Selection, open_loader
 
 from ..console.panel import bar
 from ..errors import ConfigError, PhonetrainError
-from ..runs.directory import Run
+from ..runs.directory import RunName
 from ..step.neighbours import Neighbours
 from ..training.data import why_not_finite
 from .trained import Net, Trained, named_checkpoint, open_trained
 
 BATCH = 4096
 Average = Literal["log", "probability"]
-RunName = Run | str | os.PathLike[str] | None
 
 
 def open_ensemble(
@@ -39,7 +38,7 @@ def open_ensemble(
     max_parameters: the most that all of them together may have. trust_code: as in `open_trained`. Raises ConfigError
     where they have more, or where they are of different corpora or phonemes; RunNotFound, CheckpointError.
     """
-    names = [runs] if runs is None or isinstance(runs, (Run, str, os.PathLike)) else list(runs) or [None]
+    names = [runs] if runs is None or isinstance(runs, (str, os.PathLike)) else list(runs) or [None]
     nets = [open_trained(*named_checkpoint(name, checkpoint), corpus, device, trust_code) for name in names]
     for net in nets[1:]:
         if net.corpus.digest != nets[0].corpus.digest:

@@ -22,9 +22,9 @@ from phonedata import Selection
 from phonedata.files import replace_folder, sync_tree
 
 from ..console.base import Console
+from ..display.plots import as_png
 from ..errors import ConfigError, PhonetrainError, writing
-from ..plots import as_png
-from ..runs.directory import Run
+from ..runs.directory import Run, RunName
 from ..text import to_json
 from ..training.data import folds as fold_of
 from ..training.data import partition_of
@@ -99,7 +99,7 @@ def better_shift(labels: Ints, rows: Floats, most: int) -> tuple[int, float]:
 
 
 def suspects(
-    run: Run | str | os.PathLike[str] | None = None,
+    run: RunName = None,
     partition: str | None = None,
     checkpoint: str | int = "best",
     corpus: str | os.PathLike[str] | None = None,

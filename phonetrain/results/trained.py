@@ -22,7 +22,7 @@ from ..model.classifier import build_model
 from ..model.ema import AveragedWeights
 from ..model.trust import check_trusted, digest
 from ..optim.optimizers import check_tensors
-from ..runs.directory import Run
+from ..runs.directory import Run, RunName
 from ..training import checkpoint as checkpoints
 from ..training.checkpoint import AVERAGED, MODEL
 from ..training.data import check_window, corpus_of, differing, frontend_doubts
@@ -154,7 +154,7 @@ class Trained:
 
 
 def open_trained(
-    run: Run | str | os.PathLike[str] | None = None,
+    run: RunName = None,
     checkpoint: str | int = "best",
     corpus: str | os.PathLike[str] | None = None,
     device: str = "auto",
@@ -166,7 +166,7 @@ def open_trained(
     normalisation. trust_code: run the code of a model.factory that this user has not trusted here before, and remember.
     Raises RunNotFound, CheckpointError, ConfigError, CodeNotTrusted.
     """
-    run = run if isinstance(run, Run) else Run.open(run)
+    run = Run.open(run)
     config = RunConfig.from_toml(run.config_path)
     packed = corpus_of(run, config, corpus)
     saved = _read(run, checkpoint)
@@ -194,9 +194,7 @@ def open_trained(
     return Trained(run, config, packed, compute, model.to(compute.device).eval(), saved)
 
 
-def named_checkpoint(
-    name: Run | str | os.PathLike[str] | None, checkpoint: str | int = "best"
-) -> tuple[Run, str | int]:
+def named_checkpoint(name: RunName, checkpoint: str | int = "best") -> tuple[Run, str | int]:
     """A run and a checkpoint of it. name: a run's, which may end in @CHECKPOINT, as runs/a-1@last; else `checkpoint`.
 
     Raises RunNotFound.

@@ -14,7 +14,7 @@ import torch
 from phonedata import audio_features, frontend_of
 
 from ..errors import ConfigError, PhonetrainError
-from ..runs.directory import Run
+from ..runs.directory import RunName
 from .output import TEXTS, Utterance, check_names, check_target, write_labels
 from .posteriors import BATCH, frame_posteriors
 from .predict import SCALE, Smooth, decision
@@ -25,7 +25,7 @@ FORMS = (*TEXTS, "textgrid")
 
 def transcribe(
     files: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
-    run: Run | str | os.PathLike[str] | None = None,
+    run: RunName = None,
     out: str | os.PathLike[str] | None = None,
     checkpoint: str | int = "best",
     corpus: str | os.PathLike[str] | None = None,

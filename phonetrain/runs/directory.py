@@ -13,7 +13,7 @@ import contextlib
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from . import recorded
 from .history import History, where_scored
 
 RUNS = Path("runs")
+RunName = str | os.PathLike[str] | None  # a Run, which stands for its path, a directory or a name; None: the newest
 LOOK_SECONDS = 0.1
 
 
@@ -86,13 +87,17 @@ class Run(History):
             number += 1
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str] | None = None, root: Path = RUNS) -> Run:
+    def open(cls, path: RunName = None, root: Path = RUNS) -> Run:
         """The run at `path` (a directory, or the bare name of one under `root`); None takes the newest under `root`.
+
+        A Run is given back as it is.
 
         Newest is the one trained last, by the time of its last event: looking at an old run, or copying directories,
         changes nothing.
         Raises RunNotFound.
         """
+        if isinstance(path, Run):
+            return path
         if path is None:
             runs = [run for run in (cls(entry) for entry in _directories(root)) if run.holds_run]
             if not runs:
@@ -109,6 +114,12 @@ class Run(History):
         near = get_close_matches(Path(path).name, names, n=1)
         hint = f"did you mean {root / near[0]}?" if near else f"there are: {', '.join(sorted(names)) or 'none'}"
         raise RunNotFound(f"no run at {path}; {hint}")
+
+    @classmethod
+    def open_all(cls, runs: RunName | Sequence[RunName] = None) -> list[Run]:
+        """Each of `runs`, which may be one; none at all is the newest. Raises RunNotFound."""
+        names = [runs] if runs is None or isinstance(runs, (str, os.PathLike)) else list(runs) or [None]
+        return [cls.open(name) for name in names]
 
     @property
     def holds_run(self) -> bool:

@@ -5,16 +5,16 @@ Runs of one experiment differ in the seed alone; their scores are a sample of wh
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from .directory import Run
 from .next_commands import settings
 
-# Settings that change no number of an epoch but by rounding, or only where things lie.
-NO_EXPERIMENT = (
-    "version", "seed", "data.corpus", "device", "capture", "tracking.", "checkpoint.", "stop.", "schedule.on_extend",
-)  # fmt: skip
+# Settings that change no number of an epoch; and those that change one by rounding, or as chance does.
+NO_NUMBER = ("version", "data.corpus", "tracking.", "checkpoint.", "stop.", "schedule.on_extend")
+NO_EXPERIMENT = ("seed", "device", "capture", *NO_NUMBER)
+T = TypeVar("T")
 ENDED = ("finished", "early_stopped")
 
 
@@ -37,15 +37,25 @@ def experiment(run: Run) -> dict[str, Any]:
 
 def group_runs(runs: Sequence[Run]) -> list[list[Run]]:
     """Runs of one experiment together, in the order in which experiments come first."""
-    groups: list[tuple[dict[str, Any], list[Run]]] = []
-    for run in runs:
-        about = experiment(run)
-        group = next((group for known, group in groups if known == about), None)
+    return grouped(runs, experiment)
+
+
+def grouped(items: Sequence[T], about: Callable[[T], Any]) -> list[list[T]]:
+    """Items about which the same is true together, in the order in which each first comes; `about` need not hash."""
+    groups: list[tuple[Any, list[T]]] = []
+    for item in items:
+        known = about(item)
+        group = next((group for others, group in groups if others == known), None)
         if group is None:
-            groups.append((about, [run]))
+            groups.append((known, [item]))
         else:
-            group.append(run)
+            group.append(item)
     return [group for _, group in groups]
+
+
+def group_name(first: str, count: int) -> str:
+    """Of `count` runs of one experiment, the first of which is called `first`."""
+    return first + (f" ({count} seeds)" if count > 1 else "")
 
 
 def changes(first: Mapping[str, Any], other: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from datetime import datetime
 from typing import Any
 
 from ..text import clock, command, short
-from .directory import Run
+from .directory import Run, RunName
 from .experiment import ENDED
 from .history import where_scored
 from .verdict import verdict
@@ -34,12 +33,12 @@ class Sentences(list):
         return "\n".join(self)
 
 
-def explain(run: Run | str | os.PathLike[str] | None = None) -> list[str]:
+def explain(run: RunName = None) -> list[str]:
     """The sentences, in the order in which things happened; the last ones say where the run stands and what is next.
 
     run: a Run, its directory or name; None takes the newest. Raises RunNotFound.
     """
-    run = run if isinstance(run, Run) else Run.open(run)
+    run = Run.open(run)
     return Sentences(life(run) + _next_steps(run))
 
 

@@ -11,7 +11,7 @@ from ..config.run_config import RunConfig, load_recipe
 from ..config.stages import flattened
 from ..config.toml import read_toml, toml_value
 from ..errors import ConfigError
-from ..text import command
+from ..text import command, shell_command
 from .directory import Run
 
 
@@ -48,6 +48,40 @@ def fit_words(run: Run, *changes: str, config: RunConfig | None = None) -> tuple
             return [recipe, *words], options
     words = _said(own, wanted)
     return [run.config_path.as_posix(), *(changes if words is None else words)], options
+
+
+def train_again(run: Run) -> str:
+    """The commands, for a POSIX shell, that train the run again stage by stage: the start, and each change by hand.
+
+    A change made in the middle of an epoch needs a stop at the same step, which no command gives: a comment says so.
+    """
+    changed = changed_on_resume(run)
+    config = RunConfig.from_toml(run.config_path)
+    for event in reversed(changed):
+        with contextlib.suppress(ConfigError):  # a stage's own key, or one that the change brought along
+            config = config.replaced({event["key"]: event["old"]})
+    words, options = fit_words(run, config=config)
+    if not changed:
+        return shell_command("fit", *words, **options)
+    name = (run.path.parent / f"{run.name}-again").as_posix()
+    lines = [shell_command("fit", *words, **options, run=name)]
+    ends = {line["step"] for line in run.metrics("epoch")}
+    for segment in dict.fromkeys(event["segment"] for event in changed):
+        events = [event for event in changed if event["segment"] == segment]
+        step = events[0]["step"]
+        last = max(line["step"] for line in run.all_metrics() if line.get("segment", 0) < segment)
+        back = {"from": f"step-{step}"} if last > step else {}
+        changes = [f"{event['key']}={setting_text(event['new'])}" for event in events]
+        told = shell_command("resume", name, *changes, **back)
+        lines.append(told if step in ends else f"{told}    # after a stop at step {step:,} (Ctrl-C)")
+    return "\n".join(lines)
+
+
+def changed_on_resume(run: Run) -> list[dict[str, Any]]:
+    """Events of settings that were changed by hand when a run, begun already, went on; of its kept life."""
+    kept = {span.segment for span in run.lineage()}
+    return [event for event in run.events("config_changed")
+            if event.get("by") == "resume" and event.get("segment") in kept and event.get("step", 0) > 0]  # fmt: skip
 
 
 def _said(base: RunConfig, wanted: RunConfig) -> list[str] | None:

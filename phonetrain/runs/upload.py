@@ -20,14 +20,14 @@ import xxhash
 from ..config.run_config import RunConfig
 from ..errors import ConfigError, PhonetrainError
 from ..text import to_json
-from .directory import Run
+from .directory import Run, RunName
 from .tracker import FINISH_SECONDS, INIT_SECONDS, Mode, logged_in, private_settings, wandb_id, without_places
 
 Target = Literal["wandb", "tensorboard", "trackio"]
 Lines = Sequence[dict[str, Any]]
 
 
-def upload(run: Run | str | os.PathLike[str] | None = None, to: Target = "wandb") -> dict[str, Any]:
+def upload(run: RunName = None, to: Target = "wandb") -> dict[str, Any]:
     """Send the lines of the run's life that are not there yet.
 
     to: "wandb" (needs a login; project, entity, name, tags and notes are the run's `tracking` settings;
@@ -40,7 +40,7 @@ def upload(run: Run | str | os.PathLike[str] | None = None, to: Target = "wandb"
     """
     if to not in get_args(Target):
         raise ConfigError(f"to: got {to!r}, wanted one of {', '.join(get_args(Target))}")
-    run = run if isinstance(run, Run) else Run.open(run)
+    run = Run.open(run)
     lines = run.metrics()
     if not lines:
         raise PhonetrainError(f"{run.path}: no numbers are logged in it yet, so there is nothing to upload")

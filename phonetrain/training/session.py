@@ -257,6 +257,6 @@ def show_curves(run: Run, console: Console) -> None:
 
 def curves_of(run: Run) -> bytes:
     """The run's learning curves as a PNG for a notebook."""
-    from ..plots import as_png, draw_run  # matplotlib, which nobody else who trains needs
+    from ..display.plots import as_png, draw_run  # matplotlib, which nobody else who trains needs
 
     return as_png(draw_run(run), 100)

@@ -14,7 +14,7 @@ from phonetrain.errors import ConfigError
 from phonetrain.planning import sweep as room
 from phonetrain.planning.search_space import SearchSpace
 from phonetrain.planning.sweep import sweep
-from phonetrain.results.report import report
+from phonetrain.reports.report import report
 from phonetrain.runs.directory import Run
 from tests.training import TINY, fit_tiny, numbers, resume_tiny, weights
 

@@ -12,7 +12,7 @@ from phonetrain.results.bootstrap import bounds, resampled, seed_weights, two_si
 from phonetrain.results.compare import METRICS, compare
 from phonetrain.results.evaluate import evaluate, kept_evaluation
 from phonetrain.runs.experiment import changes, experiment
-from tests.phonetrain.results.test_report import lived
+from tests.phonetrain.reports.test_report import lived
 from tests.training import fit_tiny, resume_tiny
 
 

@@ -15,11 +15,11 @@ import torch
 from phonedata import Selection, pack
 from phonetrain.config.run_config import load_recipe
 from phonetrain.console.base import Console
+from phonetrain.display.tables import evaluation_text
 from phonetrain.errors import CheckpointError, ConfigError, PhonetrainError
 from phonetrain.results.evaluate import describe_confusion, evaluate
 from phonetrain.results.predict import label_frames, predict
 from phonetrain.results.smoothing import training_labels
-from phonetrain.results.tables import evaluation_text
 from phonetrain.results.trained import open_trained
 from phonetrain.runs.directory import Run
 from phonetrain.training import checkpoint

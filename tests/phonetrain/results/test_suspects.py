@@ -7,9 +7,9 @@ import pytest
 
 from phonedata import PackedCorpus, Selection, pack
 from phonetrain.cli.main import exit_code
+from phonetrain.display.tables import suspects_text
 from phonetrain.errors import ConfigError, PhonetrainError
 from phonetrain.results.suspects import Segments, better_shift, suspects
-from phonetrain.results.tables import suspects_text
 from phonetrain.runs.directory import Run
 from phonetrain.training.data import folds
 from tests.conftest import write_hw1p2

@@ -8,13 +8,14 @@ import pytest
 
 from phonetrain.cli.main import exit_code
 from phonetrain.console.base import Console
+from phonetrain.display.tables import evaluation_text
 from phonetrain.errors import ConfigError
+from phonetrain.reports.one_run import epochs
+from phonetrain.reports.summary import summary
 from phonetrain.results.evaluate import evaluate
-from phonetrain.results.report import epochs, summary
-from phonetrain.results.tables import evaluation_text
 from phonetrain.runs.directory import Run
 from phonetrain.runs.explain import explain
-from tests.phonetrain.results.test_report import lived
+from tests.phonetrain.reports.test_report import lived
 from tests.training import StopAt, fit_tiny, resume_tiny
 
 

@@ -12,8 +12,10 @@ import pytest
 
 from phonetrain.cli.main import exit_code
 from phonetrain.errors import CheckpointError, RunDamaged
-from phonetrain.results import report
-from phonetrain.results.evaluate import evaluate
+from phonetrain.reports import one_run
+from phonetrain.reports.several_runs import Table
+from phonetrain.reports.summary import summary
+from phonetrain.results.evaluate import evaluate, kept_evaluation
 from phonetrain.runs import recorded
 from phonetrain.runs.directory import Run
 from phonetrain.runs.explain import explain
@@ -94,11 +96,11 @@ def test_any_value_anywhere_is_read_or_refused_with_the_files_name(finished, tmp
         damage(finished, run, case)
         try:
             explain(run)
-            report.Table.of([run])
-            scores = report.kept_evaluation(run) or "none"
-            for part in (report.built, report.environment, report.epochs, report.phonemes):
+            Table.of([run])
+            scores = kept_evaluation(run) or "none"
+            for part in (one_run.built, one_run.environment, one_run.epochs, one_run.phonemes):
                 part(run, scores)
-            report.headline(report.summary(run), scores)
+            one_run.headline(summary(run), scores)
             checkpoint.read_newest(run)
         except (RunDamaged, CheckpointError) as error:
             assert case[0].name in str(error) and "\n" not in str(error), (case, error)

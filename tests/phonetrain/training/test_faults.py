@@ -28,8 +28,8 @@ from phonedata import FormatError, PackedCorpus, files, pack
 from phonetrain.cli.main import exit_code
 from phonetrain.console.base import Console
 from phonetrain.errors import TrainingStopped
+from phonetrain.reports.summary import best_evaluation
 from phonetrain.results.evaluate import evaluate
-from phonetrain.results.report import best_evaluation
 from phonetrain.results.trained import open_trained
 from phonetrain.runs import history
 from phonetrain.runs.directory import Run

@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any
 
 import matplotlib
@@ -18,10 +19,10 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.ticker import MaxNLocator
 
-from .config.run_config import RunConfig
-from .optim.schedule import build_schedule
-from .runs.directory import Run
-from .runs.experiment import shown
+from ..config.run_config import RunConfig
+from ..optim.schedule import build_schedule
+from ..runs.directory import Run
+from ..runs.experiment import group_name, group_runs, shown
 
 TRAIN, DEV, MARK, BAD = "#8da0b6", "#c2410c", "#475569", "#b91c1c"
 # Okabe and Ito's palette: told apart with any colour vision.
@@ -255,23 +256,37 @@ def draw_score(axes: Axes, told: Curves, name: str, scale: float) -> None:
 
 
 def draw_runs(runs: Sequence[Run]) -> Figure:
-    """Dev loss and dev accuracy of several runs over epochs, one colour each."""
+    """Dev loss and dev accuracy of several runs over epochs, one colour an experiment.
+
+    Of runs that differ only in the seed the mean, and a band of one standard deviation on either side.
+    """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.6, 4.0), layout="constrained")
         loss, accuracy = figure.subplots(1, 2)
-        for place, run in enumerate(runs):
-            told = Curves.of(run)
+        for place, group in enumerate(group_runs(runs)):
+            told = [Curves.of(run) for run in group]
             colour = MANY[place % len(MANY)]
             style = "-" if place < len(MANY) else "--"
             for axes, name, scale in ((loss, "dev_loss", 1.0), (accuracy, "dev_accuracy", 100.0)):
-                axes.plot(told.epoch_x, scale * told.epochs[name], style, color=colour, linewidth=1.4, marker="o",
-                          markersize=2.5, label=told.name)  # fmt: skip
+                x, mean, spread = pooled([(each.epoch_x, scale * each.epochs[name]) for each in told])
+                axes.plot(x, mean, style, color=colour, linewidth=1.4, marker="o", markersize=2.5,
+                          label=group_name(told[0].name, len(told)))  # fmt: skip
+                if len(told) > 1:
+                    axes.fill_between(x, mean - spread, mean + spread, color=colour, alpha=0.2, linewidth=0)
         for axes in (loss, accuracy):
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         loss.set(title="Dev loss (nats a frame)", xlabel="epochs")
         accuracy.set(title="Dev frame accuracy (%)", xlabel="epochs")
         accuracy.legend(loc="lower right", fontsize=8)
     return figure
+
+
+def pooled(curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(x, mean, standard deviation) of curves (x, y) where all of them have a point: another set of seeds at every
+    point would bend the mean. The deviation of one curve is 0."""
+    common = reduce(np.intersect1d, [x for x, _ in curves])
+    values = np.array([y[np.searchsorted(x, common)] for x, y in curves])
+    return common, values.mean(0), values.std(0, ddof=1) if len(curves) > 1 else np.zeros(len(common))
 
 
 def draw_confusion(confusion: np.ndarray, symbols: Sequence[str]) -> Figure:

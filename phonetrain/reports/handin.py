@@ -21,17 +21,21 @@ from phonedata import PhonedataError
 from phonedata.files import write_file
 
 from ..config.run_config import RunConfig
+from ..display import html as page
+from ..display.plots import as_png, draw_run, draw_runs
+from ..display.tables import text_table
 from ..errors import ConfigError, PhonetrainError, writing
-from ..plots import as_png, draw_run, draw_runs
-from ..runs.directory import Run
+from ..results.predict import predict
+from ..results.trained import open_trained
+from ..runs.directory import Run, RunName
+from ..runs.experiment import NO_NUMBER, changes, shown
 from ..runs.explain import explain
 from ..runs.next_commands import settings
 from ..text import clock, counted, percent, short, to_json
-from . import html as page
-from . import report
-from .predict import predict
-from .tables import text_table
-from .trained import open_trained
+from ..training.checkpoint import best_step
+from .one_run import one_run
+from .several_runs import several_runs
+from .summary import best_evaluation, by_hand, count, summary
 
 LEFT_OUT = "(left out)"
 OWN_CODE = (
@@ -48,7 +52,9 @@ COMMON_NAMES = {"root", "user", "home", "colab", "kaggle", "ubuntu", "jupyter", 
 
 
 def handin(
-    runs: report.Runs = None, out: str | os.PathLike[str] = "handin.zip", corpus: str | os.PathLike[str] | None = None
+    runs: RunName | Sequence[RunName] = None,
+    out: str | os.PathLike[str] = "handin.zip",
+    corpus: str | os.PathLike[str] | None = None,
 ) -> Path:
     """Write the zip and return its path. runs: in the order of the experiment log; None: the newest.
 
@@ -56,9 +62,7 @@ def handin(
     cannot be made is said in the README. corpus: the packed corpus, where it has moved.
     Raises RunNotFound, and PhonetrainError where the zip cannot be written.
     """
-    if runs is None or isinstance(runs, (Run, str, os.PathLike)):
-        runs = [Run.open(runs)]
-    opened = [run if isinstance(run, Run) else Run.open(run) for run in runs] or [Run.open()]
+    opened = Run.open_all(runs)
     if len({run.name for run in opened}) < len(opened):
         raise ConfigError("handin: two of the runs have the same name, which names their folders; rename one of them")
     told = [Told(run, opened[place - 1] if place else None, corpus) for place, run in enumerate(opened)]
@@ -68,7 +72,7 @@ def handin(
     contents["experiment_log.md"] = log_text(told).encode()
     contents["experiment_log.csv"] = log_table(told).encode()
     if len(opened) > 1:
-        contents["comparison.html"] = report.several_runs(opened).encode()
+        contents["comparison.html"] = several_runs(opened).encode()
         contents["curves.png"] = as_png(draw_runs(opened))
     contents["versions.json"] = to_json({one.run.name: one.versions() for one in told}).encode()
     contents["README.md"] = readme(told, sorted([*contents, "README.md"])).encode()
@@ -86,8 +90,8 @@ class Told:
     def __init__(self, run: Run, before: Run | None, corpus: str | os.PathLike[str] | None) -> None:
         self.run, self.before, self.corpus = run, before, corpus
         self.config = RunConfig.from_toml(run.config_path)
-        self.numbers = report.summary(run)
-        self.scores = report.best_evaluation(run)
+        self.numbers = summary(run)
+        self.scores = best_evaluation(run)
         self.built = run.read_json(run.built_path)
         self.missing: list[str] = []
 
@@ -95,10 +99,10 @@ class Told:
         run = self.run
         found = {
             "config.toml": self.config.replaced({"data.corpus": None}).to_toml().encode(),
-            "history.txt": "\n".join([*explain(run), *report.by_hand(run)]).encode() + b"\n",
+            "history.txt": "\n".join([*explain(run), *by_hand(run)]).encode() + b"\n",
             "model_arch.txt": self.architecture().encode(),
             "model_metadata.json": to_json(self.metadata()).encode() + b"\n",
-            "report.html": report.one_run(run).encode(),
+            "report.html": one_run(run).encode(),
             "metrics.jsonl": run.metrics_path.read_bytes() if run.metrics_path.is_file() else b"",
         }
         if run.scores():
@@ -109,7 +113,7 @@ class Told:
 
     def predictions(self) -> list[Path]:
         """CSV files that are not older than the best checkpoint; made where there is none."""
-        step = report.best_step(self.run)
+        step = best_step(self.run)
         since = self.run.checkpoint_dir(step).stat().st_mtime if step is not None else 0.0
         made = [path for path in sorted(self.run.predictions.glob("*.csv")) if path.stat().st_mtime >= since]
         if made:
@@ -123,7 +127,7 @@ class Told:
     def architecture(self) -> str:
         """The layers as they were built, as a table; of a model of one's own what torch prints."""
         model = self.built.get("model") or {}
-        lines = [f"{model.get('class')}, {report.count(model.get('parameters'))} parameters"]
+        lines = [f"{model.get('class')}, {count(model.get('parameters'))} parameters"]
         if model.get("layers"):
             header = ("layer", "then", "inputs", "outputs", "dropout", "parameters")
             rows = [(str(row["layer"]), " ".join(filter(None, (row.get("norm"), row.get("activation")))),
@@ -161,9 +165,9 @@ class Told:
         if self.before is None:
             return []
         return [
-            f"{key} {report.show(old)} → {report.show(new)}"
-            for key, old, new in report.changes(settings(self.before), settings(self.run))
-            if not key.startswith(report.NO_EXPERIMENT)
+            f"{key} {shown(old)} → {shown(new)}"
+            for key, old, new in changes(settings(self.before), settings(self.run))
+            if not key.startswith(NO_NUMBER)
         ]
 
     def accuracy(self) -> str:
@@ -181,15 +185,15 @@ class Told:
         else:
             differs = "; ".join(self.changed()) or "nothing but what the history tells"
             change = f"Changed against {self.before.name}: {differs}."
-        by_hand = report.by_hand(self.run)
-        later = f" By hand during the run: {'; '.join(by_hand)}." if by_hand else ""
+        hand = by_hand(self.run)
+        later = f" By hand during the run: {'; '.join(hand)}." if hand else ""
         scored = (
             f"Its best epoch has a frame accuracy of {self.accuracy()} on {numbers['partition']}"
             if numbers["best_accuracy"] is not None
             else "It was never scored"
         )
         return (
-            f"{change}{later} {report.count(numbers['parameters'])} parameters, "
+            f"{change}{later} {count(numbers['parameters'])} parameters, "
             f"{counted(numbers['epochs'], 'epoch')}, {short(numbers['frames'])} frames seen in "
             f"{clock(numbers['seconds'])} ({numbers['status']}). {scored}."
         )
@@ -209,7 +213,7 @@ HEADER = ("run", "changed against the run before", "parameters", "epochs", "fram
 
 def log_rows(told: Sequence[Told]) -> list[tuple[str, ...]]:
     return [
-        (one.run.name, "; ".join(one.changed()) or "-", report.count(one.numbers["parameters"]),
+        (one.run.name, "; ".join(one.changed()) or "-", count(one.numbers["parameters"]),
          str(one.numbers["epochs"]), short(one.numbers["frames"]), one.accuracy(), clock(one.numbers["seconds"]))
         for one in told
     ]  # fmt: skip
@@ -300,12 +304,12 @@ def zipped(contents: dict[str, bytes]) -> bytes:
     return memory.getvalue()
 
 
-def submit_commands(run: Run | str | os.PathLike[str] | None = None, competition: str = "COMPETITION") -> str:
+def submit_commands(run: RunName = None, competition: str = "COMPETITION") -> str:
     """The commands that submit a run's predictions to Kaggle, one a line. competition: the last part of its address.
 
     Raises PhonetrainError where the run has no predictions yet.
     """
-    opened = run if isinstance(run, Run) else Run.open(run)
+    opened = Run.open(run)
     found = sorted(opened.predictions.glob("*.csv"), key=lambda path: path.stat().st_mtime)
     if not found:
         raise PhonetrainError(f"{opened.path}: no predictions yet; `phonetrain predict {opened.path}` makes them")

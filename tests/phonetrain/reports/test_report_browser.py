@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 
-from phonetrain.results.report import report
-from tests.phonetrain.results.test_report import lived
+from phonetrain.reports.report import report
+from tests.phonetrain.reports.test_report import lived
 from tests.training import fit_tiny, resume_tiny
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs `pip install playwright`")

@@ -6,7 +6,7 @@ import pytest
 
 from phonetrain.cli.main import exit_code
 from phonetrain.errors import ConfigError, RunNotFound
-from phonetrain.results.run_list import list_runs, prune_runs
+from phonetrain.reports.run_list import list_runs, prune_runs
 from phonetrain.runs.directory import Run
 from phonetrain.training import checkpoint
 from tests.training import fit_tiny, resume_tiny

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from ..config.run_config import RunConfig
+from ..display.tables import text_table
 from ..errors import ConfigError, PhonetrainError, TrainingStopped
-from ..runs.directory import RUNS, Run
+from ..runs.directory import RUNS, Run, RunName
 from ..text import counted, percent, short
 from ..training import checkpoint
-from .tables import text_table
 
 
 class RunList(list[dict[str, Any]]):
@@ -101,9 +101,7 @@ def list_text(rows: Sequence[dict[str, Any]], folder: str | os.PathLike[str] = R
     return "\n".join([*lines, f"{total}{more}"])
 
 
-def prune_runs(
-    *runs: Run | str | os.PathLike[str], folder: str | os.PathLike[str] = RUNS, delete: bool = False
-) -> list[dict[str, Any]]:
+def prune_runs(*runs: RunName, folder: str | os.PathLike[str] = RUNS, delete: bool = False) -> list[dict[str, Any]]:
     """Free disk; returns for each run what was freed: run, bytes, and skipped, a sentence where it was left alone.
 
     Of every run the checkpoints go that are neither the last nor the best nor kept by a pointer file (the best of
@@ -115,7 +113,7 @@ def prune_runs(
     """
     if delete and not runs:
         raise ConfigError("runs prune --delete deletes whole runs, so it wants their names: none was given")
-    chosen = [run if isinstance(run, Run) else Run.open(run) for run in runs] or runs_in(folder)
+    chosen = [Run.open(run) for run in runs] or runs_in(folder)
     return [pruned(run, delete) for run in chosen]
 
 

@@ -12,23 +12,16 @@ import pytest
 from phonedata import PackedCorpus, pack
 from phonetrain.cli.main import exit_code
 from phonetrain.config.run_config import load_recipe
+from phonetrain.display.plots import Curves, as_png, draw_run, draw_runs, epoch_scale, scheduled_rates, text_rows
 from phonetrain.errors import ConfigError, PhonetrainError, RunNotFound
-from phonetrain.plots import Curves, as_png, draw_run, epoch_scale, scheduled_rates, text_rows
+from phonetrain.reports.report import refuse_edited, report, sealed
+from phonetrain.reports.several_runs import Table
+from phonetrain.reports.summary import best_evaluation, by_hand
 from phonetrain.results.compare import compare
-from phonetrain.results.evaluate import evaluate
-from phonetrain.results.report import (
-    Table,
-    best_evaluation,
-    by_hand,
-    commands,
-    kept_evaluation,
-    refuse_edited,
-    report,
-    sealed,
-    shell_command,
-)
+from phonetrain.results.evaluate import evaluate, kept_evaluation
 from phonetrain.runs.directory import Run
 from phonetrain.runs.explain import explain
+from phonetrain.runs.next_commands import fit_again, train_again
 from phonetrain.runs.verdict import verdict
 from tests.training import fit_tiny, resume_tiny
 
@@ -180,7 +173,7 @@ def test_page_has_interval_verdict_places_and_the_worst_utterance(runs):
 
 
 def test_hundreds_of_classes_have_no_matrix(runs):
-    from phonetrain.results.report import confusions
+    from phonetrain.reports.one_run import confusions
 
     scores = dict(kept_evaluation(runs[0]))
     assert "<svg" in "".join(confusions(runs[0], scores))
@@ -189,16 +182,16 @@ def test_hundreds_of_classes_have_no_matrix(runs):
 
 
 def test_commands_train_a_changed_run_again_stage_by_stage(runs, learnable_corpus, tmp_path, monkeypatch):
-    first, second = map(shlex.split, commands(runs[0]).splitlines())
+    first, second = map(shlex.split, train_again(runs[0]).splitlines())
     assert first[:2] == ["phonetrain", "fit"] and second[:2] == ["phonetrain", "resume"]
     assert {"epochs=2"} <= set(first) and {"epochs=3", "schedule.on_extend=hold"} <= set(second)
     for words in (first, second):
         assert exit_code([*words[1:], "--quiet"]) == 0
     again = Run(runs[0].path.parent / "first-again")
     assert [line["dev_loss"] for line in again.scores()] == [line["dev_loss"] for line in runs[0].scores()]
-    assert commands(runs[1]) == shell_command(runs[1])
-    assert "after a stop at step 20" not in commands(lived(tmp_path / "run"))  # an epoch ends there
-    assert "--from step-20 optimizer.lr=0.0001" in commands(lived(tmp_path / "other"))
+    assert train_again(runs[1]) == fit_again(runs[1])
+    assert "after a stop at step 20" not in train_again(lived(tmp_path / "run"))  # an epoch ends there
+    assert "optimizer.lr=0.0001 --from step-20" in train_again(lived(tmp_path / "other"))
 
 
 @pytest.mark.parametrize("settings", [
@@ -240,7 +233,7 @@ def test_printed_command_as_a_shell_reads_it_gives_the_runs_settings(tmp_path, r
         settings = ["epochs=3", "stage.0.epochs=1", *settings[3:]]
     config = load_recipe("chain" if recipe == "chain" else "default").override(settings)
     run.write_text(run.config_path, config.to_toml())
-    program, verb, source, *words = shlex.split(shell_command(run))
+    program, verb, source, *words = shlex.split(fit_again(run))
     corpus = {}
     if "--corpus" in words:
         corpus = {"data.corpus": words.pop()}
@@ -312,6 +305,31 @@ def test_short_epochs_have_a_train_curve_from_their_means(tmp_path):
     np.testing.assert_allclose(accuracies.get_ydata(), [30.0, 50.0])
 
 
+def test_runs_that_differ_only_in_the_seed_are_one_curve_with_their_spread(tmp_path):
+    def scored(name, shares, *settings):
+        run = Run.create(tmp_path / name)
+        run.write_text(run.config_path, load_recipe("default").override(settings).to_toml())
+        run.append_event("segment_started", segment=0, epoch=0, step=0)
+        for epoch, share in enumerate(shares):
+            run.append_metric({"kind": "epoch", "segment": 0, "epoch": epoch, "step": 10 * (epoch + 1), "dev_loss": 1.0,
+                               "dev_accuracy": share, "train_loss": 1.0, "train_accuracy": share, "lr": 1e-3,
+                               "seconds": 1.0, "frames": 100})  # fmt: skip
+        run.append_event("run_finished", reason="early_stopped", segment=0, epoch=len(shares), step=10 * len(shares))
+        return run
+
+    shares = ([0.2, 0.5, 0.9], [0.4, 0.7], [0.3, 0.6])  # the first one trained an epoch longer
+    runs = [scored(f"a-{seed}", each, f"seed={seed}") for seed, each in enumerate(shares)]
+    other = scored("b-0", [0.1, 0.2, 0.3], "model.dropout=0.4")
+    accuracy = draw_runs([runs[0], other, *runs[1:]]).axes[1]
+    pooled, alone = accuracy.get_lines()
+    assert [pooled.get_label(), alone.get_label()] == ["a-0 (3 seeds)", "b-0"]
+    assert pooled.get_xdata().tolist() == [1, 2] and pooled.get_ydata() == pytest.approx([30, 60])
+    assert alone.get_xdata().tolist() == [1, 2, 3] and alone.get_ydata() == pytest.approx([10, 20, 30])
+    (band,) = accuracy.collections
+    edges = band.get_paths()[0].vertices
+    assert {(x, round(y)) for x, y in edges.tolist()} == {(1, 20), (1, 40), (2, 50), (2, 70)}
+
+
 def test_page_goes_elsewhere_where_the_run_cannot_be_written(runs, tmp_path, monkeypatch):
     def read_only(contents):
         if any(runs[0].path in path.parents for path in contents):
@@ -319,7 +337,7 @@ def test_page_goes_elsewhere_where_the_run_cannot_be_written(runs, tmp_path, mon
         written.extend(contents)
 
     written = []
-    monkeypatch.setattr("phonetrain.results.report.write_files", read_only)
+    monkeypatch.setattr("phonetrain.reports.report.write_files", read_only)
     with pytest.raises(PhonetrainError, match=r"Read-only file system\); give another place with --out FILE"):
         report(runs[0])
     assert report(runs[0], tmp_path / "page.html") == tmp_path / "page.html" and written == [tmp_path / "page.html"]
@@ -338,7 +356,7 @@ def test_steps_become_epochs_exactly_at_their_ends():
 
 
 def test_table_has_no_broken_cells():
-    from phonetrain.results.html import markdown_table
+    from phonetrain.display.html import markdown_table
 
     assert markdown_table(("a", "b"), [("x|y", "1\n2")]).splitlines()[2] == "| x\\|y | 1 2 |"
 
@@ -362,7 +380,7 @@ def test_equal_runs_are_equal_and_others_are_named(runs, learnable_corpus, tmp_p
 
 
 def test_long_curves_are_thinned_to_means_and_keep_their_nan():
-    from phonetrain.plots import MOST_POINTS, thinned
+    from phonetrain.display.plots import MOST_POINTS, thinned
 
     values = np.arange(10.0 * MOST_POINTS)
     assert thinned(values, np.mean) == pytest.approx(values.reshape(-1, 10).mean(1))
@@ -371,7 +389,7 @@ def test_long_curves_are_thinned_to_means_and_keep_their_nan():
 
 
 def test_numbers_that_a_file_has_as_texts_are_shown():
-    from phonetrain.results.report import number
+    from phonetrain.reports.summary import number
 
     assert [number(value) for value in (1.5, None, "NaN", "Infinity")] == ["1.5000", "–", "nan", "inf"]
 

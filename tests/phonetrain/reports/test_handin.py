@@ -11,9 +11,9 @@ import pytest
 
 from phonetrain.cli.main import exit_code
 from phonetrain.errors import ConfigError, PhonetrainError
-from phonetrain.results import handin as room
+from phonetrain.reports import handin as room
+from phonetrain.reports.handin import cleaned, handin, submit_commands
 from phonetrain.results.evaluate import kept_evaluation
-from phonetrain.results.handin import cleaned, handin, submit_commands
 from tests.training import fit_tiny, resume_tiny
 
 SECRET = "0123456789abcdef0123456789abcdef01234567"
