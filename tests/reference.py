@@ -65,7 +65,7 @@ def train_recipe_plainly(config, model, batches):
     if schedule.name == "onecycle":
         scheduler = lr_scheduler.OneCycleLR(optimizer, config.optimizer.lr, total_steps=total)
     elif schedule.name == "cosine":
-        warm = schedule.warmup_steps
+        warm = schedule.warmup_steps or round(schedule.warmup_share * total)
         rising = lr_scheduler.LinearLR(optimizer, schedule.warmup_start, total_iters=warm)
         falling = lr_scheduler.CosineAnnealingLR(optimizer, total - warm, eta_min=schedule.min_lr)
         scheduler = lr_scheduler.SequentialLR(optimizer, [rising, falling], [warm])

@@ -17,8 +17,9 @@ GIVE_WAY: dict[str, tuple[str, ...]] = {
     "model.depth": ("model.widths", "model.factory"),
     "model.hidden": ("model.widths", "model.factory"),
     "model.max_parameters": ("model.hidden",),
-    "schedule.warmup_steps": ("schedule.warmup_epochs",),
-    "schedule.warmup_epochs": ("schedule.warmup_steps",),
+    "schedule.warmup_steps": ("schedule.warmup_epochs", "schedule.warmup_share"),
+    "schedule.warmup_epochs": ("schedule.warmup_steps", "schedule.warmup_share"),
+    "schedule.warmup_share": ("schedule.warmup_steps", "schedule.warmup_epochs"),
 }
 
 

@@ -64,6 +64,8 @@ class ScheduleConfig(Section):
     "Steps of linear warm-up before the schedule starts."
     warmup_epochs: Count | None = None
     "The same in epochs."
+    warmup_share: Annotated[float, Range(0, 0.5, above=True)] | None = None
+    "The same as a share of all updates under the schedule, so that short runs warm up briefly."
     warmup_start: Annotated[float, Range(0, 1, above=True)] = 0.01
     "Share of the rate at which warm-up starts."
     on_extend: Literal["stretch", "hold"] | None = None
@@ -89,9 +91,15 @@ class ScheduleConfig(Section):
     LAID_OUT: ClassVar[tuple[str, ...]] = ("cosine", "onecycle")
     "Schedules whose rates depend on how many epochs there are."
 
+    @property
+    def warmups(self) -> list[str]:
+        """The settings that say how long warm-up is; more than one is too many."""
+        names = ("warmup_steps", "warmup_epochs", "warmup_share")
+        return [f"schedule.{name}" for name in names if getattr(self, name) is not None]
+
     def unread(self) -> dict[str, str]:
         unread = unread_by_name("schedule.name", self.name, self.READ_BY)
-        if self.warmup_steps is None and self.warmup_epochs is None:
+        if not self.warmups:
             unread["warmup_start"] = "there is no warm-up; set schedule.warmup_steps too"
         return unread
 
@@ -104,5 +112,5 @@ class ScheduleConfig(Section):
         if self.base_momentum > self.max_momentum:
             got = f"{self.base_momentum} > {self.max_momentum}"
             raise ConfigError(f"schedule.base_momentum and max_momentum: {got}, wanted base at most max")
-        if self.warmup_steps is not None and self.warmup_epochs is not None:
-            raise ConfigError("schedule.warmup_steps and schedule.warmup_epochs: both are given, wanted one")
+        if len(self.warmups) > 1:
+            raise ConfigError(f"{' and '.join(self.warmups[:2])}: both are given, wanted one")

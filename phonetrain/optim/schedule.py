@@ -95,6 +95,8 @@ class Schedule:
         schedule = self.config.schedule
         if schedule.warmup_epochs is not None:
             return schedule.warmup_epochs * num_steps
+        if schedule.warmup_share is not None:
+            return round(schedule.warmup_share * max(self.length, 1) * num_steps)
         if schedule.warmup_steps is None:
             return 0
         return round(schedule.warmup_steps * num_steps / self.first_steps)
@@ -143,7 +145,7 @@ class Schedule:
     def describe(self) -> dict[str, object]:
         """What was built: the settings, the epochs that it spans, the rate it starts from, the steps of warm-up."""
         settings = self.config.schedule.to_dict()
-        for name in ("warmup_epochs", "warmup_start", "on_extend"):
+        for name in ("warmup_epochs", "warmup_share", "warmup_start", "on_extend"):
             settings.pop(name, None)
         return settings | {
             "start_epoch": self.start,

@@ -226,7 +226,10 @@ def _end_of_bad_numbers(run: Run) -> dict[str, Any] | None:
 def _warmup_updates(run: Run, epochs: int) -> int:
     """Updates of warm-up in the epochs that a run has behind it."""
     with_steps = run.metrics("epoch")
-    schedule = RunConfig.from_toml(run.config_path).plans[0].config.schedule
+    config = RunConfig.from_toml(run.config_path).plans[0].config
+    schedule = config.schedule
+    if schedule.warmup_share is not None:
+        return round(schedule.warmup_share * config.epochs * with_steps[0]["step"])
     if schedule.warmup_epochs is not None:
         return int(with_steps[min(schedule.warmup_epochs, epochs) - 1]["step"])
     return schedule.warmup_steps or 0
@@ -292,8 +295,8 @@ def _with_a_rate(run: Run, config: RunConfig, scores: Scores) -> tuple[str, str]
 
 def _with_less_warmup(run: Run, config: RunConfig, scores: Scores) -> tuple[str, str]:
     steps = max(1, round(FITTING_WARMUP * run.metrics("epoch")[-1]["step"]))
-    epochs_off = ["schedule.warmup_epochs=none"] * (config.schedule.warmup_epochs is not None)
-    return fit_again(run, *epochs_off, f"schedule.warmup_steps={steps}"), "warms up for a twentieth of it"
+    others_off = [f"{name}=none" for name in config.schedule.warmups if name != "schedule.warmup_steps"]
+    return fit_again(run, *others_off, f"schedule.warmup_steps={steps}"), "warms up for a twentieth of it"
 
 
 def _another_seed(run: Run, config: RunConfig, scores: Scores) -> tuple[str, str]:

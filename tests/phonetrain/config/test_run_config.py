@@ -80,7 +80,7 @@ REFUSED = {
     "stage=[{epochs=1}, {epochs=2, optimizer.lr='next'}]": 'stage.1: optimizer.lr = "next": wanted a number, above 0',
     "optimizer.accumulation=3": "optimizer.accumulation = 3: does not divide batch_size = 2048; wanted a divisor",
     "optimizer.accumulation=2048": "cuts batch_size = 2048 into single windows; wanted at least 2 in a piece",
-    "augment.time_mask=62": "augment.time_mask = 62: the window has 61 frames",
+    "augment.time_mask=42": "augment.time_mask = 42: the window has 41 frames",
     "stop.max_time=2x": 'stop.max_time = "2x": wanted a duration such as 2h, 90m or 1h30m',
     "stop.max_time=0h": "wanted a duration",
     "stop.stop_at=23:30:00": 'stop.stop_at = "23:30:00": wanted a time of day such as 23:30',
@@ -253,14 +253,14 @@ def test_keywords_are_settings_as_values_and_sections_as_dicts(tmp_path):
 
 def test_a_recipes_time_mask_keeps_its_share_of_a_window_that_is_made_smaller():
     config = load_recipe("default")
-    assert (config.window.width, config.augment.time_mask) == (61, 12)
+    assert (config.window.width, config.augment.time_mask) == (41, 8)
     masks = {
         ("window.left=5", "window.right=5"): 2,
         ("window.left=0", "window.right=0"): 0,
-        ("window.left=25",): 11,
-        ("window.left=40",): 12,
+        ("window.left=15",): 7,
+        ("window.left=40",): 8,
         ("window.left=10", "augment.time_mask=20"): 20,
-        ("epochs=3",): 12,
+        ("epochs=3",): 8,
     }
     assert {said: config.override(said).augment.time_mask for said in masks} == masks
     with pytest.raises(ConfigError, match="the window has 3 frames"):

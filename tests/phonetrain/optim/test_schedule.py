@@ -119,6 +119,15 @@ CASES = {
 }
 
 
+def test_warm_up_by_share_is_that_many_steps_and_grows_with_the_run():
+    share, steps = (
+        config_of(name="cosine", every="step", **how) for how in ({"warmup_share": 0.25}, {"warmup_steps": 24})
+    )
+    assert EPOCHS * STEPS * 0.25 == 24
+    np.testing.assert_array_equal(tables(share), tables(steps))
+    assert build_schedule(share.override([f"epochs={2 * EPOCHS}"]), STEPS).describe()["warmup_steps"] == 48
+
+
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.filterwarnings("ignore:The epoch parameter in `scheduler.step")  # SequentialLR passes it itself
 def test_rates_are_those_of_torch_at_every_step(case):

@@ -51,7 +51,7 @@ CASES = {
     "one_epoch": ({"dev": [0.5]}, "epochs=6"),
     "rising": ({"dev": [0.5, 0.55, 0.58, 0.6]}, "epochs=9 schedule.on_extend=stretch"),
     "plateau": ({"dev": FLAT}, "epochs=11 optimizer.lr=0.0001"),
-    "underfitting": ({"dev": FLAT, "train": FLAT, "rates": FALLING}, "model.hidden=1280"),
+    "underfitting": ({"dev": FLAT, "train": FLAT, "rates": FALLING}, "model.hidden=1392"),
     "converged": ({"dev": FLAT, "rates": FALLING}, "seed=1"),
 }  # fmt: skip
 
