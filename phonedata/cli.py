@@ -74,6 +74,8 @@ def pack(
     alignment_unit: AlignmentUnit = None,
     unknown: Unknown = "class",
     max_uncovered: MaxUncovered = None,
+    classes: int | None = None,
+    label_shift: float | None = None,
     split: str | None = None,
     phone_map: Annotated[str | None, Parameter("--map")] = None,
     skip: Path | None = None,
@@ -111,6 +113,10 @@ def pack(
         I/N: pack only the I-th of N parts, into PACKED.parts, for `phonedata merge PACKED`; one that is there is kept.
     stats_only
         With --part and --cmvn speaker or train: only the statistics, which every part then needs.
+    classes
+        Labels are the numbers 0..N-1, whichever of them occur; by default the largest that occurs is N-1.
+    label_shift
+        Milliseconds from one label to the next where features are closer, e.g. 20; each label is repeated.
     split
         Parts taken from the labelled partitions, as dev=0.1,test=0.1; each speaker is in one. The rest is for training.
     phone_map
@@ -141,6 +147,8 @@ def pack(
             part=_parse_part(part),
             stats_only=stats_only,
             alignment=AlignmentOptions(_text(alignments), tier, alignment_unit, unknown, max_uncovered),
+            classes=classes,
+            label_shift=label_shift,
             split=split,
             phone_map=phone_map,
             skip=skip,
@@ -369,7 +377,8 @@ def as_flags(message: str) -> str:
         return f"--{name}" if match[2] == "True" else f"--{name} {match[3] or match[4] or ''}".rstrip()
 
     names = "replace|skip_bad|cmvn|dtype|train_partition|tier|alignments|unknown|alignment_unit|max_uncovered"
-    return re.sub(rf"\b({names})=(True|'([^']*)'|([\d.]*\d))", flag, message)
+    names += "|classes|label_shift"
+    return re.sub(rf"\b({names})=(True|'([^']*)'|([\d.]*\d|N|MS\b))", flag, message)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -21,6 +21,10 @@ class RawDataError(PhonedataError, ValueError):
     """A foreign file is not what its layout promises."""
 
 
+class StrayLabel(RawDataError):
+    """A label that is no class of its corpus; whoever packs counts what others there are."""
+
+
 class SpecError(PhonedataError, ValueError):
     """Something impossible was asked for: more context than was packed, an unknown partition, a bad option."""
 

@@ -266,6 +266,7 @@ class Case:
     options: AlignmentOptions
     frontend: FrontEnd | None
     truth: dict[tuple[str, str], list[str] | None] = field(default_factory=dict)
+    named: set[tuple[str, str]] = field(default_factory=set)  # speaker and file
 
 
 def place(tree: str, partition: str, folders: tuple[str, ...], name: str) -> tuple[str, str]:
@@ -332,8 +333,9 @@ def _write_utterance(case, dice, inventory, tree, partition, folders, name, whol
     if len(name.split("-")) < 3:
         speaker, above = folders[-1].replace("-", "_"), [part.replace("-", "_") for part in folders[:-1]]
         utterance = "-".join([speaker, *(above or ["0"]), name])
-    if utterance in {u for p, u in case.truth if p == partition or tree == "tree of speakers"}:
+    if (partition, utterance) in case.truth or (tree == "tree of speakers" and (folders[-1], name) in case.named):
         return
+    case.named.add((folders[-1], name))
     samples = _write_audio(file, dice, rate, seconds)
     rows = random_rows(dice, inventory, samples / rate, whole or kind == "Festival")
     if whole:  # so that each partition has an utterance that is packed

@@ -6,12 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..errors import NoSpace, PhonedataError, SpecError
+from ..errors import NoSpace, PhonedataError, RawDataError, SpecError, StrayLabel
 from ..files import disk_errors, is_disk_full, put_in_place, recover, staging_path
 from ..format.corpus import PackedCorpus
 from ..raw import views
 from ..raw.audio import AlignmentOptions
 from ..raw.base import RawCorpus
+from ..raw.frame_labels import LabelOptions, list_strays
 from ..raw.open import open_raw
 from ..system import available_cores
 from .checks import check_options, check_partitions, check_target, find_feature_dim
@@ -38,6 +39,8 @@ def pack(
     part: tuple[int, int] | None = None,
     stats_only: bool = False,
     alignment: AlignmentOptions | None = None,
+    classes: int | None = None,
+    label_shift: float | None = None,
     split: str | None = None,
     phone_map: str | None = None,
     skip: str | os.PathLike[str] | None = None,
@@ -54,7 +57,9 @@ def pack(
     first runs with `stats_only`. A part that is there is kept, unless `replace`, or packed again if a raw file was
     written or the statistics were made again since.
 
-    `alignment` says how alignments of audio become labels. `split`, as "dev=0.1,test=0.1", takes parts from labelled
+    `alignment` says how alignments of audio become labels. `classes`: labels are the numbers 0..classes-1.
+    `label_shift`: milliseconds from one label to the next, where that is a multiple of the frame shift; each is
+    repeated. `split`, as "dev=0.1,test=0.1", takes parts from labelled
     partitions, each speaker in one of them. `phone_map`, "timit-48", "timit-39" or a file with lines `symbol class`,
     folds symbols into classes. `skip` is a file with a line
     PARTITION/UTTERANCE for each utterance that is left out, as `phonetrain suspects` writes it.
@@ -71,7 +76,7 @@ def pack(
     if workers is not None and workers < 1:
         raise SpecError(f"workers {workers}, wanted at least 1")
     recover(whole)
-    corpus = open_raw(raw, layout, alignment) if alignment else open_raw(raw, layout)
+    corpus = open_raw(raw, layout, alignment, LabelOptions(classes, label_shift))
     if phone_map is not None:
         corpus = views.fold(corpus, phone_map)
     if split is not None:
@@ -88,7 +93,12 @@ def pack(
         if part is not None:
             check_target(whole, replace=True)
             make_parts_folder(whole)
-        report = _pack(corpus, options, whole, target, workers, progress, replace, stats_only)
+        try:
+            report = _pack(corpus, options, whole, target, workers, progress, replace, stats_only)
+        except StrayLabel as error:
+            # Whoever corrects one label wants to know of the others.
+            found = list_strays((p, i) for p in corpus.partitions for i in range(len(p.utterance_ids)))
+            raise RawDataError(f"{error} (in all: {found})" if found else str(error)) from None
     report.path = Path(packed) if part is None else report.path
     report.seconds = time.perf_counter() - started
     return report
@@ -131,6 +141,7 @@ def _pack(
             staging.remove()
             return report
         work.run(statistics)
+        notes += work.notes()
         check_target(target, replace)
         notes += put_in_place(staging.corpus, target)
     except BaseException as error:

@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from ..cmvn import Moments
 from ..errors import RawDataError
 from ..format.zarr_files import ShardFile
 from ..raw.base import RawCorpus
+from ..raw.frame_labels import list_strays
 from .checks import check_space
 from .chunk_writer import ChunkFiller, UtteranceReader
 from .journal import ChunkResult, Measurements, Staging
@@ -170,7 +171,7 @@ class Packing:
         """Take over true lengths and bad utterances; True if the plan changed."""
         plan = self.plans[name]
         if reading.bad and not self.options.skip_bad:
-            raise RawDataError(reading.bad[min(reading.bad)])
+            self._refuse(name, reading.bad)
         lengths = {i: t for i, t in reading.lengths.items() if plan.lengths[i] != t}
         bad = {i: self._relative(m) for i, m in reading.bad.items() if i not in plan.bad}
         if not lengths and not bad:
@@ -185,6 +186,12 @@ class Packing:
             first = next(iter(plan.bad.values()))
             raise RawDataError(f"{self.corpus.path}: partition {name} has no utterance left to pack; first: {first}")
         return True
+
+    def _refuse(self, name: str, bad: dict[int, str]) -> NoReturn:
+        """Raise what is wrong with the first of the bad utterances, as the kind of error that its layout raises."""
+        index = min(bad)
+        self.raw[name].read(index)
+        raise RawDataError(bad[index])
 
     def _place(self, name: str, index: int) -> int:
         """Frames that an utterance which cannot be packed keeps: without labels rows are a submission's, whose order
@@ -263,7 +270,7 @@ class Packing:
             self.progress("packing", done, total)
             if isinstance(result, Measurements):
                 if result.bad and not self.options.skip_bad:
-                    raise RawDataError(result.bad[min(result.bad)])
+                    self._refuse(task.partition, result.bad)
                 found = refuted.setdefault(task.partition, result)
                 found.bad.update(result.bad)
                 found.lengths.update(result.lengths)
@@ -336,6 +343,11 @@ class Packing:
             means=[r.reading.means for r in results],
             squares=[r.reading.squares for r in results],
         )
+
+    def notes(self) -> tuple[str, ...]:
+        """What is said of utterances that were left out, beside their own reasons."""
+        found = list_strays((self.raw[name], index) for name, plan in self.plans.items() for index in sorted(plan.bad))
+        return (f"labels that are no class, whose utterances are left out: {found}",) if found else ()
 
     def _left_out(self) -> list[LeftOut]:
         left_out: list[LeftOut] = []

@@ -77,7 +77,7 @@ def _contents(raw: RawCorpus) -> list[Any]:
     partitions = [
         (p.name, p.stamp, p.order, p.labelled, _digest(p.utterance_ids), _digest(p.speakers)) for p in raw.partitions
     ]
-    return [raw.layout, raw.phonemes.symbols, partitions]
+    return [raw.layout, raw.phonemes.symbols, raw.derived, partitions]
 
 
 def _digest(values: list[Any]) -> str:

@@ -23,7 +23,8 @@ from ..errors import RawDataError, SpecError
 from ..files import disk_errors, put_in_place, recover
 from ..format.corpus import PackedCorpus
 from ..phonemes import ARPABET, END_MARKS, START_MARKS, PhonemeSet, spellings
-from ..raw.base import Problem, RawCorpus, as_features, check_frontend, check_name
+from ..raw.base import Problem, RawCorpus, as_features, check_frontend, check_name, frame_shift_of
+from ..raw.frame_labels import LabelOptions, fit_labels
 from ..raw.label_table import SymbolTable
 from ..system import available_cores
 from .checks import check_options, check_partitions, check_target, find_feature_dim
@@ -49,6 +50,7 @@ def pack_utterances(
     dtype: str = "float16",
     context: int = 50,
     frontend: Mapping[str, Any] | None = None,
+    label_shift: float | None = None,
     skip_bad: bool = False,
     replace: bool = False,
     workers: int | None = None,
@@ -64,7 +66,8 @@ def pack_utterances(
     `symbols` are the classes in their order. Without them, class numbers 0..K-1 keep their numbers, with the largest
     that occurs as K-1; symbols are the course's 40 phonemes where all are among them, else what occurs, sorted.
     `frontend` is a table that says how the features were made, as in `frontend.toml`; `frame_shift_ms` in it counts, 10
-    without. The other options are those of `pack`. The disk holds the features twice meanwhile.
+    without. `label_shift`: milliseconds from one label to the next, a multiple of that; each label is repeated. The
+    other options are those of `pack`. The disk holds the features twice meanwhile.
 
     Raises what `pack` does, SpecError for something else than such a tuple, and whatever `utterances` itself raises.
     """
@@ -77,14 +80,15 @@ def pack_utterances(
     table = check_frontend(dict(frontend), "frontend") if frontend is not None else None
     recover(target)
     check_target(target, replace)
+    labels, shift = LabelOptions(label_shift=label_shift), frame_shift_of(table)
     codes = LabelCodes(symbols)
     # No journal of these utterances is ever continued: they cannot be asked for twice.
     staging = Staging(target, f"utterances {uuid.uuid4()}")
     try:
-        with _Stage(staging.path / "utterances", codes, skip_bad) as stage:
+        with _Stage(staging.path / "utterances", codes, skip_bad, labels.frames_each(shift)) as stage:
             stage.take(utterances, progress)
         with disk_errors(target):
-            corpus = stage.corpus(table)
+            corpus = labels.recorded(stage.corpus(table))
             check_partitions(corpus, options)
             dim, dim_from = find_feature_dim(corpus)
             workers = workers or available_cores()
@@ -101,8 +105,8 @@ def pack_utterances(
 class _Stage:
     """The two files in which utterances wait, and what is known of each partition's."""
 
-    def __init__(self, folder: Path, codes: LabelCodes, skip_bad: bool) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, codes: LabelCodes, skip_bad: bool, frames_each: int) -> None:
+        self._folder, self._frames_each = folder, frames_each
         with disk_errors(folder):
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
@@ -169,6 +173,8 @@ class _Stage:
             raise RawDataError(f"{where}: has {has}, but those before it in {partition.name} have {others}; part them")
         rows = as_features(_as_array(features, where), where)
         codes = None if labels is None else self._codes.encode(_as_text(_as_array(labels, where), where), where)
+        if codes is not None and self._frames_each > 1:
+            codes = fit_labels(codes, len(rows), self._frames_each, where, "its array of features")
         if self._dim is None:
             self._dim = rows.shape[1], where
         if not self._skip_bad:

@@ -8,6 +8,7 @@ import numpy as np
 
 from ..errors import RawDataError
 from ..phonemes import ARPABET
+from .base import decode
 
 SUFFIXES = (".textgrid", ".phn", ".lab")
 SILENCE = frozenset(
@@ -91,8 +92,7 @@ def _read_text(path: str) -> str:
     if content.startswith(b"ooBinaryFile"):
         raise RawDataError(f"{path}: is a binary TextGrid; save it in Praat with `Save as text file...`")
     try:
-        # Praat writes UTF-16 with a byte-order mark wherever a label is not ASCII.
-        return content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+        return decode(content)
     except UnicodeDecodeError:
         raise RawDataError(f"{path}: is neither UTF-8 nor UTF-16 text; save it again as UTF-8") from None
 

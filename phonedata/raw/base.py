@@ -129,8 +129,13 @@ class RawCorpus:
 
     @property
     def frame_shift_ms(self) -> float:
-        """Milliseconds between frames: the front end's, or the 10 of every course and of Kaldi's default."""
-        return float((self.frontend or {}).get("frame_shift_ms", 10.0))
+        """Milliseconds between frames."""
+        return frame_shift_of(self.frontend)
+
+
+def frame_shift_of(frontend: Mapping[str, Any] | None) -> float:
+    """Milliseconds between frames: the front end's, or the 10 of every course and of Kaldi's default."""
+    return float((frontend or {}).get("frame_shift_ms", 10.0))
 
 
 def folders_in(root: Path) -> list[Path]:
@@ -190,13 +195,18 @@ def _plain(value, file: Path | str, key: str):
     return value.isoformat() if isinstance(value, (date, time)) else value
 
 
-def read_phonemes(root: Path) -> PhonemeSet | None:
-    """The optional `phonemes.txt` of a raw folder, one symbol a line, class index = line; None where there is none."""
+def read_phonemes(root: Path, classes: int | None = None) -> PhonemeSet | None:
+    """The optional `phonemes.txt` of a raw folder, one symbol a line, class index = line; None where there is none.
+
+    `classes`: the numbers 0..classes-1 in its place. Raises RawDataError, SpecError where there are both.
+    """
     file = root / "phonemes.txt"
+    if classes is not None and file.is_file():
+        raise SpecError(f"classes={classes}: {file} says what the classes are; leave one of them out")
     if not file.is_file():
-        return None
+        return None if classes is None else numbered(classes)
     try:
-        lines = file.read_text(encoding="utf-8-sig").rstrip().split("\n")
+        lines = decode(file.read_bytes()).rstrip().split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise RawDataError(f"{file}: cannot be read as text ({error}); wanted one symbol a line") from None
     for number, line in enumerate(lines, 1):
@@ -212,6 +222,16 @@ def read_phonemes(root: Path) -> PhonemeSet | None:
         return PhonemeSet(tuple(line.strip() for line in lines))
     except SpecError as error:
         raise RawDataError(f"{file}: {error}; wanted one symbol a line") from None
+
+
+def numbered(classes: int) -> PhonemeSet:
+    """Classes that have no other names than their numbers."""
+    return PhonemeSet(tuple(map(str, range(classes))))
+
+
+def decode(content: bytes) -> str:
+    """Text of a file in UTF-8, or in UTF-16 with its mark, as Praat and Windows write it. Raises UnicodeDecodeError."""
+    return content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
 
 
 def check_name(name: str, kind: str, where: str | Path) -> None:

@@ -20,9 +20,12 @@ from .base import (
     check_names,
     copy_of,
     folders_in,
+    frame_shift_of,
+    numbered,
     read_frontend,
     read_phonemes,
 )
+from .frame_labels import LabelOptions, fit_labels, numbered_note
 from .label_table import SymbolTable
 from .npy import Header, NpyReader, parse_header
 
@@ -50,15 +53,16 @@ def _entries(folder: Path) -> list[Path]:
         return []
 
 
-def open_layout(root: Path) -> RawCorpus:
+def open_layout(root: Path, labels: LabelOptions | None = None) -> RawCorpus:
     """List the partitions of `root`: every folder that has `mfcc/`. Raises RawDataError.
 
     A `test_order.csv` (S22) orders the partition whose utterances it lists.
     """
-    given = read_phonemes(root)
-    phonemes = given or ARPABET
+    labels, frontend = labels or LabelOptions(), read_frontend(root)
+    given = read_phonemes(root, labels.classes)
+    phonemes, frames_each = given or ARPABET, labels.frames_each(frame_shift_of(frontend))
     names = [folder.name for folder in folders_in(root) if os.path.isdir(folder / "mfcc")]
-    partitions = tuple(Hw1p2Partition(root, name, phonemes) for name in names)
+    partitions = tuple(Hw1p2Partition(root, name, phonemes, frames_each) for name in names)
     notes = _put_in_test_order(root, partitions)
     if given is None:
         phonemes = _count_numbers(partitions, notes)
@@ -76,32 +80,36 @@ def open_layout(root: Path) -> RawCorpus:
             both = set(a.utterance_ids) & set(b.utterance_ids)
             if both:
                 notes.append(f"{len(both)} utterance ids are in both {a.name} and {b.name}, e.g. {min(both)}")
-    return RawCorpus(root, "hw1p2", partitions, phonemes, read_frontend(root), tuple(notes))
+    return RawCorpus(root, "hw1p2", partitions, phonemes, frontend, tuple(notes))
 
 
 def _count_numbers(partitions: "tuple[Hw1p2Partition, ...]", notes: list[str]) -> PhonemeSet:
     """The classes where nobody names them: the course's, or 0 up to the largest number if labels are numbers and the
     course has not so many. The two numbers behind the last class may mark the ends of every transcript."""
-    largest, marked, numbers = -1, True, False
+    largest, largest_in, marked, seen = -1, "", True, np.zeros(_MOST_CLASSES + 1, bool)
     for partition in partitions:
         for index in range(len(partition.utterance_ids)):
             labels = partition.numbers(index)
             if labels is None:
-                if not numbers:
+                if largest < 0:
                     break  # symbols: one look at a partition is enough
                 continue
-            numbers = True
             top = int(labels.max(initial=-1))
             marked = (marked or top > largest) and len(labels) > 2 and labels[0] == top - 1 and labels[-1] == top
-            largest = max(largest, top)
-    if not numbers:
+            seen[labels] = True
+            if top > largest:
+                largest, largest_in = top, partition.where_labels(index)
+    if largest < 0:
         return ARPABET
     count = largest + 1 - 2 * marked
     if count <= len(ARPABET) + 2:
-        notes.append("labels are numbers, taken as those of the course's 40 phonemes; a phonemes.txt says otherwise")
+        notes.append(
+            "labels are numbers, taken as those of the course's 40 phonemes; classes=N says that they are others, "
+            "a phonemes.txt names them"
+        )
         return ARPABET
-    notes.append(f"{count} classes are the numbers 0..{count - 1}, the largest that occurs; a phonemes.txt names them")
-    phonemes = PhonemeSet(tuple(map(str, range(count))))
+    notes.append(numbered_note(seen[:count], largest_in))
+    phonemes = numbered(count)
     for partition in partitions:
         partition.phonemes = phonemes
     return phonemes
@@ -228,10 +236,10 @@ def _list_npy(folder: Path, problems: list[Problem], notes: list[str]) -> dict[s
 class Hw1p2Partition:
     """One folder with `mfcc/` and, unless it is a test partition, `transcript/`; see raw.RawPartition."""
 
-    def __init__(self, root: Path, name: str, phonemes: PhonemeSet):
+    def __init__(self, root: Path, name: str, phonemes: PhonemeSet, frames_each: int):
         check_name(name, "partition name", root)
         self.name = name
-        self.phonemes = phonemes
+        self.phonemes, self._frames_each = phonemes, frames_each
         self.problems: list[Problem] = []
         self.unread: list[str] = []
         folder = root / name
@@ -332,11 +340,15 @@ class Hw1p2Partition:
         if not self.labelled:
             return None
         try:
-            labels = self._label_reader.load(f"{self._transcript}/{self._label_files[index]}")
+            labels = self._label_reader.load(self.where_labels(index))
         except RawDataError:
             return None
         plain = labels.dtype.kind in "iu" and labels.ndim == 1 and len(labels) and labels.min() >= 0
         return labels if plain and labels.max() <= _MOST_CLASSES else None
+
+    def where_labels(self, index: int) -> str:
+        """Path of the utterance's transcript."""
+        return f"{self._transcript}/{self._label_files[index]}"
 
     def num_frames(self, index: int) -> int | None:
         """See raw.RawPartition.num_frames."""
@@ -352,13 +364,14 @@ class Hw1p2Partition:
         features = as_features(self._reader.load(path), path)
         if not self.labelled:
             return features, None
-        path = f"{self._transcript}/{self._label_files[index]}"
+        path = self.where_labels(index)
         if self._table is None:
             self._table = SymbolTable(self.phonemes)
         labels = self._table.encode(self._label_reader.load(path), path)
-        if len(labels) != len(features):
-            raise RawDataError(
-                f"{path}: {len(labels)} labels, but {self.where(index)} has {len(features)} frames; both must count "
-                f"the same frames: make one of them again, or use skip_bad=True"
-            )
-        return features, labels
+        return features, fit_labels(labels, len(features), self._frames_each, path, self.where(index))
+
+    def strays(self, index: int) -> tuple[str, dict[str, int]]:
+        """See frame_labels.list_strays."""
+        path = self.where_labels(index)
+        labels = self._label_reader.load(path)
+        return path, SymbolTable(self.phonemes).strays(labels) if labels.dtype.kind in "iuUS" else {}

@@ -11,7 +11,8 @@ import numpy as np
 
 from ..errors import MissingReader, RawDataError, SpecError
 from ..phonemes import PhonemeSet
-from .base import Problem, RawCorpus, Stamp, check_name, folders_in, read_frontend
+from .base import Problem, RawCorpus, Stamp, check_name, folders_in, frame_shift_of, numbered, read_frontend
+from .frame_labels import LabelOptions, numbered_note
 from .label_lines import LabelLines, OpenFile, read_list, text_id
 
 LOOKS_FOR = "feats.scp, or folders that have one (also in data/), with ali*.txt or pdf*.txt (also .gz) beside it"
@@ -40,8 +41,9 @@ def _data_directories(root: Path) -> list[Path]:
     return []
 
 
-def open_layout(root: Path) -> RawCorpus:
-    """One partition per data directory. Raises RawDataError."""
+def open_layout(root: Path, labels: LabelOptions | None = None) -> RawCorpus:
+    """One partition per data directory. Raises RawDataError, SpecError."""
+    labels, frontend = labels or LabelOptions(), read_frontend(root)
     folders = _data_directories(root)
     alignments = {folder: LabelLines(_alignment_files(folder), "phones.txt") for folder in folders}
     names = {os.path.basename(file) for lines in alignments.values() for file in lines.files}
@@ -59,19 +61,20 @@ def open_layout(root: Path) -> RawCorpus:
         ),
         None,
     )
-    notes = []
+    notes: list[str] = []
     if table and pdf != {True}:
+        if labels.classes is not None:
+            raise SpecError(f"classes={labels.classes}: {table} says what the classes are; leave it out")
         phonemes = _symbol_table(table)
+    elif labels.classes is not None:
+        phonemes = numbered(labels.classes)
     else:
-        phonemes = _numbered(root, alignments)
-        notes.append(
-            f"{len(phonemes)} classes keep their numbers"
-            + (" (pdf ids)" if pdf == {True} else ", there is no phones.txt")
-        )
+        phonemes = _numbered(root, alignments, notes)
     arks: dict[str, str] = {}
     notes += _unread_alignments(folders)
-    partitions = [KaldiPartition(root, folder, alignments[folder], phonemes, arks) for folder in folders]
-    return RawCorpus(root, "kaldi", tuple(partitions), phonemes, read_frontend(root), tuple(notes))
+    each = labels.frames_each(frame_shift_of(frontend))
+    partitions = [KaldiPartition(root, folder, alignments[folder], phonemes, arks, each) for folder in folders]
+    return RawCorpus(root, "kaldi", tuple(partitions), phonemes, frontend, tuple(notes))
 
 
 def _alignment_files(folder: Path) -> list[Path]:
@@ -106,28 +109,41 @@ def _symbol_table(file: Path) -> PhonemeSet:
         raise RawDataError(f"{file}: {error}") from None
 
 
-def _numbered(root: Path, alignments: dict[Path, LabelLines]) -> PhonemeSet:
+def _numbered(root: Path, alignments: dict[Path, LabelLines], notes: list[str]) -> PhonemeSet:
     """Classes 0 up to the largest label, which only reading them all can tell."""
-    largest = 0
+    largest, largest_in, seen = 0, "", np.zeros(_MOST_CLASSES, bool)
     for lines in alignments.values():
         for utterance in lines.places:
             labels = lines.labels(utterance)
-            largest = max(largest, int(labels.max(initial=0)))
+            top = int(labels.max(initial=0))
+            if top > largest or not largest_in:
+                largest, largest_in = top, lines.where(utterance)
+            seen[labels[labels < _MOST_CLASSES]] = True
     if largest >= _MOST_CLASSES:
         raise RawDataError(
-            f"{root}: label {largest}, but at most {_MOST_CLASSES} classes fit; are these transition ids? "
+            f"{largest_in}: label {largest}, but at most {_MOST_CLASSES} classes fit; are these transition ids? "
             "make pdf ids with ali-to-pdf, or phones with ali-to-phones --per-frame"
         )
-    return PhonemeSet(tuple(str(number) for number in range(largest + 1)))
+    if largest_in:
+        notes.append(numbered_note(seen[: largest + 1], largest_in))
+    return numbered(largest + 1)
 
 
 class KaldiPartition:
     """One data directory; see raw.RawPartition. `arks` collects which path of an scp led to which file."""
 
-    def __init__(self, root: Path, folder: Path, lines: LabelLines, phonemes: PhonemeSet, arks: dict[str, str]):
+    def __init__(
+        self,
+        root: Path,
+        folder: Path,
+        lines: LabelLines,
+        phonemes: PhonemeSet,
+        arks: dict[str, str],
+        frames_each: int,
+    ):
         self.name = folder.resolve().name if folder == root else folder.name
         check_name(self.name, "partition name", root)
-        self.phonemes, self._lines = phonemes, lines
+        self.phonemes, self._lines, self._frames_each = phonemes, lines, frames_each
         self.labelled = bool(lines.files)
         self.order = "sorted"
         self.lengths_hint: Sequence[int] | None = None
@@ -196,7 +212,12 @@ class KaldiPartition:
         if not self.labelled:
             return features, None
         utterance = self.utterance_ids[index]
-        return features, self._lines.checked(utterance, len(features), self.where(index), self.phonemes)
+        labels = self._lines.checked(utterance, len(features), self.where(index), self.phonemes, self._frames_each)
+        return features, labels
+
+    def strays(self, index: int) -> tuple[str, dict[str, int]]:
+        """See frame_labels.list_strays."""
+        return self._lines.strays(self.utterance_ids[index], self.phonemes)
 
     def _check_key(self, ark: str, offset: int, utterance: str) -> None:
         """Refuse a matrix that its ark keeps under another name: the ark may be another partition's of the same name.

@@ -5,15 +5,17 @@ import os
 import tempfile
 import weakref
 import zlib
+from collections import Counter
 from contextlib import suppress
 from io import FileIO
 from pathlib import Path
 
 import numpy as np
 
-from ..errors import RawDataError
+from ..errors import RawDataError, StrayLabel
 from ..phonemes import PhonemeSet
-from .base import check_name
+from .base import check_name, decode
+from .frame_labels import fit_labels
 from .npy import READ_FLAGS
 
 _LONGEST_LINE = 1 << 26  # 64 MB: hours of one utterance; longer is no label file
@@ -119,6 +121,11 @@ class LabelLines:
                 f"{file}: is a CTM file (ID channel start duration phone), wanted one label a frame; write it with "
                 "ali-to-phones --per-frame"
             )
+        if words[3:4] == [b";"]:
+            raise RawDataError(
+                f"{file}: has a phone and how many frames it lasts, wanted one label a frame; write it with "
+                "ali-to-phones --per-frame, without --write-lengths"
+            )
         if utterance in self.places:
             raise RawDataError(f"{file}: lists {utterance!r} twice; remove one line")
         self.places[utterance] = number, offset, len(line)
@@ -133,10 +140,14 @@ class LabelLines:
             raise RawDataError(f"{self.files[number]}: changed while it was read; start again")
         return line
 
+    def where(self, utterance: str) -> str:
+        """The file of an utterance's line, and its id."""
+        return f"{self.files[self.places[utterance][0]]}: {utterance}"
+
     def labels(self, utterance: str, classes: dict[str, int] | None = None) -> np.ndarray:
         """Labels (T,) int64 of the utterance: integers as they stand, symbols by `classes`. Raises RawDataError."""
         words = self._line(utterance).split()[1:]
-        where = f"{self.files[self.places[utterance][0]]}: {utterance}"
+        where = self.where(utterance)
         if all(map(bytes.isdigit, words)):
             try:
                 return np.array(list(map(int, words)), dtype=np.int64)
@@ -147,26 +158,31 @@ class LabelLines:
         except (KeyError, UnicodeDecodeError):
             known = classes or {}
             bad = next(w for w in words if w.decode(errors="replace") not in known)
-            raise RawDataError(
+            raise StrayLabel(
                 f"{where}: label {bad.decode(errors='replace')!r} is neither an integer nor a known symbol; "
                 f"wanted one per frame, or a {self.table} that lists it"
             ) from None
 
-    def checked(self, utterance: str, num_frames: int, features: str, phonemes: PhonemeSet) -> np.ndarray:
+    def checked(
+        self, utterance: str, num_frames: int, features: str, phonemes: PhonemeSet, frames_each: int
+    ) -> np.ndarray:
         """Labels of the corpus's dtype, if there is one for each frame and each is a class. Raises RawDataError."""
         labels = self.labels(utterance, phonemes.classes)
-        where = f"{self.files[self.places[utterance][0]]}: {utterance}"
-        if len(labels) != num_frames:
-            raise RawDataError(
-                f"{features}: {num_frames} feature frames but {len(labels)} labels in {where}; both must count the "
-                "same frames: make one of them again, or use skip_bad=True"
-            )
+        where = self.where(utterance)
         if len(labels) and labels.max() >= len(phonemes):
-            raise RawDataError(
+            raise StrayLabel(
                 f"{where}: label {int(labels.max())} is outside 0..{len(phonemes) - 1}; list all symbols in "
                 f"{self.table}, or, if these are Kaldi's transition ids, write phones with ali-to-phones --per-frame"
             )
-        return labels.astype(phonemes.label_dtype)
+        return fit_labels(labels.astype(phonemes.label_dtype), num_frames, frames_each, where, features)
+
+    def strays(self, utterance: str, phonemes: PhonemeSet) -> tuple[str, dict[str, int]]:
+        """Where an utterance's line stands, and the count of each label that is no class. Raises RawDataError."""
+        words = Counter(word.decode(errors="replace") for word in self._line(utterance).split()[1:])
+        plain = all(word.isascii() and word.isdigit() for word in words)
+        known = phonemes.classes
+        found = {w: n for w, n in words.items() if (int(w) >= len(phonemes) if plain else w not in known)}
+        return self.where(utterance), found
 
 
 def _is_number(word: bytes) -> bool:
@@ -236,7 +252,7 @@ def text_id(word: bytes, where: str | Path) -> str:
 def read_list(file: Path) -> list[list[str]]:
     """The words of each non-empty line of a small text file. Raises RawDataError."""
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        text = decode(file.read_bytes())
     except OSError as error:
         raise RawDataError(f"{file}: cannot be read ({error.strerror}); check the file") from None
     except UnicodeDecodeError as error:

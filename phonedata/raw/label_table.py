@@ -3,7 +3,7 @@
 import numpy as np
 from numba import njit
 
-from ..errors import RawDataError
+from ..errors import RawDataError, StrayLabel
 from ..phonemes import END_MARKS, START_MARKS, PhonemeSet
 
 
@@ -138,7 +138,7 @@ class SymbolTable:
         unknown = _encode_text(text, self.slots, self.spellings, self._out[: len(text)])
         if unknown >= 0:
             symbol = _symbol(text[unknown])
-            raise RawDataError(
+            raise StrayLabel(
                 f"{where}: unknown symbol {symbol!r} at frame {unknown}, wanted one of the {len(self.phonemes)} "
                 "phonemes "
                 f"({' '.join(self.phonemes.symbols[:3])} ...); correct it or list the symbols in {self._listed_in}"
@@ -151,8 +151,19 @@ class SymbolTable:
             labels = labels[1:-1]
         if len(labels) and (labels.min() < 0 or labels.max() >= count):
             at = int(np.argmax((labels < 0) | (labels >= count)))
-            raise RawDataError(
+            raise StrayLabel(
                 f"{where}: class {int(labels[at])} at frame {at}, wanted 0..{count - 1}; correct it or list the "
                 f"symbols in {self._listed_in}"
             )
         return labels.astype(self.phonemes.label_dtype)
+
+    def strays(self, labels: np.ndarray) -> dict[str, int]:
+        """How often each label occurs that is no class, nor a mark at an end; `labels` as for `encode`."""
+        found, counts = np.unique(labels, return_counts=True)
+        if labels.dtype.kind in "iu":
+            size = len(self.phonemes)
+            marks = {size, size + 1} if len(labels) > 1 and (labels[0], labels[-1]) == (size, size + 1) else set()
+            return {str(s): n for s, n in zip(found.tolist(), counts.tolist()) if not 0 <= s < size and s not in marks}
+        known = self.phonemes.classes.keys() | START_MARKS | END_MARKS
+        symbols = [s.decode("ascii", "replace") if isinstance(s, bytes) else str(s) for s in found.tolist()]
+        return {symbol: n for symbol, n in zip(symbols, counts.tolist()) if symbol not in known}

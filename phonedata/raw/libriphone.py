@@ -10,7 +10,18 @@ import numpy as np
 
 from ..errors import MissingReader, RawDataError
 from ..phonemes import PhonemeSet
-from .base import Problem, RawCorpus, Stamp, check_name, folders_in, read_frontend, read_phonemes
+from .base import (
+    Problem,
+    RawCorpus,
+    Stamp,
+    check_name,
+    folders_in,
+    frame_shift_of,
+    numbered,
+    read_frontend,
+    read_phonemes,
+)
+from .frame_labels import LabelOptions
 from .hw1p2 import speaker_of
 from .label_lines import LabelLines, read_list
 
@@ -26,11 +37,18 @@ def detect(root: Path) -> bool:
     return os.path.isdir(root / "feat") and any(os.path.isfile(root / name) for name in _SPLITS)
 
 
-def open_layout(root: Path) -> RawCorpus:
-    """The partitions that have a split list, with the course's own class numbers as symbols. Raises RawDataError."""
-    phonemes = read_phonemes(root)
-    notes = [] if phonemes else [f"{NUM_CLASSES} classes keep the course's numbers; a phonemes.txt would name them"]
-    phonemes = phonemes or PhonemeSet(tuple(str(number) for number in range(NUM_CLASSES)))
+def open_layout(root: Path, labels: LabelOptions | None = None) -> RawCorpus:
+    """The partitions that have a split list, with the course's own class numbers as symbols. Raises RawDataError,
+    SpecError."""
+    labels, frontend = labels or LabelOptions(), read_frontend(root)
+    phonemes, each = read_phonemes(root, labels.classes), labels.frames_each(frame_shift_of(frontend))
+    notes = []
+    if phonemes is None:
+        phonemes = numbered(NUM_CLASSES)
+        notes.append(
+            f"{NUM_CLASSES} classes keep the course's numbers (classes=N says that there are more or less, a "
+            "phonemes.txt names them)"
+        )
     files = [
         root / name for name in ("train_labels.txt", "dev_labels.txt", "val_labels.txt") if (root / name).is_file()
     ]
@@ -43,7 +61,7 @@ def open_layout(root: Path) -> RawCorpus:
         if name in taken.values():
             raise RawDataError(f"{root}: has dev_split.txt and val_split.txt, wanted one of them; remove the other")
         taken[split] = name
-        partitions.append(LibriphonePartition(root, split, name, lines, phonemes))
+        partitions.append(LibriphonePartition(root, split, name, lines, phonemes, each))
     seen: dict[str, str] = {}
     for partition in partitions:
         for utterance in partition.utterance_ids:
@@ -53,7 +71,7 @@ def open_layout(root: Path) -> RawCorpus:
                 )
     partitions.sort(key=lambda partition: partition.name)
     notes += _unlisted(root, partitions)
-    return RawCorpus(root, "libriphone", tuple(partitions), phonemes, read_frontend(root), tuple(notes))
+    return RawCorpus(root, "libriphone", tuple(partitions), phonemes, frontend, tuple(notes))
 
 
 def _unlisted(root: Path, partitions: list["LibriphonePartition"]) -> list[str]:
@@ -72,8 +90,8 @@ def _unlisted(root: Path, partitions: list["LibriphonePartition"]) -> list[str]:
 class LibriphonePartition:
     """The utterances of one split list; see raw.RawPartition."""
 
-    def __init__(self, root: Path, split: str, name: str, lines: LabelLines, phonemes: PhonemeSet):
-        self.name, self.phonemes, self._lines = name, phonemes, lines
+    def __init__(self, root: Path, split: str, name: str, lines: LabelLines, phonemes: PhonemeSet, frames_each: int):
+        self.name, self.phonemes, self._lines, self._frames_each = name, phonemes, lines, frames_each
         self.labelled = name != "test"
         # The test list's order is the order of the submission.
         self.order = "sorted" if self.labelled else split
@@ -134,7 +152,11 @@ class LibriphonePartition:
         if not self.labelled:
             return features, None
         utterance = self.utterance_ids[index]
-        return features, self._lines.checked(utterance, len(features), path, self.phonemes)
+        return features, self._lines.checked(utterance, len(features), path, self.phonemes, self._frames_each)
+
+    def strays(self, index: int) -> tuple[str, dict[str, int]]:
+        """See frame_labels.list_strays."""
+        return self._lines.strays(self.utterance_ids[index], self.phonemes)
 
 
 def load_tensor(path: str) -> np.ndarray:

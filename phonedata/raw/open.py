@@ -7,12 +7,13 @@ import os
 from dataclasses import replace
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 from ..errors import CorpusNotFound, RawDataError, SpecError
 from . import audio
 from .audio import AlignmentOptions
 from .base import RawCorpus
+from .frame_labels import LabelOptions
 
 LAYOUTS = ("hw1p2", "libriphone", "kaldi", "audio")
 """Our own, a module each, in the order in which they are looked for; those of other packages come before audio."""
@@ -38,10 +39,15 @@ def _registered() -> dict[str, EntryPoint]:
     return {point.name: point for point in points if point.name not in LAYOUTS and point.name.isprintable()}
 
 
+def _own(name: str) -> Any:
+    """The module of a layout of ours."""
+    return importlib.import_module(f"phonedata.raw.{name}")
+
+
 def _load(name: str, registered: dict[str, EntryPoint]) -> Layout:
     """The layout `name`. Raises SpecError where a package's own cannot be imported or is none."""
     if name not in registered:
-        return cast(Layout, importlib.import_module(f"phonedata.raw.{name}"))
+        return cast(Layout, _own(name))
     point = registered[name]
     package = point.dist.name if point.dist else "a package"
     try:
@@ -57,12 +63,17 @@ def _load(name: str, registered: dict[str, EntryPoint]) -> Layout:
 
 
 def open_raw(
-    path: str | os.PathLike[str], layout: str | None = None, alignment: AlignmentOptions | None = None
+    path: str | os.PathLike[str],
+    layout: str | None = None,
+    alignment: AlignmentOptions | None = None,
+    labels: LabelOptions | None = None,
 ) -> RawCorpus:
-    """Open a raw folder, with its layout found by itself or forced by name; `alignment` is for audio alone.
+    """Open a raw folder, with its layout found by itself or forced by name; `alignment` is for audio, `labels` for our
+    other layouts.
 
     Raises CorpusNotFound when there is no folder or no known layout in it (the message says what was looked for),
-    SpecError for an unknown layout name, RawDataError when the layout's own lists are damaged.
+    SpecError for an unknown layout name or an option that the layout has no use for, RawDataError when the layout's own
+    lists are damaged.
     """
     root = Path(path)
     registered = _registered()
@@ -92,13 +103,15 @@ def open_raw(
             wanted.append(str(error))
             continue
         if module.detect(root):
+            plain = name in LAYOUTS and name != "audio"
+            if name != "audio":
+                _refuse_option(root, name, alignment, "for audio with alignments")
+            if not plain:
+                _refuse_option(root, name, labels, "for labels that stand one a frame in files")
             if name == "audio":
                 return _with_notes(audio.open_layout(root, options=alignment))
-            if alignment is not None and alignment.arguments():
-                option = alignment.arguments()[0].strip("-").replace("-", "_")
-                raise SpecError(
-                    f"{root}: {option} is for audio with alignments, this is the layout {name}; leave it out"
-                )
+            if plain and labels is not None and labels.arguments():
+                return _with_notes(_with_labels(_own(name).open_layout(root, labels), labels))
             corpus = module.open_layout(root)
             if not isinstance(corpus, RawCorpus):
                 kind = type(corpus).__name__
@@ -107,6 +120,20 @@ def open_raw(
         wanted.append(f"{name}: {module.LOOKS_FOR}")
     _refuse_if_meant(root, [*_folders_below(folders), *Path(os.path.abspath(root)).parents[:2]], wanted, registered)
     raise CorpusNotFound(f"{root}: no known layout found; looked for " + "; ".join(wanted))
+
+
+def _refuse_option(root: Path, layout: str, options: AlignmentOptions | LabelOptions | None, meant: str) -> None:
+    """Raises SpecError for an option that the layout has no use for."""
+    if options is not None and options.arguments():
+        option = options.arguments()[0].strip("-").replace("-", "_")
+        raise SpecError(f"{root}: {option} is {meant}, this is the layout {layout}; leave it out")
+
+
+def _with_labels(corpus: RawCorpus, labels: LabelOptions) -> RawCorpus:
+    """`corpus`, opened with `labels`, with what they say recorded. Raises SpecError where it has no labels."""
+    if not any(partition.labelled for partition in corpus.partitions):
+        _refuse_option(corpus.path, corpus.layout, labels, "for labels, of which there are none")
+    return replace(labels.recorded(corpus), arguments=(*corpus.arguments, *labels.arguments()))
 
 
 def _with_notes(corpus: RawCorpus) -> RawCorpus:

@@ -109,6 +109,12 @@ class PartitionView:
         source, place = self.places[index]
         return self.sources[source].num_frames(place)
 
+    def strays(self, index: int) -> tuple[str, dict[str, int]]:
+        """See frame_labels.list_strays."""
+        source, place = self.places[index]
+        partition: Any = self.sources[source]
+        return partition.strays(place) if hasattr(partition, "strays") else (self.where(index), {})
+
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
         """See raw.RawPartition.read."""
         source, place = self.places[index]

@@ -500,7 +500,7 @@ def test_what_is_found_and_not_used_is_named(raw, tmp_path):
 
 @pytest.mark.parametrize("marks", [[], [61, 62]])
 def test_numbers_beyond_the_course_need_no_phonemes_txt(tmp_path, marks):
-    for u, labels in enumerate(([0, 5, 60], [3, 59, 2])):
+    for u, labels in enumerate(([0, 31, 60], [3, 59, 2])):
         write_hw1p2(tmp_path / "raw", "train", {f"{u}-0-0": (place_features(u, 3, 3), place_label(u, 3))})
         marked = [*marks[:1], *labels, *marks[1:]]
         np.save(tmp_path / f"raw/train/transcript/{u}-0-0.npy", np.array(marked))
@@ -513,3 +513,57 @@ def test_numbers_beyond_the_course_need_no_phonemes_txt(tmp_path, marks):
     np.save(tmp_path / "raw/train/transcript/1-0-0.npy", np.array([40, 3, 1, 2, 41]))
     report = pack(tmp_path / "raw", tmp_path / "packed", replace=True)
     assert "taken as those of the course's 40 phonemes" in str(report)
+
+
+def write_numbers(raw, *transcripts, frames=None):
+    for u, labels in enumerate(transcripts):
+        features = place_features(u, frames or len(labels), 3)
+        write_hw1p2(raw, "train", {f"{u}-0-0": (features, np.zeros(len(features), int))})
+        np.save(raw / f"train/transcript/{u}-0-0.npy", np.array(labels))
+
+
+def test_classes_says_how_many_numbers_there_are(tmp_path):
+    write_numbers(tmp_path / "raw", [0, 1, 5], [3, 2])
+    pack(tmp_path / "raw", tmp_path / "packed", classes=8)
+    assert PackedCorpus(tmp_path / "packed").phonemes.symbols == tuple("01234567")
+    with pytest.raises(
+        RawDataError, match=r"0-0-0.npy: class 5 at frame 2, wanted 0..4.*in all: '5' 1 times, first in"
+    ):
+        pack(tmp_path / "raw", tmp_path / "packed", replace=True, classes=5)
+    (tmp_path / "raw/phonemes.txt").write_text("a\nb\n")
+    with pytest.raises(SpecError, match=r"classes=8: .*phonemes.txt says what the classes are"):
+        pack(tmp_path / "raw", tmp_path / "packed", replace=True, classes=8)
+
+
+def test_one_wrong_number_does_not_make_hundreds_of_classes(tmp_path):
+    write_numbers(tmp_path / "raw", range(70), [3, 500])
+    with pytest.raises(RawDataError, match=r"1-0-0.npy: label 500, but no label is between 69 and 500; .*classes=501"):
+        pack(tmp_path / "raw", tmp_path / "packed")
+    pack(tmp_path / "raw", tmp_path / "packed", classes=501)
+    report = pack(tmp_path / "raw", tmp_path / "other", classes=70, skip_bad=True)
+    assert any("whose utterances are left out: '500' 1 times, first in" in note for note in report.notes)
+
+
+def test_all_stray_symbols_are_named_with_counts_and_a_file_each(tmp_path):
+    write_numbers(tmp_path / "raw", ["AA", "K", "XX"], ["yy", "XX", "K", "AA"], ["K"])
+    with pytest.raises(RawDataError) as caught:
+        pack(tmp_path / "raw", tmp_path / "packed")
+    listed = str(caught.value).partition("(in all: ")[2].replace(f"{tmp_path}/raw/train/transcript/", "")
+    assert listed == "'XX' 2 times, first in 0-0-0.npy; 'yy' 1 times, first in 1-0-0.npy)"
+    report = pack(tmp_path / "raw", tmp_path / "packed", skip_bad=True)
+    assert len(report.left_out) == 2 and "'XX' 2 times" in str(report)
+
+
+@pytest.mark.parametrize("frames", [7, 8])
+def test_a_label_of_a_longer_shift_is_repeated_and_recorded(tmp_path, frames):
+    write_numbers(tmp_path / "raw", [3, 0, 2, 1], [1, 2, 3, 0], frames=frames)
+    pack(tmp_path / "raw", tmp_path / "packed", label_shift=20, classes=4)
+    corpus = PackedCorpus(tmp_path / "packed")
+    start = int(corpus["train"].utterance_start_row[0])
+    assert corpus["train"].labels[start : start + frames].tolist() == [3, 3, 0, 0, 2, 2, 1, 1][:frames]
+    assert corpus.attributes["derived"] == {"label_shift": "labels every 20 ms, each for 2 frames"}
+    with pytest.raises(RawDataError, match=r"4 labels, but .* is there one every 2 frames\? label_shift=MS"):
+        pack(tmp_path / "raw", tmp_path / "packed", replace=True)
+    for shift, said in ((30, "wanted 2 or 3, each for 3 frames"), (25, "is no multiple of the frame shift, 10 ms")):
+        with pytest.raises(PhonedataError, match=said):
+            pack(tmp_path / "raw", tmp_path / "packed", replace=True, label_shift=shift)

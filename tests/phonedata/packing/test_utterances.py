@@ -1,7 +1,9 @@
 """pack_utterances: what a program hands over becomes the corpus that a folder of the same becomes."""
 
 import os
+import re
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -266,3 +268,39 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path):
     peak(26)
     small, large = peak(27), peak(200)
     assert large < small + 2e6
+
+
+def test_labels_of_a_longer_shift_are_repeated(tmp_path):
+    frames = np.arange(21, dtype=np.float32).reshape(7, 3)
+    both = [("train", "1", frames, list("abca"), None), ("train", "2", frames[:6], list("cab"), None)]
+    pack_utterances(both, tmp_path / "packed", label_shift=20)
+    corpus = PackedCorpus(tmp_path / "packed")
+    symbols = ["".join(corpus.phonemes.symbols[c] for c in corpus["train"].labels[r : r + 6]) for r in (50, 107)]
+    assert symbols == ["aabbcc", "ccaabb"]
+    assert corpus.attributes["derived"] == {"label_shift": "labels every 20 ms, each for 2 frames"}
+    with pytest.raises(RawDataError, match="train/1: 4 labels, but its array of features has 7 frames; wanted 2 or 3"):
+        pack_utterances(both, tmp_path / "other", label_shift=30)
+
+
+def test_fairseq_targets_are_packed_by_the_lines_in_the_docs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    random, told = np.random.default_rng(0), {}
+    for split, lengths in (("train", (40, 31)), ("valid", (25,))):
+        rows = [random.normal(size=(n, 4)).astype(np.float32) for n in lengths]
+        labels = [random.integers(0, 100, -(-n // 2)) for n in lengths]
+        names = [f"{split}-{n}-0" for n in lengths]
+        told |= {(split, name): np.repeat(one, 2)[:n] for name, n, one in zip(names, lengths, labels)}
+        np.save(f"{split}_0_1.npy", np.concatenate(rows))
+        Path(f"{split}_0_1.len").write_text("".join(f"{n}\n" for n in lengths))
+        Path(f"{split}.tsv").write_text(
+            "/audio\n" + "".join(f"s/{name}.flac\t{160 * n + 400}\n" for name, n in zip(names, lengths))
+        )
+        Path(f"{split}.km").write_text("".join(" ".join(map(str, one)) + "\n" for one in labels))
+    docs = (Path(__file__).parents[3] / "docs/FORMAT.md").read_text(encoding="utf-8")
+    (lines,) = re.findall(r"```python\n(.*?)```", docs, re.DOTALL)
+    exec(compile(lines, "FORMAT.md", "exec"), {})
+    corpus = PackedCorpus("packed")
+    assert len(corpus.phonemes) == 100 and corpus["train"].speakers == ["train", "train"]
+    for (split, name), labels in told.items():
+        row = corpus[split].utterance_start_row[corpus[split].utterance_ids.index(name)]
+        np.testing.assert_array_equal(corpus[split].labels[row : row + len(labels)], labels)

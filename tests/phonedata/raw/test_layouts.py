@@ -365,8 +365,23 @@ def test_missing_partners_are_named(tmp_path):
     assert problems == {"a-1-0", labels[-1].split()[0]}
     (kaldi,) = open_raw(tmp_path / "k").partitions
     assert {p.utterance_id for p in kaldi.problems} == {"b-1-0", "c-2-0", "c-2-1", "zz"}
-    with pytest.raises(RawDataError, match="31 feature frames but 1 labels"):
+    with pytest.raises(RawDataError, match="1 labels, but .* has 31 frames; both must count the same frames"):
         kaldi.read(0)
+
+
+def test_alignments_by_phone_and_length_are_refused_by_the_option_that_made_them(tmp_path):
+    write_kaldi(tmp_path / "train", utterances())
+    (tmp_path / "train/ali.txt").write_text("a-1-0 1 3 ; 2 5 ; 1 4\n")
+    with pytest.raises(RawDataError, match="a phone and how many frames it lasts, .*without --write-lengths"):
+        open_raw(tmp_path)
+
+
+def test_lists_of_symbols_may_be_utf_16(tmp_path):
+    """Windows' Notepad calls it Unicode."""
+    write_libriphone(tmp_path, utterances())
+    symbols = [f"p\u02b0{n}" for n in range(41)]
+    (tmp_path / "phonemes.txt").write_text("\n".join(symbols) + "\n", encoding="utf-16")
+    assert open_raw(tmp_path).phonemes.symbols == tuple(symbols)
 
 
 def test_pickles_are_never_loaded(tmp_path, monkeypatch):
