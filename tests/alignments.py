@@ -178,7 +178,7 @@ def _two_speakers(dice: random.Random, found: list[tuple[str, str, str]], writer
 
 def phn(dice: random.Random, rows: Rows, writer: Writer, seconds: float) -> str:
     gap, found = dice.choice([" ", "\t"]), list(writer.rows(rows))
-    if dice.random() < 0.2:
+    if dice.random() < 0.2 and len({start for start, *_ in found}) == len(found):
         dice.shuffle(found)
     return "".join(f"{a}{gap}{b}{gap}{s}\n" for a, b, s in found)
 
@@ -206,7 +206,7 @@ def htk(dice: random.Random, rows: Rows, writer: Writer, seconds: float) -> str:
             thirds = list(writer.rows([(p, q, symbol) for p, q in zip(edges, edges[1:])]))
             lines += [f"{a} {b} s{n + 2} -1.5" + f" {s} -9.5" * (n == 0) + "\n" for n, (a, b, s) in enumerate(thirds)]
         return "".join(lines)
-    if dice.random() < 0.2:
+    if dice.random() < 0.2 and len({start for start, *_ in found}) == len(found):
         dice.shuffle(found)
     more = {"plain": "", "score": " -62.5", "word": " -62.5 cat"}[kind]
     return "".join(f"{a} {b} {s}{more}\n" for a, b, s in found) + end
@@ -218,7 +218,8 @@ def festival(dice: random.Random, rows: Rows, writer: Writer, seconds: float) ->
     if len(found) > 1 and float(found[0][1]) > 0 and dice.random() < 0.3:
         return "".join(f"{b} {colour} {s}\n" for _, b, s in found)
     head = dice.choice(["#\n", "separator ;\nnfields 1\n#\n", "signal x\ntype 0\ncolor 121\n#\n"])
-    colour = f" {colour} " if dice.random() < 0.6 else " "
+    one = len({symbol for *_, symbol in found}) == 1  # and if that is a number, it is taken for the colour
+    colour = f" {colour} " if one or dice.random() < 0.6 else " "
     return head + "".join(f"    {b}{colour}{s}\n" for _, b, s in found)
 
 
