@@ -71,6 +71,17 @@ def sync_folder(path: Path) -> None:
         os.close(fd)
 
 
+def make_folder(path: Path) -> list[Path]:
+    """Make a folder and those above it, for good: their names survive a power cut. Returns the ones that were made."""
+    made = []
+    for folder in (*reversed(path.parents), path):
+        if not folder.is_dir():
+            folder.mkdir(exist_ok=True)
+            sync_folder(folder.parent)
+            made.append(folder)
+    return made
+
+
 def sync_tree(root: Path) -> None:
     """`sync_file` and `sync_folder` for all below `root`. Best at the end: the first call flushes most of the rest."""
     for folder, _, names in os.walk(root, topdown=False):
@@ -154,8 +165,7 @@ def write_files(contents: Mapping[Path, bytes | Iterable[bytes]]) -> None:
     made: list[Path] = []
     try:
         for path, content in contents.items():
-            made += [folder for folder in reversed(path.parents) if not folder.exists()]
-            path.parent.mkdir(parents=True, exist_ok=True)
+            made += make_folder(path.parent)
             with open(temporary[path], "wb") as file:
                 file.writelines([content] if isinstance(content, bytes) else content)
                 file.flush()
@@ -175,16 +185,22 @@ def write_files(contents: Mapping[Path, bytes | Iterable[bytes]]) -> None:
 
 
 def append_line(path: Path, line: bytes, sync: bool = False) -> None:
-    """Add a line to a log. What a process killed inside a write left, half a line, stays a line of its own."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Add a line to a log. What a process killed inside a write left, half a line, stays a line of its own.
+
+    sync: the line, and with the first one of any kind the log's name, survive a power cut.
+    """
+    make_folder(path.parent)
     with open(path, "a+b", buffering=0) as file:
         text = line + b"\n"
-        if (end := file.seek(0, os.SEEK_END)) and (file.seek(end - 1), file.read(1))[1] != b"\n":
+        end = file.seek(0, os.SEEK_END)
+        if end and (file.seek(end - 1), file.read(1))[1] != b"\n":
             text = b"\n" + text
         while text:
             text = text[file.write(text) :]
         if sync:
             os.fsync(file.fileno())
+    if not end:
+        sync_folder(path.parent)
 
 
 # Names

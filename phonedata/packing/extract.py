@@ -1,5 +1,6 @@
 """extract: audio and alignments -> a raw folder in the HW1P2 layout, with its frontend.toml, whole or not at all."""
 
+import io
 import json
 import os
 import signal
@@ -17,7 +18,7 @@ import numpy as np
 import xxhash
 
 from ..errors import CorpusExists, CorpusNotFound, PhonedataError, RawDataError, SpecError
-from ..files import put_in_place, sync_tree
+from ..files import put_in_place, read_file, sync_tree
 from ..phonemes import ARPABET
 from ..raw import audio as audio_layout
 from ..raw.audio import AlignmentOptions
@@ -94,7 +95,7 @@ def extract(
     toml = frontend.to_toml(source=f"{corpus.layout} files")
     # Whatever may change a byte of the result: with another stamp nothing of an earlier try is used.
     seen = [(p.name, p.stamp, p.labelled, len(p.utterance_ids)) for p in corpus.partitions]
-    stamp = xxhash.xxh3_128_hexdigest(json.dumps([1, toml, corpus.phonemes.symbols, skip_bad, seen]).encode())
+    stamp = xxhash.xxh3_128_hexdigest(json.dumps([2, toml, corpus.phonemes.symbols, skip_bad, seen]).encode())
     try:
         staging = Staging(target, f"extract {stamp}")
         try:
@@ -114,7 +115,6 @@ def extract(
                 f'"__main__":` or with workers=1, and where memory ran out the same call with fewer workers goes on'
             ) from None
         except BaseException as error:
-            # numpy.save says of a full disk only that it is an OSError.
             broken_off = isinstance(error, OSError) and not isinstance(error, PhonedataError)
             if broken_off or isinstance(error, KeyboardInterrupt):
                 staging.release()
@@ -152,7 +152,12 @@ def _extract(
         size = len(partition.utterance_ids)
         tasks += [(partition, begin, min(size, begin + MOST_PER_TASK)) for begin in range(0, size, MOST_PER_TASK)]
     total = sum(end - begin for _, begin, end in tasks)
-    finished = {tuple(record["task"]): record["found"] for record in staging.records[1:]}
+    recorded = {tuple(record["task"]): record["found"] for record in staging.records[1:]}
+    finished = {
+        (p.name, begin, end): found
+        for p, begin, end in tasks
+        if (found := recorded.get((p.name, begin, end))) and _is_as_written(staging.corpus, p, begin, end, found)
+    }
     open_tasks = [(p, begin, end) for p, begin, end in tasks if (p.name, begin, end) not in finished]
     kept = done = total - sum(end - begin for _, begin, end in open_tasks)
     workers = min(workers, len(open_tasks))
@@ -191,6 +196,18 @@ def _kinds(partition: RawPartition) -> tuple[str, ...]:
     return ("mfcc", "transcript") if partition.labelled else ("mfcc",)
 
 
+def _is_as_written(out: Path, partition: RawPartition, begin: int, end: int, found: dict[str, Any]) -> bool:
+    """Whether the files of a finished task are as they were written: a power cut may leave the journal's line alone."""
+    left_out, content = {utterance for utterance, _ in found["left_out"]}, xxhash.xxh3_128()
+    try:
+        for utterance in partition.utterance_ids[begin:end]:
+            for kind in _kinds(partition) if utterance not in left_out else ():
+                content.update(read_file(out / partition.name / kind / f"{utterance}.npy"))
+    except OSError:
+        return False
+    return content.hexdigest() == found["digest"]
+
+
 def _check_files(out: Path, partition: RawPartition, utterances: int, size: int) -> None:
     """Refuse a partition whose files are not those that were written: somebody else was at work in its folder."""
     sizes = []
@@ -227,14 +244,15 @@ def _begin_process(partitions: tuple[RawPartition, ...]) -> None:
 
 
 def _extract_some(partition: RawPartition | str, begin: int, end: int, out: str, skip_bad: bool) -> dict[str, Any]:
-    """Write utterances begin..end of a partition (in the pool, its name): frames, bytes, what was left out."""
+    """Write utterances begin..end of a partition (in the pool, its name): frames, bytes and their digest, what was left
+    out."""
     partition = _partitions[partition] if isinstance(partition, str) else partition
-    frames, size, left_out = 0, 0, []
+    frames, size, left_out, content = 0, 0, [], xxhash.xxh3_128()
 
     def save(kind: str, utterance: str, array: np.ndarray) -> int:
-        file = os.path.join(out, partition.name, kind, f"{utterance}.npy")
-        np.save(file, array)
-        return os.path.getsize(file)
+        np.save(file := io.BytesIO(), array)
+        content.update(file.getbuffer())
+        return Path(out, partition.name, kind, f"{utterance}.npy").write_bytes(file.getbuffer())
 
     for index in range(begin, end):
         utterance = partition.utterance_ids[index]
@@ -251,4 +269,4 @@ def _extract_some(partition: RawPartition | str, begin: int, end: int, out: str,
             marked = np.concatenate(([0], labels.astype(np.int64) + 1, [len(symbols) - 1]))
             size += save("transcript", utterance, symbols[marked])
         frames += len(features)
-    return {"frames": frames, "bytes": size, "left_out": left_out}
+    return {"frames": frames, "bytes": size, "digest": content.hexdigest(), "left_out": left_out}

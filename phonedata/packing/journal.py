@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import PhonedataError
-from ..files import disk_error, recover, staging_path, try_lock
+from ..files import disk_error, make_folder, recover, staging_path, sync_folder, try_lock
 
 
 class Staging:
@@ -55,13 +55,15 @@ class Staging:
         if self.path.exists() and not name.exists() and any(self.path.iterdir()):
             raise PhonedataError(f"{self.path}: is in the way and was not made by phonedata; rename or remove it")
         while True:
-            self.path.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path)
             fd = os.open(name, os.O_RDWR | os.O_CREAT, 0o666)
             if not try_lock(fd):
                 os.close(fd)
                 raise PhonedataError(
                     f"{target}: another process is writing to it; wait for it or choose another target"
                 )
+            # Whatever a power cut leaves here, the lock stays with it and says whose the folder is.
+            sync_folder(self.path)
             try:
                 # Its holder may have removed the folder meanwhile: a lock without a name protects nothing.
                 if os.path.samestat(os.stat(name), os.fstat(fd)):
@@ -117,6 +119,7 @@ class Staging:
                     shutil.rmtree(path, ignore_errors=True)
                 else:
                     path.unlink()
+            sync_folder(self.path)
             if os.listdir(self.path) == ["lock"]:
                 if os.name == "nt":  # which does not remove what is open
                     self._let_go()

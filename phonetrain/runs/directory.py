@@ -241,7 +241,7 @@ class Run(History):
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:
         with self.writing(self.lock_path):
-            self.path.mkdir(parents=True, exist_ok=True)
+            files.make_folder(self.path)
             file = open(self.lock_path, "a+b", buffering=0)  # noqa: SIM115
         with file:
             free = files.try_lock(file.fileno())
@@ -328,7 +328,9 @@ def _directories(root: Path) -> list[Path]:
 
 def _make_directory(path: Path, exist_ok: bool = True) -> None:
     try:
-        path.mkdir(parents=True, exist_ok=exist_ok)
+        files.make_folder(path.parent)
+        path.mkdir(exist_ok=exist_ok)
+        files.sync_folder(path.parent)
     except FileExistsError:
         if path.is_dir():
             raise

@@ -19,7 +19,7 @@ from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
 
-from phonedata.files import read_file, replace_folder, sync_tree
+from phonedata.files import make_folder, read_file, replace_folder, sync_tree
 
 from ..errors import CheckpointError
 from ..optim.optimizers import check_tensors, load_moments
@@ -84,7 +84,8 @@ def save(run: Run, state: TrainState, identity: dict[str, Any], keep: int) -> tu
     with run.writing(target):
         try:
             shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
+            make_folder(target.parent)
+            partial.mkdir()
             for name, content in contents(state):
                 summary["digests"][name] = _digest(content)
                 size += len(content)

@@ -1,0 +1,167 @@
+"""A power cut at any moment leaves the old corpus or the new one, whole, and a run that goes on to the same bits.
+
+The tests turn fsync off, and a killed process proves nothing about it: here it is recorded, and what was not synced may
+be missing, torn or there. `make test-long` looks at every moment.
+"""
+
+import random
+import re
+import shlex
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from phonedata import CorpusNotFound, PackedCorpus, extract, pack
+from phonetrain.cli.main import exit_code
+from phonetrain.errors import ConfigError, PhonetrainError, RunNotFound
+from phonetrain.runs.directory import Run
+from phonetrain.training import checkpoint
+from tests.power_cuts import Record, states
+from tests.training import fit_tiny, numbers, resume_tiny, weights
+
+FIT = ("checkpoint.every_minutes=0.002", "schedule.on_extend=stretch")
+
+
+def search(record: Record, check: Callable[..., None], folder: Path, seed: str, share: float) -> None:
+    """Try `check(folder, ended, again)` on what cuts of the power may leave, at a share of all moments.
+
+    again: whether to do the work once more there, which takes longer.
+    """
+    dice, tried, failed = random.Random(seed), 0, []
+    for name, ended, disk in states(record, dice, share):
+        shutil.rmtree(folder, ignore_errors=True)
+        disk.write(folder)
+        tried += 1
+        try:
+            check(folder, ended, dice.random() < (0.4 if share < 1 else 0.2))
+        except Exception as error:
+            failed.append(f"{name}: {type(error).__name__}: {error}")
+    print(f"{seed}: {tried} states tried, {len(failed)} failed")
+    assert not failed, f"{len(failed)} of {tried} states:\n" + "\n".join(failed[:20])
+
+
+# Corpora
+
+
+@pytest.fixture(scope="module")
+def raw(learnable_corpus):
+    return learnable_corpus.path.parent / "raw"
+
+
+SHARES = pytest.mark.parametrize("share", [0.01, pytest.param(1.0, marks=pytest.mark.long)], ids=["sample", "all"])
+
+
+@pytest.mark.parametrize("begun", ["nothing", "an old corpus", "a pack that was killed"])
+@SHARES
+def test_a_corpus_is_the_old_or_the_new_one_whole(raw, learnable_corpus, tmp_path, monkeypatch, begun, share):
+    folder, new, old = tmp_path / "recorded", learnable_corpus.digest, None
+    folder.mkdir()
+    if begun == "an old corpus":
+        pack(raw, folder / "packed", context=3, workers=1)
+        old = PackedCorpus(folder / "packed").digest
+    elif begun == "a pack that was killed":
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr("phonedata.packing.pack.put_in_place", interrupted)
+            pack(raw, folder / "packed", workers=1)
+    record = Record(folder)
+    with record.kept():
+        pack(raw, folder / "packed", workers=1, replace=True)
+
+    def check(folder: Path, ended: bool, again: bool) -> None:
+        try:
+            corpus = PackedCorpus(folder / "packed")
+            corpus.verify()
+            found = corpus.digest
+        except CorpusNotFound:
+            found = None
+        assert found in ({new} if ended else {old, new}), f"is {found}"
+        if again:
+            pack(raw, folder / "packed", workers=1, replace=True)
+            corpus = PackedCorpus(folder / "packed")
+            corpus.verify()
+            assert corpus.digest == new and [path.name for path in folder.iterdir()] == ["packed"]
+
+    search(record, check, tmp_path / "left", f"pack over {begun}", share)
+
+
+def interrupted(*arguments: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("share", [0.05, pytest.param(5.0, marks=pytest.mark.long)], ids=["sample", "all"])
+def test_an_extracted_folder_is_whole_or_absent(tmp_path, share):
+    soundfile = pytest.importorskip("soundfile", reason="the extra [audio] is not installed")
+    pytest.importorskip("kaldi_native_fbank", reason="the extra [audio] is not installed")
+    noise = np.random.default_rng(0).normal(scale=0.1, size=(4, 4000))
+    (tmp_path / "audio/train").mkdir(parents=True)
+    for number, samples in enumerate(noise):
+        soundfile.write(tmp_path / f"audio/train/u{number}.wav", samples, 16000)
+        (tmp_path / f"audio/train/u{number}.phn").write_text("0 2000 sil\n2000 4000 aa\n")
+    (folder := tmp_path / "recorded").mkdir()
+    record = Record(folder)
+    with record.kept():
+        extract(tmp_path / "audio", folder / "raw", workers=1)
+    whole = tree(folder / "raw")
+
+    def check(folder: Path, ended: bool, again: bool) -> None:
+        assert (folder / "raw").exists() or not ended
+        assert not (folder / "raw").exists() or tree(folder / "raw") == whole
+        if again and not (folder / "raw").exists():
+            extract(tmp_path / "audio", folder / "raw", workers=1)
+            assert tree(folder / "raw") == whole and [path.name for path in folder.iterdir()] == ["raw"]
+
+    search(record, check, tmp_path / "left", "extract", share)
+
+
+def tree(root: Path) -> dict:
+    return {path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+# Runs
+
+
+@pytest.mark.parametrize("begun", ["nothing", "a run of one epoch"])
+@SHARES
+def test_a_run_goes_on_to_the_same_bits(learnable_corpus, tmp_path, begun, share):
+    folder = tmp_path / "recorded"
+    folder.mkdir()
+    if begun != "nothing":
+        fit_tiny(learnable_corpus, folder / "runs/run", *FIT, "epochs=1")
+    record = Record(folder)
+    with record.kept():
+        if begun == "nothing":
+            fit_tiny(learnable_corpus, folder / "runs/run", *FIT, "epochs=2")
+        else:
+            resume_tiny(Run(folder / "runs/run"), "epochs=2")
+    whole = Run(folder / "runs/run")
+    found = weights(whole), numbers(whole)
+
+    def check(folder: Path, ended: bool, again: bool) -> None:
+        run = Run(folder / "runs/run")
+        saved = [event["step"] for event in run.events("checkpoint_saved")] if run.events_path.is_file() else []
+        if saved or ended:
+            assert checkpoint.read_newest(run)[0].progress.step >= max(saved), f"{max(saved)} was saved"
+        if again or ended:
+            goes_on(run.path, learnable_corpus, begun, found)
+
+    search(record, check, tmp_path / "left", f"fit over {begun}", share)
+
+
+def goes_on(place: Path, corpus: PackedCorpus, begun: str, whole: tuple[bytes, list]) -> None:
+    """The run at `place` comes to what `whole` is: by resume, or by what the sentence of its refusal says to type."""
+    run = Run(place)
+    try:
+        resume_tiny(run, *(["epochs=2"] if begun != "nothing" else []))
+    except RunNotFound:
+        fit_tiny(corpus, place, *FIT, "epochs=2")
+    except PhonetrainError as error:
+        assert "\n" not in str(error)
+        if not (isinstance(error, ConfigError) and "wanted are done" in str(error)):
+            assert (advised := re.findall(r"`phonetrain ([^`]*)`", str(error))), error
+            assert exit_code([*shlex.split(advised[-1]), "--corpus", str(corpus.path), "--quiet"]) == 0, error
+    assert run.status == "finished"
+    assert weights(run) == whole[0]
+    assert numbers(run) == whole[1]
