@@ -73,12 +73,11 @@ def sync_folder(path: Path) -> None:
 
 def make_folder(path: Path) -> list[Path]:
     """Make a folder and those above it, for good: their names survive a power cut. Returns the ones that were made."""
-    made = []
-    for folder in (*reversed(path.parents), path):
-        if not folder.is_dir():
-            folder.mkdir(exist_ok=True)
-            sync_folder(folder.parent)
-            made.append(folder)
+    made = [folder for folder in (*reversed(path.parents), path) if not os.path.exists(folder)]
+    for folder in made:
+        folder.mkdir(exist_ok=True)
+        sync_folder(folder.parent)
+    path.mkdir(exist_ok=True)  # where a file is in the way, this says so
     return made
 
 
