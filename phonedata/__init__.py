@@ -33,6 +33,7 @@ _MODULES = {
     "PackReport": "packing.report",
     "pack_utterances": "packing.utterances",
     "extract": "packing.extract",
+    "fold_classes": "raw.views",
     "RawCorpus": "raw.base",
     "RawPartition": "raw.base",
     "Problem": "raw.base",
@@ -86,6 +87,7 @@ if TYPE_CHECKING:
     from .raw.base import RawCorpus as RawCorpus
     from .raw.base import RawPartition as RawPartition
     from .raw.frontend import FrontEnd as FrontEnd
+    from .raw.views import fold_classes as fold_classes
     from .system import available_memory as available_memory
 else:
 

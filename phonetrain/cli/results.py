@@ -19,6 +19,7 @@ def evaluate(
     corpus: OtherCorpus = None,
     device: Device = "auto",
     trust_code: TrustCode = False,
+    phone_map: Annotated[str | None, Parameter("--map")] = None,
     json: Flag = False,
 ) -> None:
     """Score a run's best checkpoint on its dev partition: accuracy with its interval, phone errors, what goes wrong.
@@ -29,13 +30,16 @@ def evaluate(
     ----------
     partition
         A labelled partition; default: the run's dev.
+    phone_map
+        Score in fewer classes: timit-48, timit-39 (Lee and Hon), or a file with lines `symbol class`; frames of a
+        `symbol` alone are not scored.
     json
         Print everything as JSON, the confusion matrix included.
     """
     from ..display.tables import evaluation_text
     from ..results.evaluate import evaluate
 
-    result = evaluate(run, partition, checkpoint, corpus, device, trust_code)
+    result = evaluate(run, partition, checkpoint, corpus, device, trust_code, phone_map)
     print_result(result, evaluation_text(result), json)
 
 

@@ -70,6 +70,8 @@ def evaluation_text(scores: dict[str, Any]) -> str:
         f"{scores['run']}, {scores['checkpoint']} ({counted(scores['epochs_done'], 'epoch')}), {scores['weights']} "
         f"weights, {scores['precision']} on {scores['device']}",
         f"{scores['partition']}: {scores['utterances']:,} utterances, {scores['frames']:,} frames",
+        *([f"{scores['folded_from']} phonemes folded into {len(scores['phonemes'])} by {scores['map']}: probabilities "
+           "are added up, frames of what it leaves out are not scored"] if "map" in scores else []),
         *([] if scores["corpus_is_the_trained_one"] else
           [f"note: {scores['corpus']} is not the corpus this run was trained on (its digest differs)"]),
         "",

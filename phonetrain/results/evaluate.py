@@ -23,6 +23,7 @@ from ..text import to_json
 from ..training import checkpoint as checkpoints
 from ..training.data import partition_of
 from .bootstrap import interval, units_of
+from .folding import Folding
 from .phones import (
     boundaries,
     boundary_score,
@@ -56,6 +57,7 @@ def evaluate(
     corpus: str | os.PathLike[str] | None = None,
     device: str = "auto",
     trust_code: bool = False,
+    phone_map: str | None = None,
 ) -> dict[str, Any]:
     """Score a labelled partition (default: the run's dev) in fp32, every frame once, and return the numbers.
 
@@ -66,7 +68,9 @@ def evaluate(
     cost most frames, confusion the (C, C) counts, true class by predicted class. in_training is the accuracy that the
     same weights had there in training, with its precision, or None. utterances_table holds exact counts of every
     utterance, in packed order, and its summed loss; docs/RESULTS.md lists its columns. The result is also kept in the
-    run's evaluations/. trust_code: as in `open_trained`. Raises ConfigError where the partition has no labels.
+    run's evaluations/. trust_code: as in `open_trained`. phone_map: score in fewer classes, "timit-48", "timit-39" or a
+    file with lines `symbol class`, as `phonedata.pack` takes it; probabilities of classes that become one are added up.
+    Raises ConfigError where the partition has no labels.
     """
     trained = open_trained(run, checkpoint, corpus, device, trust_code)
     name = partition or str(partition_of("dev", trained.corpus, trained.config.data))
@@ -77,15 +81,20 @@ def evaluate(
             f"`phonetrain predict --partition {bare[0].strip()}` labels it"
         )
     warn_of_other_corpus([trained])
+    folding = None if phone_map is None else Folding.of(trained.corpus, phone_map)
     transitions = None
     if len(trained.corpus.phonemes) <= MOST_CLASSES:
         with contextlib.suppress(ConfigError):  # another corpus, say of a dev partition alone
-            transitions = training_labels(trained).transitions
-    counts = Counts(Selection.of(trained.corpus, name), transitions)
+            labels = training_labels(trained)
+            transitions = (labels if folding is None else folding.fold_counts(labels)).transitions
+    counts = Counts(Selection.of(trained.corpus, name), transitions, folding)
     for rows in posteriors([trained], name, "scoring"):
         counts.add(rows)
     result = trained.conditions | {"format": FORMAT, "partition": name} | counts.result()
-    result["in_training"] = _scored_in_training(trained, name)
+    if folding is None:
+        result["in_training"] = _scored_in_training(trained, name)
+    else:
+        result |= {"in_training": None, "map": folding.name, "folded_from": len(folding.target)}
     _keep(trained.run, result)
     return Evaluation(result)
 
@@ -93,9 +102,9 @@ def evaluate(
 class Counts:
     """Everything that is counted of a partition, an utterance at a time; ratios only at the end."""
 
-    def __init__(self, selection: Selection, transitions: Transitions | None) -> None:
-        self.selection, self.transitions = selection, transitions
-        self.symbols = selection.corpus.phonemes.symbols
+    def __init__(self, selection: Selection, transitions: Transitions | None, folding: Folding | None = None) -> None:
+        self.selection, self.transitions, self.folding = selection, transitions, folding
+        self.symbols = selection.corpus.phonemes.symbols if folding is None else folding.symbols
         self.silent = np.array([is_silence(symbol) for symbol in self.symbols])
         self.shift_ms = selection.corpus.frame_shift_ms
         self.confusion = np.zeros((len(self.symbols), len(self.symbols)), np.int64)
@@ -116,6 +125,8 @@ class Counts:
         start = int(self.selection.utterance_start_row[index])
         assert source.labels is not None  # evaluate refuses such partitions
         labels = source.labels[start : start + len(rows)].astype(np.int64)
+        if self.folding is not None:
+            rows, labels = self.folding.apply(rows, labels, self.selection.utterance_ids[index])
         found = rows.argmax(1)
         right = found == labels
         self.table["frames"].append(len(rows))
@@ -367,15 +378,19 @@ def kept_name(what: str, other_corpus: str | None) -> str:
     return what.replace(" ", "") + (f"-corpus-{other_corpus[:12]}" if other_corpus else "")
 
 
-def kept_at(run: Run, partition: str, checkpoint: str, other_corpus: str | None = None) -> Path:
-    """Where an evaluation is kept. checkpoint: as step-1200. other_corpus: as in `kept_name`."""
-    return run.evaluations / f"{kept_name(f'{partition}-{checkpoint}', other_corpus)}.json"
+def kept_at(
+    run: Run, partition: str, checkpoint: str, other_corpus: str | None = None, phone_map: str | None = None
+) -> Path:
+    """Where an evaluation is kept. checkpoint: as step-1200. other_corpus: as in `kept_name`. phone_map: a map's name,
+    or its file."""
+    what = f"{partition}-{checkpoint}" + (f"-map-{Path(phone_map).stem}" if phone_map else "")
+    return run.evaluations / f"{kept_name(what, other_corpus)}.json"
 
 
 def _keep(run: Run, result: dict[str, Any]) -> None:
     """Keep an evaluation for the report; a run that this user cannot write to is scored all the same."""
     other = None if result["corpus_is_the_trained_one"] else result["corpus_digest"]
-    path = kept_at(run, result["partition"], result["checkpoint"], other)
+    path = kept_at(run, result["partition"], result["checkpoint"], other, result.get("map"))
     try:
         with writing(path, "make room or mend the disk, and evaluate again"):
             write_file(path, (to_json(result) + "\n").encode())

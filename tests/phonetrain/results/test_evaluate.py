@@ -3,9 +3,19 @@
 import numpy as np
 import pytest
 
-from phonedata import Selection
+from phonedata import PackedCorpus, Selection, SpecError, pack_utterances
+from phonedata.raw.views import read_map
+from phonetrain.display.tables import evaluation_text
+from phonetrain.errors import ConfigError
 from phonetrain.results.bootstrap import interval, units_of
-from phonetrain.results.evaluate import BINS, Counts, _by_speaker, _chosen_across_halves
+from phonetrain.results.evaluate import (
+    BINS,
+    Counts,
+    _by_speaker,
+    _chosen_across_halves,
+    evaluate,
+    kept_evaluation,
+)
 from phonetrain.results.phones import (
     boundaries,
     boundary_score,
@@ -13,8 +23,11 @@ from phonetrain.results.phones import (
     edit_distance,
     matched_boundaries,
 )
+from phonetrain.results.posteriors import posteriors
 from phonetrain.results.smoothing import Transitions, median_labels, viterbi
 from phonetrain.results.sounds import sound_classes
+from phonetrain.results.trained import open_trained
+from tests.training import fit_tiny
 from tools.interval_coverage import UTTERANCES, coverage_of_accuracy, coverage_of_difference
 
 
@@ -157,3 +170,57 @@ def test_speakers_are_counted_each_and_the_hardest_comes_first():
         {"speaker": "a", "utterances": 2, "frames": 50, "accuracy": 25 / 50},
         {"speaker": "b", "utterances": 2, "frames": 50, "accuracy": 48 / 50},
     ]
+
+
+@pytest.fixture(scope="module")
+def timit_run(tmp_path_factory):
+    """A small net trained on made-up speech in TIMIT's 61 symbols, the glottal stop q among them."""
+    random, symbols, root = np.random.default_rng(4), sorted(read_map("timit-39")), tmp_path_factory.mktemp("timit")
+    means = random.normal(size=(61, 12))
+
+    def utterances():
+        for partition, count in (("train", 24), ("dev", 6)):
+            for u in range(count):
+                classes = np.repeat(random.integers(0, 61, 40), random.integers(3, 9, 40))
+                features = means[classes] + 0.8 * random.normal(size=(len(classes), 12))
+                labels = np.array(symbols)[classes]
+                yield partition, f"{partition}-{u}-0", features.astype(np.float32), labels, f"s{u % 4}"
+
+    pack_utterances(utterances(), root / "packed", symbols=symbols)
+    return fit_tiny(PackedCorpus(root / "packed"), root / "run", "epochs=8", "batch_size=64", "optimizer.lr=5e-3")
+
+
+def test_a_net_of_61_phones_is_scored_in_39_as_if_by_hand(timit_run):
+    trained, table = open_trained(timit_run), read_map("timit-39")
+    classes = sorted(set(filter(None, table.values())))
+    symbols, right, loss, frames = trained.corpus.phonemes.symbols, 0, 0.0, 0
+    part = trained.corpus["dev"]
+    for row, logs in zip(part.utterance_start_row, posteriors([trained], "dev", "")):
+        for label, log in zip(part.labels[row : row + len(logs)], logs.astype(np.float64)):
+            if symbols[label] == "q":
+                continue
+            shares = dict.fromkeys(classes, 0.0)
+            for symbol, share in zip(symbols, np.exp(log)):
+                if table[symbol] is not None:
+                    shares[table[symbol]] += share
+            right += max(shares, key=shares.get) == table[symbols[label]]
+            loss -= np.log(shares[table[symbols[label]]] / sum(shares.values()))
+            frames += 1
+    plain, folded = evaluate(timit_run), evaluate(timit_run, phone_map="timit-39")
+    assert folded["frames"] == frames < plain["frames"] and len(folded["confusion"]) == 39
+    assert folded["accuracy"] == right / frames > plain["accuracy"]
+    assert folded["loss"] == pytest.approx(loss / frames, rel=1e-4)
+    assert folded["smoothed"]["accuracy"] > 0.5 and "61 phonemes folded into 39 by timit-39" in evaluation_text(folded)
+    assert kept_evaluation(timit_run) == plain  # neither takes the other's place
+    assert {path.stem.rpartition("-")[2] for path in timit_run.evaluations.glob("*-map-*")} == {"39"}
+
+
+def test_a_map_that_does_not_fit_the_phonemes_is_refused(timit_run, tmp_path):
+    (tmp_path / "map").write_text("aa a\n")
+    with pytest.raises(SpecError, match="has no line for 'ae', .* and 52 more"):
+        evaluate(timit_run, phone_map=str(tmp_path / "map"))
+    with pytest.raises(SpecError, match="is no file, and none of timit-48, timit-39"):
+        evaluate(timit_run, phone_map="39")
+    (tmp_path / "map").write_text("q stop\n" + "\n".join(sorted(read_map("timit-39").keys() - {"q"})))
+    with pytest.raises(ConfigError, match="map '.*map' leaves out every frame of dev-[0-9]-0; give another map"):
+        evaluate(timit_run, phone_map=str(tmp_path / "map"))
