@@ -88,20 +88,14 @@ def posteriors(
 
 
 def utterance_posteriors(net: Trained, partition: str, utterance: str) -> tuple[Any, Any, npt.NDArray[np.float32]]:
-    """Features (N, D) float32, labels (N,) int64 and log posteriors (N, C) of one utterance of a labelled partition.
-
-    Only the batches up to it are computed.
-    """
+    """Features (N, D) float32, labels (N,) int64 and log posteriors (N, C) of one utterance of a labelled partition."""
     selection = Selection.of(net.corpus, partition)
-    place = selection.utterance_ids.index(utterance)
-    source = selection.partitions[int(selection.utterance_source[place])]
-    start = int(selection.utterance_start_row[place])
-    for index, rows in enumerate(posteriors([net], partition, "looking for the worst utterance in")):
-        if index == place:
-            assert source.labels is not None  # it was scored
-            features = np.asarray(source.features[start : start + len(rows)], np.float32)
-            return features, source.labels[start : start + len(rows)].astype(np.int64), rows
-    raise PhonetrainError(f"{partition}: {utterance} has no scores; please report this")
+    selection = selection.only(np.arange(selection.num_utterances) == selection.utterance_ids.index(utterance))
+    (rows,) = posteriors([net], selection, "looking at the worst utterance of")
+    source, start = selection.partitions[int(selection.utterance_source[0])], int(selection.utterance_start_row[0])
+    assert source.labels is not None  # it was scored
+    features = np.asarray(source.features[start : start + len(rows)], np.float32)
+    return features, source.labels[start : start + len(rows)].astype(np.int64), rows
 
 
 def _averaged(of_nets: Sequence[npt.NDArray[np.float32]], average: Average) -> npt.NDArray[np.float32]:

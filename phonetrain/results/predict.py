@@ -94,7 +94,9 @@ def predict(
     warn_of_other_corpus(nets)
     kept = kept_places(selection, form)
     close = CloseFrames()
-    rows = close.watch(posteriors(nets, chosen, "scoring" if form in SCORE_WRITERS else "labelling", average))
+    rows = posteriors(nets, chosen, "scoring" if form in SCORE_WRITERS else "labelling", average)
+    if model is not None:
+        rows = close.watch(rows)
     if kept:
         priors = label_counts(first).log_priors
         symbol = first.corpus.phonemes.symbols[int(priors.argmax())]
