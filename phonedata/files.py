@@ -274,6 +274,30 @@ def replace_folder(finished: Path, target: Path, aside: Path) -> Path | None:
     raise OSError(errno.EBUSY, "opened again and again while it is replaced", str(target))
 
 
+@contextlib.contextmanager
+def write_folder(target: Path) -> Iterator[Path]:
+    """An empty folder beside `target` to write into; when the block ends without an error it replaces `target`.
+
+    Whole or not at all: on an error the old folder stays, and no folder above that had to be made for the new one.
+    """
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    made: list[Path] = []
+    try:
+        made += make_folder(target.parent)
+        partial.mkdir()
+        yield partial
+        sync_tree(partial)
+        old = replace_folder(partial, target, partial.with_suffix(".old"))
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        for folder in reversed(made):
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
+    if old is not None:
+        shutil.rmtree(old, ignore_errors=True)
+
+
 # One process at a time
 
 if sys.platform == "win32":

@@ -9,8 +9,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
-import shutil
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +20,7 @@ import numpy.typing as npt
 import xxhash
 
 from phonedata import Selection
-from phonedata.files import replace_folder, sync_tree, write_stream
+from phonedata.files import write_folder, write_stream
 
 from ..errors import ConfigError, PhonetrainError, writing
 from .sounds import is_silence
@@ -152,21 +150,10 @@ def _write(path: Path, pieces: Iterable[bytes]) -> None:
 def write_textgrids(path: Path, utterances: Iterable[Utterance]) -> None:
     """A folder with UTTERANCE.TextGrid for each, as Praat's long text format, in a tier "phones"."""
     check_target(path, folder=True, replace=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with writing(path, INSTEAD):
-        try:
-            partial.mkdir(parents=True)
-            for utterance in utterances:
-                (partial / f"{utterance.name}.TextGrid").write_text(
-                    textgrid({"phones": utterance.phones}), encoding="utf-8"
-                )
-            sync_tree(partial)
-            old = replace_folder(partial, path, partial.with_suffix(".old"))
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
-    if old is not None:
-        shutil.rmtree(old, ignore_errors=True)
+    with writing(path, INSTEAD), write_folder(path) as folder:
+        for utterance in utterances:
+            text = textgrid({"phones": utterance.phones})
+            (folder / f"{utterance.name}.TextGrid").write_text(text, encoding="utf-8")
 
 
 def textgrid(tiers: Mapping[str, Sequence[tuple[str, float, float]]]) -> str:

@@ -9,7 +9,6 @@ Counts by class follow confident learning (Northcutt, Jiang and Chuang 2021), wi
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from phonedata import Selection
-from phonedata.files import replace_folder, sync_tree
+from phonedata.files import write_folder
 
 from ..console.base import Console
 from ..display.plots import as_png
@@ -262,33 +261,22 @@ def _write(target: Path, result: dict[str, Any], found: _Search) -> None:
     names = [row["utterance"] for row in (*result["utterances"], *result["segments"][: 4 * SHOWN])]
     index_of = {found.name(index): index for index in range(len(found.ids))}
     wanted = np.isin(np.arange(len(found.ids)), [index_of[name] for name in names])
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    with writing(target, "give another place with --out DIR"):
-        try:
-            (partial / "textgrids").mkdir(parents=True)
-            (partial / "suspects.json").write_text(to_json(result) + "\n", encoding="utf-8")
-            lines = [f"{row['utterance']}  # {row['reason']}\n" for row in result["utterances"]]
-            (partial / "skip.txt").write_text("".join(lines), encoding="utf-8")
-            smooth: Smooth = "viterbi" if len(found.symbols) <= MOST_CLASSES else "none"
-            drawn: dict[str, tuple[int, Ints, Ints]] = {}
-            decide = decision(found.nets[0], smooth)
-            for index, rows, labels in found.rows(wanted):
-                heard = decide(rows)
-                drawn[found.name(index)] = index, labels, heard
-                tiers = {name: found.intervals(classes) for name, classes in (("given", labels), ("heard", heard))}
-                path = partial / "textgrids" / f"{found.name(index)}.TextGrid"
-                path.parent.mkdir(exist_ok=True)
-                path.write_text(textgrid(tiers), encoding="utf-8")
-            if result["segments"]:
-                (partial / "suspects.png").write_bytes(_picture(result["segments"][:SHOWN], drawn, found))
-            sync_tree(partial)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            old = replace_folder(partial, target, partial.with_suffix(".old"))
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
-    if old is not None:
-        shutil.rmtree(old, ignore_errors=True)
+    lines = [f"{row['utterance']}  # {row['reason']}\n" for row in result["utterances"]]
+    smooth: Smooth = "viterbi" if len(found.symbols) <= MOST_CLASSES else "none"
+    drawn: dict[str, tuple[int, Ints, Ints]] = {}
+    decide = decision(found.nets[0], smooth)
+    with writing(target, "give another place with --out DIR"), write_folder(target) as folder:
+        (folder / "suspects.json").write_text(to_json(result) + "\n", encoding="utf-8")
+        (folder / "skip.txt").write_text("".join(lines), encoding="utf-8")
+        for index, rows, labels in found.rows(wanted):
+            heard = decide(rows)
+            drawn[found.name(index)] = index, labels, heard
+            tiers = {name: found.intervals(classes) for name, classes in (("given", labels), ("heard", heard))}
+            path = folder / "textgrids" / f"{found.name(index)}.TextGrid"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(textgrid(tiers), encoding="utf-8")
+        if result["segments"]:
+            (folder / "suspects.png").write_bytes(_picture(result["segments"][:SHOWN], drawn, found))
 
 
 def _picture(segments: Sequence[dict[str, Any]], drawn: dict[str, tuple[int, Ints, Ints]], found: _Search) -> bytes:

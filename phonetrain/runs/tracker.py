@@ -87,36 +87,14 @@ class WandbTracker(Tracker):
         say: Callable[[str], None],
         warn: Callable[[str], None],
     ):
-        with warnings.catch_warnings():  # its import warns of its own dependencies
-            warnings.simplefilter("ignore")
-            import wandb
         self.run, self.mode, self.say, self.warn = run, mode, say, warn
         self.id = wandb_id(run)
         self.wandb_run: Any = None
-        self.wandb_run = wandb.init(
-            mode=mode,
-            project=tracking.project,
-            entity=tracking.entity,
-            name=tracking.name or run.name,
-            notes=tracking.notes,
-            tags=list(tracking.tags),
-            id=self.id,
-            # A notebook may have a run of its own open: without this, ours would be that one, and end it.
-            reinit="create_new",
-            dir=str(run.path),
-            # Offline, wandb knows no resuming: each segment is a directory; `phonetrain upload` sends one curve.
-            resume="allow" if mode == "online" else None,
-            settings=private_settings(wandb, INIT_SECONDS, FINISH_SECONDS),
-        )
-        # Our step is the x-axis: wandb's own restarts with each process, and would refuse a segment that went back.
-        self.wandb_run.define_metric("step")
-        self.wandb_run.define_metric("*", step_metric="step")
+        self.wandb_run = begin(run, tracking, mode, self.id)
         self.config(settings)
 
     def log(self, line: dict[str, Any], step: int) -> None:
-        kind = line.get("kind")
-        named = {f"{kind}/{key}" if kind else key: value for key, value in line.items() if key not in ("kind", "step")}
-        self._try(lambda wandb_run: wandb_run.log(named | {"step": step}))
+        self._try(lambda wandb_run: wandb_run.log(named(line) | {"step": step}))
 
     def config(self, settings: dict[str, Any]) -> None:
         self._try(lambda wandb_run: wandb_run.config.update(without_places(settings), allow_val_change=True))
@@ -143,6 +121,37 @@ class WandbTracker(Tracker):
             _tear_down()
 
 
+def begin(run: Run, tracking: TrackingConfig, mode: Mode, wandb_id: str) -> Any:
+    """A wandb run under that id, its files in the run's directory, its x-axis our step. Raises what wandb raises."""
+    with warnings.catch_warnings():  # its import warns of its own dependencies
+        warnings.simplefilter("ignore")
+        import wandb
+    begun = wandb.init(
+        mode=mode,
+        project=tracking.project,
+        entity=tracking.entity,
+        name=tracking.name or run.name,
+        notes=tracking.notes,
+        tags=list(tracking.tags),
+        id=wandb_id,
+        # A notebook may have a run of its own open: without this, ours would be that one, and end it.
+        reinit="create_new",
+        dir=str(run.path),
+        # Offline, wandb knows no resuming: each segment is a directory; `phonetrain upload` sends one curve.
+        resume="allow" if mode == "online" else None,
+        settings=private_settings(wandb),
+    )
+    # wandb's own step restarts with each process, and would refuse a segment that went back.
+    begun.define_metric("step")
+    begun.define_metric("*", step_metric="step")
+    return begun
+
+
+def named(line: dict[str, Any]) -> dict[str, Any]:
+    """A line as a tracker shows it: `train/loss`, `epoch/dev_accuracy`; without the step, which is the axis."""
+    return {f"{line['kind']}/{key}": value for key, value in line.items() if key not in ("kind", "step")}
+
+
 def wandb_id(run: Run) -> str:
     """The run's wandb id: made once, kept in tracker.json, the same for every segment and after a copy."""
     kept = run.read_json(run.tracker_path).get("wandb_id")
@@ -153,7 +162,7 @@ def wandb_id(run: Run) -> str:
     return made
 
 
-def private_settings(wandb: Any, init_seconds: int, finish_seconds: int) -> Any:
+def private_settings(wandb: Any) -> Any:
     """wandb.Settings of a run that asks nothing, prints nothing, and records no host, user, program or code."""
     wanted: dict[str, Any] = {
         "silent": True,
@@ -162,9 +171,9 @@ def private_settings(wandb: Any, init_seconds: int, finish_seconds: int) -> Any:
         "disable_code": True,
         "save_code": False,
         "x_disable_meta": True,  # host, user, program and arguments
-        "init_timeout": init_seconds,
+        "init_timeout": INIT_SECONDS,
         "login_timeout": 1,
-        "finish_timeout": finish_seconds,
+        "finish_timeout": FINISH_SECONDS,
     }
     known = getattr(wandb.Settings, "model_fields", {})
     return wandb.Settings(**{name: value for name, value in wanted.items() if name in known})

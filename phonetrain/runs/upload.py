@@ -21,7 +21,7 @@ from ..config.run_config import RunConfig
 from ..errors import ConfigError, PhonetrainError
 from ..text import to_json
 from .directory import Run, RunName
-from .tracker import FINISH_SECONDS, INIT_SECONDS, Mode, logged_in, private_settings, wandb_id, without_places
+from .tracker import Mode, begin, logged_in, named, wandb_id, without_places
 
 Target = Literal["wandb", "tensorboard", "trackio"]
 Lines = Sequence[dict[str, Any]]
@@ -73,39 +73,15 @@ def digest(lines: Lines) -> str:
     return xxhash.xxh3_64_hexdigest(to_json(list(lines), indent=None).encode())
 
 
-def named(line: dict[str, Any]) -> dict[str, Any]:
-    """A line as a tracker shows it: `train/loss`, `epoch/dev_accuracy`; without the step, which is the axis."""
-    kind = line.get("kind")
-    return {f"{kind}/{key}": value for key, value in line.items() if key not in ("kind", "step")}
-
-
 def to_wandb(run: Run, config: RunConfig, lines: Lines, curve: int, goes_on: bool) -> str:
     mode: Mode = "offline" if os.environ.get("WANDB_MODE", "").strip().lower() in ("offline", "dryrun") else "online"
     if mode == "online" and not logged_in():
         raise PhonetrainError(
             "wandb: nobody is logged in; `wandb login` does that, and --to tensorboard or trackio need no account"
         )
-    with warnings.catch_warnings():  # its import warns of its own dependencies
-        warnings.simplefilter("ignore")
-        import wandb
-    tracking = config.tracking
     # What was recorded live has the id itself, and may be online.
-    sent = wandb.init(
-        mode=mode,
-        project=tracking.project,
-        entity=tracking.entity,
-        name=tracking.name or run.name,
-        notes=tracking.notes,
-        tags=list(tracking.tags),
-        id=f"{wandb_id(run)}-{curve}",
-        reinit="create_new",
-        dir=str(run.path),
-        resume="allow" if mode == "online" else None,
-        settings=private_settings(wandb, INIT_SECONDS, FINISH_SECONDS),
-    )
+    sent = begin(run, config.tracking, mode, f"{wandb_id(run)}-{curve}")
     try:
-        sent.define_metric("step")
-        sent.define_metric("*", step_metric="step")
         sent.config.update(without_places({"config": config.to_dict(), "built": run.read_json(run.built_path)}),
                            allow_val_change=True)  # fmt: skip
         for line in lines:

@@ -80,6 +80,24 @@ def test_second_rename_that_fails_gives_the_old_folder_its_name_back(tmp_path, m
     assert os.listdir(tmp_path / "target") == ["target"] and os.listdir(tmp_path / "finished") == ["finished"]
 
 
+def test_folder_that_is_not_finished_leaves_the_old_one_and_none_that_was_made_for_it(tmp_path):
+    target, inside = tmp_path / "a" / "b" / "folder", {}
+    for place in (target, tmp_path / "other"):
+        with pytest.raises(KeyError), files.write_folder(place) as folder:
+            (folder / "file").write_text("half")
+            raise KeyError
+    assert list(tmp_path.iterdir()) == []
+    for words in ("old", "new"):
+        with files.write_folder(target) as folder:
+            inside[words] = list(folder.iterdir())
+            (folder / words).write_text(words)
+    assert inside == {"old": [], "new": []} and [path.name for path in target.iterdir()] == ["new"]
+    with pytest.raises(OSError), files.write_folder(target) as folder:
+        (folder / "third").write_text("")
+        raise OSError(28, "no space")
+    assert [path.name for path in target.parent.rglob("*")] == ["folder", "new"]
+
+
 def test_lock_holds_others_off_until_it_is_given_back(tmp_path):
     with open(tmp_path / "lock", "a+b") as first, open(tmp_path / "lock", "a+b") as second:
         assert files.try_lock(first.fileno()) and not files.try_lock(second.fileno())
