@@ -37,6 +37,7 @@ _MODULES = {
     "Run": "runs.directory",
     "fit": "training.fit",
     "resume": "training.resume",
+    "audit": "training.audit",
     "find_lr": "planning.find_lr",
     "evaluate": "results.evaluate",
     "compare": "results.compare",
@@ -85,6 +86,7 @@ if TYPE_CHECKING:
     from .runs.directory import Run as Run
     from .runs.explain import explain as explain
     from .runs.upload import upload as upload
+    from .training.audit import audit as audit
     from .training.fit import fit as fit
     from .training.resume import resume as resume
 else:

@@ -17,7 +17,7 @@ app = App(
     version=lambda: _version(),
 )
 for command in (
-    training.fit, training.sweep, training.resume, training.doctor, training.settings,
+    training.fit, training.sweep, training.resume, training.audit, training.doctor, training.settings,
     results.evaluate, results.compare, results.predict, results.transcribe, results.suspects, results.export,
     reports.report, reports.explain, reports.handin, reports.submit, reports.upload,
     recipes, runs,

@@ -136,6 +136,32 @@ def resume(
     return _ended(done, json)
 
 
+def audit(
+    run: OneRun = None,
+    *,
+    step: int | None = None,
+    corpus: MovedCorpus = None,
+    trust_code: TrustCode = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> int:
+    """Train a part of a run again and compare it bit for bit: `phonetrain audit runs/a-1 --step 1200`.
+
+    From the newest kept checkpoint before the step to the next kept one: weights, moments and logged losses. Finds what
+    memory or a disk changed without a word; writes nothing. Exit code 1 where something differs.
+
+    Parameters
+    ----------
+    step
+        Audit the part that holds this step; default: the one that ends with the newest checkpoint.
+    """
+    from ..training.audit import audit, audit_text
+
+    result = audit(run, step, corpus=corpus, console=_console(quiet or json), trust_code=trust_code)
+    print_result(result, audit_text(result), json)
+    return int(not result["equal"])
+
+
 def doctor(
     recipe: str | None = None, /, *, corpus: RecipeCorpus = None, json: Json = False, overrides: Overrides = ()
 ) -> int:
