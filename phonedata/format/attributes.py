@@ -250,6 +250,9 @@ def _check_root(file: Path, root: Table) -> None:
         for one in values["left_out"]
     )
     hold("left_out", fits, f"a list of {', '.join(fields)}")
+    derived: Any = root.get("derived", {})
+    fits = isinstance(derived, dict) and all(map(_is_line, derived.values()))
+    _hold(file, "derived", derived, fits, "a table of lines of text")
     if "part" in root:
         hold("part", _is_part(root["part"]), "index, of, source, statistics, written and place")
 

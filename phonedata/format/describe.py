@@ -26,6 +26,7 @@ class Inspection:
             **{key: attributes.get(key) for key in wanted},
             "phonemes": list(corpus.phonemes.symbols),
             "left_out": attributes.get("left_out", []),
+            "derived": attributes.get("derived", {}),
             "partitions": [self._partition(p) for p in corpus.partitions.values()],
         }
 
@@ -56,6 +57,7 @@ class Inspection:
         ]
         if table["frontend"]:
             lines.append("front end " + ", ".join(f"{key} {value}" for key, value in table["frontend"].items()))
+        lines += table["derived"].values()
         lines += ["", *self._partition_lines(), *self._label_lines()]
         left_out = table["left_out"]
         if left_out:

@@ -114,6 +114,19 @@ def check_partitions(corpus: RawCorpus, options: PackOptions) -> None:
             )
 
 
+def notes_on_speakers(corpus: RawCorpus, options: PackOptions) -> tuple[str, ...]:
+    """What is said where statistics of speakers are wanted and only some are known."""
+    notes = []
+    for partition in corpus.partitions if options.cmvn == "speaker" else ():
+        unknown = [u for u, speaker in zip(partition.utterance_ids, partition.speakers) if speaker == u]
+        if unknown:
+            notes.append(
+                f"{partition.name}: {len(unknown)} of {len(partition.utterance_ids)} utterances have no known speaker, "
+                f"e.g. {unknown[0]!r}; each of them is normalised by itself"
+            )
+    return tuple(notes)
+
+
 def _check_names(corpus: RawCorpus) -> None:
     """Refuse a layout's names that would not stand in one line of text, whoever made the layout."""
     if not corpus.layout.isprintable():
@@ -134,14 +147,15 @@ def _check_names(corpus: RawCorpus) -> None:
 
 
 def find_feature_dim(corpus: RawCorpus) -> tuple[int, str]:
-    """D, and a file that has it: what most of a few utterances say, so that one odd file cannot rule the others.
+    """D, and a file that has it: what most of a few utterances of the largest partition say, so that no odd file or
+    partition can rule the others.
 
     Raises RawDataError when none is readable.
     """
     problem: RawDataError | None = None
     seen: dict[int, str] = {}
     votes: Counter[int] = Counter()
-    for partition in sorted(corpus.partitions, key=lambda p: (not p.labelled, p.name)):
+    for partition in sorted(corpus.partitions, key=lambda p: (not p.labelled, -len(p.utterance_ids), p.name)):
         count = len(partition.utterance_ids)
         for index in sorted({i * (count - 1) // 8 for i in range(9)}):
             try:

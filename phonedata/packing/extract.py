@@ -26,7 +26,7 @@ from ..raw.base import Labelling, Problem, RawCorpus, RawPartition
 from ..raw.frontend import FrontEnd
 from ..system import available_cores
 from .journal import Staging
-from .report import labelling_table
+from .report import labelling_table, reason_left_out
 
 MOST_PER_TASK = 20
 """Utterances of one task: Ctrl-C waits for two tasks of each process, and an interrupted call loses no more."""
@@ -46,7 +46,7 @@ class ExtractReport:
 
     def __str__(self) -> str:
         lines = [f"{name:20s} {u:8,} utterances {n:12,} frames" for name, (u, n) in self.partitions.items()]
-        lines += [f"left out: {problem.message}" for problem in self.left_out]
+        lines += [f"left out: {reason_left_out(problem.message)}" for problem in self.left_out]
         notes = [f"note: {note}" for note in self.notes]
         return "\n".join([*lines, *labelling_table(self.labelling), *notes, str(self.path)])
 

@@ -15,7 +15,7 @@ from ..raw.base import RawCorpus
 from ..raw.frame_labels import LabelOptions, list_strays
 from ..raw.open import open_raw
 from ..system import available_cores
-from .checks import check_options, check_partitions, check_target, find_feature_dim
+from .checks import check_options, check_partitions, check_target, find_feature_dim, notes_on_speakers
 from .journal import Staging
 from .packer import Packing
 from .parts import make_parts_folder, part_path, read_stats, write_stats
@@ -116,7 +116,7 @@ def _pack(
 ) -> PackReport:
     feature_dim, dim_from = find_feature_dim(corpus)
     source, command = options.source(corpus, feature_dim), options.command(corpus, whole)
-    statistics, statistics_digest, notes = None, "", corpus.notes
+    statistics, statistics_digest, notes = None, "", corpus.notes + notes_on_speakers(corpus, options)
     if options.part and options.cmvn in ("speaker", "train") and not stats_only:
         statistics, statistics_digest = read_stats(whole, options.part[1], source, feature_dim, command)
     origin = options.origin(corpus, feature_dim, statistics_digest)

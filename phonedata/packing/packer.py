@@ -22,7 +22,7 @@ from .metadata import WrittenPartition, cmvn_attributes, finish_partition, finis
 from .ordered_pool import OrderedPool
 from .parts import part_range
 from .plan import ChunkTask, PackOptions, PartitionPlan
-from .report import LeftOut
+from .report import LeftOut, reason_left_out
 
 _MOST_KEPT = 4 * 360_000  # frames of an utterance whose place is kept: four hours, more is a damaged header
 _BATCH = 64  # utterances that one measuring task reads
@@ -352,10 +352,13 @@ class Packing:
     def _left_out(self) -> list[LeftOut]:
         left_out: list[LeftOut] = []
         for name, raw in self.raw.items():
-            left_out += [LeftOut(name, p.utterance_id, self._relative(p.message), p.frames) for p in raw.problems]
+            left_out += [
+                LeftOut(name, p.utterance_id, reason_left_out(self._relative(p.message)), p.frames)
+                for p in raw.problems
+            ]
             if name in self.plans:
                 plan = self.plans[name]
                 for i, message in plan.bad.items():
                     frames = int(plan.lengths[i]) if i in plan.kept else None
-                    left_out.append(LeftOut(name, raw.utterance_ids[i], message, frames))
+                    left_out.append(LeftOut(name, raw.utterance_ids[i], reason_left_out(message), frames))
         return sorted(left_out)

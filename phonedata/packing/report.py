@@ -1,5 +1,6 @@
 """PackReport: what a pack has done, for people and for programs."""
 
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,12 @@ from ..format.corpus import PackedCorpus
 from ..raw.base import Labelling
 
 _SHOWN = 20  # utterances left out that people are shown
+_ADVICE = re.compile(r"(,? or|,) (use |leave such utterances out with )?skip_bad=True")
+
+
+def reason_left_out(message: str) -> str:
+    """What is wrong with an utterance that was left out: the message without the advice to leave it out."""
+    return _ADVICE.sub("", message)
 
 
 def labelling_table(labelling: dict[str, Labelling]) -> list[str]:

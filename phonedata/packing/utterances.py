@@ -27,7 +27,7 @@ from ..raw.base import Problem, RawCorpus, as_features, check_frontend, check_na
 from ..raw.frame_labels import LabelOptions, fit_labels
 from ..raw.label_table import SymbolTable
 from ..system import available_cores
-from .checks import check_options, check_partitions, check_target, find_feature_dim
+from .checks import check_options, check_partitions, check_target, find_feature_dim, notes_on_speakers
 from .chunk_writer import check_shape
 from .journal import Staging
 from .packer import Packing
@@ -94,7 +94,7 @@ def pack_utterances(
             workers = workers or available_cores()
             Packing(corpus, options, dim, dim_from, {}, "", staging, workers, progress).run(None)
             check_target(target, replace)
-            notes = corpus.notes + put_in_place(staging.corpus, target)
+            notes = corpus.notes + notes_on_speakers(corpus, options) + put_in_place(staging.corpus, target)
     finally:
         staging.remove()
     report = PackReport.of(PackedCorpus(target), notes=notes)

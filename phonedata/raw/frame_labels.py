@@ -101,9 +101,8 @@ def numbered_note(occur: np.ndarray, largest_in: str) -> str:
 
 
 def list_strays(utterances: Iterable[tuple[RawPartition | Any, int]]) -> str:
-    """The labels of (partition, index) that are no class, with their counts and a file each, as words; or "".
-
-    Asks partitions that have a method `strays`: index -> (file, label -> count).
+    """The labels of (partition, index) that are no class, with their counts and the first file that has each, as words;
+    or "". Asks partitions that have a method `strays`: index -> (file, label -> count).
     """
     counts: Counter[str] = Counter()
     first: dict[str, str] = {}
@@ -118,5 +117,8 @@ def list_strays(utterances: Iterable[tuple[RawPartition | Any, int]]) -> str:
         for label in found:
             first.setdefault(label, file)
     most = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    listed = "; ".join(f"{label!r:.60} {count} times, first in {first[label]}" for label, count in most[:_LISTED])
+    by_file: dict[str, list[str]] = {}
+    for label, count in most[:_LISTED]:
+        by_file.setdefault(first[label], []).append(f"{label!r:.60} {count} times")
+    listed = "; ".join(f"{', '.join(labels)} (first in {file})" for file, labels in by_file.items())
     return listed + (f"; and {len(most) - _LISTED} more" if len(most) > _LISTED else "")

@@ -243,7 +243,11 @@ class Hw1p2Partition:
         self.problems: list[Problem] = []
         self.unread: list[str] = []
         folder = root / name
-        texts = [folder / t for t in _TRANSCRIPTS if os.path.isdir(folder / t)]
+        folders = folders_in(folder)
+        texts = [child for child in folders if child.name.lower() in _TRANSCRIPTS]
+        spare = [child.name for child in folders if child.name != "mfcc" and child not in texts[:1]]
+        if spare:
+            self.unread.append(f"{folder}: its folders {', '.join(spare[:3])} are not read, only mfcc and transcript")
         self.labelled = bool(texts)
         self._mfcc = str(folder / "mfcc")
         features = _list_npy(folder / "mfcc", self.problems, self.unread)

@@ -235,8 +235,9 @@ def test_partition_with_nothing_good_is_refused_even_with_skip_bad(raw, tmp_path
 def test_a_partition_whose_labels_are_not_found_is_noted(raw, tmp_path):
     """A misspelt folder gave a training partition without labels, without a word; test partitions have none."""
     (raw / "train/transcript").rename(raw / "train/Transcipt")
-    (note,) = pack(raw, tmp_path / "packed").notes
-    assert note.startswith("train has no labels where its layout has them")
+    spare, bare = pack(raw, tmp_path / "packed").notes
+    assert "its folders Transcipt are not read" in spare
+    assert bare.startswith("train has no labels where its layout has them")
 
 
 def test_people_are_shown_the_first_utterances_that_were_left_out_and_programs_all(tmp_path):
@@ -527,7 +528,7 @@ def test_classes_says_how_many_numbers_there_are(tmp_path):
     pack(tmp_path / "raw", tmp_path / "packed", classes=8)
     assert PackedCorpus(tmp_path / "packed").phonemes.symbols == tuple("01234567")
     with pytest.raises(
-        RawDataError, match=r"0-0-0.npy: class 5 at frame 2, wanted 0..4.*in all: '5' 1 times, first in"
+        RawDataError, match=r"0-0-0.npy: class 5 at frame 2, wanted 0..4.*in all: '5' 1 times .first in"
     ):
         pack(tmp_path / "raw", tmp_path / "packed", replace=True, classes=5)
     (tmp_path / "raw/phonemes.txt").write_text("a\nb\n")
@@ -541,7 +542,7 @@ def test_one_wrong_number_does_not_make_hundreds_of_classes(tmp_path):
         pack(tmp_path / "raw", tmp_path / "packed")
     pack(tmp_path / "raw", tmp_path / "packed", classes=501)
     report = pack(tmp_path / "raw", tmp_path / "other", classes=70, skip_bad=True)
-    assert any("whose utterances are left out: '500' 1 times, first in" in note for note in report.notes)
+    assert any("whose utterances are left out: '500' 1 times (first in" in note for note in report.notes)
 
 
 def test_all_stray_symbols_are_named_with_counts_and_a_file_each(tmp_path):
@@ -549,7 +550,7 @@ def test_all_stray_symbols_are_named_with_counts_and_a_file_each(tmp_path):
     with pytest.raises(RawDataError) as caught:
         pack(tmp_path / "raw", tmp_path / "packed")
     listed = str(caught.value).partition("(in all: ")[2].replace(f"{tmp_path}/raw/train/transcript/", "")
-    assert listed == "'XX' 2 times, first in 0-0-0.npy; 'yy' 1 times, first in 1-0-0.npy)"
+    assert listed == "'XX' 2 times (first in 0-0-0.npy); 'yy' 1 times (first in 1-0-0.npy))"
     report = pack(tmp_path / "raw", tmp_path / "packed", skip_bad=True)
     assert len(report.left_out) == 2 and "'XX' 2 times" in str(report)
 
@@ -567,3 +568,34 @@ def test_a_label_of_a_longer_shift_is_repeated_and_recorded(tmp_path, frames):
     for shift, said in ((30, "wanted 2 or 3, each for 3 frames"), (25, "is no multiple of the frame shift, 10 ms")):
         with pytest.raises(PhonedataError, match=said):
             pack(tmp_path / "raw", tmp_path / "packed", replace=True, label_shift=shift)
+
+
+def test_folders_of_transcripts_are_found_in_any_case_and_others_named(tmp_path):
+    write_numbers(tmp_path / "raw", ["AA", "K"])
+    (tmp_path / "raw/train/transcript").rename(tmp_path / "raw/train/Transcript")
+    (tmp_path / "raw/train/labels").mkdir()
+    report = pack(tmp_path / "raw", tmp_path / "packed")
+    assert report.partitions[0]["labelled"]
+    assert any("its folders labels are not read, only mfcc and transcript" in note for note in report.notes)
+
+
+def test_the_odd_partition_is_named_where_numbers_of_coefficients_differ(tmp_path):
+    write_numbers(tmp_path / "raw", ["AA", "K"], ["K", "K"])
+    write_hw1p2(tmp_path / "raw", "dev", {"9-0-0": (place_features(9, 5, 2), place_label(0, 5))})
+    with pytest.raises(RawDataError, match="dev/mfcc/9-0-0.npy: 2 coefficients a frame, wanted 3 as in .*train/"):
+        pack(tmp_path / "raw", tmp_path / "packed")
+
+
+def test_utterances_without_a_known_speaker_are_counted_where_speakers_matter(tmp_path):
+    write_numbers(tmp_path / "raw", ["AA", "K"], ["K", "K"])
+    write_hw1p2(tmp_path / "raw", "train", {"stray": (place_features(9, 5, 3), place_label(0, 5))})
+    report = pack(tmp_path / "raw", tmp_path / "packed", cmvn="speaker")
+    (note,) = report.notes
+    assert note == "train: 1 of 3 utterances have no known speaker, e.g. 'stray'; each of them is normalised by itself"
+
+
+def test_what_is_left_out_is_not_advised_to_be_left_out(tmp_path):
+    write_numbers(tmp_path / "raw", ["AA", "K"], ["K", "K"])
+    (tmp_path / "raw/train/transcript/0-0-0.npy").unlink()
+    (left_out,) = pack(tmp_path / "raw", tmp_path / "packed", skip_bad=True).left_out
+    assert left_out.reason.endswith("no transcript train/transcript/0-0-0.npy; add it"), left_out.reason

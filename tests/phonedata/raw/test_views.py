@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from phonedata import ARPABET, PackedCorpus, RawDataError, SpecError, pack
+from phonedata import ARPABET, PackedCorpus, RawDataError, SpecError, inspect, pack
 from phonedata.raw.open import open_raw
 from phonedata.raw.views import fold, read_map, split
 from tests.conftest import place_features, place_label, write_hw1p2
@@ -67,6 +67,7 @@ def test_a_split_puts_each_speaker_into_one_part_and_is_recorded(raw, tmp_path):
     assert [len(found) for found in speakers.values()] == [9, 2, 1]
     assert len(set.union(*speakers.values())) == 12
     assert corpus.attributes["derived"] == {"split": "split by a hash of speakers: dev 2, test 1 of 12"}
+    assert "\nsplit by a hash of speakers: dev 2, test 1 of 12\n" in str(inspect(tmp_path / "packed"))
     dev = corpus["dev"]
     for utterance, row in zip(dev.utterance_ids, dev.utterance_start_row.tolist()):
         speaker, n, _ = map(int, utterance.split("-"))
