@@ -273,3 +273,31 @@ def neighbour_scores(logits, ends, reach):
             rows.append(mean - np.logaddexp.reduce(mean))
         start = end
     return np.array(rows)
+
+
+def warped_cepstra(frame, stretch, *, bins, low, high):
+    """Cepstra of the spectrum that `frame` (C0, C1, ...) stands for, each mel bin taking what stood at its warped
+    frequency."""
+    import math
+
+    def mel(hertz):
+        return 1127.0 * math.log(1 + hertz / 700.0)
+
+    def scale(order):
+        return math.sqrt((1 if order == 0 else 2) / bins)
+
+    spectrum, step = [], (mel(high) - mel(low)) / (bins + 1)
+    for place in range(bins):
+        frequency = 700.0 * (math.exp((mel(low) + (place + 1) * step) / 1127.0) - 1)
+        bend = 0.6 * high * min(stretch, 1.0) / stretch
+        if frequency <= bend:
+            source = frequency * stretch
+        else:
+            source = high - (high - bend * stretch) * (high - frequency) / (high - bend)
+        bin_of_source = min(max((mel(source) - mel(low)) / step - 1, 0), bins - 1)
+        angle = math.pi * (bin_of_source + 0.5) / bins
+        spectrum.append(sum(scale(order) * value * math.cos(order * angle) for order, value in enumerate(frame)))
+    return [
+        scale(order) * sum(v * math.cos(math.pi * order * (p + 0.5) / bins) for p, v in enumerate(spectrum))
+        for order in range(len(frame))
+    ]

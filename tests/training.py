@@ -43,6 +43,7 @@ TINY = (
     "averaging.decay=0.9",
     "augment.time_mask=3",
     "augment.freq_mask=2",
+    "augment.warp=0.0",
 )
 
 

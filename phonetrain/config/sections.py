@@ -254,6 +254,9 @@ class AugmentConfig(Section):
     window smaller shrinks a recipe's mask in proportion."""
     freq_mask: Natural = 0
     "Widest frequency mask: 0 to this many neighbouring coefficients are set to the mean."
+    warp: Annotated[float, Range(0, 0.5)] = 0.0
+    """Largest vocal tract warp: the frequency axis of every window is stretched by a factor from exp(-warp) to
+    exp(warp), as other speakers would have it; cepstra only."""
     noise: NotNegative = 0.0
     "Deviation of Gaussian noise added to every value, in deviations of the coefficient."
     mask_mode: Literal["window", "batch"] = "window"

@@ -1,4 +1,4 @@
-"""Masks and noise on the device, window by window: a pure function of (seed, epoch, frame), for any batch split."""
+"""Warps, noise and masks on the device, window by window: a pure function of (seed, epoch, frame), however split."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ AUGMENT = int.from_bytes(b"augm")  # what the seed is spent on; the orders and t
 GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # 2^64 / golden ratio, odd, as a signed 64-bit number
 MIX_1 = 0xBF58476D1CE4E5B9 - 2**64
 MIX_2 = 0x94D049BB133111EB - 2**64
-APPLY, TIME_WIDTH, TIME_START, FREQ_WIDTH, FREQ_START = range(5)
+APPLY, TIME_WIDTH, TIME_START, FREQ_WIDTH, FREQ_START, WARP = range(6)
 WHOLE = {
     torch.float16: torch.int16,
     torch.bfloat16: torch.int16,
@@ -29,10 +29,12 @@ NOISE_ROWS = 64  # windows a CPU makes noise for at a time: their hashes stay in
 
 
 class Augment:
-    """Time mask, frequency mask (SpecAugment, Park et al. 2019, section 2) and Gaussian noise for windows (B, W, D).
+    """Vocal tract warp, Gaussian noise, time mask and frequency mask (SpecAugment, Park et al. 2019, section 2) for
+    windows (B, W, D), in this order.
 
+    A warp takes one of `warps`, (K, D, D) as `warp.warps_of` makes them, for every frame of a window.
     A time mask sets t neighbouring frames to 0, t drawn from 0..time_mask, its start from 0..W - t; a frequency mask
-    does so with coefficients. 0 is the mean frame after CMVN. Noise comes first, so masked values are exactly 0.
+    does so with coefficients. 0 is the mean frame after CMVN. Masks come last, so masked values are exactly 0.
 
     Randomness is a hash of (seed, epoch, frame, which draw), not a generator: the same frame gets the same masks in
     an epoch whatever batch, rank or device it is in, and a resumed run repeats them. With `mask_mode = "batch"` masks
@@ -42,12 +44,21 @@ class Augment:
     the device, so a captured graph of `__call__` serves all epochs.
     """
 
-    def __init__(self, config: AugmentConfig, window: WindowSpec, feature_dim: int, *, seed: int = 0) -> None:
+    def __init__(
+        self,
+        config: AugmentConfig,
+        window: WindowSpec,
+        feature_dim: int,
+        *,
+        seed: int = 0,
+        warps: np.ndarray | None = None,
+    ) -> None:
         self.config, self.seed = config, seed
         self.width, self.feature_dim = window.width, feature_dim
         self.time_mask, self.freq_mask = config.time_mask, config.freq_mask
         self.masks = config.probability > 0 and (self.time_mask > 0 or self.freq_mask > 0)
-        self.active = self.masks or config.noise > 0
+        self.warps = None if warps is None else torch.from_numpy(warps)
+        self.active = self.masks or config.noise > 0 or warps is not None
         self.epoch: int | None = None
         self.key, self.batch_key = torch.zeros((), dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
 
@@ -57,6 +68,7 @@ class Augment:
             "active": self.active,
             "time_mask": self.time_mask,
             "freq_mask": self.freq_mask,
+            "warp": self.config.warp if self.warps is not None else 0.0,
             "noise": self.config.noise,
             "mask_mode": self.config.mask_mode,
             "probability": self.config.probability,
@@ -86,6 +98,11 @@ class Augment:
         if not self.active:
             return windows
         self.set_epoch(epoch, windows.device)
+        if self.warps is not None:
+            if (self.warps.dtype, self.warps.device) != (windows.dtype, windows.device):
+                self.warps = self.warps.to(windows)
+            which = below(draw(mix(frames * GOLDEN + self.key), WARP), len(self.warps))
+            windows = torch.bmm(windows, self.warps[which])
         flat = windows.flatten(1)
         by_kernel = (
             self.masks

@@ -28,6 +28,7 @@ from ..step.epoch import Updates
 from ..step.metrics import FrameMetrics
 from ..step.neighbours import Neighbours
 from ..step.train_step import TrainStep
+from ..step.warp import warps_of
 from .data import Roles, folds
 from .state import Progress, TrainState
 
@@ -155,8 +156,9 @@ def assemble(
     loss_scale = LossScale(device_spec.device) if device_spec.scales_loss else None
     metrics = FrameMetrics(num_classes, device_spec.device)
     window = WindowSpec(config.window.left, config.window.right)
-    augment = Augment(config.augment, window, corpus.feature_dim, seed=config.seed)
     train = open_training_loader(training_selection(corpus, roles, config), config, device_spec)
+    warps = warps_of(train.selection, config.augment.warp)[0] if config.augment.warp > 0 else None
+    augment = Augment(config.augment, window, corpus.feature_dim, seed=config.seed, warps=warps)
     schedule = build_schedule(config, train.batches_per_epoch, first_epoch=plan.schedule_start)
     state = TrainState(model, optimizer, schedule, metrics, averaged, loss_scale, Progress())
     network, compiling = compiled(model, device_spec.device) if config.compile == "on" else (None, "off")

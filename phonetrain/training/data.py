@@ -17,6 +17,7 @@ from ..config.run_config import RunConfig
 from ..config.sections import DataConfig, WindowConfig
 from ..errors import CheckpointError, ConfigError
 from ..runs.directory import Run
+from ..step.warp import warps_of
 
 DEFAULT_CORPUS = "packed"
 # How the field names its splits; `+` joins several, so all train-* partitions together are the default.
@@ -201,6 +202,9 @@ def warnings_before_training(corpus: PackedCorpus, roles: Roles, train: Selectio
             f"augment.freq_mask = {config.augment.freq_mask}: a frame has {corpus.feature_dim} "
             "coefficients; wanted at most that many"
         )
+    if config.augment.warp > 0:
+        warps, what = warps_of(train, config.augment.warp)
+        sentences += [what] if warps is None else []
     if batches < 20:
         sentences.append(
             f"an epoch is only {batches} updates ({train.num_frames:,} frames, batch_size "
