@@ -126,6 +126,8 @@ def test_fifty_steps_of_a_recipe_are_those_of_a_plain_loop(name, learnable_corpu
         "augment.time_mask=0",
         "augment.freq_mask=0",
         "augment.noise=0",
+        "augment.warp=0",
+        "model.neighbours=0",
         "precision=fp32",
         "epochs=2",
         "subset=1.0",
