@@ -105,7 +105,10 @@ def check_partitions(corpus: RawCorpus, options: PackOptions) -> None:
         if bad and not options.skip_bad:
             raise RawDataError(bad[0].message + (f" (and {len(bad) - 1} more like it)" if len(bad) > 1 else ""))
         if not partition.utterance_ids:
-            raise RawDataError(f"{corpus.path}: partition {partition.name} has no utterance to pack; mend or remove it")
+            first = f"; first: {partition.problems[0].message}" if partition.problems else ""
+            raise RawDataError(
+                f"{corpus.path}: partition {partition.name} has no utterance to pack; mend or remove it{first}"
+            )
         if options.cmvn == "speaker" and partition.speakers == partition.utterance_ids:
             raise SpecError(
                 f"cmvn speaker, but no utterance of {partition.name} has a known speaker (first: "

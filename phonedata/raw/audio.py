@@ -12,7 +12,7 @@ from ..errors import RawDataError, SpecError
 from ..phonemes import ARPABET, PhonemeSet
 from .alignments import SUFFIXES, Intervals, as_arpabet, is_silence, is_unknown, likely_unit, read_alignment
 from .audio_files import AudioFiles, has_audio, list_files, read_header, read_waveform, utterance_id
-from .base import Labelling, Problem, RawCorpus, Stamp, check_name, copy_of, read_phonemes
+from .base import Labelling, Problem, RawCorpus, Stamp, check_name, copy_of, first_said, read_phonemes
 from .frontend import FrontEnd, labels_at, num_resampled
 from .hw1p2 import speaker_of
 
@@ -99,9 +99,9 @@ def open_layout(root: Path, frontend: FrontEnd | None = None, options: Alignment
 
 def _refuse_without_effect(root: Path, partitions: list["AudioPartition"], options: AlignmentOptions) -> None:
     """Raises SpecError for an option that changes nothing, RawDataError where one leaves nothing."""
-    words = options.arguments()
-    if words and not any(partition.labelled for partition in partitions):
-        raise SpecError(f"{root}: {words[0].strip('-').replace('-', '_')} is for alignments, but there are none")
+    said = first_said(options)
+    if said and not any(partition.labelled for partition in partitions):
+        raise SpecError(f"{root}: {said} is for alignments, but there are none; leave it out, or add them")
     if options.tier is not None and not any(partition.has_grids() for partition in partitions):
         raise SpecError(f"{root}: tier={options.tier!r} is for TextGrids, but no alignment is one; leave it out")
     for partition in partitions:

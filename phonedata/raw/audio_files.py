@@ -26,8 +26,9 @@ _ORIGINALS = "orig"  # CMU ARCTIC's recordings, two channels, that its wav/ was 
 _SPLIT = re.compile(
     r"(train(ing)?|dev|test(ing)?|val(id(ation)?)?|eval)([-_.](clean|other))?([-_.]?\d+)?", re.IGNORECASE
 )
+_CONVERT = "audio is read from .wav and .flac; convert them, as with ffmpeg -i IN OUT.wav"
 _UNREAD = {
-    "audio is read from .wav and .flac; convert them, as with ffmpeg -i IN OUT.wav": frozenset(
+    _CONVERT: frozenset(
         [
             ".mp3",
             ".m4a",
@@ -56,6 +57,13 @@ _UNREAD = {
 def has_audio(root: Path) -> bool:
     """Whether `root` holds audio, itself or up to DEPTH folders below a folder in it."""
     return any(name.lower().endswith(AUDIO) for _, names in _walk_all(root, []) for name in names)
+
+
+def unread_audio(root: Path) -> list[str]:
+    """What is said of a folder's audio where none of it can be read; nothing where there is none."""
+    files = (os.path.join(path, name) for path, names in _walk_all(root, []) for name in names)
+    first = next((file for file in files if os.path.splitext(file)[1].lower() in _UNREAD[_CONVERT]), None)
+    return [] if first is None else [f"but of {first}: {_CONVERT}"]
 
 
 def _walk_all(root: Path, notes: list[str]) -> Iterator[tuple[str, list[str]]]:

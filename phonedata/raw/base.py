@@ -7,7 +7,7 @@ import os
 import re
 import tomllib
 from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import date, time
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -222,6 +222,12 @@ def read_phonemes(root: Path, classes: int | None = None) -> PhonemeSet | None:
         return PhonemeSet(tuple(line.strip() for line in lines))
     except SpecError as error:
         raise RawDataError(f"{file}: {error}; wanted one symbol a line") from None
+
+
+def first_said(options: Any) -> str:
+    """The first option of a dataclass of them that is not as by default, as NAME=VALUE; "" where all are."""
+    said = ((f.name, getattr(options, f.name)) for f in fields(options) if getattr(options, f.name) != f.default)
+    return next((f"{name}={value!r}" for name, value in said), "")
 
 
 def numbered(classes: int) -> PhonemeSet:

@@ -79,19 +79,20 @@ def fit_labels(labels: np.ndarray, num_frames: int, frames_each: int, labels_in:
     raise RawDataError(f"{labels_in}: {count} labels, but {features_in} has {num_frames} frames; {helps}")
 
 
-def numbered_note(occur: np.ndarray, largest_in: str) -> str:
+def numbered_note(occur: np.ndarray, largest_in: str, otherwise: str = "") -> str:
     """What is said where the classes are the numbers 0..K-1. occur: (K,) bool, whether each does, the last one surely.
 
     Raises RawDataError where one stretch of numbers that do not is the larger half: a wrong label or two must not make
-    hundreds of classes.
+    hundreds of classes. `otherwise`: what else helps then.
     """
     there, last, absent = np.flatnonzero(occur), len(occur) - 1, int((~occur).sum())
     at = int(np.argmax(np.diff(there, prepend=-1)))
     below, above = (there[at - 1] if at else -1), there[at]
     if above - below > max(_WIDE, len(occur) / 2):
+        without = f"between {below} and {above}" if at else f"below {above}"
         raise RawDataError(
-            f"{largest_in}: label {last}, but no label is between {below} and {above}; correct it, or, if there are so "
-            f"many classes, classes={last + 1}"
+            f"{largest_in}: label {last}, but no label is {without}; correct it, or, if there are so many classes, "
+            f"classes={last + 1}{', ' + otherwise if otherwise else ''}"
         )
     some = f", of which {absent} never occur" if absent else ""
     return (

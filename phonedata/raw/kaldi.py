@@ -125,7 +125,8 @@ def _numbered(root: Path, alignments: dict[Path, LabelLines], notes: list[str]) 
             "make pdf ids with ali-to-pdf, or phones with ali-to-phones --per-frame"
         )
     if largest_in:
-        notes.append(numbered_note(seen[: largest + 1], largest_in))
+        ids = "or, if these are Kaldi's transition ids, write phones with ali-to-phones --per-frame"
+        notes.append(numbered_note(seen[: largest + 1], largest_in, ids))
     return numbered(largest + 1)
 
 
@@ -294,7 +295,8 @@ def _ark_place(text: str, utterance: str, scp: Path, root: Path, folder: Path, a
                     "put each ark, or a link to it, beside its scp"
                 )
             return str(root / os.path.relpath(path, inside)), int(match[2])
-    above = next((p for p in Path(inside).parents[:2] if not os.path.isabs(given) and os.path.isfile(p / given)), None)
+    relative = [end for end in ends if not os.path.isabs(end)]
+    above = next((p for p in Path(inside).parents[:2] for end in relative if os.path.isfile(p / end)), None)
     helps = f"did you mean {above}?" if above else "put the ark, or a link to it, beside the scp"
     raise RawDataError(f"{scp}: {utterance} names {given!r}, which is not inside {root}; {helps}")
 

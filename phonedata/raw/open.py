@@ -12,7 +12,8 @@ from typing import Any, Protocol, cast
 from ..errors import CorpusNotFound, RawDataError, SpecError
 from . import audio
 from .audio import AlignmentOptions
-from .base import RawCorpus
+from .audio_files import unread_audio
+from .base import RawCorpus, first_said
 from .frame_labels import LabelOptions
 
 LAYOUTS = ("hw1p2", "libriphone", "kaldi", "audio")
@@ -119,14 +120,16 @@ def open_raw(
             return _with_notes(corpus)
         wanted.append(f"{name}: {module.LOOKS_FOR}")
     _refuse_if_meant(root, [*_folders_below(folders), *Path(os.path.abspath(root)).parents[:2]], wanted, registered)
-    raise CorpusNotFound(f"{root}: no known layout found; looked for " + "; ".join(wanted))
+    if os.path.isfile(root / "zarr.json"):
+        raise CorpusNotFound(f"{root}: is a packed corpus; give the raw folder that such a one is made of")
+    unread = unread_audio(root)
+    raise CorpusNotFound(f"{root}: no known layout found; looked for {'; '.join([*wanted, *unread])}")
 
 
 def _refuse_option(root: Path, layout: str, options: AlignmentOptions | LabelOptions | None, meant: str) -> None:
     """Raises SpecError for an option that the layout has no use for."""
-    if options is not None and options.arguments():
-        option = options.arguments()[0].strip("-").replace("-", "_")
-        raise SpecError(f"{root}: {option} is {meant}, this is the layout {layout}; leave it out")
+    if options is not None and (said := first_said(options)):
+        raise SpecError(f"{root}: {said} is {meant}, this is the layout {layout}; leave it out")
 
 
 def _with_labels(corpus: RawCorpus, labels: LabelOptions) -> RawCorpus:

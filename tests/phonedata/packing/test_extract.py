@@ -661,6 +661,19 @@ def test_what_is_found_and_not_read_is_named_with_its_reason(tmp_path):
         assert said in notes
 
 
+def test_audio_of_other_formats_alone_is_named(tmp_path):
+    (tmp_path / "train/s").mkdir(parents=True)
+    (tmp_path / "train/s/a.M4A").write_bytes(b"")
+    with pytest.raises(CorpusNotFound, match=r"but of .*train/s/a.M4A: audio is read from .wav and .flac; convert"):
+        open_raw(tmp_path)
+
+
+def test_a_partition_of_which_nothing_is_left_says_why(tmp_path):
+    write_audio(tmp_path, phones=[(0, 0.9, "")])
+    with pytest.raises(RawDataError, match="train has no utterance to pack; .*; first: .*utt1.TextGrid: has no phone"):
+        pack(tmp_path, tmp_path / "packed", skip_bad=True)
+
+
 def test_audio_in_the_folder_itself_is_one_partition(tmp_path):
     write_some(tmp_path / "speech", "a.wav", "b.wav")
     (partition,) = open_raw(tmp_path / "speech").partitions
@@ -721,7 +734,7 @@ def test_an_option_without_effect_is_refused(tmp_path):
     with pytest.raises(SpecError, match="tier='phones' is for TextGrids, but no alignment is one"):
         open_raw(tmp_path, "audio", AlignmentOptions(tier="phones"))
     (tmp_path / "train/s/a.phn").unlink()
-    with pytest.raises(SpecError, match="unknown is for alignments, but there are none"):
+    with pytest.raises(SpecError, match="unknown='skip' is for alignments, but there are none"):
         open_raw(tmp_path, "audio", AlignmentOptions(unknown="skip"))
 
 

@@ -599,3 +599,10 @@ def test_what_is_left_out_is_not_advised_to_be_left_out(tmp_path):
     (tmp_path / "raw/train/transcript/0-0-0.npy").unlink()
     (left_out,) = pack(tmp_path / "raw", tmp_path / "packed", skip_bad=True).left_out
     assert left_out.reason.endswith("no transcript train/transcript/0-0-0.npy; add it"), left_out.reason
+
+
+def test_a_packed_corpus_is_no_raw_folder(tmp_path):
+    write_numbers(tmp_path / "raw", ["AA", "K"])
+    pack(tmp_path / "raw", tmp_path / "packed")
+    with pytest.raises(CorpusNotFound, match="packed: is a packed corpus; give the raw folder"):
+        pack(tmp_path / "packed", tmp_path / "again")

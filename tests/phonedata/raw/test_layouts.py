@@ -376,6 +376,20 @@ def test_alignments_by_phone_and_length_are_refused_by_the_option_that_made_them
         open_raw(tmp_path)
 
 
+def test_the_folder_above_is_named_where_an_ark_lies_there(tmp_path):
+    """Arks of a recipe lie in s5/mfcc, and its scps name them by the machine on which it ran."""
+    write_kaldi(tmp_path / "s5/data/train", utterances())
+    (tmp_path / "s5/data/train/feats.ark").rename(tmp_path / "s5/raw_train.ark")
+    (tmp_path / "s5/mfcc").mkdir()
+    (tmp_path / "s5/raw_train.ark").rename(tmp_path / "s5/mfcc/raw_train.ark")
+    scp = tmp_path / "s5/data/train/feats.scp"
+    lines = [line.split(":") for line in scp.read_text().splitlines()]
+    scp.write_text("".join(f"{line[0].split()[0]} /home/me/s5/mfcc/raw_train.ark:{line[-1]}\n" for line in lines))
+    assert open_raw(tmp_path / "s5").partitions[0].name == "train"
+    with pytest.raises(RawDataError, match=rf"which is not inside .*; did you mean {tmp_path}/s5\?"):
+        open_raw(tmp_path / "s5/data")
+
+
 def test_lists_of_symbols_may_be_utf_16(tmp_path):
     """Windows' Notepad calls it Unicode."""
     write_libriphone(tmp_path, utterances())
