@@ -248,7 +248,7 @@ def write_alignment(dice, file, name, rows, rate, unit, seconds, slips) -> Rows:
     text = text.replace("\n", dice.choice(["\n", "\n", "\r\n", "\r"]))
     file.parent.mkdir(parents=True, exist_ok=True)
     encoding = dice.choice(["utf-8", "utf-8", "utf-8-sig", "utf-16-le", "utf-16-be"])
-    mark = "\ufeff" if encoding.startswith("utf-16") else ""
+    mark = "\ufeff" if encoding.startswith("utf-16") and dice.random() < 0.7 else ""
     file.write_bytes((mark + text).encode(encoding))
     return writer.meant
 

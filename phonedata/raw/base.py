@@ -236,8 +236,13 @@ def numbered(classes: int) -> PhonemeSet:
 
 
 def decode(content: bytes) -> str:
-    """Text of a file in UTF-8, or in UTF-16 with its mark, as Praat and Windows write it. Raises UnicodeDecodeError."""
-    return content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+    """Text of a file in UTF-8, or in UTF-16, as Praat and Windows write it, with its mark or known by a first letter of
+    ASCII. Raises UnicodeDecodeError."""
+    if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return content.decode("utf-16")
+    if len(content) > 1 and not all(content[:2]):
+        return content.decode("utf-16-be" if content[0] == 0 else "utf-16-le")
+    return content.decode("utf-8-sig")
 
 
 def check_name(name: str, kind: str, where: str | Path) -> None:

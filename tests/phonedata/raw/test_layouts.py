@@ -394,8 +394,9 @@ def test_lists_of_symbols_may_be_utf_16(tmp_path):
     """Windows' Notepad calls it Unicode."""
     write_libriphone(tmp_path, utterances())
     symbols = [f"p\u02b0{n}" for n in range(41)]
-    (tmp_path / "phonemes.txt").write_text("\n".join(symbols) + "\n", encoding="utf-16")
-    assert open_raw(tmp_path).phonemes.symbols == tuple(symbols)
+    for encoding in ("utf-16", "utf-16-le", "utf-16-be"):
+        (tmp_path / "phonemes.txt").write_text("\n".join(symbols) + "\n", encoding=encoding)
+        assert open_raw(tmp_path).phonemes.symbols == tuple(symbols)
 
 
 def test_pickles_are_never_loaded(tmp_path, monkeypatch):
