@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -105,7 +106,12 @@ def sweep(
     """
     from ..planning.sweep import sweep, sweep_text
 
-    result = sweep(recipe, *overrides, trials=trials, jobs=jobs, max_time=max_time, corpus=corpus, out=out)
+    try:
+        result = sweep(recipe, *overrides, trials=trials, jobs=jobs, max_time=max_time, corpus=corpus, out=out)
+    except KeyboardInterrupt:
+        if not quiet:  # the processes that --jobs started are
+            print("what was trained is kept; the same command goes on with it", file=sys.stderr)
+        raise
     if json or not quiet:
         print_result(result, sweep_text(result), json)
 

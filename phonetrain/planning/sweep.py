@@ -218,6 +218,7 @@ class Sweep:
                     raise KeyboardInterrupt
                 if run.status == "pruned":
                     study.tell(trial, state=states.PRUNED)
+                    self.say(settings, f"pruned after epoch {len(run.metrics('epoch'))}")
                     return
                 if run.status not in ("finished", "early_stopped"):
                     return  # its time was up: it stays as it is, and the same command goes on with it
@@ -230,6 +231,12 @@ class Sweep:
             study.tell(trial, state=states.FAIL)
             return
         study.tell(trial, mean(scores))
+        self.say(settings, f"{percent(mean(scores))} % of dev right")
+
+    def say(self, settings: dict[str, Any], ended: str) -> None:
+        """A line on stderr for each trial that is over: a sweep may take a night."""
+        over = sum(trial.state.is_finished() for study in self.studies for trial in study.get_trials(deepcopy=False))
+        print(f"trial {over} of {self.samples * len(self.studies)}: {told(settings)}: {ended}", file=sys.stderr)
 
     def sampled(self, study: Any, trial: Any) -> dict[str, Any]:
         """The trial's values of the ranges; those of a trial that was left are as they were."""

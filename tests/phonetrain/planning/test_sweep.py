@@ -135,6 +135,7 @@ def test_two_processes_share_the_trials(learnable_corpus, tmp_path, capsys):
     both = [subprocess.Popen([*command, "--out", str(tmp_path / "s")], stderr=subprocess.PIPE) for _ in range(2)]
     errors = [process.communicate()[1].decode() for process in both]
     assert [process.returncode for process in both] == [0, 0] and "failed" not in "".join(errors), errors
+    assert "".join(errors).count(" of 2: model.norm=") == 2, errors
     assert exit_code([*words, "--corpus", str(learnable_corpus.path), "--out", str(tmp_path / "s")]) == 0
     out = capsys.readouterr().out
     assert out.count("complete") == 2 and "mean of 2 seeds" in out
