@@ -236,8 +236,8 @@ def torn(old: bytes, new: bytes, dice: random.Random) -> bytes:
     kind = dice.randrange(5)
     if kind < 2:
         return (old, new)[kind]
-    if kind == 2:
-        return new[: dice.randrange(len(new) + 1)]
+    if kind == 2:  # what was only added to is not shorter than it was
+        return new[: dice.randint(len(old) if new.startswith(old) else 0, len(new))]
     if kind == 3:  # the length came, the data did not
         same = len(os.path.commonprefix([old, new]))
         return new[:same] + bytes(len(new) - same)

@@ -11,7 +11,6 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from phonedata import CorpusNotFound, PackedCorpus, extract, pack
@@ -19,6 +18,7 @@ from phonetrain.cli.main import exit_code
 from phonetrain.errors import ConfigError, PhonetrainError, RunNotFound
 from phonetrain.runs.directory import Run
 from phonetrain.training import checkpoint
+from tests.conftest import write_audio
 from tests.power_cuts import Record, states
 from tests.training import fit_tiny, numbers, resume_tiny, weights
 
@@ -93,13 +93,9 @@ def interrupted(*arguments: object) -> None:
 
 @pytest.mark.parametrize("share", [0.05, pytest.param(5.0, marks=pytest.mark.long)], ids=["sample", "all"])
 def test_an_extracted_folder_is_whole_or_absent(tmp_path, share):
-    soundfile = pytest.importorskip("soundfile", reason="the extra [audio] is not installed")
+    pytest.importorskip("soundfile", reason="the extra [audio] is not installed")
     pytest.importorskip("kaldi_native_fbank", reason="the extra [audio] is not installed")
-    noise = np.random.default_rng(0).normal(scale=0.1, size=(4, 4000))
-    (tmp_path / "audio/train").mkdir(parents=True)
-    for number, samples in enumerate(noise):
-        soundfile.write(tmp_path / f"audio/train/u{number}.wav", samples, 16000)
-        (tmp_path / f"audio/train/u{number}.phn").write_text("0 2000 sil\n2000 4000 aa\n")
+    write_audio(tmp_path / "audio")
     (folder := tmp_path / "recorded").mkdir()
     record = Record(folder)
     with record.kept():
