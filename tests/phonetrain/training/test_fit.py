@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from phonedata import Selection
+from phonedata import PackedCorpus, Selection, pack
 from phonetrain.config.run_config import RunConfig, load_recipe
 from phonetrain.console.base import Console
 from phonetrain.errors import ConfigError, RunExists, TrainingStopped
@@ -402,3 +402,16 @@ def test_a_metric_is_one_row_from_the_step_to_the_log(learnable_corpus, tmp_path
     for line in run.metrics():
         prefixes = ("",) if line["kind"] == "train" else ("train_", "dev_")
         assert all(line[f"{prefix}accuracy"] < line[f"{prefix}top3"] < 1 for prefix in prefixes)
+
+
+def test_a_corpus_in_one_folder_trains_after_a_split_by_speaker(tmp_path):
+    random, utterances = np.random.default_rng(5), {}
+    for n in range(12):
+        classes = random.integers(0, 40, 100)
+        utterances[f"s{n // 2}-{n}-0"] = random.normal(size=(100, 8)).astype(np.float32), classes
+    write_hw1p2(tmp_path / "raw", "all", utterances)
+    pack(tmp_path / "raw", tmp_path / "packed", split="dev=0.2,test=0.2")
+    corpus = PackedCorpus(tmp_path / "packed")
+    assert choose_roles(corpus, load_recipe("default").data) == ("train", "dev", "test")
+    run = fit_tiny(corpus, tmp_path / "run", "epochs=1")
+    assert len(run.scores()) == 1 and not set(corpus["train"].speakers) & set(corpus["dev"].speakers)
