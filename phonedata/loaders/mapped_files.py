@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import sys
@@ -120,7 +121,9 @@ class MappedFiles:
 
 def _close(files: list[tuple[int, str, int]]) -> None:
     while files:
-        os.close(files.pop()[0])
+        # Nothing was written to it, and it is closed even where the disk refuses: the others' turn comes.
+        with contextlib.suppress(OSError):
+            os.close(files.pop()[0])
 
 
 def _libc() -> ctypes.CDLL | None:

@@ -194,6 +194,17 @@ def test_reading_past_a_cut_is_our_error(evicted, system, monkeypatch):
     files.close()
 
 
+def test_file_that_cannot_be_closed_keeps_no_other_open(evicted):
+    rows = np.memmap(evicted, np.float32, "r")
+    files = MappedFiles([rows, rows], [evicted, evicted])
+    first, last = (file for file, _, _ in files._files)
+    os.close(last)  # so that closing it once more is refused
+    files.close()
+    for descriptor in (first, last):
+        with pytest.raises(OSError):
+            os.fstat(descriptor)
+
+
 def test_free_memory_is_known_or_said_to_be_unknown():
     free = available_memory()
     assert free is None or free > 0
