@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..display.tables import print_result
-from .options import Flag, Json, MovedCorpus, OneRun
+from .options import Flag, Json, MovedCorpus, OneRun, TrustCode
 
 
 def report(*runs: Path, out: Path | None = None, baseline: Path | None = None, json: Json = False) -> None:
@@ -47,7 +47,13 @@ def explain(run: OneRun = None, *, json: Flag = False) -> None:
     print_result({"sentences": sentences, "verdict": asdict(verdict(opened))}, "\n".join(sentences), json)
 
 
-def handin(*runs: Path, out: Path = Path("handin.zip"), corpus: MovedCorpus = None, json: Json = False) -> None:
+def handin(
+    *runs: Path,
+    out: Path = Path("handin.zip"),
+    corpus: MovedCorpus = None,
+    trust_code: TrustCode = False,
+    json: Json = False,
+) -> None:
     """Write one zip to hand in: README, experiment log, architecture, settings, predictions, curves, reports.
 
     Nothing private goes in: no host, user, key or absolute path.
@@ -61,7 +67,7 @@ def handin(*runs: Path, out: Path = Path("handin.zip"), corpus: MovedCorpus = No
     """
     from ..reports.handin import handin
 
-    path = handin(runs, out, corpus)
+    path = handin(runs, out, corpus, trust_code=trust_code)
     print_result({"handin": str(path)}, str(path), json)
 
 

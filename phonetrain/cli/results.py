@@ -140,6 +140,7 @@ def transcribe(
     replace: Replace = False,
     smooth: Smooth = "viterbi",
     scale: Scale = None,
+    trust_code: TrustCode = False,
     json: Flag = False,
 ) -> None:
     """Say which phones audio files hold, and when: `phonetrain transcribe a.wav b.flac --as textgrid`.
@@ -164,6 +165,7 @@ def transcribe(
     text = transcribe(
         files, run, out, checkpoint, corpus, device, form="json" if json and out is None and as_ == "ctm" else as_,
         smooth=smooth, scale=SCALE if scale is None else scale, replace=replace,
+        trust_code=trust_code,
     )  # fmt: skip
     if isinstance(text, Path):
         print_result({"transcripts": str(text)}, str(text), json)
@@ -182,6 +184,7 @@ def suspects(
     checkpoint: Checkpoint = "best",
     corpus: OtherCorpus = None,
     device: Device = "auto",
+    trust_code: TrustCode = False,
     json: Json = False,
 ) -> None:
     """Say where labels look wrong: segments and utterances that the net contradicts, ranked, with a skip list.
@@ -206,7 +209,7 @@ def suspects(
 
     result = suspects(
         run, partition, checkpoint, corpus, device, folds=folds, share=SHARE if share is None else share, out=out,
-        replace=replace,
+        replace=replace, trust_code=trust_code,
     )  # fmt: skip
     print_result(result, suspects_text(result), json)
 

@@ -25,6 +25,7 @@ from ..display import html as page
 from ..display.plots import as_png, draw_run, draw_runs
 from ..display.tables import text_table
 from ..errors import ConfigError, PhonetrainError, writing
+from ..model.trust import trust
 from ..results.predict import predict
 from ..results.trained import open_trained
 from ..runs.directory import Run, RunName
@@ -55,16 +56,21 @@ def handin(
     runs: RunName | Sequence[RunName] = None,
     out: str | os.PathLike[str] = "handin.zip",
     corpus: str | os.PathLike[str] | None = None,
+    *,
+    trust_code: bool = False,
 ) -> Path:
     """Write the zip and return its path. runs: in the order of the experiment log; None: the newest.
 
     What is missing of a run is made first: its fp32 score on dev and its predictions of the test partition; what
-    cannot be made is said in the README. corpus: the packed corpus, where it has moved.
+    cannot be made is said in the README. corpus: the packed corpus, where it has moved. trust_code: as in
+    `open_trained`, of all runs.
     Raises RunNotFound, and PhonetrainError where the zip cannot be written.
     """
     opened = Run.open_all(runs)
     if len({run.name for run in opened}) < len(opened):
         raise ConfigError("handin: two of the runs have the same name, which names their folders; rename one of them")
+    for run in opened if trust_code else ():
+        trust(RunConfig.from_toml(run.config_path).model.factory)
     told = [Told(run, opened[place - 1] if place else None, corpus) for place, run in enumerate(opened)]
     contents: dict[str, bytes] = {}
     for one in told:

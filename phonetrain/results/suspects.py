@@ -108,6 +108,7 @@ def suspects(
     share: float = SHARE,
     out: str | os.PathLike[str] | None = None,
     replace: bool = False,
+    trust_code: bool = False,
 ) -> dict[str, Any]:
     """Rank utterances and segments of a labelled partition (default: the run's train) by how likely labels are wrong.
 
@@ -116,13 +117,14 @@ def suspects(
     RUN/folds-K and used again.
     share: of the segments that are listed. Writes the folder `out` (default RUN/suspects): suspects.json (what is
     returned), skip.txt for `phonedata pack --skip`, textgrids/ with what was given and what was heard, suspects.png.
+    trust_code: as in `open_trained`.
     Raises ConfigError, PhonetrainError.
     """
     if folds is not None and not 2 <= folds <= 20:
         raise ConfigError(f"folds: got {folds}, wanted 2 to 20")
     if not 0 < share <= 1:
         raise ConfigError(f"share: got {share}, wanted a share of the segments above 0 and up to 1")
-    trained = open_trained(run, checkpoint, corpus, device)
+    trained = open_trained(run, checkpoint, corpus, device, trust_code)
     target = Path(out) if out is not None else trained.run.path / "suspects"
     if out is not None and not replace and target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise PhonetrainError(f"{target}: is there already; give another place with --out DIR, or add --replace")

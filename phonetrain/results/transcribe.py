@@ -35,6 +35,7 @@ def transcribe(
     smooth: Smooth = "viterbi",
     scale: float = SCALE,
     replace: bool = False,
+    trust_code: bool = False,
 ) -> str | Path:
     """Phones of mono audio files, each named by its file's stem, in one of the forms of `predict`.
 
@@ -42,6 +43,7 @@ def transcribe(
     Features are made as the training corpus records; a file of another rate is resampled, and with CMVN by speaker it
     is a speaker of its own. Raises ConfigError; SpecError where the corpus records no front end; RawDataError for a
     file that is empty, stereo or no audio, before anything is written; MissingReader; PhonetrainError.
+    trust_code: as in `open_trained`.
     """
     paths = [Path(file) for file in ([files] if isinstance(files, (str, os.PathLike)) else files)]
     if not paths:
@@ -60,7 +62,7 @@ def transcribe(
     target = Path(out) if out is not None else Path("transcripts") if form == "textgrid" else None
     if target is not None:
         check_target(target, folder=form == "textgrid", replace=replace)
-    net = open_trained(run, checkpoint, corpus, device)
+    net = open_trained(run, checkpoint, corpus, device, trust_code)
     frontend_of(net.corpus)
     decide = decision(net, smooth, scale)
     symbols, shift = net.corpus.phonemes.symbols, net.corpus.frame_shift_ms

@@ -115,6 +115,24 @@ def test_code_runs_for_who_trained_with_it_and_for_others_only_when_told(code, r
         assert exit_code([command, str(run.path), *more]) == 0, command
 
 
+@pytest.mark.parametrize("command", ["suspects", "handin", "transcribe"])
+def test_every_command_that_may_import_code_can_be_told_to_trust_it(code, run, capsys, tmp_path, command):
+    words = {
+        "suspects": ["suspects", str(run.path)],
+        "handin": ["handin", str(run.path), "--out", str(tmp_path / "handin.zip")],
+        "transcribe": ["transcribe", str(tmp_path / "speech.wav"), "--run", str(run.path)],
+    }[command]
+    (code / "ran").unlink()
+    trust.records().unlink()
+    exit_code(words)
+    assert not (code / "ran").exists()
+    assert "you have not trusted" in capsys.readouterr().err
+    exit_code([*words, "--trust-code"])
+    assert (code / "ran").exists() and "you have not trusted" not in capsys.readouterr().err
+    (code / "ran").unlink()
+    assert exit_code(["evaluate", str(run.path)]) == 0 and (code / "ran").exists()
+
+
 def test_edited_code_is_refused_and_told_of_where_it_is_trusted(code, run, capsys):
     (code / "helper.py").write_text("# edited")
     with pytest.raises(CodeNotTrusted):
