@@ -19,6 +19,7 @@ _MODULES = {
     "RawDataError": "errors",
     "SpecError": "errors",
     "MissingReader": "errors",
+    "WorkerError": "errors",
     "PhonemeSet": "phonemes",
     "ARPABET": "phonemes",
     "EpochOrder": "loaders.order",
@@ -41,7 +42,6 @@ _MODULES = {
     "frontend_of": "packing.audio_features",
     "AlignmentOptions": "raw.audio",
     "FrontEnd": "raw.frontend",
-    "merge": "packing.merge",
     "inspect": "format.describe",
     "open_loader": "loaders.open",
     "LOADERS": "loaders.open",
@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from .errors import PhonedataError as PhonedataError
     from .errors import RawDataError as RawDataError
     from .errors import SpecError as SpecError
+    from .errors import WorkerError as WorkerError
     from .format.corpus import PackedCorpus as PackedCorpus
     from .format.corpus import Partition as Partition
     from .format.describe import inspect as inspect
@@ -76,7 +77,6 @@ if TYPE_CHECKING:
     from .packing.audio_features import audio_features as audio_features
     from .packing.audio_features import frontend_of as frontend_of
     from .packing.extract import extract as extract
-    from .packing.merge import merge as merge
     from .packing.pack import pack as pack
     from .packing.report import PackReport as PackReport
     from .packing.utterances import pack_utterances as pack_utterances

@@ -1,4 +1,4 @@
-"""The command line: phonedata pack | extract | merge | inspect | verify."""
+"""The command line: phonedata pack | extract | inspect | verify."""
 
 import json
 import os
@@ -51,6 +51,13 @@ MaxUncovered = Annotated[
     float | None,
     Parameter(help="Largest share of an utterance that no interval covers; by default 0.1, and no stretch above 1 s."),
 ]
+Dask = Annotated[
+    str | None,
+    Parameter(
+        help="Address of a dask scheduler whose workers do it, as tcp://host:8786, or local:N for N on this machine. "
+        "They must see the same files under the same paths (docs/CLUSTER.md). Needs pip install 'phonedata[dask]'."
+    ),
+]
 
 
 @app.command
@@ -67,8 +74,7 @@ def pack(
     skip_bad: Flag = False,
     replace: Flag = False,
     workers: int | None = None,
-    part: str | None = None,
-    stats_only: Flag = False,
+    dask: Dask = None,
     alignments: Alignments = None,
     tier: Tier = None,
     alignment_unit: AlignmentUnit = None,
@@ -109,10 +115,6 @@ def pack(
         Replace a packed corpus that is already there.
     workers
         Threads; by default one per processor that this process may use.
-    part
-        I/N: pack only the I-th of N parts, into PACKED.parts, for `phonedata merge PACKED`; one that is there is kept.
-    stats_only
-        With --part and --cmvn speaker or train: only the statistics, which every part then needs.
     classes
         Labels are the numbers 0..N-1, whichever of them occur; by default the largest that occurs is N-1.
     label_shift
@@ -127,11 +129,12 @@ def pack(
     json_output
         Print the report as JSON.
     """
+    from .packing.executor import dask_executor
     from .packing.pack import pack as run
     from .progress import ProgressLine
     from .raw.audio import AlignmentOptions
 
-    with ProgressLine() as line:
+    with dask_executor(dask) as executor, ProgressLine() as line:
         report = run(
             raw,
             packed,
@@ -144,8 +147,7 @@ def pack(
             replace=replace,
             workers=workers,
             progress=line,
-            part=_parse_part(part),
-            stats_only=stats_only,
+            executor=executor,
             alignment=AlignmentOptions(_text(alignments), tier, alignment_unit, unknown, max_uncovered),
             classes=classes,
             label_shift=label_shift,
@@ -180,15 +182,6 @@ def _text(path: Path | None) -> str | None:
     return None if path is None else str(path)
 
 
-def _parse_part(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    index, _, of = text.partition("/")
-    if not (index.isdecimal() and of.isdecimal()):
-        raise SpecError(f"part {text!r}, wanted I/N, e.g. 1/8")
-    return int(index), int(of)
-
-
 @app.command
 def extract(
     audio: Path,
@@ -215,6 +208,7 @@ def extract(
     max_uncovered: MaxUncovered = None,
     skip_bad: Flag = False,
     workers: int | None = None,
+    dask: Dask = None,
     json_output: Json = False,
 ) -> None:
     """Compute features and frame labels of the folder AUDIO into the new raw folder RAW, ready to pack.
@@ -262,6 +256,7 @@ def extract(
     json_output
         Print the report as JSON.
     """
+    from .packing.executor import dask_executor
     from .packing.extract import extract as run
     from .progress import ProgressLine
     from .raw.audio import AlignmentOptions
@@ -283,34 +278,18 @@ def extract(
         lifter=lifter,
     )
     alignment = AlignmentOptions(_text(alignments), tier, alignment_unit, unknown, max_uncovered)
-    with ProgressLine() as line:
+    with dask_executor(dask) as executor, ProgressLine() as line:
         report = run(
-            audio, raw, frontend=frontend, alignment=alignment, skip_bad=skip_bad, workers=workers, progress=line
+            audio,
+            raw,
+            frontend=frontend,
+            alignment=alignment,
+            skip_bad=skip_bad,
+            workers=workers,
+            executor=executor,
+            progress=line,
         )
     _show(report.to_dict(), as_flags(str(report)), json_output)
-
-
-@app.command
-def merge(packed: Path, /, *, replace: Flag = False, remove_parts: Flag = False, json_output: Json = False) -> None:
-    """Merge the parts in PACKED.parts into the corpus PACKED; a second call changes nothing.
-
-    Parameters
-    ----------
-    packed
-        The corpus that the parts were packed for.
-    replace
-        Replace a packed corpus that is already there.
-    remove_parts
-        Remove the parts when they are merged.
-    json_output
-        Print the report as JSON.
-    """
-    from .packing.merge import merge as run
-    from .progress import ProgressLine
-
-    with ProgressLine() as line:
-        report = run(packed, replace=replace, remove_parts=remove_parts, progress=line)
-    _show(report.to_dict(), str(report), json_output)
 
 
 @app.command

@@ -34,4 +34,8 @@ class NoSpace(PhonedataError, OSError):
 
 
 class MissingReader(PhonedataError, ImportError):
-    """An optional reader is not installed; the message names the extra that brings it."""
+    """An optional package is not installed; the message names the extra that brings it."""
+
+
+class WorkerError(PhonedataError, RuntimeError):
+    """A worker of an executor ended, or sees other files than the caller; the same call goes on where it stopped."""

@@ -100,7 +100,7 @@ def mutate_value(container, key, dice: random.Random) -> None:
     elif kind == 1 and isinstance(old, str):
         container[key] = dice.choice([old + "x", old[:-1], old.upper(), old + "\n", old + "\x1b]0;x\x07"])
     elif kind == 2 and isinstance(container, dict):
-        container[dice.choice(["a", "../a", f"{key}x", "part"])] = container.pop(key)
+        container[dice.choice(["a", "../a", f"{key}x"])] = container.pop(key)
     elif kind == 3:
         container[key] = dice.choice(spots([container])[:50])[0]
     else:

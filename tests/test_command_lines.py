@@ -26,7 +26,7 @@ def leaves(app: App) -> list[App]:
     ("program", "words", "code"),
     [
         ("phonedata", "pck raw packed", 2),
-        ("phonedata", "pack raw packed --part x", 2),
+        ("phonedata", "pack raw packed --workers x", 2),
         ("phonedata", "verify nowhere", 1),
         ("phonetrain", "ftt", 2),
         ("phonetrain", "fit epochs=1.5", 2),

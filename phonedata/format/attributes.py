@@ -168,9 +168,6 @@ def _arrays(file: Path, attributes: Table, root: Table, phonemes: PhonemeSet) ->
         size = attributes["files"].get(f"{name}/c/0", {}).get("bytes")
         _hold(file, f"files: the size of {name}/c/0", size, _is_count(size, utterances), f"at least {utterances}")
         arrays[name] = ArraySpec((size,), np.dtype(np.uint8))
-    if "part" in root:
-        for name in ("part_means", "part_squares"):
-            arrays[name] = ArraySpec((utterances * dim,), np.dtype(np.float64))
     return arrays
 
 
@@ -202,15 +199,6 @@ def _is_digest(value: object) -> bool:
 
 def _is_line(value: object) -> bool:
     return isinstance(value, str) and value.isprintable() and value != ""
-
-
-def _is_part(value: object) -> bool:
-    """Whether a value says what part of a corpus this is, and where it comes from."""
-    if not isinstance(value, dict) or not all(_is_count(value.get(name), 1) for name in ("index", "of")):
-        return False
-    texts = [value.get(name) for name in ("source", "statistics", "written")]
-    place = value.get("place")
-    return isinstance(place, list) and all(isinstance(text, str) for text in (*texts, *place))
 
 
 def _get(file: Path, table: Mapping[str, Any], name: str) -> Any:
@@ -253,8 +241,6 @@ def _check_root(file: Path, root: Table) -> None:
     derived: Any = root.get("derived", {})
     fits = isinstance(derived, dict) and all(map(_is_line, derived.values()))
     _hold(file, "derived", derived, fits, "a table of lines of text")
-    if "part" in root:
-        hold("part", _is_part(root["part"]), "index, of, source, statistics, written and place")
 
 
 def _check_phonemes(file: Path, phonemes: object) -> None:

@@ -226,11 +226,6 @@ class Partition:
             raise damaged(path, "its bytes differ from their digest")
         return np.frombuffer(data, dtype)
 
-    def part_moments(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        """What a part keeps for `merge`: stored mean and sum of squared deviations of each utterance, (U, D) each."""
-        shape, double = (self.num_utterances, self.corpus.feature_dim), np.dtype(np.float64)
-        return self._rows("part_means/c/0", double, shape), self._rows("part_squares/c/0", double, shape)
-
     @cached_property
     def features(self) -> npt.NDArray[Any]:
         """(R, D) `corpus.dtype`, little-endian, padding rows zero; read-only memory map."""

@@ -1,12 +1,13 @@
 """Zarr v3 files written by our own hands: metadata, uncompressed shards, small arrays, digests of all of them."""
 
+import contextlib
 import ctypes
 import functools
 import json
 import math
 import os
 import sys
-import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ CHUNK_ROWS, SMALL_CHUNK_ROWS = 1 << 16, 1 << 12
 """Rows of an inner chunk; an array of fewer rows is one chunk of its rows, rounded up to a multiple of the second."""
 INDEX_ENTRY, INDEX_CRC = 16, 4
 """Bytes of a chunk's entry in the shard index, and of the crc32c behind the entries."""
+_WRITE = os.O_WRONLY | getattr(os, "O_BINARY", 0)
 
 _CRC32C = []
 for _byte in range(256):
@@ -144,64 +146,65 @@ def _sync_file_range():
 
 
 def _start_writing(fd: int, offset: int, length: int) -> None:
-    """Let the disk begin now with what `sync_tree` will wait for at the end; whether it does changes only the time."""
+    """Let the disk begin now with what a sync will wait for at the end; whether it does changes only the time."""
     call, write = _sync_file_range(), 2  # SYNC_FILE_RANGE_WRITE
     if call:
         call(fd, offset, length, write)
 
 
-class ShardFile:
-    """One shard being written in place, chunk by chunk and in any order, by any number of threads of one process."""
+class ShardFile(NamedTuple):
+    """One shard that is written in place, chunk by chunk, in any order, by any threads and processes: each opens it."""
 
-    def __init__(self, path: Path, chunks: int, chunk_bytes: int):
-        self.path, self.chunks, self.chunk_bytes = path, chunks, chunk_bytes
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
-        self._file = os.fdopen(descriptor, "r+b", buffering=0)
-        self._lock = threading.Lock()
-        self._index = shard_index(chunks, chunk_bytes)
-        # The full length at once: a file-size limit shows now, and a shorter shard of an earlier try is cut.
+    path: Path
+    chunks: int
+    chunk_bytes: int
+
+    def create(self) -> None:
+        """Make the file, unless it is there, and give it its full length at once: a file-size limit shows now, and a
+        longer one of an earlier try is cut."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.path, _WRITE | os.O_CREAT, 0o666)
         try:
-            os.ftruncate(self._file.fileno(), chunks * chunk_bytes + len(self._index))
-        except OSError:
-            self.close()
-            raise
-
-    def __enter__(self) -> "ShardFile":
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.close()
+            os.ftruncate(descriptor, self.chunks * self.chunk_bytes + INDEX_ENTRY * self.chunks + INDEX_CRC)
+        finally:
+            os.close(descriptor)
 
     def write(self, chunk: int, data: np.ndarray) -> None:
         """Write one whole inner chunk."""
-        self._pwrite(data.data.cast("B"), chunk * self.chunk_bytes)
-        _start_writing(self._file.fileno(), chunk * self.chunk_bytes, data.nbytes)
+        with opened(self.path) as descriptor:
+            write_at(descriptor, chunk * self.chunk_bytes, data)
 
-    def _pwrite(self, view, offset: int) -> None:
-        while len(view):
-            if hasattr(os, "pwrite"):
-                written = os.pwrite(self._file.fileno(), view, offset)
-            else:
-                with self._lock:
-                    os.lseek(self._file.fileno(), offset, os.SEEK_SET)
-                    written = os.write(self._file.fileno(), view)
-            view, offset = view[written:], offset + written
-
-    def read_digest(self, chunk: int) -> str:
-        """Digest of what the file holds now where `chunk` belongs."""
-        with self._lock:
-            os.lseek(self._file.fileno(), chunk * self.chunk_bytes, os.SEEK_SET)
-            return digest(os.read(self._file.fileno(), self.chunk_bytes))
+    def read(self, chunk: int) -> np.ndarray:
+        """(bytes,) uint8: what the file holds now where `chunk` belongs; none where there is no file."""
+        if not os.path.exists(self.path):
+            return np.empty(0, np.uint8)
+        return np.fromfile(self.path, np.uint8, self.chunk_bytes, offset=chunk * self.chunk_bytes)
 
     def finish(self, digests: list[str]) -> dict:
-        """Write the index and close the file; returns its entry for the partition's attributes."""
-        self._pwrite(self._index, self.chunks * self.chunk_bytes)
-        self.close()
-        return shard_entry(digests, self.chunk_bytes, self._index)
+        """Write the index; returns the file's entry for the partition's attributes."""
+        index = shard_index(self.chunks, self.chunk_bytes)
+        with opened(self.path) as descriptor:
+            write_at(descriptor, self.chunks * self.chunk_bytes, np.frombuffer(index, np.uint8))
+        return shard_entry(digests, self.chunk_bytes, index)
 
-    def close(self) -> None:
-        self._file.close()
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[int]:
+    """A descriptor for writing into a file that is there."""
+    descriptor = os.open(path, _WRITE)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def write_at(descriptor: int, offset: int, data: np.ndarray) -> None:
+    """Write a whole array at a byte of a file, and let the disk begin with it."""
+    view = data.reshape(-1).view(np.uint8).data
+    os.lseek(descriptor, offset, os.SEEK_SET)
+    while view:
+        view = view[os.write(descriptor, view) :]
+    _start_writing(descriptor, offset, data.nbytes)
 
 
 def shard_entry(digests: list[str], chunk_bytes: int, index: bytes) -> dict:

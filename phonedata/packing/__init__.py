@@ -1,8 +1,8 @@
-"""Raw -> packed: what `phonedata pack`, `extract` and `merge` do.
+"""Raw -> packed: what `phonedata pack` and `extract` do.
 
 Read pack.py first (the whole way), then plan.py (which row every utterance gets), packer.py (read, normalise, write),
 checks.py (what is refused), chunk_writer.py and metadata.py (the files written), journal.py (how an interrupted pack
-goes on), report.py (what a person is told). ordered_pool.py runs work on threads and keeps its order.
+goes on), report.py (what a person is told). executor.py runs tasks on threads, processes or other machines.
 
 Axes: U utterances, N frames, R rows, D coefficients.
 """

@@ -13,7 +13,7 @@ from ..raw.base import RawCorpus, check_names
 from .plan import PackOptions
 
 _PARTITION_NAMES = {"zarr.json", "features", "labels", "utterance_end", "utterance_id_bytes", "utterance_id_end"}
-_PARTITION_NAMES |= {"speaker_bytes", "speaker_end", "part_means", "part_squares"}
+_PARTITION_NAMES |= {"speaker_bytes", "speaker_end"}
 
 
 def check_options(options: PackOptions) -> None:
@@ -29,8 +29,6 @@ def check_options(options: PackOptions) -> None:
         raise SpecError(
             f"train partition {options.train_partition!r} is named, but cmvn is {options.cmvn!r}; add cmvn='train'"
         )
-    if options.part is not None and not 1 <= options.part[0] <= options.part[1] <= 100_000:
-        raise SpecError(f"part {options.part[0]}/{options.part[1]}, wanted I/N with 1 <= I <= N")
 
 
 def check_target(target: Path, replace: bool) -> None:

@@ -1,18 +1,22 @@
 """Fills inner chunks: reads the utterances that touch one, checks and normalises them, digests and writes the rows."""
 
 import io
+import os
 import pickle
-from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numba import njit
 
 from ..cmvn import moments, normalise_half, normalise_single, scale_into
 from ..errors import RawDataError
-from ..format.zarr_files import CHUNK_ROWS, ShardFile, digest
+from ..format.zarr_files import CHUNK_ROWS, digest, opened, write_at
 from ..raw.base import RawCorpus, RawPartition, as_features
+from .executor import Attempt, check_files
 from .journal import ChunkResult, Measurements
-from .plan import ChunkTask
+from .plan import FEATURES, LABELS, ChunkTask, MeasureTask
 
 _LARGEST = {"float16": 65504.0, "float32": float(np.finfo(np.float32).max)}
 
@@ -64,17 +68,35 @@ def check_shape(where: str, features: np.ndarray, labels: np.ndarray | None, fea
         raise RawDataError(f"{where}: {frames} feature frames but {len(labels)} labels; make one again")
 
 
+@dataclass(frozen=True)
+class PackJob:
+    """What the tasks of a pack share. `folder` is that of the corpus which is being built, `dim_from` a file that has
+    `feature_dim` coefficients. Called, it makes the tool of a thread (executor.MakeTool)."""
+
+    raw: RawCorpus
+    feature_dim: int
+    dim_from: str
+    dtype: str
+    folder: Path
+
+    def __call__(self, elsewhere: bool) -> "ChunkFiller":
+        return ChunkFiller(self, elsewhere)
+
+
 class UtteranceReader:
     """Reads and checks utterances of a raw corpus; every worker has its own."""
 
-    def __init__(self, raw: RawCorpus, feature_dim: int, dim_from: str):
-        self.partitions = {p.name: copy_for_worker(p) for p in raw.partitions}
-        self.feature_dim, self.dim_from, self.label_dtype = feature_dim, dim_from, raw.phonemes.label_dtype
+    def __init__(self, job: PackJob, elsewhere: bool):
+        self.partitions = {p.name: copy_for_worker(p) for p in job.raw.partitions}
+        self.feature_dim, self.dim_from, self.label_dtype = job.feature_dim, job.dim_from, job.raw.phonemes.label_dtype
+        self._elsewhere = elsewhere
 
     def read(self, name: str, index: int, mean: np.ndarray, square: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """(features, labels) of one utterance, valid until the next; fills its `mean` (D,) and sum of squared
-        deviations `square` (D,). Raises RawDataError."""
+        deviations `square` (D,). Raises RawDataError, WorkerError."""
         partition = self.partitions[name]
+        if self._elsewhere:
+            check_files(partition, index)
         features, labels = partition.read(index)
         features = as_features(features, partition.where(index))
         if labels is not None and labels.dtype != self.label_dtype:
@@ -115,33 +137,23 @@ class UtteranceReader:
 
 
 class ChunkFiller:
-    """Makes one inner chunk at a time in its own buffers.
+    """Makes one inner chunk at a time in its own buffers."""
 
-    `statistics(partition, index)` gives the mean and scale (D,) to normalise an utterance with; without it, every
-    utterance is normalised with its own. `check(partition, index, mean, square)` sees the raw moments of every one.
-    """
-
-    def __init__(
-        self,
-        reader: UtteranceReader,
-        dtype: str,
-        label_dtype: np.dtype,
-        num_classes: int,
-        statistics: Callable[[str, int], tuple[np.ndarray, np.ndarray]] | None,
-        check: Callable[[str, int, np.ndarray, np.ndarray], None],
-    ):
-        self.reader, self.statistics, self.check = reader, statistics, check
-        self.dtype, self.num_classes, self._limit = dtype, num_classes, _LARGEST[dtype]
-        half = dtype == "float16"
+    def __init__(self, job: PackJob, elsewhere: bool):
+        self.reader, self.folder = UtteranceReader(job, elsewhere), job.folder
+        self.dtype, self.num_classes, self._limit = job.dtype, len(job.raw.phonemes), _LARGEST[job.dtype]
+        half = job.dtype == "float16"
         self._normalise = normalise_half if half else normalise_single
         # float16 moves as its bits: numba knows no float16. They grow to the largest chunk that there is.
-        self._rows = np.zeros((0, reader.feature_dim), np.uint16 if half else np.float32)
-        self._labels = np.empty(0, label_dtype)
-        self._padding = np.iinfo(label_dtype).max
+        self._rows = np.zeros((0, job.feature_dim), np.uint16 if half else np.float32)
+        self._labels = np.empty(0, self.reader.label_dtype)
+        self._padding = np.iinfo(self.reader.label_dtype).max
 
-    def fill(
-        self, task: ChunkTask, features_file: ShardFile, labels_file: ShardFile | None
-    ) -> ChunkResult | Measurements:
+    def measure(self, task: MeasureTask, attempt: Attempt) -> Measurements:
+        """A task of the first pass: raw moments, nothing is written."""
+        return self.reader.measure(task.partition, task.index)
+
+    def fill(self, task: ChunkTask, attempt: Attempt) -> ChunkResult | Measurements:
         """Write the chunk and return its result; or, if the plan was wrong about it, only what reading has shown."""
         dim = self.reader.feature_dim
         if task.rows > len(self._rows):
@@ -151,9 +163,9 @@ class ChunkFiller:
         starts = task.start_row - task.chunk * CHUNK_ROWS
         own = starts >= 0  # the utterance counts where it begins
         means, squares, centres, scales = np.empty((4, len(starts), dim))
-        if self.statistics is not None:
-            for n in np.flatnonzero(~task.blank).tolist():
-                centres[n], scales[n] = self.statistics(task.partition, int(task.index[n]))
+        given = task.statistics
+        if given is not None:
+            centres[:], scales[:] = given.centres, given.scales
         self._pad(starts, task.length, task.rows)
         lengths: dict[int, int] = {}
         bad: dict[int, str] = {}
@@ -171,7 +183,7 @@ class ChunkFiller:
                 lengths[index] = len(features)
             if bad or lengths:
                 continue  # this layout is refuted: go on only to find every other fault
-            if self.statistics is None:
+            if given is None:
                 centres[n] = means[n]
                 scale_into(means[n], squares[n], length, scales[n])
             end = start + length
@@ -189,18 +201,30 @@ class ChunkFiller:
         if bad or lengths:
             nothing = np.empty((0, dim))
             return Measurements.of([], [], nothing, nothing, lengths, bad)
-        for n in np.flatnonzero(~task.blank).tolist():
-            self.check(task.partition, int(task.index[n]), means[n], squares[n])
+        if given is not None and given.means is not None and given.squares is not None:
+            other = ((means != given.means) | (squares != given.squares)).any(axis=1) & ~task.blank
+            if other.any():
+                where = self.reader.partitions[task.partition].where(int(task.index[np.argmax(other)]))
+                raise RawDataError(f"{where}: has other values than when statistics were taken; pack again")
         stored = (means[own] - centres[own]) * scales[own], squares[own] * scales[own] ** 2
         reading = Measurements.of(task.index[own], task.length[own], *stored, {}, {})
-        features_file.write(task.chunk, rows)
-        if labels_file is None:
-            return ChunkResult(digest(rows), None, None, reading)
+        labelled = self.reader.partitions[task.partition].labelled
         histogram = np.zeros(self._padding + 1, np.int64)
-        count_labels(row_labels, histogram)
-        if histogram[: self.num_classes].sum() != task.own_frames:
-            raise RawDataError(self._no_class(task, starts, row_labels))
-        labels_file.write(task.chunk, row_labels)
+        if labelled:
+            count_labels(row_labels, histogram)
+            if histogram[: self.num_classes].sum() != task.own_frames:
+                raise RawDataError(self._no_class(task, starts, row_labels))
+        folder = self.folder / task.partition
+        written = [(folder / FEATURES, rows), (folder / LABELS, row_labels)][: 1 + labelled]
+        with ExitStack() as files:
+            descriptors = [files.enter_context(opened(path)) for path, _ in written]
+            attempt.claim()
+            for descriptor, (_, data) in zip(descriptors, written):
+                write_at(descriptor, task.chunk * data.nbytes, data)
+                if attempt.must_sync:
+                    os.fsync(descriptor)
+        if not labelled:
+            return ChunkResult(digest(rows), None, None, reading)
         return ChunkResult(digest(rows), digest(row_labels), histogram[: self.num_classes], reading)
 
     def _pad(self, starts: np.ndarray, lengths: np.ndarray, rows: int) -> None:

@@ -5,9 +5,9 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from multiprocessing import current_process, parent_process
 from multiprocessing.context import SpawnContext, SpawnProcess
@@ -17,21 +17,21 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from ..errors import CorpusExists, CorpusNotFound, PhonedataError, RawDataError, SpecError
-from ..files import put_in_place, read_file, sync_tree
+from ..errors import CorpusExists, CorpusNotFound, PhonedataError, RawDataError, WorkerError
+from ..files import put_in_place, read_file, sync_file, sync_tree
 from ..phonemes import ARPABET
 from ..raw import audio as audio_layout
 from ..raw.audio import AlignmentOptions
 from ..raw.base import Labelling, Problem, RawCorpus, RawPartition
 from ..raw.frontend import FrontEnd
 from ..system import available_cores
+from .chunk_writer import copy_for_worker
+from .executor import AHEAD, Attempt, Job, check_files, check_workers, in_order
 from .journal import Staging
 from .report import labelling_table, reason_left_out
 
 MOST_PER_TASK = 20
 """Utterances of one task: Ctrl-C waits for two tasks of each process, and an interrupted call loses no more."""
-_partitions: dict[str, RawPartition] = {}
-"""In a process of the pool, the corpus: sent once, for its lists of files are long and its tasks many."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class ExtractReport:
     path: Path
     partitions: dict[str, tuple[int, int]]
     left_out: list[Problem]
-    notes: tuple[str, ...]
+    notes: list[str]
     labelling: dict[str, Labelling]
 
     def __str__(self) -> str:
@@ -57,7 +57,7 @@ class ExtractReport:
             "partitions": {name: {"utterances": u, "frames": n} for name, (u, n) in self.partitions.items()},
             "left_out": [asdict(problem) for problem in self.left_out],
             "labelling": {name: found._asdict() for name, found in self.labelling.items()},
-            "notes": list(self.notes),
+            "notes": self.notes,
         }
 
 
@@ -69,6 +69,7 @@ def extract(
     alignment: AlignmentOptions | None = None,
     skip_bad: bool = False,
     workers: int | None = None,
+    executor: Executor | None = None,
     progress: Callable[..., None] | None = None,
 ) -> ExtractReport:
     """Compute features and frame labels of the folder `audio` and write them to the new folder `raw`.
@@ -76,18 +77,20 @@ def extract(
     The label of a frame is the phone that covers its centre; `alignment` says how alignments are read.
     `progress(stage, done, total, unit)` counts utterances. An interrupted call continues where it stopped when it is
     repeated. `workers` processes (default: the cores this one may use) import the calling script, which must call under
-    `if __name__ == "__main__":`. Raises CorpusNotFound, CorpusExists, RawDataError (unless `skip_bad`), SpecError,
-    MissingReader, PhonedataError (disk, another process writing `raw`).
+    `if __name__ == "__main__":`; or `executor` does it, any whose workers see the same files (docs/CLUSTER.md). Raises
+    CorpusNotFound, CorpusExists, RawDataError (unless `skip_bad`), SpecError, MissingReader, WorkerError (of the
+    executor), PhonedataError (disk, another process writing `raw`).
     """
-    if current_process().name.startswith(_Extractor.__name__):
+    if current_process().name.startswith(_ExtractorProcess.__name__):
         # One of our own processes imports a script without a guard; the one who started it says so, once.
         raise SystemExit(1)
     source, target, frontend = Path(audio), Path(raw), frontend or FrontEnd()
+    check_workers(executor, workers)
+    if executor is not None:
+        source, target = source.absolute(), target.absolute()  # its workers may stand elsewhere
     if not source.is_dir() or not audio_layout.detect(source):
         raise CorpusNotFound(f"{source}: no audio found; looked for {audio_layout.LOOKS_FOR}")
     _check_absent(target)
-    if workers is not None and workers < 1:
-        raise SpecError(f"workers {workers}, wanted at least 1")
     corpus = audio_layout.open_layout(source, frontend, alignment)
     problems = [problem for partition in corpus.partitions for problem in partition.problems]
     if problems and not skip_bad:
@@ -100,7 +103,9 @@ def extract(
         staging = Staging(target, f"extract {stamp}")
         try:
             _check_absent(target)
-            report = _extract(corpus, target, staging, skip_bad, workers or available_cores(), progress)
+            with _processes_or(executor, workers) as (pool, ahead, notes):
+                report = _extract(corpus, target, staging, skip_bad, pool, ahead, progress)
+            report.notes.extend(notes)
             (staging.corpus / "frontend.toml").write_text(toml, encoding="utf-8")
             if corpus.phonemes != ARPABET:
                 lines = "\n".join(corpus.phonemes.symbols) + "\n"
@@ -108,15 +113,9 @@ def extract(
             sync_tree(staging.corpus)
             _check_absent(target)
             put_in_place(staging.corpus, target)
-        except BrokenProcessPool:
-            staging.release()
-            raise PhonedataError(
-                f"{target}: a worker process ended early; a script must call extract under `if __name__ == "
-                f'"__main__":` or with workers=1, and where memory ran out the same call with fewer workers goes on'
-            ) from None
         except BaseException as error:
             broken_off = isinstance(error, OSError) and not isinstance(error, PhonedataError)
-            if broken_off or isinstance(error, KeyboardInterrupt):
+            if broken_off or isinstance(error, (KeyboardInterrupt, WorkerError)):
                 staging.release()
             else:
                 staging.remove()
@@ -136,60 +135,70 @@ def _check_absent(target: Path) -> None:
         raise CorpusExists(f"{target}: already there; remove it or name another folder")
 
 
+@contextmanager
+def _processes_or(executor: Executor | None, workers: int | None) -> Iterator[tuple[Executor, int, list[str]]]:
+    """(`executor`, or processes of our own; how many tasks it gets at a time; a note where there can be none)."""
+    if executor is not None:
+        yield executor, AHEAD, []
+        return
+    workers = workers or available_cores()
+    processes, notes = None, []
+    if workers > 1:
+        try:
+            processes = ProcessPoolExecutor(workers, _Extractors(), _begin_process)
+        except (OSError, ImportError, NotImplementedError) as error:
+            # Semaphores lie in /dev/shm, which may be full, read-only or not there at all; some builds have none.
+            notes = [f"one process did it all: this system gives no semaphores for more ({error}); see /dev/shm"]
+    with processes or ThreadPoolExecutor(1) as pool:
+        yield pool, 2 * workers, notes
+
+
 def _extract(
     corpus: RawCorpus,
     target: Path,
     staging: Staging,
     skip_bad: bool,
-    workers: int,
+    pool: Executor,
+    ahead: int,
     progress: Callable[..., None] | None,
 ) -> ExtractReport:
     """Extract into `staging.corpus` what its journal does not call done."""
+    # Of an earlier call: its workers may live on.
+    staging.end_attempts()
+    partitions = {partition.name: partition for partition in corpus.partitions}
     tasks = []
     for partition in corpus.partitions:
         for kind in _kinds(partition):
             (staging.corpus / partition.name / kind).mkdir(parents=True, exist_ok=True)
         size = len(partition.utterance_ids)
-        tasks += [(partition, begin, min(size, begin + MOST_PER_TASK)) for begin in range(0, size, MOST_PER_TASK)]
+        tasks += [(partition.name, begin, min(size, begin + MOST_PER_TASK)) for begin in range(0, size, MOST_PER_TASK)]
     total = sum(end - begin for _, begin, end in tasks)
     recorded = {tuple(record["task"]): record["found"] for record in staging.records[1:]}
     finished = {
-        (p.name, begin, end): found
-        for p, begin, end in tasks
-        if (found := recorded.get((p.name, begin, end))) and _is_as_written(staging.corpus, p, begin, end, found)
+        task: recorded[task]
+        for task in tasks
+        if task in recorded and _is_as_written(staging.corpus, partitions[task[0]], *task[1:], recorded[task])
     }
-    open_tasks = [(p, begin, end) for p, begin, end in tasks if (p.name, begin, end) not in finished]
+    open_tasks = [task for task in tasks if task not in finished]
     kept = done = total - sum(end - begin for _, begin, end in open_tasks)
-    workers = min(workers, len(open_tasks))
-    pool, notes = None, list(corpus.notes)
-    if workers > 1:
-        try:
-            pool = ProcessPoolExecutor(workers, _Extractors(), _begin_process, (corpus.partitions,))
-        except (OSError, ImportError, NotImplementedError) as error:
-            # Semaphores lie in /dev/shm, which may be full, read-only or not there at all; some builds have none.
-            notes.append(f"one process did it all: this system gives no semaphores for more ({error}); see /dev/shm")
-    try:
-        jobs = [(p.name if pool else p, begin, end, str(staging.corpus), skip_bad) for p, begin, end in open_tasks]
-        results = (pool.map if pool else map)(_extract_some, *zip(*jobs)) if jobs else ()
-        for (partition, begin, end), found in zip(open_tasks, results):
-            staging.record({"task": [partition.name, begin, end], "found": found})
-            finished[partition.name, begin, end] = found
-            done += end - begin
-            if progress:
-                progress("extract", done, total, "utterances")
-    finally:
-        if pool:
-            pool.shutdown(cancel_futures=True)
+    job = Job(staging.path, ExtractJob(corpus.partitions, staging.corpus, skip_bad))
+    attempts = staging.begin_attempts()
+    for task, found in in_order(pool, ahead, job, Extractor.extract, open_tasks, attempts):
+        staging.record({"task": task, "found": found})
+        finished[task] = found
+        done += task[2] - task[1]
+        if progress:
+            progress("extract", done, total, "utterances")
+    staging.end_attempts()
     counts, problems = {}, [problem for partition in corpus.partitions for problem in partition.problems]
-    for partition in corpus.partitions:
-        parts = [finished[p.name, begin, end] for p, begin, end in tasks if p is partition]
-        bad = [Problem(*problem) for part in parts for problem in part["left_out"]]
-        counts[partition.name] = len(partition.utterance_ids) - len(bad), sum(part["frames"] for part in parts)
+    for name, partition in partitions.items():
+        found_in = [finished[task] for task in tasks if task[0] == name]
+        bad = [Problem(*problem) for found in found_in for problem in found["left_out"]]
+        counts[name] = len(partition.utterance_ids) - len(bad), sum(found["frames"] for found in found_in)
         problems += bad
-        _check_files(staging.corpus, partition, counts[partition.name][0], sum(part["bytes"] for part in parts))
-    if kept:
-        notes.append(f"{kept:,} utterances kept from an interrupted call")
-    return ExtractReport(target, counts, problems, tuple(notes), corpus.labelling)
+        _check_files(staging.corpus, partition, counts[name][0], sum(found["bytes"] for found in found_in))
+    notes = [*corpus.notes, *([f"{kept:,} utterances kept from an interrupted call"] if kept else [])]
+    return ExtractReport(target, counts, problems, notes, corpus.labelling)
 
 
 def _kinds(partition: RawPartition) -> tuple[str, ...]:
@@ -222,17 +231,16 @@ def _check_files(out: Path, partition: RawPartition, utterances: int, size: int)
         )
 
 
-class _Extractor(SpawnProcess):
+class _ExtractorProcess(SpawnProcess):
     """A process of the pool: its name, which starts with that of the class, is known before it imports the script."""
 
 
 class _Extractors(SpawnContext):
-    Process = _Extractor
+    Process = _ExtractorProcess
 
 
-def _begin_process(partitions: tuple[RawPartition, ...]) -> None:
+def _begin_process() -> None:
     """For pool processes: Ctrl-C is for the one who waits for them, and when it is killed they write no more."""
-    _partitions.update({partition.name: partition for partition in partitions})
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def end_with_parent() -> None:
@@ -243,30 +251,59 @@ def _begin_process(partitions: tuple[RawPartition, ...]) -> None:
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 
-def _extract_some(partition: RawPartition | str, begin: int, end: int, out: str, skip_bad: bool) -> dict[str, Any]:
-    """Write utterances begin..end of a partition (in the pool, its name): frames, bytes and their digest, what was left
-    out."""
-    partition = _partitions[partition] if isinstance(partition, str) else partition
-    frames, size, left_out, content = 0, 0, [], xxhash.xxh3_128()
+@dataclass(frozen=True)
+class ExtractJob:
+    """What the tasks of an extract share; called, it makes the tool of a thread (executor.MakeTool)."""
 
-    def save(kind: str, utterance: str, array: np.ndarray) -> int:
-        np.save(file := io.BytesIO(), array)
-        content.update(file.getbuffer())
-        return Path(out, partition.name, kind, f"{utterance}.npy").write_bytes(file.getbuffer())
+    partitions: tuple[RawPartition, ...]
+    folder: Path
+    skip_bad: bool
 
-    for index in range(begin, end):
-        utterance = partition.utterance_ids[index]
-        try:
-            features, labels = partition.read(index)
-        except RawDataError as error:
-            if not skip_bad:
-                raise
-            left_out.append((utterance, str(error)))
-            continue
-        size += save("mfcc", utterance, features)
-        if labels is not None:
-            symbols = np.array(["[SOS]", *partition.phonemes.symbols, "[EOS]"])
-            marked = np.concatenate(([0], labels.astype(np.int64) + 1, [len(symbols) - 1]))
-            size += save("transcript", utterance, symbols[marked])
-        frames += len(features)
-    return {"frames": frames, "bytes": size, "digest": content.hexdigest(), "left_out": left_out}
+    def __call__(self, elsewhere: bool) -> "Extractor":
+        return Extractor(self, elsewhere)
+
+
+class Extractor:
+    """Computes and writes utterances, through its own copies of the partitions."""
+
+    def __init__(self, job: ExtractJob, elsewhere: bool):
+        self.partitions = {p.name: copy_for_worker(p) for p in job.partitions}
+        self.folder, self.skip_bad, self._elsewhere = job.folder, job.skip_bad, elsewhere
+
+    def extract(self, task: tuple[str, int, int], attempt: Attempt) -> dict[str, Any]:
+        """Write the utterances of (partition, begin, end): frames, bytes and their digest, what was left out.
+
+        Each file gets its name when it is whole, so what a worker has open never has a name in the folder.
+        """
+        name, begin, end = task
+        partition, frames, size, left_out = self.partitions[name], 0, 0, []
+        content = xxhash.xxh3_128()
+
+        def save(kind: str, utterance: str, array: np.ndarray) -> int:
+            file = Path(f"{attempt.path}.npy")
+            np.save(values := io.BytesIO(), array)
+            content.update(values.getbuffer())
+            written = file.write_bytes(values.getbuffer())
+            if attempt.must_sync:
+                sync_file(file)
+            os.replace(file, self.folder / name / kind / f"{utterance}.npy")
+            return written
+
+        for index in range(begin, end):
+            utterance = partition.utterance_ids[index]
+            try:
+                if self._elsewhere:
+                    check_files(partition, index)
+                features, labels = partition.read(index)
+            except RawDataError as error:
+                if not self.skip_bad:
+                    raise
+                left_out.append((utterance, str(error)))
+                continue
+            size += save("mfcc", utterance, features)
+            if labels is not None:
+                symbols = np.array(["[SOS]", *partition.phonemes.symbols, "[EOS]"])
+                marked = np.concatenate(([0], labels.astype(np.int64) + 1, [len(symbols) - 1]))
+                size += save("transcript", utterance, symbols[marked])
+            frames += len(features)
+        return {"frames": frames, "bytes": size, "digest": content.hexdigest(), "left_out": left_out}

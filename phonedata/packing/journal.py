@@ -1,11 +1,14 @@
 """The staging folder of a pack or an extract: its lock, and the journal from which an interrupted one continues."""
 
 import base64
+import errno
 import io
 import json
 import os
 import shutil
+import uuid
 import zlib
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +42,8 @@ class Staging:
             self._journal = journal = open(self.path / "journal", "ab")  # noqa: SIM115
             if not self.records:
                 journal.truncate(0)
-                shutil.rmtree(self.corpus, ignore_errors=True)
+                for left in (self.corpus, *self.left_behind()):
+                    shutil.rmtree(left, ignore_errors=True)
                 self.record({"pack": fingerprint})
             self.corpus.mkdir(exist_ok=True)
         except BaseException as error:
@@ -103,6 +107,34 @@ class Staging:
         stats = [file.stat() for file in self.corpus.rglob("*") if file.is_file()]
         return sum(min(s.st_size, s.st_blocks * 512) if hasattr(s, "st_blocks") else s.st_size for s in stats)
 
+    def begin_attempts(self) -> Path:
+        """A new folder in which workers of other processes say that they write; see executor.py."""
+        folder = self.path / f"attempts-{uuid.uuid4().hex}"
+        folder.mkdir()
+        return folder
+
+    def end_attempts(self, leave_behind: Callable[[], None] = lambda: None) -> bool:
+        """Let no worker of another process write any more; False where each that began was heard of again. Otherwise
+        `leave_behind` is called first: what such a worker may have open must not be used further."""
+        left = False
+        for folder in self.path.glob("attempts-*"):
+            while not _remove_if_empty(folder):
+                leave_behind()
+                left = True
+                for name in os.listdir(folder):
+                    (folder / name).unlink(missing_ok=True)
+        return left
+
+    def renew(self) -> None:
+        """Let `corpus` begin anew, with files that nobody has open; what it held is left behind, to be copied."""
+        if any(self.corpus.iterdir()):
+            os.rename(self.corpus, self.path / f"left-{uuid.uuid4().hex}")
+            self.corpus.mkdir()
+
+    def left_behind(self) -> list[Path]:
+        """The folders that were left behind and not removed."""
+        return sorted(self.path.glob("left-*"))
+
     def release(self) -> None:
         """Close without removing: the next call continues here. Where nothing was done yet, nothing stays."""
         if self._written > 1:
@@ -114,6 +146,7 @@ class Staging:
         """Remove the folder; the lock goes last, so that nobody starts in a folder that is being removed."""
         self._close_journal()
         try:
+            self.end_attempts()
             for path in (p for p in self.path.iterdir() if p.name != "lock"):
                 if path.is_dir():
                     shutil.rmtree(path, ignore_errors=True)
@@ -142,6 +175,16 @@ class Staging:
             fd, self._fd = self._fd, None
             if fd is not None:
                 os.close(fd)
+
+
+def _remove_if_empty(folder: Path) -> bool:
+    try:
+        os.rmdir(folder)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        return False
+    return True
 
 
 @dataclass

@@ -31,8 +31,7 @@ class WrittenPartition:
     """A partition whose chunks are all written, and what is known of its U utterances.
 
     `means` and `squares` are the stored moments of every utterance, as pieces (n, D) that end to end are (U, D): one
-    array of them all would be a second copy. A part keeps them, so that merged parts have exactly the statistics of an
-    undivided pack.
+    array of them all would be a second copy.
     """
 
     name: str
@@ -52,7 +51,7 @@ class WrittenPartition:
 
 
 def finish_partition(
-    root: Path, written: WrittenPartition, dtype: np.dtype, phonemes: PhonemeSet, keep_moments: bool
+    root: Path, written: WrittenPartition, dtype: np.dtype, phonemes: PhonemeSet
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Write everything of a partition but its rows; returns its attributes and its entry in the root's."""
     folder, dim = root / written.name, written.means[0].shape[1]
@@ -72,9 +71,6 @@ def finish_partition(
     files |= write_array(folder / "utterance_end", ends)
     files |= write_strings(folder, "utterance_id", written.utterance_ids)
     files |= write_strings(folder, "speaker", written.speakers)
-    if keep_moments:
-        files |= write_array(folder / "part_means", np.concatenate(written.means).reshape(-1))
-        files |= write_array(folder / "part_squares", np.concatenate(written.squares).reshape(-1))
     lengths = written.lengths
     attributes = {
         "utterances": len(lengths),

@@ -1,11 +1,9 @@
 """Plan: which rows every utterance gets, which inner chunks they fall in, and what must be done again."""
 
 import json
-import os
-import shlex
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 import xxhash
@@ -14,6 +12,9 @@ from phonedata import __version__
 
 from ..format.zarr_files import CHUNK_ROWS, chunk_rows, num_chunks
 from ..raw.base import RawCorpus
+
+FEATURES, LABELS = "features/c/0/0", "labels/c/0"
+"""The two shards of a partition, within its folder."""
 
 
 @dataclass(frozen=True)
@@ -25,51 +26,18 @@ class PackOptions:
     dtype: str = "float16"
     context: int = 50
     skip_bad: bool = False
-    part: tuple[int, int] | None = None
 
     @property
     def train_partitions(self) -> tuple[str, ...]:
         """The partitions that `train_partition`, "A" or "A + B", names; sorted, so that every wording is one corpus."""
         return tuple(sorted({name.strip() for name in (self.train_partition or "").split("+")} - {""}))
 
-    def command(self, raw: RawCorpus, packed: os.PathLike[str]) -> str:
-        """The shell command of this pack, but for the part."""
-        words = ["phonedata", "pack", str(raw.path), str(packed), "--layout", raw.layout, *raw.arguments]
-        for option in fields(self):
-            value = getattr(self, option.name)
-            if option.name != "part" and value != option.default:
-                words.append(f"--{option.name.replace('_', '-')}")
-                words += [] if value is True else [str(value)]
-        return shlex.join(words)
-
-    def source(self, raw: RawCorpus, feature_dim: int) -> str:
-        """What the bytes of a pack depend on: parts belong together where it is the same.
-
-        It depends neither on `part` nor on where the raw folder lies and when its files were written, so that parts can
-        be made from copies.
-        """
-        options = {k: v for k, v in asdict(self).items() if k != "part"} | {"train_partition": self.train_partitions}
-        return _digest([__version__, options, feature_dim, raw.frontend, *_contents(raw)])
-
-    def origin(self, raw: RawCorpus, feature_dim: int, statistics: str) -> dict[str, Any]:
-        """What a part says of where it comes from.
-
-        `source`, see there; `statistics`, the digest of those that it was normalised with; `written`, which changes
-        when a raw file is written again; `place`, the raw folder and those in it, none of which a copy has: only among
-        parts of one place do different times mean that files were written in between.
-        """
-        with os.scandir(raw.path) as entries:
-            folders = [os.stat(raw.path), *(entry.stat() for entry in entries if entry.is_dir())]
-        return {
-            "source": self.source(raw, feature_dim),
-            "statistics": statistics,
-            "written": _digest([p.written for p in raw.partitions]),
-            "place": sorted(_digest([folder.st_ino, folder.st_ctime_ns]) for folder in folders),
-        }
-
-    def fingerprint(self, origin: dict[str, Any]) -> str:
-        """Changes whenever an interrupted pack must not be continued."""
-        return _digest([self.part, origin["source"], origin["statistics"], origin["written"]])
+    def fingerprint(self, raw: RawCorpus, feature_dim: int) -> str:
+        """Changes whenever an interrupted pack must not be continued: with any option, the version, what the raw folder
+        holds, and the size or time of any file in it."""
+        options = asdict(self) | {"train_partition": self.train_partitions}
+        written = [p.written for p in raw.partitions]
+        return _digest([__version__, options, feature_dim, raw.frontend, *_contents(raw), written])
 
 
 def _contents(raw: RawCorpus) -> list[Any]:
@@ -84,9 +52,22 @@ def _digest(values: list[Any]) -> str:
     return xxhash.xxh3_128_hexdigest(json.dumps(values).encode())
 
 
-def rows_of(lengths: np.ndarray, context: int) -> int:
-    """Rows of utterances of `lengths` (U,): their frames, and `context` rows before, between and after them."""
-    return int(lengths.sum()) + context * (len(lengths) + 1)
+@dataclass(frozen=True)
+class MeasureTask:
+    """Some utterances of a partition, (n,) int64, whose raw moments are wanted before any row is written."""
+
+    partition: str
+    index: np.ndarray
+
+
+class Statistics(NamedTuple):
+    """What normalises the n utterances of a chunk, if they do not do it themselves: `centres` and `scales` (n, D).
+    Where they were measured, `means` and `squares` (n, D) are the raw moments that were found then."""
+
+    centres: np.ndarray
+    scales: np.ndarray
+    means: np.ndarray | None = None
+    squares: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -102,6 +83,7 @@ class ChunkTask:
     length: np.ndarray
     blank: np.ndarray
     key: str
+    statistics: Statistics | None = None
 
     @property
     def own_frames(self) -> int:
@@ -136,7 +118,7 @@ class PartitionPlan:
         self.utterance_end = np.cumsum(self.length)
         self.start_row = self.utterance_end - self.length + self.context * np.arange(1, len(self.length) + 1)
         self.end_row = self.start_row + self.length
-        self.rows = rows_of(self.length, self.context)
+        self.rows = int(self.length.sum()) + self.context * (len(self.length) + 1)
         self.chunks, self.chunk_rows = num_chunks(self.rows), chunk_rows(self.rows)
 
     def correct(self, lengths: dict[int, int], bad: dict[int, str], kept: Collection[int]) -> None:

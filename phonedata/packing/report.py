@@ -56,10 +56,7 @@ class LeftOut:
 
 @dataclass(repr=False)
 class PackReport:
-    """Partitions (dicts with name, utterances, frames, rows, labelled, left_out, ...), sizes, time.
-
-    kept: nothing was packed, because the same files were packed before.
-    """
+    """Partitions (dicts with name, utterances, frames, rows, labelled, left_out, ...), sizes, time."""
 
     path: Path
     layout: str
@@ -71,7 +68,6 @@ class PackReport:
     notes: tuple[str, ...] = ()
     labelling: dict[str, Labelling] = field(default_factory=dict)
     chunks_reused: int = 0
-    kept: bool = False
     seconds: float = 0.0
 
     @classmethod
@@ -81,7 +77,6 @@ class PackReport:
         notes: tuple[str, ...] = (),
         labelling: dict[str, Labelling] | None = None,
         chunks_reused: int = 0,
-        kept: bool = False,
     ) -> "PackReport":
         """What a finished corpus says of itself."""
         left_out = [LeftOut(**one) for one in corpus.attributes["left_out"]]
@@ -98,7 +93,6 @@ class PackReport:
             notes=notes,
             labelling=labelling or {},
             chunks_reused=chunks_reused,
-            kept=kept,
         )
 
     @property
@@ -121,7 +115,6 @@ class PackReport:
             "notes": list(self.notes),
             "bytes": self.bytes_written,
             "chunks_reused": self.chunks_reused,
-            "kept": self.kept,
             "seconds": self.seconds,
         }
 
@@ -136,8 +129,7 @@ class PackReport:
         again = f", {self.chunks_reused} chunks kept from an interrupted call" if self.chunks_reused else ""
         seconds = max(self.seconds, 1e-9)
         rates = f"({megabytes / seconds:,.0f} MB/s, {self.num_frames / seconds:,.0f} frames/s)"
-        took = "" if self.kept else f" in {self.seconds:.2f} s {rates}{again}"
-        lines.append(f"layout {self.layout}: {megabytes:,.1f} MB{took}")
+        lines.append(f"layout {self.layout}: {megabytes:,.1f} MB in {self.seconds:.2f} s {rates}{again}")
         lines += labelling_table(self.labelling)
         lines += [f"note: {note}" for note in self.notes]
         lines += map(str, self.left_out[:_SHOWN])

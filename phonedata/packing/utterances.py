@@ -26,9 +26,9 @@ from ..phonemes import ARPABET, END_MARKS, START_MARKS, PhonemeSet, spellings
 from ..raw.base import Problem, RawCorpus, as_features, check_frontend, check_name, frame_shift_of
 from ..raw.frame_labels import LabelOptions, fit_labels
 from ..raw.label_table import SymbolTable
-from ..system import available_cores
 from .checks import check_options, check_partitions, check_target, find_feature_dim, notes_on_speakers
 from .chunk_writer import check_shape
+from .executor import check_workers, threads_or
 from .journal import Staging
 from .packer import Packing
 from .plan import PackOptions
@@ -75,8 +75,7 @@ def pack_utterances(
     target = Path(os.path.realpath(packed))
     options = PackOptions(cmvn, train_partition, dtype, context, skip_bad)
     check_options(options)
-    if workers is not None and workers < 1:
-        raise SpecError(f"workers {workers}, wanted at least 1")
+    check_workers(None, workers)
     table = check_frontend(dict(frontend), "frontend") if frontend is not None else None
     recover(target)
     check_target(target, replace)
@@ -91,8 +90,8 @@ def pack_utterances(
             corpus = labels.recorded(stage.corpus(table))
             check_partitions(corpus, options)
             dim, dim_from = find_feature_dim(corpus)
-            workers = workers or available_cores()
-            Packing(corpus, options, dim, dim_from, {}, "", staging, workers, progress).run(None)
+            with threads_or(None, workers) as (pool, ahead):
+                Packing(corpus, options, dim, dim_from, staging, pool, ahead, progress).run()
             check_target(target, replace)
             notes = corpus.notes + notes_on_speakers(corpus, options) + put_in_place(staging.corpus, target)
     finally:
@@ -229,6 +228,10 @@ class StagedPartition:
     def num_frames(self, index: int) -> int | None:
         """See raw.RawPartition.num_frames."""
         return self.shapes[index][0]
+
+    def files_of(self, index: int) -> list[tuple[str, int, int]]:
+        """See raw.RawPartition.files_of: its own files are seen by nobody else."""
+        return []
 
     def where(self, index: int) -> str:
         return f"{self.name}/{self.utterance_ids[index]}"

@@ -12,7 +12,7 @@ from ..errors import RawDataError, SpecError
 from ..phonemes import ARPABET, PhonemeSet
 from .alignments import SUFFIXES, Intervals, as_arpabet, is_silence, is_unknown, likely_unit, read_alignment
 from .audio_files import AudioFiles, has_audio, list_files, read_header, read_waveform, utterance_id
-from .base import Labelling, Problem, RawCorpus, Stamp, check_name, copy_of, first_said, read_phonemes
+from .base import Labelling, Problem, RawCorpus, Stamp, check_name, copy_of, first_said, read_phonemes, seen_file
 from .frontend import FrontEnd, labels_at, num_resampled
 from .hw1p2 import speaker_of
 
@@ -91,10 +91,7 @@ def open_layout(root: Path, frontend: FrontEnd | None = None, options: Alignment
     if (root / "frontend.toml").exists():
         notes.append(f"{root / 'frontend.toml'} is not read: it is for features that are there, these are made here")
     labelling = {partition.name: partition.labelling() for partition in partitions if partition.labelled}
-    arguments = tuple(options.arguments())
-    return RawCorpus(
-        root, "audio", tuple(partitions), phonemes, frontend.describe(), tuple(notes), arguments, labelling
-    )
+    return RawCorpus(root, "audio", tuple(partitions), phonemes, frontend.describe(), tuple(notes), labelling)
 
 
 def _refuse_without_effect(root: Path, partitions: list["AudioPartition"], options: AlignmentOptions) -> None:
@@ -222,6 +219,7 @@ class AudioPartition:
         stamp = Stamp()
         self.utterance_ids: list[str] = []
         self._files: list[tuple[str, str | None]] = []
+        self._listed: list[tuple[str, int, int]] = []
         self._labels: list[_Labels] = []
         missing = (
             "no alignment beside it (.TextGrid, .phn or .lab)"
@@ -263,6 +261,7 @@ class AudioPartition:
                 self._labels.append(labels)
             self.utterance_ids.append(utterance)
             self._files.append((path, partner))
+            self._listed.append(seen_file(path, os.stat(path) if os.path.exists(path) else None))
         if options.alignments is None:
             for key in sorted(aligned.keys() - keys):
                 copied = copy_of(key, aligned)
@@ -375,6 +374,7 @@ class AudioPartition:
         self.utterance_ids = [self.utterance_ids[index] for index in indices]
         self.speakers = [self.speakers[index] for index in indices]
         self._files = [self._files[index] for index in indices]
+        self._listed = [self._listed[index] for index in indices]
         self._labels = [self._labels[index] for index in indices]
 
     def labelling(self) -> Labelling:
@@ -402,6 +402,10 @@ class AudioPartition:
         except RawDataError:
             return None
         return self.frontend.num_frames(num_resampled(samples, rate, self.frontend.rate_hz))
+
+    def files_of(self, index: int) -> list[tuple[str, int, int]]:
+        """See raw.RawPartition.files_of. Alignments were read when they were listed."""
+        return [self._listed[index]]
 
     def where(self, index: int) -> str:
         return self._files[index][0]

@@ -50,8 +50,7 @@ class RawPartition(Protocol):
         problems: utterances that were found and left out of `utterance_ids` (no partner, duplicate id, ...).
         order: "sorted", or the name of the file that gave the order.
         stamp: text that changes with the size of a file, and is the same for a copy of the folder elsewhere.
-        written: text that changes when a file is written again; an interrupted pack continues, and a part is kept,
-            only if it is the same.
+        written: text that changes when a file is written again; an interrupted pack continues only if it is the same.
         phonemes: the classes of its labels.
     """
 
@@ -78,6 +77,17 @@ class RawPartition(Protocol):
     def num_frames(self, index: int) -> int | None:
         """Frames of an utterance that cannot be read, by its file's header; None where that does not say."""
 
+    def files_of(self, index: int) -> list[tuple[str, int, int]]:
+        """Path, bytes and time written (st_mtime_ns) of each file that `read` opens, as they were when it was listed.
+
+        For workers on other machines, which must see the same files; nobody else asks.
+        """
+
+
+def seen_file(path: str, status: os.stat_result | None) -> tuple[str, int, int]:
+    """What `RawPartition.files_of` says of a file; `status` None: it is missing."""
+    return (path, status.st_size, status.st_mtime_ns) if status else (path, -1, -1)
+
 
 class Stamp:
     """The digests behind `RawPartition.stamp` and `RawPartition.written`, file by file."""
@@ -87,7 +97,7 @@ class Stamp:
 
     def add(self, what: str, status: os.stat_result | None) -> None:
         """A file under a name that says nothing of where the folder lies; None for one that is missing."""
-        size, time = (status.st_size, status.st_mtime_ns) if status else (-1, -1)
+        _, size, time = seen_file(what, status)
         self._sizes.update(f"{what} {size}\n".encode())
         self._times.update(f"{time}\n".encode())
 
@@ -120,8 +130,6 @@ class RawCorpus:
     phonemes: PhonemeSet
     frontend: dict | None = None
     notes: tuple[str, ...] = field(default=())
-    arguments: tuple[str, ...] = ()
-    """Words of the command line that open it this way, beside its folder and layout."""
     labelling: dict[str, Labelling] = field(default_factory=dict)
     """Partition -> what its alignments leave open, where labels come from alignments."""
     derived: dict[str, str] = field(default_factory=dict)

@@ -282,9 +282,12 @@ class Hw1p2Partition:
         self._files = [features[i][0] for i in ids]
         self._label_files = [labels[i][0] for i in ids] if texts else []
         self.lengths_hint: Sequence[int] | None = self._guess_lengths([features[i][1] for i in ids])
-        found = [features[i] for i in ids] + ([labels[i] for i in ids] if texts else [])
-        sizes, times = (np.array([file[place] for file in found], np.int64) for place in (1, 2))
-        self.stamp, self.written = xxhash.xxh3_128_hexdigest(sizes.data), xxhash.xxh3_128_hexdigest(times.data)
+        kinds = (features, labels) if texts else (features,)
+        # (kinds, U) each
+        self._sizes, self._times = (
+            np.array([[files[i][place] for i in ids] for files in kinds], np.int64) for place in (1, 2)
+        )
+        self.stamp, self.written = (xxhash.xxh3_128_hexdigest(all_.data) for all_ in (self._sizes, self._times))
         self._reader = NpyReader()
         self._label_reader = NpyReader()
         self._table: SymbolTable | None = None
@@ -313,6 +316,7 @@ class Hw1p2Partition:
             for lists in ("utterance_ids", "speakers", "_files", "_label_files", "lengths_hint"):
                 values = getattr(self, lists)
                 setattr(self, lists, values and [values[n] for n in order])
+            self._sizes, self._times = self._sizes[:, order], self._times[:, order]
         return difference
 
     def _guess_lengths(self, sizes: list[int]) -> list[int] | None:
@@ -358,6 +362,13 @@ class Hw1p2Partition:
         """See raw.RawPartition.num_frames."""
         header = self._header(index)
         return header[2][0] if header and len(header[2]) == 2 else None
+
+    def files_of(self, index: int) -> list[tuple[str, int, int]]:
+        """See raw.RawPartition.files_of."""
+        paths = [self.where(index)]
+        if self.labelled:
+            paths.append(self.where_labels(index))
+        return list(zip(paths, self._sizes[:, index].tolist(), self._times[:, index].tolist()))
 
     def where(self, index: int) -> str:
         return f"{self._mfcc}/{self._files[index]}"

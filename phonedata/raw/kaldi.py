@@ -11,7 +11,7 @@ import numpy as np
 
 from ..errors import MissingReader, RawDataError, SpecError
 from ..phonemes import PhonemeSet
-from .base import Problem, RawCorpus, Stamp, check_name, folders_in, frame_shift_of, numbered, read_frontend
+from .base import Problem, RawCorpus, Stamp, check_name, folders_in, frame_shift_of, numbered, read_frontend, seen_file
 from .frame_labels import LabelOptions, numbered_note
 from .label_lines import LabelLines, OpenFile, read_list, text_id
 
@@ -180,6 +180,7 @@ class KaldiPartition:
         self._places = [places[utterance] for utterance in self.utterance_ids]
         self._file = OpenFile()
         self._keys: dict[str, dict[int, bytes]] = {}
+        self._listed: dict[str, tuple[str, int, int]] = {}
         stamp = Stamp()
         for file in sorted({ark for ark, _ in self._places} | {str(scp)} | set(lines.files)):
             try:
@@ -187,6 +188,7 @@ class KaldiPartition:
             except OSError:
                 status = None
             stamp.add(os.path.relpath(file, root), status)
+            self._listed[file] = seen_file(file, status)
         self.stamp, self.written = stamp.digests()
 
     def num_frames(self, index: int) -> int | None:
@@ -195,6 +197,12 @@ class KaldiPartition:
             return _read_head(self._file, *self._places[index])[1]
         except (RawDataError, OSError):
             return None
+
+    def files_of(self, index: int) -> list[tuple[str, int, int]]:
+        """See raw.RawPartition.files_of."""
+        ark, utterance = self._places[index][0], self.utterance_ids[index]
+        files = [ark, self._lines.file_of(utterance)] if self.labelled else [ark]
+        return [self._listed[file] for file in files]
 
     def where(self, index: int) -> str:
         ark, offset = self._places[index]

@@ -76,7 +76,7 @@ class LabelLines:
     """Where each utterance's line lies in `files`; the labels themselves stay on disk. Picklable.
 
     A gzipped file is unpacked into the temporary folder for as long as this object lives, since nobody can begin to
-    read in its middle; copies share it.
+    read in its middle; copies share it, and one on another machine unpacks it there.
 
     `table` is the file that would name the symbols, for messages. Raises RawDataError for a file that cannot be read,
     an id that is listed twice or cannot be an id.
@@ -90,8 +90,7 @@ class LabelLines:
         for number, file in enumerate(files):
             try:
                 if file.suffix == ".gz":
-                    self._readable[number] = _unpack(file)
-                    weakref.finalize(self, _remove, self._readable[number])
+                    self._unpack(number)
                 with open(self._readable[number], "rb") as lines:
                     offset = len(_MARK) if lines.read(len(_MARK)) == _MARK else 0
                     lines.seek(offset)
@@ -104,6 +103,14 @@ class LabelLines:
                         offset += len(line)
             except OSError as error:
                 raise RawDataError(f"{file}: cannot be read ({error.strerror}); check the file") from None
+
+    def _unpack(self, number: int) -> None:
+        self._readable[number] = _unpack(Path(self.files[number]))
+        weakref.finalize(self, _remove, self._readable[number])
+
+    def file_of(self, utterance: str) -> str:
+        """The file that has the line of an utterance."""
+        return self.files[self.places[utterance][0]]
 
     def _add(self, file: Path, number: int, offset: int, line: bytes) -> None:
         head = line.split(None, 1)
@@ -133,6 +140,8 @@ class LabelLines:
     def _line(self, utterance: str) -> bytes:
         number, offset, length = self.places[utterance]
         try:
+            if self.files[number].endswith(".gz") and not os.path.exists(self._readable[number]):
+                self._unpack(number)
             line = self._file.read(self._readable[number], offset, length)
         except OSError as error:
             raise RawDataError(f"{self.files[number]}: cannot be read ({error.strerror}); check the file") from None
@@ -142,7 +151,7 @@ class LabelLines:
 
     def where(self, utterance: str) -> str:
         """The file of an utterance's line, and its id."""
-        return f"{self.files[self.places[utterance][0]]}: {utterance}"
+        return f"{self.file_of(utterance)}: {utterance}"
 
     def labels(self, utterance: str, classes: dict[str, int] | None = None) -> np.ndarray:
         """Labels (T,) int64 of the utterance: integers as they stand, symbols by `classes`. Raises RawDataError."""

@@ -20,6 +20,7 @@ from .base import (
     numbered,
     read_frontend,
     read_phonemes,
+    seen_file,
 )
 from .frame_labels import LabelOptions
 from .hw1p2 import speaker_of
@@ -103,6 +104,7 @@ class LibriphonePartition:
         if not listed:
             raise RawDataError(f"{root / split}: lists no utterance, wanted an id a line; fill or remove it")
         stamp, ids = Stamp(), []
+        self._listed: list[tuple[str, int, int]] = []
         seen: set[str] = set()
         for utterance in sorted(listed) if self.labelled else listed:
             check_name(utterance, "utterance id", root / split)
@@ -121,8 +123,11 @@ class LibriphonePartition:
             label = lines.places.get(utterance)
             stamp.add(f"{utterance} {label}", stat)
             ids.append(utterance)
+            self._listed.append(seen_file(self._path(utterance), stat))
+        self._label_files: dict[str, tuple[str, int, int]] = {}
         for file in lines.files:
             stamp.add(os.path.basename(file), os.stat(file))
+            self._label_files[file] = seen_file(file, os.stat(file))
         self.utterance_ids = ids
         self.speakers = [speaker_of(utterance) for utterance in ids]
         self.lengths_hint: Sequence[int] | None = None
@@ -141,6 +146,13 @@ class LibriphonePartition:
             return len(load_tensor(self.where(index)))
         except RawDataError:
             return None
+
+    def files_of(self, index: int) -> list[tuple[str, int, int]]:
+        """See raw.RawPartition.files_of."""
+        files = [self._listed[index]]
+        if self.labelled:
+            files.append(self._label_files[self._lines.file_of(self.utterance_ids[index])])
+        return files
 
     def where(self, index: int) -> str:
         return self._path(self.utterance_ids[index])

@@ -136,7 +136,7 @@ def _with_labels(corpus: RawCorpus, labels: LabelOptions) -> RawCorpus:
     """`corpus`, opened with `labels`, with what they say recorded. Raises SpecError where it has no labels."""
     if not any(partition.labelled for partition in corpus.partitions):
         _refuse_option(corpus.path, corpus.layout, labels, "for labels, of which there are none")
-    return replace(labels.recorded(corpus), arguments=(*corpus.arguments, *labels.arguments()))
+    return labels.recorded(corpus)
 
 
 def _with_notes(corpus: RawCorpus) -> RawCorpus:

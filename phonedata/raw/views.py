@@ -115,6 +115,11 @@ class PartitionView:
         partition: Any = self.sources[source]
         return partition.strays(place) if hasattr(partition, "strays") else (self.where(index), {})
 
+    def files_of(self, index: int) -> list[tuple[str, int, int]]:
+        """See raw.RawPartition.files_of."""
+        source, place = self.places[index]
+        return self.sources[source].files_of(place)
+
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
         """See raw.RawPartition.read."""
         source, place = self.places[index]
@@ -157,7 +162,6 @@ def fold(corpus: RawCorpus, name: str) -> RawCorpus:
         partitions=views,
         phonemes=phonemes,
         notes=(*corpus.notes, note),
-        arguments=(*corpus.arguments, "--map", name),
         derived={**corpus.derived, "map": note},
     )
 
@@ -221,7 +225,6 @@ def split(corpus: RawCorpus, shares: str) -> RawCorpus:
         corpus,
         partitions=tuple(sorted([*views, *others], key=lambda p: str(p.name))),
         notes=(*corpus.notes, note),
-        arguments=(*corpus.arguments, "--split", shares),
         derived={**corpus.derived, "split": note},
     )
 
@@ -286,7 +289,7 @@ def leave_out(corpus: RawCorpus, file: str) -> RawCorpus:
                 lengths_hint=None if p.lengths_hint is None else [p.lengths_hint[index] for index in kept],
             )
         )
-    return replace(corpus, partitions=tuple(views), arguments=(*corpus.arguments, "--skip", file))
+    return replace(corpus, partitions=tuple(views))
 
 
 def _read_shares(corpus: RawCorpus, text: str) -> dict[str, float]:

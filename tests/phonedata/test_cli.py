@@ -28,7 +28,7 @@ def test_help_imports_nothing_heavy():
         "with contextlib.redirect_stdout(io.StringIO()) as out:\n"
         "    try: app(['--help'])\n"
         "    except SystemExit: pass\n"
-        "assert 'merge' in out.getvalue()\n"
+        "assert 'extract' in out.getvalue()\n"
         "print([m for m in ('torch', 'numba', 'zarr', 'numpy', 'matplotlib') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
@@ -65,8 +65,6 @@ def test_pack_inspect_verify_as_typed(tiny_raw, tmp_path, capsys, monkeypatch):
         (["inspect", "packed", "--plot", "u.svg", "--partition", "dev-clean"], "cmvn utterance"),
         (["verify", "packed"], "packed: intact"),
         (["pack", "raw", "packed", "--replace", "--cmvn", "none", "--dtype", "float32"], "layout hw1p2"),
-        (["pack", "raw", "again", "--part", "1/1"], "layout hw1p2"),
-        (["merge", "again", "--remove-parts"], "layout hw1p2"),
     ):
         app(arguments, result_action="return_value")
         assert wanted in capsys.readouterr().out
@@ -90,7 +88,7 @@ def test_json_is_for_programs(tiny_raw, tmp_path, capsys):
         (["verify", "nowhere"], "does not exist; make one with: phonedata pack RAW nowhere"),
         (["inspect", "."], "no packed corpus (no zarr.json in it)"),
         (["pack", "nowhere", "packed"], "nowhere: does not exist"),
-        (["merge", "packed"], "no parts; make them with"),
+        (["pack", ".", "packed", "--dask", "tcp://127.0.0.1:9"], "no scheduler answers there"),
     ],
 )
 def test_our_errors_are_one_line(arguments, message, tmp_path, monkeypatch, capsys):
@@ -109,7 +107,7 @@ def test_our_errors_are_one_line(arguments, message, tmp_path, monkeypatch, caps
         (["pck", "a", "b"], 'Did you mean "pack"?'),
         (["pack", "a", "b", "--worker", "2"], "Did you mean --workers?"),
         (["pack", "a", "b", "--workers", "x"], 'unable to convert "x" into int'),
-        (["pack", ".", "packed", "--part", "x"], "wanted I/N"),
+        (["pack", ".", "packed", "--dask", "local:x"], "wanted the address of a scheduler"),
         (["pack", ".", "packed", "--context", "-1"], "wanted a whole number of rows"),
     ],
 )
@@ -174,7 +172,6 @@ def test_only_commands_that_continue_say_so_when_interrupted(monkeypatch, capsys
     for module, name, arguments, continues in (
         ("packing.pack", "pack", ["a", "b"], True),
         ("packing.extract", "extract", ["a", "b"], True),
-        ("packing.merge", "merge", ["b"], False),
         ("format.describe", "inspect", ["b"], False),
     ):
         monkeypatch.setattr(f"phonedata.{module}.{name}", interrupt)

@@ -48,8 +48,6 @@ ROOT_LIES = [
     ("left_out", [1]),
     ("left_out", None),
     ("frontend", "mfcc"),
-    ("part", {"index": 1, "of": 2}),
-    ("part", {"index": 1, "of": 2, "source": "", "statistics": "", "written": "", "place": [5]}),
 ]
 
 

@@ -62,17 +62,6 @@ def test_any_flipped_bit_is_found_in_every_kind_of_file(packed):
     verify(packed)
 
 
-def test_any_flipped_bit_is_found_in_what_only_parts_have(packed):
-    """The moments of each utterance, from which merge makes the statistics; the origin in the root's attributes."""
-    part = pack(packed.parent / "raw", packed.parent / "parted", part=(2, 2)).path
-    files = [p for p in all_files(part) if "part_" in str(p.relative_to(part)) or p == part / "zarr.json"]
-    assert len(files) == 2 * 2 * 2 + 1
-    for path in files:
-        for n, position in enumerate(positions(path.stat().st_size, 9)):
-            flip_and_verify(path, position, n % 8, part)
-    verify(part)
-
-
 @pytest.mark.long
 def test_every_byte_of_every_json_is_covered(packed):
     for path in all_files(packed):

@@ -292,10 +292,10 @@ def test_values_too_large_for_float16_name_the_way_out(raw, tmp_path):
         ({"cmvn": "train"}, "train_partition='train'"),
         ({"cmvn": "train", "train_partition": "trian"}, "'trian' is not there"),
         ({"train_partition": "train"}, "add cmvn='train'"),
-        ({"part": (3, 2)}, "part 3/2"),
-        ({"stats_only": True}, "stats only"),
         ({"workers": -5}, "workers -5, wanted at least 1"),
         ({"workers": 0}, "workers 0"),
+        ({"executor": "two"}, "executor str, wanted a concurrent.futures.Executor"),
+        ({"executor": "two", "workers": 2}, "workers 2 and an executor"),
     ],
 )
 def test_impossible_options_are_refused(raw, tmp_path, options, message):
@@ -397,12 +397,6 @@ def test_phonemes_are_one_word_a_line(raw, tmp_path):
         (raw / "phonemes.txt").write_text(text)
         with pytest.raises(RawDataError, match=message):
             pack(raw, tmp_path / "other")
-
-
-def test_a_file_in_the_place_of_the_parts_is_named(raw, tmp_path):
-    (tmp_path / "packed.parts").write_text("notes")
-    with pytest.raises(CorpusExists, match="packed.parts: is a file, but parts go into a folder"):
-        pack(raw, tmp_path / "packed", part=(1, 2))
 
 
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() != 0, reason="only root can become another user")

@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 
-from phonedata import CorpusNotFound, PackedCorpus, PhonedataError, files, merge, pack
+from phonedata import CorpusNotFound, PackedCorpus, PhonedataError, files, pack
 from phonedata.files import put_in_place, replaced_path, staging_path
 from phonedata.packing.journal import Staging
 from phonedata.packing.plan import PartitionPlan
@@ -46,7 +46,7 @@ def whole(raw):
 # A process that packs and dies by SIGKILL at its k-th file operation, for many k: audit events stand before every
 # open, rename, mkdir, remove, truncate. Forking from one warm process makes a kill cost milliseconds.
 KILLER = """
-import os, signal, sys
+import os, shutil, signal, sys
 from pathlib import Path
 import phonedata
 from phonedata.packing.pack import pack
@@ -80,6 +80,19 @@ while True:
         pack(raw, target, workers=1, replace=replace)
         os._exit(0)
     status = os.waitpid(child, 0)[1]
+    staging = target.with_name(target.name + ".packing")
+    if sys.argv[6:] and (staging / "corpus").exists():
+        # As if a worker of another process had begun to write, and nobody knew what became of it.
+        (staging / "attempts-1").mkdir()
+        (staging / "attempts-1/claimed").touch()
+        child = os.fork()
+        if child == 0:
+            die_at(k // 2)  # the next call may be killed too, while it copies what was left behind
+            pack(raw, target, workers=1, replace=replace)
+            os._exit(0)
+        os.waitpid(child, 0)
+        if target.exists() and not replace:
+            shutil.rmtree(target)
     state = "absent"
     try:
         corpus = PackedCorpus(target)
@@ -94,7 +107,6 @@ while True:
     }
     left = sorted(p.name for p in folder.iterdir() if p.name.startswith(target.name + "."))
     print(k, "killed" if os.WIFSIGNALED(status) else "finished", state, same, again.chunks_reused, left, flush=True)
-    import shutil
     shutil.rmtree(target)
     if not os.WIFSIGNALED(status):
         break
@@ -102,8 +114,9 @@ while True:
 """
 
 
-def kill_everywhere(raw, folder, step, first, replace):
+def kill_everywhere(raw, folder, step, first, replace, abandoned=False):
     command = [sys.executable, "-W", "error", "-c", KILLER, raw, folder, step, first, "replace" if replace else "new"]
+    command += ["abandoned"] * abandoned
     done = subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=1500)
     assert done.returncode == 0, done.stderr
     return [line.split(maxsplit=5) for line in done.stdout.splitlines()]
@@ -125,6 +138,14 @@ def test_kill_at_any_file_operation_leaves_old_or_new(raw, tmp_path, replace):
     assert any(int(reused) > 0 for *_, reused, _ in lines)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="no fork")
+@pytest.mark.parametrize("step", [67, pytest.param(2, marks=pytest.mark.long)])
+def test_files_that_a_lost_worker_may_have_open_are_copied_whenever_a_call_is_killed(raw, tmp_path, step):
+    lines = kill_everywhere(raw, tmp_path, step, 40, True, abandoned=True)
+    check_kills(lines, True)
+    assert any(int(reused) > 0 for *_, reused, _ in lines)
+
+
 @pytest.mark.long
 @pytest.mark.skipif(os.name == "nt", reason="no fork")
 @pytest.mark.parametrize("replace", [False, True], ids=["fresh", "replacing"])
@@ -132,83 +153,6 @@ def test_kill_at_every_file_operation_leaves_old_or_new(raw, tmp_path, replace):
     lines = kill_everywhere(raw, tmp_path, 1, 1, replace)
     check_kills(lines, replace)
     assert len(lines) > 50
-
-
-# The steps of a job array, each killed at its k-th file operation and then called again, with two workers.
-KILLER_OF_PARTS = """
-import os, shutil, signal, sys
-from pathlib import Path
-import phonedata
-from phonedata import PackedCorpus, merge, pack
-
-raw, folder, step = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-EVENTS = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate", "shutil.rmtree", "ctypes.dlsym"}
-os.fsync = lambda fd: None
-options = {"cmvn": "speaker", "workers": 2}
-packed = folder / "packed"
-STEPS = {
-    "stats": lambda: [pack(raw, packed, part=(i, 2), stats_only=True, **options) for i in (1, 2)],
-    "part": lambda: pack(raw, packed, part=(2, 2), replace=True, **options),
-    "first": lambda: pack(raw, packed, part=(1, 2), **options),
-    "merge": lambda: merge(packed, replace=True),
-    "whole": lambda: pack(raw, packed, replace=True, **options),
-}
-
-def tree(root):
-    return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
-
-def die_at(k):
-    seen = 0
-    def hook(event, arguments):
-        nonlocal seen
-        if event in EVENTS:
-            seen += 1
-            if seen == k:
-                os.kill(os.getpid(), signal.SIGKILL)
-    sys.addaudithook(hook)
-
-pack(raw, folder / "truth", **options)
-truth = tree(folder / "truth")
-for name, run in STEPS.items():
-    killed, k = True, 5
-    while killed:
-        child = os.fork()
-        if child == 0:
-            die_at(k)
-            run()
-            os._exit(0)
-        killed = os.WIFSIGNALED(os.waitpid(child, 0)[1])
-        if packed.exists():
-            PackedCorpus(packed).verify()
-        print(name, k, "killed" if killed else "finished", flush=True)
-        k += step
-    run()
-    if name in ("merge", "whole"):
-        assert tree(packed) == truth, name
-left = sorted(p.name for p in [*folder.iterdir(), *(folder / "packed.parts").iterdir()])
-print(*left)
-"""
-
-
-@pytest.mark.skipif(os.name == "nt", reason="no fork")
-@pytest.mark.parametrize("step", [67, pytest.param(3, marks=pytest.mark.long)])
-def test_kill_at_any_file_operation_of_a_job_array_costs_nothing(raw, tmp_path, step):
-    command = [sys.executable, "-W", "error", "-c", KILLER_OF_PARTS, raw, tmp_path, step]
-    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=1500)
-    assert done.returncode == 0, done.stdout + done.stderr
-    *lines, left = done.stdout.splitlines()
-    killed = [line.split()[0] for line in lines if line.endswith("killed")]
-    assert set(killed) == {"stats", "part", "first", "merge", "whole"}
-    assert left.split() == [
-        "1-of-2",
-        "2-of-2",
-        "merged.json",
-        "packed",
-        "packed.parts",
-        "stats-1-of-2.json",
-        "stats-2-of-2.json",
-        "truth",
-    ]
 
 
 @pytest.mark.parametrize("cmvn", ["utterance", "speaker"])
@@ -236,7 +180,7 @@ def test_finished_chunks_are_not_read_again(raw, tmp_path, monkeypatch):
     opened = []
 
     def interrupt(stage, done, total, unit="frames"):
-        if done == total:
+        if done > 0.9 * total:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -256,10 +200,11 @@ def test_finished_chunks_are_not_read_again(raw, tmp_path, monkeypatch):
             wanted += [f"{raw}/{name}/{kind}/{name}-{i}-0.npy" for i in task.index for kind in kinds]
     pack(raw, tmp_path / "packed", workers=1)
     assert finished == {("dev", 0), ("test", 0), ("train", 0)} and opened[-len(wanted) :] == wanted
-    # D is found by looking at a few utterances of one partition, whatever was done before, and whether labels are
-    # numbers by looking at one transcript of each labelled partition.
-    assert {path.split("/")[-3] for path in opened[: -len(wanted)] if "/mfcc/" in path} == {"dev"}
-    assert sum("/transcript/" in path and "/train/" in path for path in opened[: -len(wanted)]) == 1
+    # D is found by looking at a few utterances of the largest partition, whatever was done before, and whether labels
+    # are numbers by looking at one transcript of each labelled partition.
+    before = opened[: -len(wanted)]
+    assert {path.split("/")[-3] for path in before if "/mfcc/" in path} == {"train"}
+    assert sum("/dev/transcript/" in path for path in before) == 1
 
 
 def test_changed_options_or_files_start_anew(raw, whole, tmp_path):
@@ -380,21 +325,18 @@ def open_files(folder):
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="no /proc")
-@pytest.mark.parametrize("call", ["ftruncate", "pwrite"])
+@pytest.mark.parametrize("call", ["ftruncate", "write"])
 def test_a_full_disk_leaves_no_file_open(raw, tmp_path, monkeypatch, call):
     """A notebook goes on after the error, and open files would hold the space of the removed ones."""
 
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    for i in (1, 2):
-        pack(raw, tmp_path / "merged", part=(i, 2))
     monkeypatch.setattr(os, call, full)
-    for work in (lambda: pack(raw, tmp_path / "packed"), lambda: merge(tmp_path / "merged")):
-        with pytest.raises(PhonedataError, match="disk full"):
-            work()
-        gc.collect()
-        assert not open_files(tmp_path)
+    with pytest.raises(PhonedataError, match="disk full"):
+        pack(raw, tmp_path / "packed")
+    gc.collect()
+    assert not open_files(tmp_path)
 
 
 def fill_disk_at(monkeypatch, call, count):
@@ -412,7 +354,7 @@ def fill_disk_at(monkeypatch, call, count):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_pack_goes_on_where_the_disk_was_full(raw, whole, tmp_path, monkeypatch, workers):
-    fill_disk_at(monkeypatch, "pwrite", 6)
+    fill_disk_at(monkeypatch, "write", 6)
     with pytest.raises(PhonedataError, match="disk full.*free some space and pack again"):
         pack(raw, tmp_path / "packed", workers=workers)
     monkeypatch.undo()
@@ -462,7 +404,7 @@ def test_an_interrupted_pack_needs_only_the_space_that_is_missing(raw, whole, tm
     import shutil
 
     def interrupt(stage, done, total, unit="frames"):
-        if done > 0.6 * total:
+        if done > 0:
             raise KeyboardInterrupt
 
     def left(size):

@@ -4,7 +4,6 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 import tracemalloc
 from dataclasses import replace
 
@@ -14,7 +13,6 @@ import pytest
 from phonedata import PackedCorpus, RawDataError, SpecError, pack
 from phonedata.packing.checks import LARGEST_DIM, find_feature_dim
 from phonedata.packing.chunk_writer import copy_for_worker
-from phonedata.packing.ordered_pool import OrderedPool
 from phonedata.packing.plan import PartitionPlan
 from phonedata.raw.open import open_raw
 from tests.conftest import place_features, place_label, write_hw1p2
@@ -36,8 +34,8 @@ def raw(tmp_path):
 def test_lengths_need_no_hint(raw, tmp_path, monkeypatch, options, hint):
     pack(raw, tmp_path / "hinted", **options)
 
-    def open_without_hints(path, layout=None):
-        corpus = open_raw(path, layout)
+    def open_without_hints(*given):
+        corpus = open_raw(*given)
         for p in corpus.partitions:
             p.lengths_hint = None if hint == "none" else [t * 3 + 1 for t in p.lengths_hint]
         return replace(corpus, notes=())
@@ -45,17 +43,11 @@ def test_lengths_need_no_hint(raw, tmp_path, monkeypatch, options, hint):
     monkeypatch.setattr("phonedata.packing.pack.open_raw", open_without_hints)
     pack(raw, tmp_path / "packed", **options)
     assert tree_bytes(tmp_path / "packed") == tree_bytes(tmp_path / "hinted")
-    for i in (1, 2):
-        if options:
-            pack(raw, tmp_path / "parted", part=(i, 2), stats_only=True, **options)
-    pack(raw, tmp_path / "parted", part=(2, 2), **options)
-    assert PackedCorpus(tmp_path / "parted.parts/2-of-2")["train"].num_utterances == 3
 
 
-def test_systems_without_readv_and_pwrite_pack_the_same_bytes(raw, tmp_path, monkeypatch):
+def test_systems_without_readv_pack_the_same_bytes(raw, tmp_path, monkeypatch):
     pack(raw, tmp_path / "usual")
-    for call in ("readv", "pwrite"):
-        monkeypatch.delattr(os, call, raising=False)
+    monkeypatch.delattr(os, "readv", raising=False)
     monkeypatch.setattr("phonedata.files.exchange", lambda a, b: False)
     pack(raw, tmp_path / "packed", workers=3)
     pack(raw, tmp_path / "packed", workers=3, replace=True)
@@ -95,31 +87,67 @@ def test_absurd_dimensions_are_refused(raw, tmp_path):
         pack(raw, tmp_path / "packed")
 
 
-def test_team_returns_results_in_order_with_one_tool_per_thread():
-    tools = []
-
-    def make():
-        tools.append(threading.get_ident())
-        return len(tools)
-
-    team = OrderedPool(3, make)
-    got = list(team.in_order(lambda tool, task: task * task, list(range(50))))
-    assert got == [(i, i * i) for i in range(50)]
-    assert 1 <= len(tools) <= 3
+def rewrite(file, change):
+    """Write an .npy file again: same size, other values, a later time."""
+    np.save(file, change(np.load(file)))
+    os.utime(file, ns=(file.stat().st_atime_ns, file.stat().st_mtime_ns + 10**9))
 
 
-def test_team_raises_the_first_error_in_order():
-    def work(tool, task):
-        if task % 7 == 3:
-            raise SpecError(f"task {task}")
-        return task
+@pytest.mark.parametrize("options", [{"cmvn": "speaker"}, {"cmvn": "train", "train_partition": "train"}])
+def test_features_that_were_written_after_they_were_measured_are_refused(raw, tmp_path, options):
+    """Names and sizes are the same; it shows where the features are read anyway."""
+    file = sorted((raw / "train/mfcc").iterdir())[1]
 
-    for workers in (1, 4):
-        seen = []
-        with pytest.raises(SpecError, match="task 3"):
-            for task, _ in OrderedPool(workers, object).in_order(work, list(range(40))):
-                seen.append(task)
-        assert seen == [0, 1, 2]
+    def change(stage, done, total, unit="frames"):
+        if stage == "packing" and done == 0:
+            rewrite(file, lambda values: np.concatenate([values[:-1], values[-1:] * 1.5]))
+
+    with pytest.raises(RawDataError, match="has other values than when statistics were taken; pack again") as refused:
+        pack(raw, tmp_path / "packed", progress=change, **options)
+    assert str(refused.value).startswith(f"{file}: ") and [p.name for p in tmp_path.iterdir()] == ["raw"]
+
+
+def test_training_partitions_are_one_group_however_they_are_named(raw, tmp_path):
+    write_hw1p2(raw, "dev", {"2-0-0": (place_features(7, 30, 3), place_label(7, 30))})
+    for name, given in (("one", "train + dev"), ("other", "dev+train")):
+        pack(raw, tmp_path / name, cmvn="train", train_partition=given)
+    assert tree_bytes(tmp_path / "one") == tree_bytes(tmp_path / "other")
+    cmvn = PackedCorpus(tmp_path / "one").cmvn
+    values = [np.load(f).astype(np.float64) for name in ("dev", "train") for f in (raw / name / "mfcc").iterdir()]
+    rows = np.concatenate(values)
+    assert cmvn["partition"] == "dev + train" and cmvn["frames"] == len(rows)
+    np.testing.assert_allclose(cmvn["mean"], rows.mean(axis=0), rtol=1e-9)
+    np.testing.assert_allclose(cmvn["std"], rows.std(axis=0), rtol=1e-9)
+    with pytest.raises(SpecError, match="'test2' is not there"):
+        pack(raw, tmp_path / "third", cmvn="train", train_partition="train + test2")
+
+
+@pytest.mark.parametrize("options", [{}, {"cmvn": "speaker"}, {"cmvn": "train", "train_partition": "dev"}])
+def test_a_partition_without_a_good_utterance_is_refused_and_a_speaker_without_one_is_not(raw, tmp_path, options):
+    write_hw1p2(raw, "train", {"x-0-0": (np.full((20, 3), np.nan, np.float32), np.zeros(20, int))})
+    write_hw1p2(raw, "dev", {"2-0-0": (place_features(7, 30, 3), place_label(7, 30))})
+    report = pack(raw, tmp_path / "packed", skip_bad=True, **options)
+    assert [one.utterance for one in report.left_out] == ["x-0-0"]
+    (raw / "dev/mfcc/2-0-0.npy").write_bytes(b"spoiled")
+    with pytest.raises(RawDataError, match="partition dev has no utterance left to pack; first: dev/mfcc/2-0-0"):
+        pack(raw, tmp_path / "packed", skip_bad=True, replace=True, **options)
+    assert PackedCorpus(tmp_path / "packed")["dev"].num_utterances == 1
+
+
+@pytest.mark.parametrize("cmvn", ["utterance", "speaker"])
+def test_an_utterance_that_cannot_be_packed_keeps_its_place_in_a_partition_without_labels(tmp_path, cmvn):
+    utterances = {f"{u}-{u}-0": (place_features(u, 20 + u, 3), place_label(u, 20 + u)) for u in range(6)}
+    write_hw1p2(tmp_path / "raw", "test", utterances, labelled=False)
+    file = tmp_path / "raw/test/mfcc/2-2-0.npy"
+    file.write_bytes(file.read_bytes()[:-1])
+    shutil.copy(tmp_path / "raw/test/mfcc/1-1-0.npy", tmp_path / "raw/test/mfcc/1-1-0 (1).npy")
+    report = pack(tmp_path / "raw", tmp_path / "packed", skip_bad=True, cmvn=cmvn)
+    assert [(one.utterance, one.frames) for one in report.left_out] == [("1-1-0 (1)", 0), ("2-2-0", 22)]
+    partition = PackedCorpus(tmp_path / "packed")["test"]
+    partition.corpus.verify()
+    assert partition.utterance_ids == list(utterances)
+    start = int(partition.utterance_start_row[2])
+    assert not np.any(partition.features[start : start + 22]) and np.any(partition.features[start - 51])
 
 
 def test_the_tasks_of_960_hours_hold_no_arrays_of_their_own():

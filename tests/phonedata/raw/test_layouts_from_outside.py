@@ -1,10 +1,12 @@
 """A layout that another package brings: docs/CODE.md's own example, installed and packed with by name and by itself."""
 
+import multiprocessing
 import os
 import pickle
 import re
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +65,16 @@ def test_an_installed_layout_is_packed_with_by_name_and_by_itself(raw, install, 
     row = corpus["dev"].utterance_start_row[0]
     assert corpus["dev"].labels[row : row + 9].tolist() == place_label(3, 9).tolist()
     corpus.verify()
+
+
+def test_workers_elsewhere_read_an_installed_layout_that_says_which_files_it_reads(raw, install, tmp_path):
+    install()
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:
+        report = pack(raw, tmp_path / "packed", executor=executor)
+    assert report.digest == pack(raw, tmp_path / "usual").digest
+    install(EXAMPLE.replace("def files_of(", "def paths_of("), "bare")
+    with ThreadPoolExecutor(1) as executor, pytest.raises(SpecError, match="does not say which files it reads"):
+        pack(raw, tmp_path / "other", layout="bare", executor=executor)
 
 
 def test_without_the_package_its_name_is_unknown_and_its_folder_not_found(raw, tmp_path):
