@@ -270,13 +270,13 @@ def dask_executor(address: str | None) -> Iterator[Executor | None]:
     if address is None:
         yield None
         return
+    local = address.partition(":")[2] if address.startswith("local") else ""
+    if address.startswith("local") and not (local.isascii() and local.isdecimal() and int(local)):
+        raise SpecError(f"dask {address!r}, wanted the address of a scheduler, as tcp://host:8786, or local:N")
     try:
         from distributed import Client, LocalCluster
     except ImportError:
         raise MissingReader("dask needs distributed, which is not installed; pip install 'phonedata[dask]'") from None
-    local = address.partition(":")[2] if address.startswith("local") else ""
-    if address.startswith("local") and not (local.isascii() and local.isdecimal() and int(local)):
-        raise SpecError(f"dask {address!r}, wanted the address of a scheduler, as tcp://host:8786, or local:N")
     with ExitStack() as stack:
         try:
             cluster = address

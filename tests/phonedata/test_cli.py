@@ -88,7 +88,6 @@ def test_json_is_for_programs(tiny_raw, tmp_path, capsys):
         (["verify", "nowhere"], "does not exist; make one with: phonedata pack RAW nowhere"),
         (["inspect", "."], "no packed corpus (no zarr.json in it)"),
         (["pack", "nowhere", "packed"], "nowhere: does not exist"),
-        (["pack", ".", "packed", "--dask", "tcp://127.0.0.1:9"], "no scheduler answers there"),
     ],
 )
 def test_our_errors_are_one_line(arguments, message, tmp_path, monkeypatch, capsys):

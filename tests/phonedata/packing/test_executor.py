@@ -19,7 +19,7 @@ import pytest
 
 from phonedata import PackedCorpus, RawDataError, SpecError, WorkerError, extract, pack
 from phonedata.packing import executor as executor_module
-from phonedata.packing.executor import Attempt, Job, in_order
+from phonedata.packing.executor import Attempt, Job, dask_executor, in_order
 from tests.conftest import write_hw1p2
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="kills and stops processes")
@@ -433,6 +433,15 @@ def test_local_workers_of_dask_as_typed(raw, whole, audio, tmp_path):
         assert done.returncode == 0 and done.stderr == "", done.stderr
     assert tree_bytes(tmp_path / "packed") == whole["utterance"]
     assert tree_bytes(tmp_path / "raw") == tree_bytes(audio.parent / "raw")
+
+
+def test_a_scheduler_that_does_not_answer_is_named():
+    pytest.importorskip("distributed", reason="the extra [dask] is not installed")
+    with (
+        pytest.raises(WorkerError, match="'tcp://127.0.0.1:9': no scheduler answers there"),
+        dask_executor("tcp://127.0.0.1:9"),
+    ):
+        pass
 
 
 def test_an_executor_that_takes_nothing_more_is_named(raw, tmp_path):
