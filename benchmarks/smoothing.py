@@ -80,7 +80,7 @@ def main() -> None:
     print("| way | frames right % | phone error rate % | F1 of boundaries % |\n|---|---|---|---|")
     for name, (right, errors, total, edges, found, *matched) in counts.items():
         f1 = boundary_score(np.array(matched), int(edges), int(found), nets[0].corpus.frame_shift_ms).f1
-        rates = 100 * right / selection.num_frames, 100 * errors / total, 100 * f1
+        rates = 100 * right / selection.num_frames, 100 * errors / total, 100 * (f1 or 0.0)
         print(f"| {name} | " + " | ".join(f"{rate:.2f}" for rate in rates) + " |")
 
 

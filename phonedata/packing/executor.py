@@ -279,7 +279,7 @@ def dask_executor(address: str | None) -> Iterator[Executor | None]:
         raise MissingReader("dask needs distributed, which is not installed; pip install 'phonedata[dask]'") from None
     with ExitStack() as stack:
         try:
-            cluster = address
+            cluster: Any = address
             if local:
                 # A thread each: what holds the interpreter's lock, as a layout of another package may, stops no other.
                 cluster = LocalCluster(n_workers=int(local), threads_per_worker=1, dashboard_address=":0")

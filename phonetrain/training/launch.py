@@ -178,18 +178,25 @@ def ended(process: subprocess.Popen[bytes]) -> Iterator[None]:
 
 
 def failure(folder: Path, processes: int, errors: IO[bytes]) -> BaseException:
-    """What the processes raised, the first one's before others'; one that was killed could say nothing."""
-    for path in sorted(folder.glob(ERROR.format("*")), key=lambda path: (path.stat().st_mtime_ns // 10**9, path.name)):
-        error, text = pickle.loads(path.read_bytes())
+    """What the processes raised, the first one's before others'; one that was killed could say nothing.
+
+    Where one is killed the others miss it in whatever they were about to do together: that error says nothing either.
+    SIGTERM is what the launcher ends the others with.
+    """
+    paths = sorted(folder.glob(ERROR.format("*")), key=lambda path: (path.stat().st_mtime_ns // 10**9, path.name))
+    raised = [pickle.loads(path.read_bytes()) for path in paths]
+    errors.seek(0)
+    told = errors.read().decode(errors="replace")
+    ended_by = [int(code) for code in re.findall(r"exitcode\s*:\s*-(\d+)", told)]
+    killed_by = [number for number in ended_by if number != signal.SIGTERM]
+    if raised and (not killed_by or not raised[0][1]):
+        error, text = raised[0]
         if text:
             error.add_note(text)
         return error
-    errors.seek(0)
-    told = errors.read().decode(errors="replace")
-    code = re.search(r"exitcode\s*:\s*-(\d+)", told)
-    if code is None:
+    if not ended_by:
         return RuntimeError(f"devices = {processes}: the processes ended without a result\n{told[-3000:]}")
-    number = int(code[1])
+    number = (killed_by or ended_by)[0]
     name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
     return TrainingStopped(
         f"devices = {processes}: one of the processes was ended by {name}{memory_hint(name)}; "

@@ -54,7 +54,7 @@ def test_everything_a_course_asks_for_is_in_it(made):
 def test_the_log_tells_what_changed_against_the_run_before_and_by_hand(made):
     first, second, files = made
     log = files["handin/experiment_log.md"].decode()
-    assert "Changed against a-1: " in log and "model.dropout 0.3 → 0.1" in log
+    assert "Changed against a-1: " in log and "model.dropout 0.2 → 0.1" in log
     assert "By hand during the run: " in log and "optimizer.lr was 0.001 up to step" in log
     rows = list(csv.reader(io.StringIO(files["handin/experiment_log.csv"].decode())))
     assert [row[0] for row in rows] == ["run", "a-1", "b-1"] and re.fullmatch(r"[\d.]+ % \(.+ to .+\)", rows[1][5])

@@ -24,6 +24,7 @@ from phonetrain.results.trained import open_trained
 from phonetrain.runs.directory import Run
 from phonetrain.training import checkpoint
 from phonetrain.training.fit import fit
+from tests.reference import neighbour_scores
 from tests.training import TINY, StopAt, fit_tiny, resume_tiny, weights
 
 posteriors_room = sys.modules["phonetrain.results.posteriors"]
@@ -38,7 +39,8 @@ def trained_run(learnable_corpus, tmp_path_factory) -> Run:
 
 @torch.no_grad()
 def slow_logits(trained, partition: str) -> torch.Tensor:
-    """(N, C): utterance by utterance, frame by frame, a window cut from zero-padded features, one frame at a time."""
+    """(N, C) log posteriors: utterance by utterance, frame by frame, a window cut from zero-padded features, one at a
+    time; then the mean over the windows that predict a frame."""
     part, window, model = trained.corpus[partition], trained.config.window, copy.deepcopy(trained.model).cpu()
     logits = []
     for start, frames in zip(part.utterance_start_row, np.diff(part.utterance_end, prepend=0)):
@@ -47,7 +49,8 @@ def slow_logits(trained, partition: str) -> torch.Tensor:
         for frame in range(frames):
             cut = torch.from_numpy(padded[frame : frame + window.left + 1 + window.right].copy())
             logits.append(model(cut[None])[0])
-    return torch.stack(logits)
+    assert trained.neighbours == 3  # of the default recipe
+    return torch.from_numpy(neighbour_scores(torch.stack(logits).numpy(), part.utterance_end, 3))
 
 
 def slow_labels(part) -> np.ndarray:

@@ -318,7 +318,7 @@ def _recipe(folder):
 def test_time_limit_counts_what_comes_before_the_first_step(learnable_corpus, tmp_path, monkeypatch):
     fitting, ends = sys.modules["phonetrain.training.session"], []
     real = fitting.assemble
-    monkeypatch.setattr(fitting, "assemble", lambda *parts: (time.sleep(0.5), real(*parts))[1])
+    monkeypatch.setattr(fitting, "assemble", lambda *parts, **how: (time.sleep(0.5), real(*parts, **how))[1])
     monkeypatch.setattr(Trainer, "train", lambda trainer: ends.append(trainer.deadline.end) or "deadline")
     began = time.monotonic()
     run = fit_tiny(learnable_corpus, tmp_path / "run", "stop.max_time=1h")
