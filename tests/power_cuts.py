@@ -155,6 +155,8 @@ class Record:
 
         def moved(call, what):
             def done(old, new, **more):
+                if not all(Path(os.path.abspath(path)).is_relative_to(self.root) for path in (old, new)):
+                    return call(old, new, **more)  # of somebody else, as numba's of its cache
                 with self.lock:
                     self.look()
                     places = self.place(old), self.place(new)

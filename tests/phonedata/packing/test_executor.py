@@ -436,8 +436,9 @@ def test_local_workers_of_dask_as_typed(raw, whole, audio, tmp_path):
 
 
 def test_a_scheduler_that_does_not_answer_is_named():
-    pytest.importorskip("distributed", reason="the extra [dask] is not installed")
+    dask = pytest.importorskip("dask", reason="the extra [dask] is not installed")
     with (
+        dask.config.set({"distributed.comm.timeouts.connect": "1s"}),  # half a minute by itself
         pytest.raises(WorkerError, match="'tcp://127.0.0.1:9': no scheduler answers there"),
         dask_executor("tcp://127.0.0.1:9"),
     ):
