@@ -12,6 +12,7 @@ pytest.importorskip("kaldi_native_fbank", reason="the extra [audio] is not insta
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the benchmark reads Linux's /proc")
+@pytest.mark.long
 def test_every_number_is_measured(tmp_path):
     script, out = Path(__file__).parents[2] / "benchmarks/inference.py", tmp_path / "inference.json"
     command = [sys.executable, "-W", "error", str(script), "--frames", "8000", "--parameters", "100000",
