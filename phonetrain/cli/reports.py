@@ -9,7 +9,13 @@ from ..display.tables import print_result
 from .options import Flag, Json, MovedCorpus, OneRun, TrustCode
 
 
-def report(*runs: Path, out: Path | None = None, baseline: Path | None = None, json: Json = False) -> None:
+def report(
+    *runs: Path,
+    out: Path | None = None,
+    baseline: Path | None = None,
+    trust_code: TrustCode = False,
+    json: Json = False,
+) -> None:
     """Write one self-contained HTML page about a run, or about several with an ablation table beside it; prints paths.
 
     Parameters
@@ -23,7 +29,7 @@ def report(*runs: Path, out: Path | None = None, baseline: Path | None = None, j
     """
     from ..reports.report import report, table_beside
 
-    path = report(runs, out, baseline)
+    path = report(runs, out, baseline, trust_code=trust_code)
     result = {"report": str(path)} | ({"table": str(table_beside(path))} if len(runs) > 1 else {})
     print_result(result, "\n".join(result.values()), json)
 

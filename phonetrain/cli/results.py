@@ -49,6 +49,7 @@ def compare(
     checkpoint: Checkpoint = "best",
     corpus: OtherCorpus = None,
     device: Device = "auto",
+    trust_code: TrustCode = False,
     json: Flag = False,
 ) -> None:
     """Say which of several runs is better, how sure that is, and where the difference comes from.
@@ -68,7 +69,7 @@ def compare(
     from ..display.tables import comparison_text
     from ..results.compare import compare
 
-    result = compare(runs, partition, checkpoint, corpus, device)
+    result = compare(runs, partition, checkpoint, corpus, device, trust_code)
     print_result(result, comparison_text(result), json)
 
 

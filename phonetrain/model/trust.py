@@ -120,6 +120,9 @@ def modules(folder: Path, names: list[str]) -> Iterator[Path]:
         folder = folder / name
 
 
+unrecorded: set[str] = set()  # trusted by this process alone, as the file could not be written
+
+
 def trust(factory: str | None) -> str | None:
     """Record that this user trusts the code of `factory`; returns a sentence where that could not be written."""
     if factory is None:
@@ -130,15 +133,17 @@ def trust(factory: str | None) -> str | None:
     try:
         append_line(path, f"{found} {factory}".encode("utf-8", "replace"), sync=True)
     except OSError as error:
+        unrecorded.add(found)
         return f"{path}: could not be written ({error.strerror}), so later commands ask for --trust-code again"
     return None
 
 
 def trusted() -> set[str]:
     """The digests that this user trusts."""
+    lines: list[bytes] = []
     with contextlib.suppress(OSError):
-        return {line.split(b" ", 1)[0].decode("ascii", "replace") for line in read_file(records()).splitlines()}
-    return set()
+        lines = read_file(records()).splitlines()
+    return unrecorded | {line.split(b" ", 1)[0].decode("ascii", "replace") for line in lines}
 
 
 def check_trusted(factory: str | None, run: Path, trust_code: bool) -> str | None:

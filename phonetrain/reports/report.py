@@ -16,22 +16,30 @@ from phonedata.files import write_files
 from ..console.open import show_picture
 from ..display.plots import as_png, draw_run, draw_runs
 from ..errors import ConfigError, PhonetrainError, RunNotFound, writing
+from ..results.trained import trust_runs
 from ..runs.directory import Run, RunName
 from .one_run import one_run
 from .several_runs import Table, several_runs
 
 
 def report(
-    runs: RunName | Sequence[RunName] = None, out: str | os.PathLike[str] | None = None, baseline: RunName = None
+    runs: RunName | Sequence[RunName] = None,
+    out: str | os.PathLike[str] | None = None,
+    baseline: RunName = None,
+    *,
+    trust_code: bool = False,
 ) -> Path:
     """Write the page and return its path.
 
     runs: one run or several (objects, directories or names); None or nothing takes the newest. out: the HTML file;
     default report.html in the run directory, beside its curves.png, for several runs report-NAME-NAME.html here, with a
     Markdown table beside it (`.md`). baseline: of several, the run that the others are compared with; default the
-    oldest. Raises RunNotFound, ConfigError, and PhonetrainError where a file there was edited since it was written.
+    oldest. trust_code: as in `open_trained`, of all runs.
+    Raises RunNotFound, ConfigError, and PhonetrainError where a file there was edited since it was written.
     """
     opened = Run.open_all(runs)
+    if trust_code:
+        trust_runs(opened)
     if not any(run.metrics() for run in opened):
         raise RunNotFound(f"{opened[0].path}: no numbers are logged in it yet; `phonetrain explain` says how it stands")
     if len(opened) == 1:

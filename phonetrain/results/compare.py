@@ -42,12 +42,14 @@ def compare(
     checkpoint: str | int = "best",
     corpus: str | os.PathLike[str] | None = None,
     device: str = "auto",
+    trust_code: bool = False,
 ) -> dict[str, Any]:
     """Compare runs on the utterances of a labelled partition (default: their dev), in fp32.
 
     runs: directories or names, each with @CHECKPOINT if wanted; the others are compared with the first one's group.
     Runs that differ only in the seed are a group: its scores are means over its runs, and a draw of the bootstrap draws
     its seeds as well as utterances (speakers from 50 on). Kept evaluations of the same weights are used.
+    trust_code: as in `open_trained`.
 
     Returns partition, corpus, corpus_digest, utterances, frames, drawn, draws; groups: name, runs (path, checkpoint,
     seed and scores of each), changed (key -> values in the first group and here) and, for each of METRICS, mean,
@@ -64,7 +66,7 @@ def compare(
     name = partition or _common_partition(entries, corpus)
     for entry in entries:
         kept = kept_evaluation(entry.run, name, entry.checkpoint, digest)
-        entry.scores = kept or evaluate(entry.run, name, entry.checkpoint, corpus, device)
+        entry.scores = kept or evaluate(entry.run, name, entry.checkpoint, corpus, device, trust_code)
     _refuse_doubles(entries)
     return Comparison(_Comparison(grouped(entries, lambda entry: entry.experiment)).result())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import sys
@@ -17,10 +18,10 @@ from phonedata import PackedCorpus, WindowSpec
 from ..config.run_config import RunConfig
 from ..config.sections import DataConfig
 from ..device import DeviceSpec, choose_device
-from ..errors import CheckpointError
+from ..errors import CheckpointError, ConfigError
 from ..model.classifier import build_model
 from ..model.ema import AveragedWeights
-from ..model.trust import check_trusted, digest
+from ..model.trust import check_trusted, digest, trust
 from ..optim.optimizers import check_tensors
 from ..runs.directory import Run, RunName
 from ..training import checkpoint as checkpoints
@@ -192,6 +193,14 @@ def open_trained(
     part.load_state_dict(saved.scored_weights)
     model = part.model if isinstance(part, AveragedWeights) else part
     return Trained(run, config, packed, compute, model.to(compute.device).eval(), saved)
+
+
+def trust_runs(runs: Iterable[Run]) -> None:
+    """Remember that this user trusts the code of these runs' factories, before anything opens one."""
+    for run in runs:
+        with contextlib.suppress(ConfigError):  # no such code: said where a net is to be built of it, if one is
+            if untold := trust(RunConfig.from_toml(run.config_path).model.factory):
+                print(f"warning: {untold}", file=sys.stderr)
 
 
 def named_checkpoint(name: RunName, checkpoint: str | int = "best") -> tuple[Run, str | int]:

@@ -79,20 +79,15 @@ def test_module_in_a_folder_of_its_own_is_digested_as_a_file(code, monkeypatch):
     assert trust.digest("package.inner:width") != before
 
 
+def trained(code, corpus, path, *settings):
+    words = ["fit", "--corpus", str(corpus.path), "--run", str(path), "--quiet", *OURS, "epochs=1"]
+    assert exit_code([*words, f"model.factory={code}/net.py:build", *settings]) == 0
+    return Run(path)
+
+
 @pytest.fixture
 def run(code, learnable_corpus, tmp_path):
-    words = [
-        "fit",
-        "--corpus",
-        str(learnable_corpus.path),
-        "--run",
-        str(tmp_path / "run"),
-        "--quiet",
-        *OURS,
-        "epochs=1",
-    ]
-    assert exit_code([*words, f"model.factory={code}/net.py:build"]) == 0
-    return Run(tmp_path / "run")
+    return trained(code, learnable_corpus, tmp_path / "run")
 
 
 COMMANDS = {"evaluate": [], "predict": [], "export": [], "resume": ["epochs=2", "schedule.on_extend=hold", "--quiet"]}
@@ -115,9 +110,15 @@ def test_code_runs_for_who_trained_with_it_and_for_others_only_when_told(code, r
         assert exit_code([command, str(run.path), *more]) == 0, command
 
 
-@pytest.mark.parametrize("command", ["suspects", "handin", "transcribe"])
-def test_every_command_that_may_import_code_can_be_told_to_trust_it(code, run, capsys, tmp_path, command):
+@pytest.mark.parametrize("command", ["compare", "suspects", "report", "handin", "transcribe"])
+def test_every_command_that_may_import_code_can_be_told_to_trust_it(
+    code, run, learnable_corpus, capsys, tmp_path, command
+):
+    if command == "compare":
+        trained(code, learnable_corpus, tmp_path / "other", "seed=1")
     words = {
+        "compare": ["compare", str(run.path), str(tmp_path / "other")],
+        "report": ["report", str(run.path)],
         "suspects": ["suspects", str(run.path)],
         "handin": ["handin", str(run.path), "--out", str(tmp_path / "handin.zip")],
         "transcribe": ["transcribe", str(tmp_path / "speech.wav"), "--run", str(run.path)],
@@ -142,7 +143,9 @@ def test_edited_code_is_refused_and_told_of_where_it_is_trusted(code, run, capsy
     assert "its code is not the one that" in capsys.readouterr().err
 
 
-def test_records_that_cannot_be_written_are_said_and_change_nothing(code, monkeypatch, tmp_path):
+def test_records_that_cannot_be_written_are_said_and_kept_by_this_process_alone(code, monkeypatch, tmp_path):
     (tmp_path / "config").write_text("a file")
-    assert "could not be written" in trust.trust(f"{code}/net.py:build")
+    monkeypatch.setattr(trust, "unrecorded", set())
     assert trust.trusted() == set()
+    assert "could not be written" in trust.trust(f"{code}/net.py:build")
+    assert trust.trusted() == {trust.digest(f"{code}/net.py:build")}  # by this process alone
