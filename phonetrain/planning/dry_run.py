@@ -47,7 +47,8 @@ def dry_run(
         for stage in config.plans:
             frames = training_selection(packed, roles, stage.config).num_frames
             model = planned_model(stage.config, **sizes)
-            needs = needed(stage.config, model, packed.feature_dim, device_spec.precision, resident)
+            known = frames + setup.dev.num_frames
+            needs = needed(stage.config, model, packed.feature_dim, device_spec.precision, known, resident)
             stages.append(
                 {
                     "start_epoch": stage.start,

@@ -21,13 +21,15 @@ class Neighbours:
     Vanhoucke, Hinton, "Autoregressive product of multi-frame predictions can improve the accuracy of hybrid models",
     Interspeech 2014).
 
-    Tables lie on the device, so that labels cost a captured step no word from the host: 4 bytes a frame.
+    Tables lie on the device, so that labels cost a captured step no word from the host: FRAME_BYTES a frame.
 
     Parameters
     ----------
     utterance_end: (U,) int64 cumulative frame counts. reach: n, 1 or more.
     labels: (N,) whole numbers of 0 to 32,767, or None where nobody asks for them.
     """
+
+    FRAME_BYTES = 4
 
     def __init__(
         self,

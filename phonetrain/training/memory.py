@@ -9,47 +9,64 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from phonedata import PackedCorpus, available_memory
+from phonedata import PackedCorpus, Selection, available_memory
 
 from ..config.run_config import RunConfig
 from ..device import DeviceSpec
 from ..distributed import current
 from ..model.classifier import planned_model
 from ..optim.optimizers import OPTIMIZERS
+from ..step.neighbours import Neighbours
+from ..step.warp import WARPS
 from ..text import short
+from .build import training_selection
+from .data import choose_roles
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 
 def needed(
-    config: RunConfig, model: nn.Module, feature_dim: int, precision: str, resident: PackedCorpus | None = None
+    config: RunConfig,
+    model: nn.Module,
+    feature_dim: int,
+    precision: str,
+    frames: int,
+    resident: PackedCorpus | None = None,
 ) -> dict[str, int]:
     """Bytes that a process needs to train with the settings of one stage, by use, and their total.
 
     Weights and what is kept beside them are float32, with a copy in the training precision; activations are in that
-    precision. A checkpoint's weights are in memory twice while it is written, on the host. What the libraries take for
-    themselves (about 0.4 GB) is not in it. resident: the corpus, where its rows lie on the device.
+    precision, until the loss: the logits, their log posteriors and the gradients of both are 16 bytes a logit. Warps
+    need a matrix a window and the warped windows, before there are activations. A checkpoint's weights are in memory
+    twice while it is written, on the host. What the libraries take for themselves (about 0.4 GB) is not in it.
+
+    frames: those that are trained on and scored. resident: the corpus, where its rows lie on the device.
     """
     parameters = sum(parameter.numel() for parameter in model.parameters())
     processes = max(current().world_size, 1 if config.devices == "auto" else int(config.devices))
     batch = -(-config.batch_size // config.optimizer.accumulation // processes)
     bytes_each = BYTES[precision]
-    values = batch * config.window.width * feature_dim
+    window, warps = config.window.width * feature_dim, config.augment.warp > 0
+    kept, logits = kept_values(model, config.window.width, feature_dim)
+    warping = (window + feature_dim**2) * bytes_each if warps else 0
     by_use = {
         "weights": (4 + bytes_each % 4) * parameters,
         "gradients": 4 * parameters,
         "optimizer": 4 * parameters * OPTIMIZERS[config.optimizer.name].moments,
         "averaged": 4 * parameters if config.averaging.decay is not None else 0,
-        "activations": batch * kept_values(model, config.window.width, feature_dim) * bytes_each,
-        "windows": values * (2 + bytes_each),
+        "activations": batch * max(kept * bytes_each + 16 * logits, warping),
+        "windows": batch * window * (2 + bytes_each),
+        "warps": bytes_each * WARPS * feature_dim**2 if warps else 0,
+        "neighbours": Neighbours.FRAME_BYTES * frames if config.model.neighbours else 0,
         "checkpoint": 8 * parameters,
         "corpus": 0 if resident is None else sum(part.features.nbytes for part in resident.partitions.values()),
     }
     return by_use | {"total": sum(by_use.values())}
 
 
-def kept_values(model: nn.Module, window_width: int, feature_dim: int) -> int:
-    """How many values a window leaves for the backward pass: what autograd saves, without weights and buffers."""
+def kept_values(model: nn.Module, window_width: int, feature_dim: int) -> tuple[int, int]:
+    """How many values a window leaves for the backward pass, what autograd saves without weights and buffers, and how
+    many logits."""
     own = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
     kept: dict[int, torch.UntypedStorage] = {}
 
@@ -62,9 +79,9 @@ def kept_values(model: nn.Module, window_width: int, feature_dim: int) -> int:
     learning, device = model.training, next(model.parameters()).device
     # Evaluation mode draws nothing and moves no norm buffers; what dropout adds is a mask.
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        model.eval()(torch.zeros(2, window_width, feature_dim, device=device))
+        logits = model.eval()(torch.zeros(2, window_width, feature_dim, device=device))
     model.train(learning)
-    return sum(storage.nbytes() for storage in kept.values()) // (2 * 4)
+    return sum(storage.nbytes() for storage in kept.values()) // (2 * 4), logits.numel() // 2
 
 
 def lacking(config: RunConfig, corpus: PackedCorpus, device_spec: DeviceSpec) -> str | None:
@@ -73,8 +90,12 @@ def lacking(config: RunConfig, corpus: PackedCorpus, device_spec: DeviceSpec) ->
     On CUDA the device holds all but the checkpoint in the making, which the host does; on a CPU all processes share it.
     """
     sizes = {"feature_dim": corpus.feature_dim, "num_classes": len(corpus.phonemes)}
+    roles = choose_roles(corpus, config.data)
+    scored = Selection.of(corpus, roles.dev).num_frames
     for plan in config.plans:
-        needs = needed(plan.config, planned_model(plan.config, **sizes), corpus.feature_dim, device_spec.precision)
+        frames = training_selection(corpus, roles, plan.config).num_frames + scored
+        model = planned_model(plan.config, **sizes)
+        needs = needed(plan.config, model, corpus.feature_dim, device_spec.precision, frames)
         host = available_memory(swap=True)
         if device_spec.device.type == "cpu":
             processes = current().world_size

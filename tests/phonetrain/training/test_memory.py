@@ -3,16 +3,22 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 
+from phonedata import PackedCorpus, pack_utterances
 from phonetrain.cli.main import exit_code
 from phonetrain.config.run_config import load_recipe
 from phonetrain.errors import ConfigError
 from phonetrain.model.classifier import build_model, planned_model
 from phonetrain.planning.dry_run import dry_run, show
 from phonetrain.training import memory
+from phonetrain.training.session import prepare
+from tests.phonetrain.step.test_warp import slow_and_fast
 from tests.training import TINY, fit_tiny, resume_tiny
 
 HUGE = ("model.hidden=65536", "model.depth=40")  # 670 GB of weights alone: who tries is killed
@@ -98,7 +104,7 @@ def test_every_stage_and_a_resumed_run_must_fit_too(learnable_corpus, tmp_path, 
     run = fit_tiny(learnable_corpus, tmp_path / "run", "epochs=1", "schedule.on_extend=stretch")
     config = load_recipe("default").override(TINY)
     model = planned_model(config, feature_dim=12, num_classes=40)
-    fits = memory.needed(config, model, 12, "fp32")["total"]
+    fits = memory.needed(config, model, 12, "fp32", 7500)["total"]
     monkeypatch.setattr(memory, "available_memory", lambda swap: fits)
     fit_tiny(learnable_corpus, tmp_path / "fits")
     with pytest.raises(ConfigError, match="training needs about"):
@@ -111,13 +117,63 @@ def test_every_stage_and_a_resumed_run_must_fit_too(learnable_corpus, tmp_path, 
 def test_more_accumulation_needs_less_and_each_process_computes_its_share():
     def total(*words):
         config = load_recipe("default").override(settings(*words))
-        return memory.needed(config, planned_model(config, feature_dim=12, num_classes=40), 12, "fp32")
+        return memory.needed(config, planned_model(config, feature_dim=12, num_classes=40), 12, "fp32", 7500)
 
     whole, halves, two = total(), total("optimizer.accumulation=2"), total("devices=2")
     assert whole["activations"] == 2 * halves["activations"] == 2 * two["activations"]
     assert whole["weights"] == halves["weights"] and whole["total"] > halves["total"]
     assert total("averaging.decay=none")["averaged"] == 0
     assert total("optimizer.name=sgd")["optimizer"] == whole["optimizer"] / 2
+
+
+@pytest.fixture(scope="module")
+def cepstra(tmp_path_factory):
+    """train (4,800 frames) and dev (1,200), D = 14, that warps apply to."""
+    rows = slow_and_fast(6000, 14, last=True).astype(np.float32)
+    path = tmp_path_factory.mktemp("cepstra") / "packed"
+    pack_utterances(
+        (
+            ("train" if start < 4800 else "dev", f"u-{start}", rows[start : start + 300], np.arange(300) % 4, None)
+            for start in range(0, 6000, 300)
+        ),
+        path,
+        symbols=["SIL", "A", "B", "C"],
+    )
+    return PackedCorpus(path)
+
+
+def most_at_once(work: Callable[[], None]) -> int:
+    """The most bytes of tensors made by `work` that are there at one time."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as done:
+        work()
+    events = (event for event in done.profiler.kineto_results.events() if event.name() == "[memory]")
+    changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    return int(np.cumsum(changes).max())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    "words", [(), ("model.neighbours=20",), ("model.hidden=16", "model.depth=1", "augment.warp=0.1")], ids=str
+)
+def test_a_step_takes_what_was_calculated_of_windows_activations_and_gradients(cepstra, words, precision):
+    words = settings("batch_size=2048", f"precision={precision}", *words)
+    config = load_recipe("default").override(words)
+    setup = prepare(config, cepstra).setup
+    try:
+        batch = setup.train.batch(0, 0)
+        needs = dry_run("default", *words, corpus=cepstra.path)["memory"]
+
+        def step(number: int) -> None:
+            setup.step(*batch, epoch=0, step=number, rate=1e-3)
+
+        step(0)  # makes the moments
+        calculated = needs["windows"] - batch.windows.nbytes + needs["activations"] + needs["gradients"]
+        assert 0.75 < most_at_once(lambda: step(1)) / calculated < 1.2
+        tables = [(one.before, one.after, one.table) for one in (setup.step.neighbours, setup.dev_neighbours) if one]
+        assert sum(table.nbytes for three in tables for table in three) == needs["neighbours"]
+        assert (setup.step.augment.warps.nbytes if "augment.warp=0.1" in words else 0) == needs["warps"]
+    finally:
+        setup.close()
 
 
 def test_a_dry_run_tells_of_the_parts_that_training_builds(learnable_corpus, tmp_path):
