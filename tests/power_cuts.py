@@ -247,8 +247,8 @@ def torn(old: bytes, new: bytes, dice: random.Random) -> bytes:
     return b"".join(dice.choice(both)[at : at + 512] for at in range(0, len(new), 512))
 
 
-def states(record: Record, dice: random.Random, share: float) -> Iterator[tuple[str, bool, Disk]]:
-    """Different disks that cuts of the power may leave, a name for each, and whether it is one after the last change.
+def states(record: Record, dice: random.Random, share: float) -> Iterator[tuple[str, int, Disk]]:
+    """Different disks that cuts of the power may leave, a name for each, and after how many changes the cut came.
 
     share: of all moments how many are looked at, or how often each one.
     """
@@ -261,4 +261,4 @@ def states(record: Record, dice: random.Random, share: float) -> Iterator[tuple[
             disk = record.left_after(count, dice, way)
             if (tree := hash(disk.tree())) not in seen or ended:
                 seen.add(tree)
-                yield f"{way} {number} after {count} of {len(record.changes)}", ended, disk
+                yield f"{way} {number} after {count} of {len(record.changes)}", count, disk

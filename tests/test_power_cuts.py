@@ -4,6 +4,7 @@ The tests turn fsync off, and a killed process proves nothing about it: here it 
 be missing, torn or there. `make test-long` looks at every moment.
 """
 
+import os
 import random
 import re
 import shlex
@@ -17,7 +18,7 @@ from phonedata import CorpusNotFound, PackedCorpus, extract, pack
 from phonetrain.cli.main import exit_code
 from phonetrain.errors import ConfigError, PhonetrainError, RunNotFound
 from phonetrain.runs.directory import Run
-from phonetrain.training import checkpoint
+from phonetrain.training import checkpoint, mirror
 from tests.conftest import write_audio
 from tests.power_cuts import Record, states
 from tests.training import fit_tiny, numbers, resume_tiny, weights
@@ -26,17 +27,18 @@ FIT = ("checkpoint.every_minutes=0.002", "schedule.on_extend=stretch")
 
 
 def search(record: Record, check: Callable[..., None], folder: Path, seed: str, share: float) -> None:
-    """Try `check(folder, ended, again)` on what cuts of the power may leave, at a share of all moments.
+    """Try `check(folder, ended, again, count)` on what cuts of the power may leave, at a share of all moments.
 
-    again: whether to do the work once more there, which takes longer.
+    ended: whether the cut came after all changes. again: whether to do the work once more there, which takes longer.
+    count: after how many changes the cut came.
     """
     dice, tried, failed = random.Random(seed), 0, []
-    for name, ended, disk in states(record, dice, share):
+    for name, count, disk in states(record, dice, share):
         shutil.rmtree(folder, ignore_errors=True)
         disk.write(folder)
         tried += 1
         try:
-            check(folder, ended, dice.random() < (0.4 if share < 1 else 0.2))
+            check(folder, count == len(record.changes), dice.random() < (0.4 if share < 1 else 0.2), count)
         except Exception as error:
             failed.append(f"{name}: {type(error).__name__}: {error}")
     print(f"{seed}: {tried} states tried, {len(failed)} failed")
@@ -70,7 +72,7 @@ def test_a_corpus_is_the_old_or_the_new_one_whole(raw, learnable_corpus, tmp_pat
     with record.kept():
         pack(raw, folder / "packed", workers=1, replace=True)
 
-    def check(folder: Path, ended: bool, again: bool) -> None:
+    def check(folder: Path, ended: bool, again: bool, count: int) -> None:
         try:
             corpus = PackedCorpus(folder / "packed")
             corpus.verify()
@@ -102,7 +104,7 @@ def test_an_extracted_folder_is_whole_or_absent(tmp_path, share):
         extract(tmp_path / "audio", folder / "raw", workers=1)
     whole = tree(folder / "raw")
 
-    def check(folder: Path, ended: bool, again: bool) -> None:
+    def check(folder: Path, ended: bool, again: bool, count: int) -> None:
         assert (folder / "raw").exists() or not ended
         assert not (folder / "raw").exists() or tree(folder / "raw") == whole
         if again and not (folder / "raw").exists():
@@ -135,7 +137,7 @@ def test_a_run_goes_on_to_the_same_bits(learnable_corpus, tmp_path, begun, share
     whole = Run(folder / "runs/run")
     found = weights(whole), numbers(whole)
 
-    def check(folder: Path, ended: bool, again: bool) -> None:
+    def check(folder: Path, ended: bool, again: bool, count: int) -> None:
         run = Run(folder / "runs/run")
         saved = [event["step"] for event in run.events("checkpoint_saved")] if run.events_path.is_file() else []
         if saved or ended:
@@ -146,11 +148,48 @@ def test_a_run_goes_on_to_the_same_bits(learnable_corpus, tmp_path, begun, share
     search(record, check, tmp_path / "left", f"fit over {begun}", share)
 
 
+@pytest.mark.parametrize("share", [0.001, pytest.param(0.2, marks=pytest.mark.long)], ids=["sample", "more"])
+def test_a_mirror_keeps_what_it_has_and_harms_no_run(learnable_corpus, tmp_path, monkeypatch, share):
+    folder, copied, copy = tmp_path / "recorded", [], mirror.Mirror._copy
+    place = folder / "drive/run"
+    folder.mkdir()
+    monkeypatch.chdir(tmp_path)
+    record = Record(folder)
+
+    def copy_and_note(self: mirror.Mirror) -> None:
+        copy(self)
+        with record.lock:
+            record.look()
+            copied.append((len(record.changes), checkpoint.saved_steps(Run(place))[-1]))
+
+    monkeypatch.setattr(mirror.Mirror, "_copy", copy_and_note)
+    with record.kept():
+        whole = fit_tiny(learnable_corpus, folder / "runs/run", *FIT, "epochs=1", f"checkpoint.mirror={folder}/drive")
+    monkeypatch.setattr(mirror.Mirror, "_copy", copy)
+    found = weights(whole), numbers(whole)
+
+    def check(folder: Path, ended: bool, again: bool, count: int) -> None:
+        os.chdir(folder)
+        there = [step for at, step in copied if at <= count]
+        assert not ended or there[-1] == max(checkpoint.saved_steps(whole))
+        if not there:
+            return
+        assert mirror.newest_whole(Run(place)).progress.step >= there[-1], f"{there[-1]} was copied"
+        if again and count % 2:
+            shutil.rmtree(folder / "runs")  # on another machine
+        if again:
+            goes_on(place if count % 2 else folder / "runs/run", learnable_corpus, "nothing", found)
+            for state in place.glob("checkpoints/step-*/state.json"):
+                checkpoint.read(state.parent)  # raises for one that is not whole
+
+    search(record, check, folder, "fit with a mirror", share)
+
+
 def goes_on(place: Path, corpus: PackedCorpus, begun: str, whole: tuple[bytes, list]) -> None:
     """The run at `place` comes to what `whole` is: by resume, or by what the sentence of its refusal says to type."""
-    run = Run(place)
+    run = mirror.home_of(Run(place))
     try:
-        resume_tiny(run, *(["epochs=2"] if begun != "nothing" else []))
+        resume_tiny(Run(place), *(["epochs=2"] if begun != "nothing" else []))
     except RunNotFound:
         fit_tiny(corpus, place, *FIT, "epochs=2")
     except PhonetrainError as error:

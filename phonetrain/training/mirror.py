@@ -3,21 +3,24 @@
 Copied in a thread of its own, so that a place that is slow, hangs or dies costs no training. Only what every file
 system has is used there: folders, files written from the start or at the end, and deletion; no rename, lock, map or
 link. A checkpoint's state.json is written last, when its other files have been read back: without it the copy counts as
-none.
+none. What is there is synced before an older copy goes, so that a power cut leaves one of them whole.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import json
+import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import xxhash
 
-from phonedata.files import write_file
+from phonedata.files import make_folder, replace_folder, sync_folder, sync_tree, write_file
 
 from ..config.run_config import RunConfig
 from ..errors import CheckpointError, ConfigError
@@ -59,6 +62,7 @@ class Mirror(NoMirror):
         self.moved = time.monotonic()
         self.failure: str | None = None
         self.said = False
+        self.whole: set[bytes] = set()  # states of the copies that this process made or looked through
         self.thread = threading.Thread(target=self._work, name="phonetrain-mirror", daemon=True)
         self.thread.start()
 
@@ -107,17 +111,23 @@ class Mirror(NoMirror):
 
     def _copy(self) -> None:
         target = Run(self.place)
-        target.checkpoints.mkdir(parents=True, exist_ok=True)
+        make_folder(target.checkpoints)
         kept = checkpoint.saved_steps(self.run)
-        for step in kept[::-1]:  # the newest first: it is what a resume wants
-            copy_checkpoint(self.run.checkpoint_dir(step), target.checkpoint_dir(step), self._note)
+        # Before the checkpoints: a log may know more than they do, and not less.
         for name in LOGS:
             append_rest(self.run.path / name, self.place / name)
         for name in SMALL:
             content = read_or_none(self.run.path / name)
             if content is not None and content != read_or_none(self.place / name):
-                (self.place / name).write_bytes(content)
-        (self.place / MARKER).write_text('{"what": "a copy of a run; phonetrain resume takes it from here"}\n')
+                write_in_place(self.place / name, [content])
+        if not (self.place / MARKER).is_file():
+            sync_folder(self.place)
+            about = b'{"what": "a copy of a run; phonetrain resume takes it from here"}\n'
+            write_in_place(self.place / MARKER, [about])
+        sync_folder(self.place)
+        for step in kept[::-1]:  # the newest first: it is what a resume wants
+            copy_checkpoint(self.run.checkpoint_dir(step), target.checkpoint_dir(step), self._note, self.whole)
+        sync_folder(target.checkpoints)
         for step in checkpoint.saved_steps(target):
             if step not in kept:
                 shutil.rmtree(target.checkpoint_dir(step), ignore_errors=True)
@@ -163,7 +173,8 @@ def home_of(found: Run) -> Run:
 def fetch(run: Run, place: Path) -> str | None:
     """Bring what the mirror at `place` has and `run` has not: its newest whole checkpoint, the best one, longer logs.
 
-    Returns a sentence where anything was brought. Raises ConfigError where it is another run's.
+    Returns a sentence where anything was brought. Raises ConfigError where it is another run's, CheckpointError. The
+    newest checkpoint comes last: until it is there, the next call brings everything again.
     """
     other = Run(place)
     if not (place / MARKER).is_file():
@@ -173,11 +184,10 @@ def fetch(run: Run, place: Path) -> str | None:
     theirs, ours = newest_whole(other), newest_whole(run)
     if theirs is None or (ours is not None and position(theirs) <= position(ours)):
         return None
-    for step in {theirs.progress.step, theirs.progress.best_step or theirs.progress.step}:
-        if other.checkpoint_dir(step).is_dir():
-            with contextlib.suppress(CheckpointError):  # a best one that is damaged is said by who looks for it
-                shutil.rmtree(run.checkpoint_dir(step), ignore_errors=True)
-                copy_checkpoint(other.checkpoint_dir(step), run.checkpoint_dir(step))
+    best = theirs.progress.best_step
+    if best is not None and best != theirs.progress.step and other.checkpoint_dir(best).is_dir():
+        with contextlib.suppress(CheckpointError):  # one that is damaged is said by who looks for it
+            bring(other.checkpoint_dir(best), run.checkpoint_dir(best))
     for name in LOGS:
         content = read_or_none(place / name) or b""
         if len(content) > len(read_or_none(run.path / name) or b""):
@@ -188,8 +198,25 @@ def fetch(run: Run, place: Path) -> str | None:
         about = read_or_none(place / name)
         if about is not None and not (run.path / name).is_file():
             write_file(run.path / name, about)
+    bring(theirs.path, run.checkpoint_dir(theirs.progress.step))
     run.write_pointer("last", theirs.progress.step)
     return f"{run.path}: {theirs.path.name} was taken from {place}"
+
+
+def bring(source: Path, target: Path) -> None:
+    """Let the checkpoint `source` replace `target`, whole or not at all. Raises CheckpointError."""
+    partial, aside = (target.with_name(f".{target.name}.{kind}") for kind in ("partial", "old"))
+    make_folder(target.parent)
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        copy_checkpoint(source, partial)
+        sync_tree(partial)
+        replaced = replace_folder(partial, target, aside)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    if replaced is not None:
+        shutil.rmtree(replaced, ignore_errors=True)
 
 
 def newest_whole(run: Run) -> checkpoint.Checkpoint | None:
@@ -201,35 +228,61 @@ def position(saved: checkpoint.Checkpoint) -> tuple[int, int]:
     return saved.progress.segment, saved.progress.step
 
 
-def copy_checkpoint(source: Path, target: Path, note: Callable[[], None] = lambda: None) -> None:
-    """Copy a checkpoint and read it back; state.json last. Nothing where it is there already.
+def copy_checkpoint(
+    source: Path, target: Path, note: Callable[[], None] = lambda: None, whole: set[bytes] | None = None
+) -> None:
+    """Copy a checkpoint and read it back; state.json last, when the rest is synced. Nothing where it is there already.
 
-    Raises CheckpointError for a source that is damaged or a copy that differs.
+    whole: states of copies that are known to be; this one's is added. A copy that is not among them is read first: a
+    power cut may have left its state alone. Raises CheckpointError for a source that is damaged or a copy that differs.
     """
+    whole = set() if whole is None else whole
     state = (source / checkpoint.STATE).read_bytes()
-    if read_or_none(target / checkpoint.STATE) == state:
-        return
     digests = checkpoint.digests_of(source)
-    target.mkdir(parents=True, exist_ok=True)
+    if read_or_none(target / checkpoint.STATE) == state and (
+        state in whole or all(digest(target / name, note) == wanted for name, wanted in digests.items())
+    ):
+        whole.add(state)
+        return
+    make_folder(target)
     (target / checkpoint.STATE).unlink(missing_ok=True)
     for name, wanted in digests.items():
-        with open(target / name, "wb") as copy:
-            for chunk in chunks(source / name):
-                copy.write(chunk)
-                note()
-        found = xxhash.xxh3_128()
-        for chunk in chunks(target / name):
-            found.update(chunk)
-            note()
-        if found.hexdigest() != wanted:
+        write_in_place(target / name, chunks(source / name, note))
+        if digest(target / name, note) != wanted:
             raise CheckpointError(f"{target / name}: was read back with another digest than it was written with")
-    (target / checkpoint.STATE).write_bytes(state)
+    sync_folder(target)
+    write_in_place(target / checkpoint.STATE, [state])
+    sync_folder(target)
+    whole.add(state)
 
 
-def chunks(path: Path) -> Iterator[bytes]:
+def digest(path: Path, note: Callable[[], None]) -> str | None:
+    """Of a file's content; None where it cannot be read."""
+    found = xxhash.xxh3_128()
+    with contextlib.suppress(OSError):
+        for chunk in chunks(path, note):
+            found.update(chunk)
+        return found.hexdigest()
+    return None
+
+
+def write_in_place(path: Path, pieces: Iterable[bytes], mode: str = "wb") -> None:
+    """Write a file and sync its content, where the file system knows how to."""
+    with open(path, mode) as file:
+        file.writelines(pieces)
+        file.flush()
+        try:
+            os.fsync(file.fileno())
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
+                raise
+
+
+def chunks(path: Path, note: Callable[[], None]) -> Iterator[bytes]:
     with open(path, "rb") as file:
         while chunk := file.read(CHUNK):
             yield chunk
+            note()
 
 
 def append_rest(source: Path, target: Path) -> None:
@@ -238,11 +291,10 @@ def append_rest(source: Path, target: Path) -> None:
     if content is None:
         return
     there = read_or_none(target) or b""
-    if content.startswith(there):
-        with open(target, "ab") as file:
-            file.write(content[len(there) :])
-    else:
-        target.write_bytes(content)
+    if not content.startswith(there):
+        write_in_place(target, [content])
+    elif content != there:
+        write_in_place(target, [content[len(there) :]], "ab")
 
 
 def read_or_none(path: Path) -> bytes | None:
@@ -253,5 +305,9 @@ def read_or_none(path: Path) -> bytes | None:
 
 
 def first_line(path: Path) -> bytes | None:
-    content = read_or_none(path)
-    return content.split(b"\n", 1)[0] if content else None
+    """The event that a log begins with; None where there is none, as in what a power cut left of a file."""
+    line = (read_or_none(path) or b"").split(b"\n", 1)[0]
+    try:
+        return line if isinstance(json.loads(line), dict) else None
+    except ValueError:
+        return None

@@ -94,6 +94,19 @@ def test_resume_takes_the_newest_whole_one_of_both_places(learnable_corpus, driv
     assert mirror.fetch(run, drive / "a-1") is None
 
 
+def test_a_damaged_copy_replaces_nothing(learnable_corpus, tmp_path):
+    run = fit_tiny(
+        learnable_corpus, tmp_path / "runs" / "a-1", f"checkpoint.mirror={tmp_path}/drive", console=StopAt(30)
+    )
+    newest, best = run.read_pointer("last"), checkpoint.best_step(run)
+    assert newest != best
+    shutil.rmtree(run.checkpoint_dir(newest))
+    (tmp_path / f"drive/a-1/checkpoints/step-{best}/model.safetensors").write_bytes(b"damaged")
+    assert f"step-{newest} was taken" in mirror.fetch(run, tmp_path / "drive" / "a-1")
+    assert [checkpoint.read(run.checkpoint_dir(step)).progress.step for step in (best, newest)] == [best, newest]
+    assert not list(run.checkpoints.glob(".step*"))
+
+
 def test_a_place_that_dies_costs_one_warning(learnable_corpus, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
@@ -121,7 +134,7 @@ def test_a_copy_that_reads_back_otherwise_is_none(learnable_corpus, tmp_path, mo
     step = run.read_pointer("last")
     real = mirror.chunks
     monkeypatch.setattr(
-        mirror, "chunks", lambda path: [b"rot"] if path.is_relative_to(tmp_path / "copy") else real(path)
+        mirror, "chunks", lambda path, note: [b"rot"] if path.is_relative_to(tmp_path / "copy") else real(path, note)
     )
     with pytest.raises(mirror.CheckpointError, match="read back with another digest"):
         mirror.copy_checkpoint(run.checkpoint_dir(step), tmp_path / "copy" / f"step-{step}")
