@@ -41,14 +41,8 @@ class Faults:
 
 
 def serve() -> None:
-    import torch
+    import tests.warm  # noqa: F401
 
-    import phonetrain.cli.main
-    import phonetrain.reports.report
-    import phonetrain.training.fit  # noqa: F401
-
-    torch.set_num_threads(1)
-    torch.optim.AdamW([torch.zeros(1, requires_grad=True)])  # its first one imports for a second: once for all of them
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # libraries in C print on standard output too, as libsndfile does where close fails
     shim = ctypes.CDLL(None)

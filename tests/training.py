@@ -1,7 +1,4 @@
-"""Small real runs for tests: a corpus, a few overrides, and what two runs must have in common.
-
-As a program, `python -m tests.training RUN CORPUS PLACE...` trains one in processes that are killed, each at a place.
-"""
+"""Small real runs for tests: a corpus, a few overrides, and what two runs must have in common."""
 
 import json
 import os
@@ -155,7 +152,6 @@ def strike_at(place: str) -> Console:
 def killed_and_resumed(path: Path, corpus: Path, places: list[str]) -> None:
     """Start or resume one run in a process for each place, forked from here, and once more to its end; prints a line
     each that says how it ended."""
-    torch.optim.AdamW([torch.zeros(1, requires_grad=True)])  # its first one imports for a second: once for all of them
     for place in [*places, ""]:
         child = os.fork()
         if not child:
@@ -174,7 +170,3 @@ def start_or_resume(path: Path, corpus: Path, console: Console) -> None:
     if path.exists():
         shutil.rmtree(path)
     fit("default", *TINY, "checkpoint.every_minutes=0.0005", corpus=corpus, run=path, console=console)
-
-
-if __name__ == "__main__":
-    killed_and_resumed(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])

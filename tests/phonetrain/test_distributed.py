@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from phonetrain.distributed import ProcessGroup, current, init, reduce_norms
 from phonetrain.errors import ConfigError
 from phonetrain.runs.directory import Run
 from phonetrain.training.fit import begun_before, fit, launch_id
+from tests.forked import call_ranks
 from tests.training import TINY
 
 ROOT = Path(__file__).parents[2]
@@ -52,15 +54,6 @@ WAYS = {
     # Not batch norm in parts: a part's frames, which it is normalised by, are others when two processes cut.
     "batch norm, residual, smoothed": ("model.norm=batch", "model.residual=true", "loss.label_smoothing=0.1"),
 }
-TOGETHER = """
-import sys
-from pathlib import Path
-from phonetrain.distributed import init
-from tests.phonetrain.test_distributed import PLAIN, WAYS, fit_plainly
-with init("cpu"):
-    for name in WAYS:
-        fit_plainly(name, Path(sys.argv[1]), Path(sys.argv[2]) / name)
-"""
 
 
 def fit_plainly(name: str, corpus: Path, run: Path) -> Run:
@@ -68,16 +61,19 @@ def fit_plainly(name: str, corpus: Path, run: Path) -> Run:
     return fit(config=config, corpus=corpus, run=run, console=Console())
 
 
+def fit_in_all_ways(corpus: Path, folder: Path) -> None:
+    with init("cpu"):
+        for name in WAYS:
+            fit_plainly(name, corpus, folder / name)
+
+
 @pytest.fixture(scope="module")
 def runs_of_two(learnable_corpus, tmp_path_factory) -> Path:
     """A folder of runs that two processes trained, one for each of WAYS."""
     folder = tmp_path_factory.mktemp("two")
-    (folder / "together.py").write_text(TOGETHER)
-    command = [*LAUNCH, "--nproc-per-node", "2", str(folder / "together.py"), str(learnable_corpus.path), str(folder)]
-    told = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=240)
-    assert told.returncode == 0, told.stderr[:3000]
+    told = call_ranks(2, fit_in_all_ways, learnable_corpus.path, folder, output=folder / "told.txt")
     # Of several processes one talks: each of the runs warns once of its long warm-up.
-    assert told.stderr.count("warm-up (") == len(WAYS)
+    assert told.count("warm-up (") == len(WAYS)
     return folder
 
 
@@ -96,7 +92,7 @@ def test_two_processes_have_the_losses_of_one(name, runs_of_two, learnable_corpu
     assert two.status == "finished"
 
 
-def test_devices_2_gives_what_torchrun_gives(runs_of_two, learnable_corpus, tmp_path):
+def test_devices_2_gives_what_two_processes_started_from_outside_give(runs_of_two, learnable_corpus, tmp_path):
     name = "batch norm"
     config = load_recipe("default").override([*last_of_each(PLAIN + WAYS[name]), "devices=2"])
     run = fit(config=config, corpus=learnable_corpus.path, run=tmp_path / "run", console=Console())
@@ -104,18 +100,11 @@ def test_devices_2_gives_what_torchrun_gives(runs_of_two, learnable_corpus, tmp_
     assert run.read_json(run.built_path)["machine"]["ranks"] == 2
 
 
-POISONED = """
-import sys
-from phonetrain.distributed import init
-from phonetrain.config.run_config import load_recipe
-from phonetrain.console.base import Console
-from phonetrain.training.fit import fit
-from tests.phonetrain.test_distributed import PLAIN, last_of_each
-with init("cpu"):
+def fit_poisoned(corpus: Path, run: Path) -> None:
     settings = last_of_each((*PLAIN, "model.norm=layer", "guard.policy=skip", "window.left=0", "window.right=0"))
     config = load_recipe("default").override(settings)
-    fit(config=config, corpus=sys.argv[1], run=sys.argv[2], console=Console())
-"""
+    with init("cpu"):
+        fit(config=config, corpus=corpus, run=run, console=Console())
 
 
 def test_evidence_is_of_the_rank_whose_slice_went_bad(learnable_corpus, tmp_path):
@@ -125,16 +114,12 @@ def test_evidence_is_of_the_rank_whose_slice_went_bad(learnable_corpus, tmp_path
     rows = partition.utterance_start_row + 3
     poisoned = np.memmap(partition.features.filename, partition.features.dtype, "r+", shape=partition.features.shape)
     poisoned[rows[:6], 1] = np.inf
-    (tmp_path / "poisoned.py").write_text(POISONED)
-    arguments = [str(tmp_path / "poisoned.py"), str(tmp_path / "packed"), str(tmp_path / "run")]
-    command = [*LAUNCH, "--nproc-per-node", "2", *arguments]
-    told = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120)
-    assert told.returncode == 0, told.stderr[:3000]
     run = Run(tmp_path / "run")
+    told = call_ranks(2, fit_poisoned, tmp_path / "packed", run.path, output=tmp_path / "told.txt")
     found = run.events("nonfinite")
     assert len(found) > 2
     assert {event["where"] for event in found} == {"windows"}
-    assert told.stderr.count("not finite at step") == len(found)
+    assert told.count("not finite at step") == len(found)
     bad = {partition.utterance_ids[place] for place in range(6)}
     for event in found:
         finding = json.loads((run.evidence / event["evidence"] / "nonfinite.json").read_text())
@@ -142,32 +127,27 @@ def test_evidence_is_of_the_rank_whose_slice_went_bad(learnable_corpus, tmp_path
 
 
 RESTARTED = """
-import os, signal, time
-from phonetrain.distributed import init
-again = os.environ["TORCHELASTIC_RESTART_COUNT"] != "0"
-if again and os.environ["RANK"] == "0":
+import os, pathlib, sys, time
+from phonetrain.cli.main import exit_code
+if os.environ["TORCHELASTIC_RESTART_COUNT"] != "0" and os.environ["RANK"] == "0":
     time.sleep(3)  # the other looks for this one's address before it is written
-with init("cpu") as ranks:
-    ranks.barrier()
-    if not again and ranks.is_main:
-        os.kill(os.getpid(), signal.SIGKILL)
-    assert ranks.total(1 + ranks.rank) == 3
+code = exit_code(sys.argv[2:])
+names = [task.read_text().strip() for task in pathlib.Path("/proc/self/task").glob("*/comm")]  # where it is Linux
+pathlib.Path(sys.argv[1], "threads-" + os.environ["RANK"]).write_text(" ".join(names))
+sys.exit(code)
 """
 
 
-def test_processes_started_again_do_not_look_for_the_dead(tmp_path):
-    (tmp_path / "again.py").write_text(RESTARTED)
-    command = [*LAUNCH, "--nproc-per-node", "2", "--max-restarts", "1", str(tmp_path / "again.py")]
-    told = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120)
-    assert told.returncode == 0, told.stderr[:3000]
-
-
 def test_killed_process_is_started_again_and_goes_on_from_the_checkpoint(learnable_corpus, tmp_path):
+    """Those started again do not look for the dead, and at the end leave no thread of their group: one that was left
+    aborted the interpreter's exit now and then, `terminate called without an active exception`."""
     run = Run(tmp_path / "run")
     settings = last_of_each((*PLAIN, "epochs=60", "checkpoint.every_minutes=0.002"))
     arguments = ["fit", "default", *settings, "--corpus", str(learnable_corpus.path), "--run", str(run.path)]
+    (tmp_path / "again.py").write_text(RESTARTED)
     # Without `--` the argparse of Python 3.11 takes our --run for an abbreviation of torchrun's own --run-path.
-    command = [*LAUNCH, "--nproc-per-node", "2", "--max-restarts", "1", "-m", "--", "phonetrain", *arguments]
+    script = ["--", str(tmp_path / "again.py"), str(tmp_path)]
+    command = [*LAUNCH, "--nproc-per-node", "2", "--max-restarts", "1", *script, *arguments]
     words = tmp_path / "words.txt"
     with open(words, "w") as file:
         process = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=file, stderr=file)
@@ -185,6 +165,8 @@ def test_killed_process_is_started_again_and_goes_on_from_the_checkpoint(learnab
         wait_for(lambda: run.status == "SIGTERM", None, words)
         saved = run.events("checkpoint_saved")[-1]
         assert run.read_pointer("last") == saved["step"]
+        threads = [(tmp_path / f"threads-{rank}").read_text() for rank in range(2)]
+        assert "gloo" not in "".join(threads), threads
     finally:
         process.terminate()  # torchrun ends its workers; killed itself it would leave them behind
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -242,39 +224,41 @@ def test_one_process_alone_reduces_and_waits_for_nothing():
     assert type(reduce_norms(model)[0]) is nn.BatchNorm1d
 
 
-NORM = """
-import torch, torch.distributed as dist
-from torch import nn
-from phonetrain.distributed import init, reduce_norms
-with init("cpu") as ranks:
-    torch.manual_seed(0)
-    whole, weights = torch.randn(37, 6) * 3 + 5, torch.randn(37, 6)
-    true = nn.BatchNorm1d(6)
-    nn.init.normal_(true.weight)
-    ours = reduce_norms(nn.Sequential(nn.BatchNorm1d(6)))
-    ours[0].load_state_dict(true.state_dict())
-    rows = slice(0, 11) if ranks.is_main else slice(11, 37)
-    one, other = whole.clone().requires_grad_(), whole[rows].clone().requires_grad_()
-    wanted, found = true(one), ours(other)
-    (wanted * weights).sum().backward()
-    (found * weights[rows]).sum().backward()
-    ranks.sum_(ours[0].weight.grad, ours[0].bias.grad)
-    close = lambda a, b: torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
-    close(found, wanted[rows]); close(other.grad, one.grad[rows])
-    close(ours[0].weight.grad, true.weight.grad); close(ours[0].bias.grad, true.bias.grad)
-    close(ours[0].running_mean, true.running_mean); close(ours[0].running_var, true.running_var)
-    ours.train(); true.train()
-    long = torch.randn(37, 6, 5)
-    close(ours(long[rows]), true(long)[rows])
-    close(ours[0].running_mean, true.running_mean); close(ours[0].running_var, true.running_var)
-    assert ranks.agree("SIGTERM" if ranks.rank else None) == "SIGTERM"
-    assert ranks.total(3 + ranks.rank) == 7
-    assert ranks.share("a" if ranks.is_main else "b") == "a"
-    with ranks.local_only():
-        assert ranks.total(3) == 3
-    ours.eval(); true.eval()
-    close(ours(whole), true(whole))
-"""
+def check_norm() -> None:
+    close = partial(torch.testing.assert_close, rtol=1e-5, atol=1e-5)
+    with init("cpu") as ranks:
+        torch.manual_seed(0)
+        whole, weights = torch.randn(37, 6) * 3 + 5, torch.randn(37, 6)
+        true = nn.BatchNorm1d(6)
+        nn.init.normal_(true.weight)
+        ours = reduce_norms(nn.Sequential(nn.BatchNorm1d(6)))
+        ours[0].load_state_dict(true.state_dict())
+        rows = slice(0, 11) if ranks.is_main else slice(11, 37)
+        one, other = whole.clone().requires_grad_(), whole[rows].clone().requires_grad_()
+        wanted, found = true(one), ours(other)
+        (wanted * weights).sum().backward()
+        (found * weights[rows]).sum().backward()
+        ranks.sum_(ours[0].weight.grad, ours[0].bias.grad)
+        close(found, wanted[rows])
+        close(other.grad, one.grad[rows])
+        close(ours[0].weight.grad, true.weight.grad)
+        close(ours[0].bias.grad, true.bias.grad)
+        close(ours[0].running_mean, true.running_mean)
+        close(ours[0].running_var, true.running_var)
+        ours.train()
+        true.train()
+        long = torch.randn(37, 6, 5)
+        close(ours(long[rows]), true(long)[rows])
+        close(ours[0].running_mean, true.running_mean)
+        close(ours[0].running_var, true.running_var)
+        assert ranks.agree("SIGTERM" if ranks.rank else None) == "SIGTERM"
+        assert ranks.total(3 + ranks.rank) == 7
+        assert ranks.share("a" if ranks.is_main else "b") == "a"
+        with ranks.local_only():
+            assert ranks.total(3) == 3
+        ours.eval()
+        true.eval()
+        close(ours(whole), true(whole))
 
 
 @pytest.mark.parametrize("norm", [
@@ -289,31 +273,8 @@ def test_norm_that_cannot_be_summed_over_ranks_is_refused_by_name(monkeypatch, n
         reduce_norms(model)
 
 
-LEFT = """
-import pathlib, torch
-from phonetrain.distributed import init
-with init("cpu") as ranks:
-    ranks.barrier()
-    torch.optim.AdamW([torch.zeros(3, requires_grad=True)], fused=True).step()  # imports much of torch.distributed
-names = [task.read_text().strip() for task in pathlib.Path("/proc/self/task").glob("*/comm")]
-assert not any("gloo" in name for name in names), names
-"""
-
-
-@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="lists threads in Linux's /proc")
-def test_no_thread_of_the_group_outlives_it(tmp_path):
-    """One that was left aborted the interpreter's exit now and then: `terminate called without an active exception`."""
-    (tmp_path / "left.py").write_text(LEFT)
-    command = [*LAUNCH, "--nproc-per-node", "2", str(tmp_path / "left.py")]
-    told = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120)
-    assert told.returncode == 0, told.stderr[:3000]
-
-
 def test_norm_over_ranks_equals_torch_on_the_whole_batch(tmp_path):
-    (tmp_path / "norm.py").write_text(NORM)
-    command = [*LAUNCH, "--nproc-per-node", "2", str(tmp_path / "norm.py")]
-    told = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120)
-    assert told.returncode == 0, told.stderr[:3000]
+    call_ranks(2, check_norm, output=tmp_path / "told.txt")
 
 
 def test_more_processes_than_gpus_are_refused_in_one_sentence(monkeypatch):

@@ -1,14 +1,12 @@
 """sweep: what is tried, that it goes on where it was stopped, and that its trials are ordinary runs."""
 
 import os
-import subprocess
-import sys
 
 import pytest
 
 pytest.importorskip("optuna", reason="a sweep needs: pip install optuna")
 
-from phonetrain.cli.main import exit_code
+from phonetrain.cli.main import exit_code, main
 from phonetrain.config.run_config import RunConfig
 from phonetrain.errors import ConfigError
 from phonetrain.planning import sweep as room
@@ -16,6 +14,7 @@ from phonetrain.planning.search_space import SearchSpace
 from phonetrain.planning.sweep import sweep
 from phonetrain.reports.report import report
 from phonetrain.runs.directory import Run
+from tests.forked import Forked
 from tests.training import TINY, fit_tiny, numbers, resume_tiny, weights
 
 SMALL = [setting for setting in TINY if not setting.startswith(("epochs", "model.depth"))]
@@ -131,12 +130,13 @@ def test_median_pruning_ends_trials_that_are_worse(learnable_corpus, tmp_path, m
 
 def test_two_processes_share_the_trials(learnable_corpus, tmp_path, capsys):
     words = ["sweep", "default", *SMALL, "model.norm=batch,none", "seed=0,1", "epochs=1"]
-    command = [sys.executable, "-m", "phonetrain", *words, "--corpus", str(learnable_corpus.path), "--quiet"]
-    both = [subprocess.Popen([*command, "--out", str(tmp_path / "s")], stderr=subprocess.PIPE) for _ in range(2)]
-    errors = [process.communicate()[1].decode() for process in both]
-    assert [process.returncode for process in both] == [0, 0] and "failed" not in "".join(errors), errors
-    assert "".join(errors).count(" of 2: model.norm=") == 2, errors
-    assert exit_code([*words, "--corpus", str(learnable_corpus.path), "--out", str(tmp_path / "s")]) == 0
+    place = ["--corpus", str(learnable_corpus.path), "--out", str(tmp_path / "s")]
+    both = [Forked(main, [*words, *place, "--quiet"], output=tmp_path / f"words-{n}.txt") for n in range(2)]
+    ends = [process.wait() for process in both]
+    told = "".join(process.output.read_text() for process in both)
+    assert ends == [0, 0] and "failed" not in told, told
+    assert told.count(" of 2: model.norm=") == 2, told
+    assert exit_code([*words, *place]) == 0
     out = capsys.readouterr().out
     assert out.count("complete") == 2 and "mean of 2 seeds" in out
     assert all(len(Run(path).events("run_started")) == 1 for path in (tmp_path / "s").glob("c*-t*"))

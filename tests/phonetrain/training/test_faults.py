@@ -1,8 +1,6 @@
 """Faults around a run: full disks, lost trackers, failing files, jumping clocks, a second process, closed terminals.
 
 Each ends in one sentence or in none, and the run that goes on equals one that nothing happened to.
-
-As a program, `python -m tests.phonetrain.training.test_faults RUNS CORPUS PLAN...` trains once on each full disk.
 """
 
 import contextlib
@@ -15,7 +13,6 @@ import re
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
 import termios
 import time
@@ -25,7 +22,7 @@ from pathlib import Path
 import pytest
 
 from phonedata import FormatError, PackedCorpus, files, pack
-from phonetrain.cli.main import exit_code
+from phonetrain.cli.main import exit_code, main
 from phonetrain.console.base import Console
 from phonetrain.errors import TrainingStopped
 from phonetrain.reports.summary import best_evaluation
@@ -35,10 +32,12 @@ from phonetrain.runs import history
 from phonetrain.runs.directory import Run
 from phonetrain.runs.explain import explain
 from phonetrain.runs.tracker import Tracker
+from phonetrain.step.train_step import TrainStep
 from phonetrain.training import checkpoint
-from tests.training import TINY, StopAt, fit_tiny, numbers, resume_tiny, weights
-
-ROOT = Path(__file__).parents[3]
+from phonetrain.training.fit import fit
+from tests.forked import Forked, call
+from tests.phonetrain.test_distributed import wait_for
+from tests.training import TINY, Announcing, StopAt, fit_tiny, numbers, resume_tiny, weights
 
 
 @pytest.fixture(scope="module")
@@ -81,42 +80,34 @@ def limit_files(size: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
 
-def train_on_full_disks(runs: Path, corpus: Path, plans: list[str]) -> None:
-    """In a process each, forked from here: fit until the disk is full; writes runs/PLAN.json.
+def train_on_full_disk(corpus: Path, run: Path, plan: str) -> None:
+    """Fit until the disk is full, and print the error as JSON.
 
-    plans: size-N, no file may have more than N bytes; moment-N, none at all from the N-th progress on.
+    plan: size-N, no file may have more than N bytes; moment-N, none at all from the N-th progress on.
     """
     import resource
 
-    for plan in plans:
-        child = os.fork()
-        if child:
-            os.waitpid(child, 0)
-            continue
-        told = {"error": None, "message": None}
-        kind, number = plan.split("-")
-        try:
-            if kind == "size":
-                limit_files(int(number))
-            console = Filling(int(number) if kind == "moment" else -1)
-            fit_tiny(PackedCorpus(corpus), runs / plan, console=console)
-        except BaseException as error:
-            told = {"error": type(error).__name__, "message": str(error)}
-        limit_files(resource.getrlimit(resource.RLIMIT_FSIZE)[1])
-        (runs / f"{plan}.json").write_text(json.dumps(told))
-        os._exit(0)
+    most, told = resource.getrlimit(resource.RLIMIT_FSIZE)[1], {"error": None, "message": None}
+    kind, number = plan.split("-")
+    try:
+        if kind == "size":
+            limit_files(int(number))
+        fit_tiny(PackedCorpus(corpus), run, console=Filling(int(number) if kind == "moment" else -1))
+    except BaseException as error:
+        told = {"error": type(error).__name__, "message": str(error)}
+    limit_files(most)
+    print(json.dumps(told))
 
 
 def check_full_disks(whole: Run, corpus: PackedCorpus, folder: Path, plans: list[str]) -> int:
     """Returns how many runs could be resumed; the others stopped before their first checkpoint was whole."""
-    subprocess.run([sys.executable, "-m", __name__, folder, corpus.path, *plans], cwd=ROOT, check=True, timeout=3000)
     resumed = 0
     for plan in plans:
-        told = json.loads((folder / f"{plan}.json").read_text())
+        run, output = Run(folder / plan), folder / f"{plan}.txt"
+        told = json.loads(call(train_on_full_disk, corpus.path, run.path, plan, output=output).splitlines()[-1])
         assert told["error"] == "TrainingStopped", (plan, told)
         assert "could not be written (File too large)" in told["message"], (plan, told)
         assert "\n" not in told["message"]
-        run = Run(folder / plan)
         assert not list(run.path.rglob("*.tmp")), plan
         if not run.config_path.exists() or run.read_pointer("last") is None:
             continue
@@ -296,35 +287,22 @@ def test_clock_that_jumps_changes_nothing(learnable_corpus, whole, tmp_path, mon
 # Processes, signals and terminals
 
 
-def start(path: Path, corpus: PackedCorpus, **options) -> subprocess.Popen:
-    """A process that trains for a long time; returns when it has begun."""
-    code = (
-        "import sys; from pathlib import Path; from tests.training import *; from phonetrain import fit; "
-        "fit('default', *TINY[1:], 'epochs=10000', corpus=sys.argv[2], run=sys.argv[1], console=Announcing())"
-    )
-    child = subprocess.Popen(
-        [sys.executable, "-c", code, path, corpus.path],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        **options,
-    )
-    assert child.stdout.readline() == "training\n", child.communicate()
-    return child
+def train_long(run: Path, corpus: Path) -> None:
+    fit("default", *TINY[1:], "epochs=10000", corpus=corpus, run=run, console=Announcing())
 
 
 def test_second_process_is_refused_naming_the_first_which_trains_on(learnable_corpus, tmp_path):
-    child = start(tmp_path / "run", learnable_corpus)
+    words = tmp_path / "words.txt"
+    child = Forked(train_long, tmp_path / "run", learnable_corpus.path, output=words)
     try:
+        wait_for(lambda: words.exists() and "training\n" in words.read_text(), child, words)
         with pytest.raises(TrainingStopped, match=f"being trained by process {child.pid}"):
             resume_tiny(Run(tmp_path / "run"))
         assert child.poll() is None
-        child.send_signal(signal.SIGTERM)
-        _, errors = child.communicate(timeout=300)
+        child.terminate()
+        assert child.wait() == 0
     finally:
         child.kill()
-    assert child.returncode == 0, errors
     assert Run(tmp_path / "run").status == "SIGTERM"
 
 
@@ -341,48 +319,37 @@ def test_ctrl_c_twice_stops_at_once_and_the_run_goes_on(learnable_corpus, whole,
     assert_goes_on_as_if_nothing_happened(run, whole)
 
 
+def fit_in_terminal(name: str, words: list[str]) -> None:
+    """`phonetrain fit` in a session of its own that has the terminal of that name."""
+    # The signal's own meaning: under nohup, which the tests may run under, it is ignored.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    os.setsid()
+    terminal = os.open(name, os.O_RDWR)
+    fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
+    for stream in range(3):
+        os.dup2(terminal, stream)
+    # Slow steps: it is in the middle of its training when it is seen to have begun.
+    real = TrainStep.apply_update
+    TrainStep.apply_update = lambda *parts: (time.sleep(0.05), real(*parts))[1]
+    main(words)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="no POSIX terminals")
 def test_closed_terminal_saves_and_the_run_goes_on(learnable_corpus, whole, tmp_path):
     outer, inner = pty.openpty()
-    # Slow steps: it is in the middle of its training when it is seen to have begun.
-    # The signal's own meaning: under nohup, which the tests may run under, it is ignored.
-    code = (
-        "import fcntl, signal, sys, termios, time; signal.signal(signal.SIGHUP, signal.SIG_DFL); "
-        "fcntl.ioctl(0, termios.TIOCSCTTY, 0); from phonetrain.cli.main import main; "
-        "from phonetrain.step.train_step import TrainStep; real = TrainStep.apply_update; "
-        "TrainStep.apply_update = lambda *parts: (time.sleep(0.05), real(*parts))[1]; main(sys.argv[1:])"
-    )
-    run = Run(tmp_path / "run")
-    words = [
-        "fit",
-        "default",
-        "--corpus",
-        learnable_corpus.path,
-        "--run",
-        run.path,
-        *TINY,
-        "checkpoint.every_minutes=0.001",
-    ]
-    child = subprocess.Popen(
-        [sys.executable, "-c", code, *words],
-        stdin=inner,
-        stdout=inner,
-        stderr=inner,
-        start_new_session=True,
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    os.close(inner)
     fcntl.ioctl(outer, termios.TIOCSWINSZ, b"\x18\0\x50\0\0\0\0\0")
+    run, place = Run(tmp_path / "run"), ["--corpus", str(learnable_corpus.path), "--run", str(tmp_path / "run")]
+    words = ["fit", "default", *place, *TINY, "checkpoint.every_minutes=0.001"]
+    child = Forked(fit_in_terminal, os.ttyname(inner), words, output=tmp_path / "words.txt")
     os.set_blocking(outer, False)
     deadline = time.monotonic() + 300
     while run.read_pointer("last") in (None, 0) and child.poll() is None and time.monotonic() < deadline:
         with contextlib.suppress(OSError):  # nobody would see it, but a full terminal would hold the child up
             os.read(outer, 65536)
         time.sleep(0.002)
+    os.close(inner)
     os.close(outer)
-    child.wait(timeout=300)
-    assert (run.status, child.returncode) == ("SIGHUP", 128 + signal.SIGHUP)
+    assert (child.wait(), run.status) == (128 + signal.SIGHUP, "SIGHUP")
     assert 0 < run.read_pointer("last") < 69
     assert_goes_on_as_if_nothing_happened(run, whole)
 
@@ -401,7 +368,3 @@ def test_signal_while_a_checkpoint_is_written_waits_for_it(learnable_corpus, who
     monkeypatch.undo()
     assert run.status == "SIGTERM" and run.read_pointer("last") == 23 and half_made[0] is True
     assert_goes_on_as_if_nothing_happened(run, whole)
-
-
-if __name__ == "__main__":
-    train_on_full_disks(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])

@@ -4,14 +4,12 @@ import io
 import json
 import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from phonedata import open_loader
+from phonetrain.cli.main import main
 from phonetrain.config.run_config import load_recipe
 from phonetrain.console.base import Console
 from phonetrain.distributed import from_slurm, launched_size
@@ -20,10 +18,10 @@ from phonetrain.runs.directory import Run
 from phonetrain.training import launch
 from phonetrain.training.fit import fit
 from phonetrain.training.resume import resume
+from tests.forked import Forked
 from tests.phonetrain.test_distributed import last_of_each, losses, wait_for
 from tests.training import TINY, StopAt
 
-ROOT = Path(__file__).parents[3]
 CPU = (*TINY, "device=cpu", "precision=fp32")
 
 
@@ -31,30 +29,24 @@ def config(*settings: str):
     return load_recipe("default").override(last_of_each((*CPU, *settings)))
 
 
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "phonetrain", *arguments]
-
-
-def environment(**variables: str) -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **variables}
-
-
-@pytest.mark.parametrize("norm", ["batch", pytest.param("layer", marks=pytest.mark.long)])
-def test_a_run_goes_on_in_two_and_in_three_processes_as_it_would_in_one(norm, learnable_corpus, tmp_path):
+@pytest.mark.parametrize(("norm", "devices"), [
+    ("batch", (3, 1)), pytest.param("layer", (2, 3), marks=pytest.mark.long)
+])  # fmt: skip
+def test_a_run_goes_on_in_another_number_of_processes_as_it_would_in_one(norm, devices, learnable_corpus, tmp_path):
     """Dropout and masks on: both go by the frame, and not by the process that has it."""
     settings = config(f"model.norm={norm}", "model.dropout=0.3", "model.neighbours=1")
     whole = fit(config=settings, corpus=learnable_corpus.path, run=tmp_path / "whole", console=Console())
     steps = whole.metrics("epoch")[0]["step"]
     run = fit(config=settings, corpus=learnable_corpus.path, run=tmp_path / "cut", console=StopAt(steps // 2))
     assert run.status == "SIGTERM"
-    resume(run, "devices=2", console=StopAt(steps + 2))
+    resume(run, f"devices={devices[0]}", console=StopAt(steps + 2))
     assert run.status == "SIGTERM" and steps < run.read_pointer("last") < 2 * steps
-    resume(run, "devices=3", console=Console())
+    resume(run, f"devices={devices[1]}", console=Console())
     assert run.status == "finished"
     assert [line["step"] for line in run.metrics("train")] == [line["step"] for line in whole.metrics("train")]
     assert losses(run) == pytest.approx(losses(whole), rel=1e-3)
     changes = [(event["old"], event["new"]) for event in run.events("config_changed") if event["key"] == "devices"]
-    assert changes == [(1, 2), (2, 3)]
+    assert changes == [(1, devices[0]), devices]
 
 
 def test_batches_of_two_and_of_three_ranks_are_those_of_one(learnable_corpus):
@@ -77,8 +69,10 @@ def test_what_the_processes_refuse_is_raised_here(learnable_corpus, tmp_path):
     (tmp_path / "run" / "config.toml").write_text("epochs = 1\n")
     Run(tmp_path / "run").append_event("run_started", launch="of another")
     Run(tmp_path / "run").checkpoint_dir(3).mkdir(parents=True)
+    made = config().replaced({"data.corpus": str(learnable_corpus.path)})
+    task = launch.Task("fit", {"config": made, "name": None, "run": tmp_path / "run", "pace": {}, "age": 0.0})
     with pytest.raises(RunExists, match=str(tmp_path / "run")):
-        fit(config=config("devices=2"), corpus=learnable_corpus.path, run=tmp_path / "run", console=Console())
+        launch.together(task, 1, Console())
 
 
 KILLED = """
@@ -124,12 +118,8 @@ def _whole(error: BaseException) -> bytes:
 
 def test_processes_whose_starter_is_gone_save_and_end(learnable_corpus, tmp_path):
     run, words = Run(tmp_path / "run"), tmp_path / "words.txt"
-    settings = last_of_each((*CPU, "epochs=500", "devices=2"))
-    with open(words, "w") as file:
-        process = subprocess.Popen(
-            command("fit", "default", *settings, "--corpus", str(learnable_corpus.path), "--run", str(run.path)),
-            env=environment(), cwd=tmp_path, stdout=file, stderr=file,
-        )  # fmt: skip
+    line = ["fit", "default", *last_of_each((*CPU, "epochs=500", "devices=2"))]
+    process = Forked(main, [*line, "--corpus", str(learnable_corpus.path), "--run", str(run.path)], output=words)
     wait_for(lambda: run.path.exists() and run.metrics("train"), process, words)
     process.kill()
     process.wait()
@@ -200,28 +190,24 @@ def test_first_host_of_slurms_list_is_the_master(hosts, first, monkeypatch):
 def test_slurms_warning_saves_and_a_requeued_job_goes_on(learnable_corpus, tmp_path):
     """As docs/CLUSTER.md has it: srun starts two tasks of one line, sends USR1, and starts the same line again."""
     run, words = Run(tmp_path / "run"), tmp_path / "words.txt"
-    line = command("fit", "default", *last_of_each((*CPU, "epochs=500")), "--corpus", str(learnable_corpus.path))
+    line = ["fit", "default", *last_of_each((*CPU, "epochs=500")), "--corpus", str(learnable_corpus.path)]
+    of_slurm = {"SLURM_JOB_ID": "4217", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "localhost"}
 
     def job(restarts: str) -> list[int]:
         segments = len(run.events("segment_started")) if run.path.exists() else 0
-        with open(words, "w") as file:
-            tasks = [
-                subprocess.Popen(
-                    [*line, "--run", str(run.path)], cwd=tmp_path, stdout=file, stderr=file,
-                    env=environment(SLURM_JOB_ID="4217", SLURM_STEP_NUM_TASKS="2", SLURM_PROCID=str(rank),
-                                    SLURM_LOCALID=str(rank), SLURM_STEP_NODELIST="localhost",
-                                    SLURM_RESTART_COUNT=restarts),
-                )
-                for rank in range(2)
-            ]  # fmt: skip
+        tasks = [
+            Forked(main, [*line, "--run", str(run.path)], output=words, SLURM_RESTART_COUNT=restarts, **of_slurm,
+                   SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank))
+            for rank in range(2)
+        ]  # fmt: skip
         try:
             started = lambda: run.path.exists() and len(run.events("segment_started")) > segments  # noqa: E731
             wait_for(started, tasks[0], words)
             before = len(run.all_metrics("train"))
             wait_for(lambda: len(run.all_metrics("train")) > before, tasks[0], words)
             for task in tasks:
-                task.send_signal(signal.SIGUSR1)
-            return [task.wait(timeout=120) for task in tasks]
+                os.kill(task.pid, signal.SIGUSR1)
+            return [task.wait() for task in tasks]
         finally:
             for task in tasks:
                 task.kill()

@@ -4,9 +4,6 @@ import os
 import random
 import shlex
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -18,7 +15,8 @@ from phonetrain.results.predict import predict
 from phonetrain.runs.directory import Run
 from phonetrain.runs.explain import explain
 from phonetrain.training import checkpoint, session
-from tests.training import StopAt, change_state, fit_tiny, numbers, resume_tiny, weights
+from tests.forked import call
+from tests.training import StopAt, change_state, fit_tiny, killed_and_resumed, numbers, resume_tiny, weights
 
 CONSTANT = ("schedule.name=constant", "schedule.warmup_steps=none")
 
@@ -418,15 +416,9 @@ def places_to_kill_at(seed: int) -> list[str]:
 
 def check_killed_run(corpus, whole, path, seed):
     places = places_to_kill_at(seed)
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.training", path, corpus.path, *places],
-        text=True,
-        capture_output=True,
-        cwd=Path(__file__).parents[3],
-        timeout=300,
-    )
-    ends = [f"{place} was killed" for place in places]
-    assert done.stdout.splitlines() == [*ends, " ended with 0"], done.stderr
+    told = call(killed_and_resumed, path, corpus.path, places, output=path.with_suffix(".txt"))
+    ends = [line for line in told.splitlines() if line.endswith(" was killed") or " ended with " in line]
+    assert ends == [*(f"{place} was killed" for place in places), " ended with 0"], told
     run = Run(path)
     assert run.status == "finished" and len(run.events("segment_ended")) == 0
     assert weights(run) == weights(whole)
