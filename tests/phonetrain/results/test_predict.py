@@ -284,7 +284,8 @@ def test_tied_weights_of_a_factory_are_saved_resumed_scored_and_exported(learnab
     from phonetrain.results.export import export
 
     (tmp_path / "tied.py").write_text(TIED)
-    options = (f"model.factory={tmp_path / 'tied.py'}:build", "epochs=1")
+    # Said, for with auto the clock decides, of each run anew.
+    options = (f"model.factory={tmp_path / 'tied.py'}:build", "precision=fp32", "epochs=1")
     whole = fit_tiny(learnable_corpus, tmp_path / "whole", *options)
     run = fit_tiny(learnable_corpus, tmp_path / "run", *options, console=StopAt(8))
     resume_tiny(run)
