@@ -144,7 +144,7 @@ def test_other_errors_keep_their_traceback(tiny_corpus, monkeypatch):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals differ")
-def test_interrupt_is_one_line_and_the_same_command_goes_on(tmp_path):
+def test_interrupt_is_one_line_and_the_same_command_goes_on(tmp_path, capsys):
     random = np.random.default_rng(0)
     utterances = {f"{i}": (random.normal(size=(60_000, 8)), random.integers(0, 40, 60_000)) for i in range(12)}
     write_hw1p2(tmp_path / "raw", "train", utterances)
@@ -160,8 +160,8 @@ def test_interrupt_is_one_line_and_the_same_command_goes_on(tmp_path):
     assert child.returncode == 130
     assert err.splitlines()[-1] == "interrupted; the same command continues where it stopped"  # progress may precede it
     assert not (tmp_path / "packed").exists()
-    done = run("pack", "raw", "packed", cwd=tmp_path)
-    assert done.returncode == 0 and "chunks kept from an interrupted call" in done.stdout
+    main(["pack", str(tmp_path / "raw"), str(tmp_path / "packed")])
+    assert "chunks kept from an interrupted call" in capsys.readouterr().out
 
 
 def test_only_commands_that_continue_say_so_when_interrupted(monkeypatch, capsys):
@@ -197,7 +197,7 @@ def test_a_full_disk_behind_the_output_is_one_line(tiny_corpus, module):
     assert "the output could not be written (No space left on device)" in done.stderr
 
 
-def test_errors_name_the_keyword_in_python_and_the_flag_on_the_command_line(tiny_raw, tmp_path):
+def test_errors_name_the_keyword_in_python_and_the_flag_on_the_command_line(tiny_raw, tmp_path, capsys):
     from phonedata import pack
     from phonedata.cli import as_flags
     from phonedata.errors import CorpusExists, SpecError
@@ -205,8 +205,9 @@ def test_errors_name_the_keyword_in_python_and_the_flag_on_the_command_line(tiny
     pack(tiny_raw, tmp_path / "packed")
     with pytest.raises(CorpusExists, match="replace it with replace=True"):
         pack(tiny_raw, tmp_path / "packed")
-    done = run("pack", tiny_raw, tmp_path / "packed")
-    assert done.returncode == 1 and "replace it with --replace" in done.stderr
+    with pytest.raises(SystemExit) as ended:
+        main(["pack", str(tiny_raw), str(tmp_path / "packed")])
+    assert ended.value.code == 1 and "replace it with --replace" in capsys.readouterr().err
     with pytest.raises(SpecError, match="train_partition='train-clean'") as refused:
         pack(tiny_raw, tmp_path / "other", cmvn="train")
     assert "--train-partition train-clean" in as_flags(str(refused.value))

@@ -94,10 +94,12 @@ def test_conversion_of_every_float16_and_of_hard_float32_is_numpys(stored, wante
 
 
 @pytest.mark.skipif(not IS_X86, reason="other processors have no such choice")
-def test_a_processor_without_half_instructions_converts_like_all_others(tmp_path):
+@pytest.mark.parametrize("law", [
+    "test_conversion_of_every_float16", pytest.param("test_kernel_equals_slices", marks=pytest.mark.long)
+])  # fmt: skip
+def test_a_processor_without_half_instructions_converts_like_all_others(law, tmp_path):
     plain = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": "", "NUMBA_CACHE_DIR": str(tmp_path)}
-    laws = "test_conversion_of_every_float16 or test_kernel_equals_slices"
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", __file__, "-k", laws]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", __file__, "-k", law]
     done = subprocess.run(command, env=os.environ | plain, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -237,12 +237,13 @@ def test_an_interrupted_extract_continues_where_it_stopped(tmp_path, monkeypatch
     assert seen == [4, 5, 6] and "3 utterances kept" in str(report)
     assert report.partitions == extract(tmp_path / "audio", tmp_path / "again", workers=1).partitions
     assert all_bytes(tmp_path / "raw") == all_bytes(tmp_path / "whole")
-    shutil.rmtree(tmp_path / "raw")
-    begin()
-    # Another front end is another result: nothing of the first try may be in it.
-    report = extract(tmp_path / "audio", tmp_path / "raw", workers=workers, frontend=FrontEnd(coefficients=13))
-    assert "kept" not in str(report)
-    assert {np.load(f).shape[1] for f in (tmp_path / "raw").rglob("mfcc/*.npy")} == {13}
+    if workers == 1:  # who kept it is all the same to another front end
+        shutil.rmtree(tmp_path / "raw")
+        begin()
+        # Another front end is another result: nothing of the first try may be in it.
+        report = extract(tmp_path / "audio", tmp_path / "raw", workers=1, frontend=FrontEnd(coefficients=13))
+        assert "kept" not in str(report)
+        assert {np.load(f).shape[1] for f in (tmp_path / "raw").rglob("mfcc/*.npy")} == {13}
     assert not list(tmp_path.glob("raw?*"))
 
 

@@ -55,11 +55,15 @@ def phonedata(*words, site, cwd):
     return subprocess.run(command, cwd=cwd, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("options", [["--layout", "csv"], [], ["--workers", "3", "--cmvn", "train"]])
+@pytest.mark.parametrize("options", [{"layout": "csv"}, {}, None])
 def test_an_installed_layout_is_packed_with_by_name_and_by_itself(raw, install, tmp_path, options):
-    options += ["--train-partition", "train"] * ("train" in options)
-    done = phonedata("pack", raw, "packed", *options, site=install(), cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
+    if options is None:
+        words = ["pack", raw, "packed", "--workers", "3", "--cmvn", "train", "--train-partition", "train"]
+        done = phonedata(*words, site=install(), cwd=tmp_path)
+        assert (done.returncode, done.stderr) == (0, "")
+    else:
+        install()
+        pack(raw, tmp_path / "packed", **options)
     corpus = PackedCorpus(tmp_path / "packed")
     assert corpus.attributes["layout"] == "csv" and corpus["train"].utterance_ids == ["0", "1", "2"]
     row = corpus["dev"].utterance_start_row[0]
