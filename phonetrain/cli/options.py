@@ -48,3 +48,11 @@ Smooth = Annotated[
     Parameter(help="viterbi (the best path, by which phone follows which in training), median (of 5 frames), none."),
 ]
 Scale = Annotated[float | None, Parameter(help="Of log posteriors against the transitions of viterbi; default 1.5.")]
+Warps = Annotated[
+    bool,
+    Parameter(
+        negative=(),
+        help="Hear each utterance as nine lengths of vocal tract and average over the five that the net is surest of: "
+        "nine times the work; cepstra only.",
+    ),
+]

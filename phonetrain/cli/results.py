@@ -8,7 +8,20 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from ..display.tables import print_result, print_text
-from .options import Checkpoint, Device, Flag, Json, MovedCorpus, OneRun, OtherCorpus, Replace, Scale, Smooth, TrustCode
+from .options import (
+    Checkpoint,
+    Device,
+    Flag,
+    Json,
+    MovedCorpus,
+    OneRun,
+    OtherCorpus,
+    Replace,
+    Scale,
+    Smooth,
+    TrustCode,
+    Warps,
+)
 
 
 def evaluate(
@@ -20,6 +33,7 @@ def evaluate(
     device: Device = "auto",
     trust_code: TrustCode = False,
     phone_map: Annotated[str | None, Parameter("--map")] = None,
+    warps: Warps = False,
     json: Flag = False,
 ) -> None:
     """Score a run's best checkpoint on its dev partition: accuracy with its interval, phone errors, what goes wrong.
@@ -39,7 +53,7 @@ def evaluate(
     from ..display.tables import evaluation_text
     from ..results.evaluate import evaluate
 
-    result = evaluate(run, partition, checkpoint, corpus, device, trust_code, phone_map)
+    result = evaluate(run, partition, checkpoint, corpus, device, trust_code, phone_map, warps)
     print_result(result, evaluation_text(result), json)
 
 
@@ -86,6 +100,7 @@ def predict(
     smooth: Smooth = "none",
     scale: Scale = None,
     average: Literal["log", "probability"] = "log",
+    warps: Warps = False,
     values: Literal["log-posterior", "posterior", "log-likelihood"] = "log-posterior",
     max_parameters: int | None = None,
     model: Path | None = None,
@@ -124,8 +139,8 @@ def predict(
 
     path = predict(
         runs, partition, out, checkpoint, corpus, device, labels, header, form=as_, smooth=smooth,
-        scale=SCALE if scale is None else scale, average=average, values=values, max_parameters=max_parameters,
-        model=model, replace=replace, trust_code=trust_code,
+        scale=SCALE if scale is None else scale, average=average, warps=warps, values=values,
+        max_parameters=max_parameters, model=model, replace=replace, trust_code=trust_code,
     )  # fmt: skip
     print_result({"predictions": str(path)}, str(path), json)
 

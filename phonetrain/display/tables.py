@@ -72,6 +72,8 @@ def evaluation_text(scores: dict[str, Any]) -> str:
         f"{scores['partition']}: {scores['utterances']:,} utterances, {scores['frames']:,} frames",
         *([f"{scores['folded_from']} phonemes folded into {len(scores['phonemes'])} by {scores['map']}: probabilities "
            "are added up, frames of what it leaves out are not scored"] if "map" in scores else []),
+        *([f"each utterance heard as {len(scores['warps'])} lengths of vocal tract, those averaged that the net is "
+           "surest of"] if "warps" in scores else []),
         *([] if scores["corpus_is_the_trained_one"] else
           [f"note: {scores['corpus']} is not the corpus this run was trained on (its digest differs)"]),
         "",

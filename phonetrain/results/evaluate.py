@@ -33,7 +33,7 @@ from .phones import (
     phones,
     tolerance_frames,
 )
-from .posteriors import posteriors
+from .posteriors import TRIED, posteriors
 from .smoothing import Transitions, training_labels, viterbi
 from .sounds import ORDER, is_silence, sound_classes
 from .trained import Trained, open_trained, step_of, warn_of_other_corpus
@@ -58,6 +58,7 @@ def evaluate(
     device: str = "auto",
     trust_code: bool = False,
     phone_map: str | None = None,
+    warps: bool = False,
 ) -> dict[str, Any]:
     """Score a labelled partition (default: the run's dev) in fp32, every frame once, and return the numbers.
 
@@ -70,6 +71,7 @@ def evaluate(
     utterance, in packed order, and its summed loss; docs/RESULTS.md lists its columns. The result is also kept in the
     run's evaluations/. trust_code: as in `open_trained`. phone_map: score in fewer classes, "timit-48", "timit-39" or a
     file with lines `symbol class`, as `phonedata.pack` takes it; probabilities of classes that become one are added up.
+    warps: score what `predict` says with `warps`.
     Raises ConfigError where the partition has no labels.
     """
     trained = open_trained(run, checkpoint, corpus, device, trust_code)
@@ -88,13 +90,14 @@ def evaluate(
             labels = training_labels(trained)
             transitions = (labels if folding is None else folding.fold_counts(labels)).transitions
     counts = Counts(Selection.of(trained.corpus, name), transitions, folding)
-    for rows in posteriors([trained], name, "scoring"):
+    for rows in posteriors([trained], name, "scoring", warps=warps):
         counts.add(rows)
     result = trained.conditions | {"format": FORMAT, "partition": name} | counts.result()
-    if folding is None:
-        result["in_training"] = _scored_in_training(trained, name)
-    else:
-        result |= {"in_training": None, "map": folding.name, "folded_from": len(folding.target)}
+    result["in_training"] = None if folding is not None or warps else _scored_in_training(trained, name)
+    if folding is not None:
+        result |= {"map": folding.name, "folded_from": len(folding.target)}
+    if warps:
+        result["warps"] = [round(stretch, 3) for stretch in TRIED]
     _keep(trained.run, result)
     return Evaluation(result)
 
@@ -379,18 +382,23 @@ def kept_name(what: str, other_corpus: str | None) -> str:
 
 
 def kept_at(
-    run: Run, partition: str, checkpoint: str, other_corpus: str | None = None, phone_map: str | None = None
+    run: Run,
+    partition: str,
+    checkpoint: str,
+    other_corpus: str | None = None,
+    phone_map: str | None = None,
+    warps: bool = False,
 ) -> Path:
     """Where an evaluation is kept. checkpoint: as step-1200. other_corpus: as in `kept_name`. phone_map: a map's name,
     or its file."""
-    what = f"{partition}-{checkpoint}" + (f"-map-{Path(phone_map).stem}" if phone_map else "")
+    what = f"{partition}-{checkpoint}" + (f"-map-{Path(phone_map).stem}" if phone_map else "") + "-warps" * warps
     return run.evaluations / f"{kept_name(what, other_corpus)}.json"
 
 
 def _keep(run: Run, result: dict[str, Any]) -> None:
     """Keep an evaluation for the report; a run that this user cannot write to is scored all the same."""
     other = None if result["corpus_is_the_trained_one"] else result["corpus_digest"]
-    path = kept_at(run, result["partition"], result["checkpoint"], other, result.get("map"))
+    path = kept_at(run, result["partition"], result["checkpoint"], other, result.get("map"), "warps" in result)
     try:
         with writing(path, "make room or mend the disk, and evaluate again"):
             write_file(path, (to_json(result) + "\n").encode())

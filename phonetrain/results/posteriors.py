@@ -18,11 +18,14 @@ from ..console.panel import bar
 from ..errors import ConfigError, PhonetrainError
 from ..runs.directory import RunName
 from ..step.neighbours import Neighbours
-from ..training.data import why_not_finite
+from ..step.warp import warps_of
+from ..training.data import partition_of, why_not_finite
 from .trained import Net, Trained, named_checkpoint, open_trained
 
 BATCH = 4096
 Average = Literal["log", "probability"]
+TRIED = tuple(0.04 * step for step in range(-4, 5))  # logarithms of the stretches that an utterance is heard under
+SUREST = 5  # of them are averaged; docs/ACCURACY.md has what other numbers give
 
 
 def open_ensemble(
@@ -62,20 +65,23 @@ def check_parameters(nets: Sequence[Net], most: int | None) -> None:
 
 
 def posteriors(
-    nets: Sequence[Net], partition: str | Selection, doing: str, average: Average = "log"
+    nets: Sequence[Net], partition: str | Selection, doing: str, average: Average = "log", warps: bool = False
 ) -> Iterator[npt.NDArray[np.float32]]:
     """(N_u, C) float32 log posteriors of each utterance of `partition`, in packed order; memory does not grow with it.
 
     partition: names of partitions, or some of their utterances.
 
     average: "log" takes the mean of the nets' log posteriors, normalised again; "probability" that of their posteriors.
-    Says on stderr, at the end, where frames have no finite score.
+    warps: those of a net are the mean log posteriors over the vocal tract warps under which it is surest of an
+    utterance, see `_under_warps`. Says on stderr, at the end, where frames have no finite score. Raises ConfigError
+    where warps are asked for and features cannot be warped.
     """
     selection = partition if isinstance(partition, Selection) else Selection.of(nets[0].corpus, partition)
     names, ends = " + ".join(selection.names), selection.utterance_end.tolist()
     lost = 0
     with contextlib.ExitStack() as stack:
-        streams = [_utterances(net, selection, stack) for net in nets]
+        of_a_net = _under_warps if warps else _utterances
+        streams = [of_a_net(net, selection, stack) for net in nets]
         show = stack.enter_context(bar(f"{doing} {names}", ends[-1]))
         for end, utterance in zip(ends, zip(*streams, strict=True), strict=True):
             rows = _averaged(utterance, average)
@@ -109,14 +115,41 @@ def _averaged(of_nets: Sequence[npt.NDArray[np.float32]], average: Average) -> n
     return np.asarray(rows, np.float32)
 
 
-def _utterances(net: Net, selection: Selection, stack: contextlib.ExitStack) -> Iterator[npt.NDArray[np.float32]]:
-    """(N_u, C) log posteriors of each utterance, by one net."""
+def _under_warps(net: Net, selection: Selection, stack: contextlib.ExitStack) -> Iterator[npt.NDArray[np.float32]]:
+    """(N_u, C) log posteriors of each utterance, by one net that hears it as vocal tracts of several lengths.
+
+    Features are warped as in training (`step.warp`), by each stretch of TRIED; the log posteriors of the SUREST
+    stretches, those with the highest mean log posterior of the best class, are averaged and normalised again. It is
+    vocal tract length normalisation by the net's own confidence: Lee and Rose, IEEE Trans. Speech Audio Process. 6(1),
+    1998, choose one stretch by likelihood. Raises ConfigError where features cannot be warped.
+    """
+    warps, what = warps_of(_trained_on(net) or selection, TRIED[-1], len(TRIED))
+    if warps is None:
+        raise ConfigError(what)
+    streams = [_utterances(net, selection, stack, torch.from_numpy(warp).to(net.device)) for warp in warps]
+    for rows in zip(*streams, strict=True):
+        sureness = [each.max(1).mean() for each in rows]
+        surest = sorted(range(len(rows)), key=lambda place: -sureness[place])[:SUREST]
+        yield _averaged([rows[place] for place in surest], "log")
+
+
+def _trained_on(net: Net) -> Selection | None:
+    """The training data of the corpus at hand, whose deviations warped coefficients keep; None where it has none."""
+    with contextlib.suppress(ConfigError):
+        return Selection.of(net.corpus, str(partition_of("train", net.corpus, net.data)))
+    return None
+
+
+def _utterances(
+    net: Net, selection: Selection, stack: contextlib.ExitStack, warp: torch.Tensor | None = None
+) -> Iterator[npt.NDArray[np.float32]]:
+    """(N_u, C) log posteriors of each utterance, by one net; warp: (D, D) that every frame is multiplied by."""
     loader = stack.enter_context(open_frames(net, selection))
     waiting: list[npt.NDArray[np.float32]] = []
     first = done = 0
     ends = iter(selection.utterance_end.tolist())
     end = next(ends)
-    for scores in frame_posteriors(net, _logits(net, selection, loader), selection.utterance_end):
+    for scores in frame_posteriors(net, _logits(net, selection, loader, warp), selection.utterance_end):
         waiting.append(scores.cpu().numpy())
         done += len(scores)
         while end is not None and end <= done:
@@ -128,12 +161,13 @@ def _utterances(net: Net, selection: Selection, stack: contextlib.ExitStack) -> 
         raise PhonetrainError(f"{selection.names}: {done} frames were scored, wanted {end} or more; please report this")
 
 
-def _logits(net: Net, selection: Selection, loader: Any) -> Iterator[torch.Tensor]:
+def _logits(net: Net, selection: Selection, loader: Any, warp: torch.Tensor | None) -> Iterator[torch.Tensor]:
     """The net's logits of consecutive frames, placed by frame id."""
     begin = 0
     for batch in loader.epoch(0):
         with torch.no_grad():
-            logits = net.logits(batch.windows.float())
+            windows = batch.windows.float()
+            logits = net.logits(windows if warp is None else windows @ warp)
         frames = batch.frames - begin
         if not np.array_equal(np.sort(frames.cpu().numpy()), np.arange(len(logits))):
             raise PhonetrainError(f"{selection.names}: frames near {begin} are missing or doubled; please report this")

@@ -45,6 +45,7 @@ def predict(
     smooth: Smooth = "none",
     scale: float = SCALE,
     average: Average = "log",
+    warps: bool = False,
     values: Values = "log-posterior",
     max_parameters: int | None = None,
     model: str | os.PathLike[str] | None = None,
@@ -59,7 +60,8 @@ def predict(
     phoneme, or its class index (`labels`), under the two names of `header`; npy an (N, C) float32 array; ark Kaldi's
     float matrices, an (N_u, C) one an utterance; ctm, textgrid (a folder of TextGrids), text and json hold phones with
     their times, text without silence. values: what npy and ark hold; "log-likelihood" is the log posterior minus the
-    log of the class's share of the training frames.
+    log of the class's share of the training frames. warps: hear each utterance as vocal tracts of several lengths and
+    average over those of which a net is surest, as `posteriors` does: nine times the work.
     smooth: "viterbi" takes the best path over phone transitions counted in the training labels, with log posteriors
     times `scale`; "median" the running median over 5 frames.
     model: an exported model.onnx in place of runs; its corpus is `corpus`, by default packed/.
@@ -94,7 +96,7 @@ def predict(
     warn_of_other_corpus(nets)
     kept = kept_places(selection, form)
     close = CloseFrames()
-    rows = posteriors(nets, chosen, "scoring" if form in SCORE_WRITERS else "labelling", average)
+    rows = posteriors(nets, chosen, "scoring" if form in SCORE_WRITERS else "labelling", average, warps)
     if model is not None:
         rows = close.watch(rows)
     if kept:

@@ -17,8 +17,8 @@ MOST_UNKNOWN = 32  # coefficients without a known front end; from 36 on there ar
 BENDS_AT = 0.6  # of the highest frequency, where the warp begins to bend back (Jaitly and Hinton: 4,800 of 8,000 Hz)
 
 
-def warps_of(selection: Selection, largest: float) -> tuple[npt.NDArray[np.float32] | None, str]:
-    """(WARPS, D, D) float32 for rows of the features, and one line on what they are or why there are none.
+def warps_of(selection: Selection, largest: float, count: int = WARPS) -> tuple[npt.NDArray[np.float32] | None, str]:
+    """(count, D, D) float32 for rows of the features, and one line on what they are or why there are none.
 
     `window @ warps[k]` is a window (W, D) whose frequency axis is stretched by exp(largest * s), s from -1 to 1
     (vocal tract length perturbation: Jaitly and Hinton, ICML workshop on deep learning for audio, 2013; on cepstra it
@@ -35,8 +35,8 @@ def warps_of(selection: Selection, largest: float) -> tuple[npt.NDArray[np.float
     low, high = float(frontend.get("low_hz", 20.0)), float(frontend.get("high_hz") or rate / 2)
     bins = max(int(frontend.get("mel_bins", 40)), max(map(len, blocks)))
     covariance = np.cov(rows.T)
-    warps = np.zeros((WARPS, rows.shape[1], rows.shape[1]))
-    for warp, stretch in zip(warps, np.exp(np.linspace(-largest, largest, WARPS))):
+    warps = np.zeros((count, rows.shape[1], rows.shape[1]))
+    for warp, stretch in zip(warps, np.exp(np.linspace(-largest, largest, count))):
         for columns in blocks:
             warp[np.ix_(columns, columns)] = warp_matrix(len(columns), stretch, bins=bins, low=low, high=high)
         after = np.einsum("ij,jk,ik->i", warp, covariance, warp)

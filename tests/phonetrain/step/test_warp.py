@@ -5,8 +5,13 @@ import pytest
 import torch
 
 from phonedata import PackedCorpus, Selection, WindowSpec, pack_utterances
+from phonetrain import ConfigError, evaluate, predict
 from phonetrain.config.sections import AugmentConfig
 from phonetrain.console.base import Console
+from phonetrain.display.tables import evaluation_text
+from phonetrain.results.posteriors import posteriors
+from phonetrain.results.trained import open_trained
+from phonetrain.results.transcribe import log_posteriors
 from phonetrain.step.augment import Augment
 from phonetrain.step.warp import WARPS, cepstra, warp_matrix, warps_of
 from tests.reference import warped_cepstra
@@ -117,3 +122,36 @@ def test_a_run_warps_cepstra_and_says_where_it_cannot(cepstral, learnable_corpus
     other = fit_tiny(learnable_corpus, tmp_path / "other", *settings, console=Console())
     assert other.read_json(other.built_path)["augment"]["warp"] == 0.0
     assert [event for event in other.events("warning") if "features are not warped: the corpus" in event["message"]]
+
+
+def test_an_utterance_is_heard_under_nine_warps_and_the_five_surest_are_averaged(cepstral, tmp_path):
+    run = fit_tiny(cepstral, tmp_path / "run", "epochs=1", "batch_size=64")
+    net, part = open_trained(run), cepstral["dev"]
+    warps, _ = warps_of(Selection.of(cepstral, "train"), 0.16, 9)
+    chosen, slow = [], []
+    for start, frames in zip(part.utterance_start_row, np.diff(part.utterance_end, prepend=0)):
+        features = np.asarray(part.features[start : start + frames], np.float32)
+        heard = np.stack([log_posteriors(net, features @ warp, tmp_path) for warp in warps])
+        order = np.argsort(heard.max(2).mean(1))
+        chosen.append(set(order[-5:].tolist()))
+        mean = heard[order[-5:]].mean(0)
+        slow.append(mean - np.log(np.exp(mean).sum(1, keepdims=True)))
+    assert any(4 not in places for places in chosen) or len(set(map(tuple, map(sorted, chosen)))) > 1  # it is a choice
+    fast = list(posteriors([net], "dev", "", warps=True))
+    for rows, wanted in zip(fast, slow, strict=True):
+        np.testing.assert_allclose(rows, wanted, atol=1e-4)
+    scores = evaluate(run, warps=True)
+    labels = part.labels[np.concatenate([np.arange(s, s + 300) for s in part.utterance_start_row])]
+    assert scores["accuracy"] == (np.concatenate(fast).argmax(1) == labels).mean()
+    assert "heard as 9 lengths of vocal tract" in evaluation_text(scores) and scores["in_training"] is None
+    evaluate(run)
+    assert [path.stem[-6:] == "-warps" for path in sorted(run.evaluations.iterdir())] == [True, False]
+    written = predict(run, "dev", tmp_path / "labels.csv", warps=True, labels="index").read_text().split()[1:]
+    assert [int(row.split(",")[1]) for row in written] == np.concatenate(fast).argmax(1).tolist()
+
+
+def test_features_that_cannot_be_warped_are_refused_in_one_sentence(learnable_corpus, tmp_path):
+    run = fit_tiny(learnable_corpus, tmp_path / "run", "epochs=1", "batch_size=64")
+    with pytest.raises(ConfigError, match="features are not warped: the corpus does not say"):
+        predict(run, warps=True)
+    assert not list(run.predictions.glob("*"))
