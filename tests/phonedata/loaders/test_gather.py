@@ -95,7 +95,8 @@ def test_conversion_of_every_float16_and_of_hard_float32_is_numpys(stored, wante
 
 @pytest.mark.skipif(not IS_X86, reason="other processors have no such choice")
 @pytest.mark.parametrize("law", [
-    "test_conversion_of_every_float16", pytest.param("test_kernel_equals_slices", marks=pytest.mark.long)
+    pytest.param("test_conversion_of_every_float16", id="conversion"),
+    pytest.param("test_kernel_equals_slices", id="slices", marks=pytest.mark.long),
 ])  # fmt: skip
 def test_a_processor_without_half_instructions_converts_like_all_others(law, tmp_path):
     plain = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": "", "NUMBA_CACHE_DIR": str(tmp_path)}
