@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 
 from phonedata import PackedCorpus, RawDataError, SpecError, WorkerError, extract, pack
+from phonedata.cli import main
 from phonedata.packing import executor as executor_module
 from phonedata.packing.executor import Attempt, Job, dask_executor, in_order
-from tests.conftest import write_hw1p2
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="kills and stops processes")
 ROOT = Path(__file__).parents[3]
@@ -39,6 +39,8 @@ def tree_bytes(root):
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory):
     """Six chunks in three partitions; speakers whose utterances lie in different chunks."""
+    from tests.conftest import write_hw1p2  # and torch, which no worker that imports this file needs
+
     root = tmp_path_factory.mktemp("executor") / "raw"
     random = np.random.default_rng(0)
     for name, count in (("dev", 2), ("test", 3), ("train", 12)):
@@ -425,12 +427,12 @@ def test_an_extractor_that_comes_back_never_reaches_the_finished_folder(audio, t
 # As typed, and the mechanism by itself
 
 
-def test_local_workers_of_dask_as_typed(raw, whole, audio, tmp_path):
+def test_local_workers_of_dask_as_typed(raw, whole, audio, tmp_path, monkeypatch, capfd):
     pytest.importorskip("distributed", reason="the extra [dask] is not installed")
+    monkeypatch.chdir(tmp_path)
     for words in (["pack", raw, "packed"], ["extract", audio, "raw"]):
-        command = [sys.executable, "-m", "phonedata", *words, "--dask", "local:1"]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0 and done.stderr == "", done.stderr
+        main([*map(str, words), "--dask", "local:1"])
+    assert capfd.readouterr().err == ""
     assert tree_bytes(tmp_path / "packed") == whole["utterance"]
     assert tree_bytes(tmp_path / "raw") == tree_bytes(audio.parent / "raw")
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import struct
 import subprocess
 import sys
 import time
@@ -15,7 +14,7 @@ from phonetrain.config.run_config import RunConfig
 from phonetrain.config.sections import TrackingConfig
 from phonetrain.runs.directory import Run
 from phonetrain.runs.tracker import Tracker, open_tracker, wandb_id, without_places
-from tests.training import fit_tiny
+from tests.training import StopAt, fit_tiny, resume_tiny
 
 SCRIPT = """
 import json, os, signal, subprocess, sys
@@ -74,42 +73,13 @@ def test_id_is_the_same_for_every_segment(tmp_path):
     assert first == second and len(first) == 8
 
 
-REAL_RUN = """
-import sys
-from pathlib import Path
-from phonedata import PackedCorpus
-from tests.training import StopAt, fit_tiny, resume_tiny
-run = fit_tiny(PackedCorpus(sys.argv[2]), Path(sys.argv[1]), "epochs=2", "tracking.wandb=offline", console=StopAt(28))
-resume_tiny(run)
-"""
-
-
-def records(folder):
-    """The records of an offline directory: a LevelDB log of protocol buffers behind 7 bytes, in blocks of 32 KiB."""
-    from wandb.proto.wandb_internal_pb2 import Record
-
-    (file,) = folder.glob("*.wandb")
-    content, at, record = file.read_bytes(), 7, b""
-    while at + 7 <= len(content):
-        if (left := 32768 - at % 32768) < 7:
-            at += left
-            continue
-        length, kind = struct.unpack_from("<HB", content, at + 4)  # behind the checksum
-        record, at = record + content[at + 7 : at + 7 + length], at + 7 + length
-        if kind in (1, 4):  # whole, or its last part
-            yield Record.FromString(record)
-            record = b""
-
-
-def test_a_real_run_that_is_resumed_is_one_run_with_one_axis(learnable_corpus, tmp_path):
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
-    run = Run(tmp_path / "run")
-    done = subprocess.run([sys.executable, "-c", REAL_RUN, run.path, learnable_corpus.path], capture_output=True,
-                          text=True, timeout=300, cwd=Path(__file__).parents[3],
-                          env=clean | {"HOME": str(tmp_path)})  # fmt: skip
-    assert done.returncode == 0 and run.status == "finished", done.stderr
+def test_a_real_run_that_is_resumed_is_one_run_with_one_axis(learnable_corpus, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    run = fit_tiny(learnable_corpus, tmp_path / "run", "epochs=2", "tracking.wandb=offline", console=StopAt(28))
+    resume_tiny(run)
+    assert run.status == "finished"
     folders = sorted((run.path / "wandb").glob("offline-run-*"), key=lambda folder: folder.stat().st_mtime)
-    read = [list(records(folder)) for folder in folders]
+    read = [written(folder) for folder in folders]
     identity = run.read_json(run.tracker_path)["wandb_id"]
     assert [record.run.run_id for each in read for record in each if record.HasField("run")] == [identity] * 2
     assert all(any(record.metric.step_metric == "step" for record in each) for each in read)
@@ -158,15 +128,21 @@ def test_unwritable_directory_costs_one_warning_line(tmp_path):
     assert result.kind == "Tracker" and len(result.warned) == 1
 
 
-def recorded(run: Path) -> dict[str, dict]:
-    """The config that wandb has recorded offline for a run of one segment, later values over earlier ones."""
-    (path,) = run.glob("wandb/offline-run-*/*.wandb")
-    for _ in range(100):  # wandb's own process writes behind
-        records = list(wandb_records(path.read_bytes()))
+def written(folder: Path) -> list:
+    """The records of an offline directory, once wandb's own process, which writes behind, has written the last."""
+    (file,) = folder.glob("*.wandb")
+    for _ in range(100):
+        records = list(wandb_records(file.read_bytes()))
         if records and records[-1].HasField("exit"):
             break
         time.sleep(0.1)
-    items = [item for record in records for item in (*record.run.config.update, *record.config.update)]
+    return records
+
+
+def recorded(run: Path) -> dict[str, dict]:
+    """The config that wandb has recorded offline for a run of one segment, later values over earlier ones."""
+    (folder,) = run.glob("wandb/offline-run-*")
+    items = [item for record in written(folder) for item in (*record.run.config.update, *record.config.update)]
     return {item.key: json.loads(item.value_json) for item in items}
 
 

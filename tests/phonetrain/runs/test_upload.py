@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from phonetrain.config.run_config import RunConfig
 from phonetrain.errors import ConfigError, PhonetrainError
 from phonetrain.runs.directory import Run
 from phonetrain.runs.upload import upload
-from tests.phonetrain.runs.test_tracker import wandb_records
+from tests.phonetrain.runs.test_tracker import written
 from tests.training import StopAt, fit_tiny, resume_tiny
 
 UPLOAD = "import sys; from phonetrain.runs.upload import upload; print(upload(sys.argv[1])['added'])"
@@ -83,12 +82,8 @@ def test_wandb_gets_one_run_with_the_life_in_order_and_no_place_of_this_machine(
             timeout=120,
         )
         assert done.returncode == 0 and int(done.stdout.split()[-1]) == expected, done.stderr
-    (file,) = run.path.glob("wandb/offline-run-*/*.wandb")
-    for _ in range(100):  # wandb's own process writes behind
-        records = list(wandb_records(file.read_bytes()))
-        if records and records[-1].HasField("exit"):
-            break
-        time.sleep(0.1)
+    (folder,) = run.path.glob("wandb/offline-run-*")
+    records = written(folder)
     (about,) = [record.run for record in records if record.HasField("run")][:1]
     assert (about.display_name, list(about.tags), about.notes, about.entity) == (
         "the name",
