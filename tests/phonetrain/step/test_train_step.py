@@ -1,6 +1,7 @@
 """TrainStep: equals a plain loop, can be replayed, and changes nothing once a number is not finite."""
 
 import copy
+import functools
 import math
 import shutil
 
@@ -199,13 +200,16 @@ def test_norm_of_all_gradients_is_that_of_one_vector():
 
 
 @pytest.mark.filterwarnings("default")  # torch's compiler has its own about torch
-def test_a_compiled_model_trains_like_the_plain_one():
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.long)])
+def test_a_compiled_model_trains_like_the_plain_one(backend, monkeypatch):
+    """Traced, both ways, and run by torch's own kernels; in the long tests by those that g++ makes."""
     from phonetrain.training.build import compiled
 
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
     made, plain = batches(12), build(net())
     model = net()
     network, told = compiled(model, torch.device("cpu"))
-    if shutil.which("g++") is None:
+    if backend == "inductor" and shutil.which("g++") is None:
         pytest.skip(f"no C++ compiler here: {told}")
     assert told == "on"
     losses = run(build(model, network=network), made)
