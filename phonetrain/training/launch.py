@@ -1,8 +1,8 @@
 """Starts processes that train as one on this machine, and shows what the first of them says.
 
-A folder holds what they are to do, and the error of each that failed. Two pipes join this process and the first of
-them: its stdout carries what it says and what came of it, each a pickle; its stdin carries the numbers of signals, a
-byte each, and ends where this process has ended.
+torch's elastic launcher starts `phonetrain.training.worker` N times. A folder holds what they are to do, and the error
+of each that failed. Two pipes join this process and the first of them: its stdout carries what it says and what came of
+it, each a pickle; its stdin carries the numbers of signals, a byte each, and ends where this process has ended.
 """
 
 from __future__ import annotations
@@ -10,19 +10,17 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 import torch
-import torch.distributed as dist
 
 from ..config.run_config import RunConfig
 from ..console.base import Console
@@ -106,53 +104,27 @@ def together(task: Task, processes: int, console: Console) -> Any:
         folder = Path(name)
         (folder / TASK).write_bytes(pickle.dumps(task))
         errors = held.enter_context(open(folder / "stderr.txt", "w+b"))
-        store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # where they find each other
-        started: list[subprocess.Popen[bytes]] = []
-        held.callback(end, started)
-        for rank in range(processes):
-            # Its own session: Ctrl-C in the terminal is for this process, which passes it on once.
-            process = subprocess.Popen(
-                [sys.executable, "-m", "phonetrain.training.worker", name],
-                env=environment(rank, processes, store.port),
-                stdin=subprocess.DEVNULL if rank else subprocess.PIPE,
-                stdout=errors if rank else subprocess.PIPE,
-                stderr=errors,
-                start_new_session=True,
-            )
-            started.append(process)
-        first = started[0]
-        assert first.stdin is not None and first.stdout is not None
-        held.enter_context(first.stdin)
-        held.enter_context(first.stdout)
-        threading.Thread(target=end_the_others, args=(started,), daemon=True).start()
-        held.enter_context(noticed_signals(ForwardedStop(first.stdin)))
-        results = list(shown(first.stdout, console))
-        codes = [process.wait() for process in started]
+        command = [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"),
+            *("--nproc-per-node", str(processes), "-m", "phonetrain.training.worker", name),
+        ]
+        # Its own session: Ctrl-C in the terminal is for this process, which passes it on once.
+        process = subprocess.Popen(
+            command,
+            env=environment(processes),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            start_new_session=True,
+        )
+        assert process.stdin is not None and process.stdout is not None
+        held.enter_context(ended(process))
+        held.enter_context(noticed_signals(ForwardedStop(process.stdin)))
+        results = list(shown(process.stdout, console))
+        process.wait()
         if results:
             return results[0]
-        raise failure(folder, codes, errors)
-
-
-def end_the_others(processes: list[subprocess.Popen[bytes]]) -> None:
-    """Where one process fails, end the others, which would wait for it."""
-    while not any(codes := [process.poll() for process in processes]):
-        if None not in codes:
-            return
-        time.sleep(0.1)
-    end(processes)
-
-
-def end(processes: list[subprocess.Popen[bytes]]) -> None:
-    """Let processes that still run end, and kill those that do not within half a minute."""
-    for process in processes:
-        process.terminate()
-    latest = time.monotonic() + 30
-    for process in processes:
-        try:
-            process.wait(max(0.0, latest - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        raise failure(folder, processes, errors)
 
 
 def shown(stream: IO[bytes], console: Console) -> Iterator[Any]:
@@ -171,12 +143,10 @@ def shown(stream: IO[bytes], console: Console) -> Iterator[Any]:
                 getattr(console, kind)(*content)
 
 
-def environment(rank: int, processes: int, port: int) -> dict[str, str]:
-    """Of one of the processes: this one's modules, a share of the cores, and torchrun's variables."""
+def environment(processes: int) -> dict[str, str]:
+    """Of the processes to start: this one's modules, and a share of the cores each."""
     path = [str(Path(__file__).parents[2]), *filter(None, sys.path)]
-    own = {"PYTHONPATH": os.pathsep.join(dict.fromkeys(path)), "RANK": str(rank), "LOCAL_RANK": str(rank)}
-    own |= {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    own["TORCHELASTIC_USE_AGENT_STORE"] = str(True)  # the store is that of who started them, not of the first
+    own = {"PYTHONPATH": os.pathsep.join(dict.fromkeys(path))}
     return {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // processes)), **os.environ, **own}
 
 
@@ -189,15 +159,35 @@ def messages(stream: IO[bytes]) -> Iterator[Any]:
             return
 
 
-def failure(folder: Path, codes: list[int], errors: IO[bytes]) -> BaseException:
+@contextlib.contextmanager
+def ended(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """After the block the launcher and what it started are gone: asked to end, and killed where that does not help."""
+    try:
+        yield
+    finally:
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                pipe.close()
+        if process.poll() is None:
+            process.terminate()  # it ends its processes, within 30 seconds
+            try:
+                process.wait(timeout=40)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def failure(folder: Path, processes: int, errors: IO[bytes]) -> BaseException:
     """What the processes raised, the first one's before others'; one that was killed could say nothing.
 
-    codes: how they ended, as subprocess has it. Where one is killed the others miss it in whatever they were about to
-    do together: that error says nothing either. SIGTERM is what the others are ended with.
+    Where one is killed the others miss it in whatever they were about to do together: that error says nothing either.
+    SIGTERM is what the launcher ends the others with.
     """
     paths = sorted(folder.glob(ERROR.format("*")), key=lambda path: (path.stat().st_mtime_ns // 10**9, path.name))
     raised = [pickle.loads(path.read_bytes()) for path in paths]
-    ended_by = [-code for code in codes if code < 0]
+    errors.seek(0)
+    told = errors.read().decode(errors="replace")
+    ended_by = [int(code) for code in re.findall(r"exitcode\s*:\s*-(\d+)", told)]
     killed_by = [number for number in ended_by if number != signal.SIGTERM]
     if raised and (not killed_by or not raised[0][1]):
         error, text = raised[0]
@@ -205,13 +195,11 @@ def failure(folder: Path, codes: list[int], errors: IO[bytes]) -> BaseException:
             error.add_note(text)
         return error
     if not ended_by:
-        errors.seek(0)
-        told = errors.read().decode(errors="replace")
-        return RuntimeError(f"devices = {len(codes)}: the processes ended without a result\n{told[-3000:]}")
+        return RuntimeError(f"devices = {processes}: the processes ended without a result\n{told[-3000:]}")
     number = (killed_by or ended_by)[0]
     name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
     return TrainingStopped(
-        f"devices = {len(codes)}: one of the processes was ended by {name}{memory_hint(name)}; "
+        f"devices = {processes}: one of the processes was ended by {name}{memory_hint(name)}; "
         "`phonetrain resume` goes on from the last checkpoint"
     )
 

@@ -96,10 +96,12 @@ def test_a_killed_process_is_one_sentence(learnable_corpus, tmp_path):
 
 def test_an_error_of_somebody_elses_keeps_its_traceback(learnable_corpus, tmp_path):
     (tmp_path / "error-0.pickle").write_bytes(_whole(ZeroDivisionError("division by zero")))
-    error = launch.failure(tmp_path, [1, 0], io.BytesIO())
+    error = launch.failure(tmp_path, 2, io.BytesIO())
     assert isinstance(error, ZeroDivisionError) and "in deeply" in error.__notes__[0]
-    assert isinstance(launch.failure(tmp_path, [1, -signal.SIGTERM], io.BytesIO()), ZeroDivisionError)
-    assert "ended by SIGKILL" in str(launch.failure(tmp_path, [1, -signal.SIGKILL], io.BytesIO()))
+    ended = io.BytesIO(b"exitcode  : -15 (pid: 7)\n")
+    assert isinstance(launch.failure(tmp_path, 2, ended), ZeroDivisionError)
+    killed = io.BytesIO(b"exitcode  : 1 (pid: 6)\nexitcode  : -9 (pid: 7)\n")
+    assert "ended by SIGKILL" in str(launch.failure(tmp_path, 2, killed))
 
 
 def _whole(error: BaseException) -> bytes:
