@@ -8,8 +8,11 @@ import contextlib
 import functools
 import multiprocessing
 import os
+import runpy
 import signal
 import socket
+import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -61,6 +64,18 @@ class Forked(CONTEXT.Process):
 def call(function: Callable, *arguments, output: Path) -> str:
     """Call `function` in a process of its own, which must not fail; returns what it wrote."""
     return finished([Forked(function, *arguments, output=output)])
+
+
+def run_benchmark(name: str, *words: object, output: Path) -> str:
+    """Run a program of benchmarks/ as typed, warnings being errors; it must not fail. Returns what it wrote."""
+    return call(_run_program, ROOT / "benchmarks" / name, [str(word) for word in words], output=output)
+
+
+def _run_program(path: Path, words: list[str]) -> None:
+    sys.argv = [str(path), *words]
+    sys.path.insert(0, str(path.parent))
+    warnings.simplefilter("error")
+    runpy.run_path(str(path), run_name="__main__")
 
 
 def call_ranks(world_size: int, function: Callable, *arguments, output: Path) -> str:

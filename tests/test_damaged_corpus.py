@@ -12,8 +12,8 @@ def try_mutations(corpus, scratch, first, count):
     assert done.returncode == 0, f"{done.returncode}: {done.stdout[-6000:]}\nlast: {done.stderr[-500:]}"
 
 
-def test_a_hundred_mutations(tiny_corpus, tmp_path):
-    try_mutations(tiny_corpus, tmp_path, 0, 100)
+def test_fifty_mutations(tiny_corpus, tmp_path):
+    try_mutations(tiny_corpus, tmp_path, 0, 50)
 
 
 @pytest.mark.long

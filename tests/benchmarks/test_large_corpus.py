@@ -1,20 +1,18 @@
 """The benchmark of large corpora makes, packs, verifies and loads one, whatever the numbers."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.forked import run_benchmark
+
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the benchmark reads Linux's /proc")
 def test_small_corpus_goes_through_every_part(tmp_path):
-    script, out = Path(__file__).parents[2] / "benchmarks/large_corpus.py", tmp_path / "large.json"
-    command = [sys.executable, "-W", "error", str(script), str(tmp_path / "it"), "--hours", "0.05", "--seconds", "0.2",
-               "--json", str(out)]  # fmt: skip
-    told = subprocess.run(command, capture_output=True, text=True)
-    assert told.returncode == 0, told.stderr
+    out = tmp_path / "large.json"
+    words = (tmp_path / "it", "--hours", "0.05", "--seconds", "0.2", "--json", out)
+    run_benchmark("large_corpus.py", *words, output=tmp_path / "told.txt")
     written = json.loads(out.read_text())
     assert written["utterances"] == 14 and written["pack"]["peak_mb"] > 10
     assert list(written["orders"]) == ["global", "slab", "sequential"]

@@ -2,34 +2,19 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from benchmarks.time_to_accuracy import Reached, compare, interval, notebook_net, parameters
+from tests.forked import run_benchmark
 
 
 def test_it_trains_both_ways_and_writes_both_curves(learnable_corpus, tmp_path):
-    script, out = Path(__file__).parents[2] / "benchmarks/time_to_accuracy.py", tmp_path / "time.json"
-    command = [
-        sys.executable,
-        "-W",
-        "error",
-        str(script),
-        str(learnable_corpus.path),
-        "--runs",
-        "2",
-        "--notebook-epochs",
-        "1",
-    ]
-    command += ["--epochs", "2", "--parameters", "60000", "--device", "cpu", "--json", str(out)]
-    command += ["batch_size=64", "window.left=3", "window.right=3", "augment.time_mask=0", "schedule.warmup_steps=2"]
-    # Nets this small only wait for each other's threads.
-    told = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert told.returncode == 0, told.stderr
+    out = tmp_path / "time.json"
+    words = [learnable_corpus.path, "--runs", "2", "--notebook-epochs", "1", "--epochs", "2", "--parameters", "60000"]
+    words += ["--device", "cpu", "--json", out, "batch_size=64", "window.left=3", "window.right=3"]
+    words += ["augment.time_mask=0", "schedule.warmup_steps=2"]
+    run_benchmark("time_to_accuracy.py", *words, output=tmp_path / "told.txt")
     written = json.loads(out.read_text())
     assert written["benchmark"] == "time_to_accuracy" and written["conditions"]["versions"]["torch"]
     for run in written["runs"]:
