@@ -73,9 +73,13 @@ def processes():
 @pytest.fixture(scope="module")
 def client():
     distributed = pytest.importorskip("distributed", reason="the extra [dask] is not installed")
-    cluster = distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0")
-    with cluster, distributed.Client(cluster) as client:
-        yield client
+    import dask
+
+    # Its profiler would look at every worker's threads a hundred times a second.
+    with dask.config.set({"distributed.worker.profile.enabled": False}):
+        cluster = distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0")
+        with cluster, distributed.Client(cluster) as client:
+            yield client
 
 
 @pytest.fixture(params=["threads", "processes", "dask"])
