@@ -12,9 +12,9 @@ import numpy as np
 from benchmarks import ways
 from benchmarks.corpora import PARTITION, repeat_corpus
 from phonedata import EpochOrder, PackedCorpus, WindowSpec, open_loader
-from phonedata.loaders.gather import FrameTable, buckets_of, pool_rows
 from phonedata.loaders.mapped_files import resident_share
 from phonedata.loaders.prefetch import Prefetcher
+from phonedata.loaders.window_kernel import FrameTable, buckets_of, pool_rows
 
 
 def lookup_times(quick: bool) -> dict:

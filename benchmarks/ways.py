@@ -10,7 +10,7 @@ import torch
 
 from phonedata import EpochOrder, WindowSpec, open_loader
 from phonedata.format.selection import Selection
-from phonedata.loaders.gather import FrameTable
+from phonedata.loaders.window_kernel import FrameTable
 from phonedata.loaders.windows import window_view
 
 RING_BYTES = 64 << 20

@@ -17,9 +17,9 @@ import torch
 from ..errors import SpecError
 from ..system import available_cores
 from .base import AnyOrder, BatchPlan, Loader, whole_number
-from .gather import LINE, FrameTable
 from .mapped_files import MappedFiles
 from .prefetch import Prefetcher
+from .window_kernel import LINE, FrameTable
 from .windows import WindowBatch
 
 MEMORIES = ("map", "ram")

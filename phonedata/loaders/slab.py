@@ -14,12 +14,12 @@ import numpy as np
 import torch
 
 from .base import AnyOrder, BatchPlan, Loader
-from .gather import buckets_of, pool_rows
 from .host import HostLoader, Transfer
 from .order import SlabOrder, num_slabs, slab_bounds
 from .prefetch import Prefetcher
 from .resident import RowStore
 from .rows import JoinedRows
+from .window_kernel import buckets_of, pool_rows
 from .windows import WindowBatch
 
 NOTES = 8

@@ -18,8 +18,8 @@ from ..errors import ConfigError, PhonetrainError
 from ..training.data import partition_of
 from .evaluate import kept_name
 from .onnx_model import CLOSE, OnnxModel, open_onnx
-from .output import SCORE_WRITERS, Utterance, check_header, check_names, check_target, write_labels
 from .posteriors import Average, RunName, check_parameters, open_ensemble, posteriors
+from .prediction_files import SCORE_WRITERS, Utterance, check_header, check_names, check_target, write_labels
 from .smoothing import Floats, Ints, LabelCounts, median_labels, training_labels, viterbi
 from .trained import Net, Trained, warn_of_other_corpus
 

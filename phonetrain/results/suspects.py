@@ -30,10 +30,10 @@ from ..training.data import partition_of
 from ..training.fit import fit
 from ..training.resume import resume
 from .evaluate import MOST_CLASSES
-from .output import textgrid
 from .phones import phones
 from .posteriors import posteriors
 from .predict import Smooth, decision
+from .prediction_files import textgrid
 from .trained import Trained, open_trained
 
 Floats = npt.NDArray[np.float32]

@@ -15,9 +15,9 @@ from phonedata import audio_features, frontend_of
 
 from ..errors import ConfigError, PhonetrainError
 from ..runs.directory import RunName
-from .output import TEXTS, Utterance, check_names, check_target, write_labels
 from .posteriors import BATCH, frame_posteriors
 from .predict import SCALE, Smooth, decision
+from .prediction_files import TEXTS, Utterance, check_names, check_target, write_labels
 from .trained import Trained, open_trained
 
 FORMS = (*TEXTS, "textgrid")

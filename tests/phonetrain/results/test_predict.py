@@ -28,7 +28,7 @@ from tests.reference import neighbour_scores
 from tests.training import TINY, StopAt, fit_tiny, resume_tiny, weights
 
 posteriors_room = sys.modules["phonetrain.results.posteriors"]
-room = sys.modules["phonetrain.results.output"]
+room = sys.modules["phonetrain.results.prediction_files"]
 trained_room = sys.modules["phonetrain.results.trained"]
 
 

@@ -1,4 +1,4 @@
-"""WHERE frames lie and WHAT is copied: a numba kernel that turns frames into windows and labels, in given buffers.
+"""The window kernel, in numba: finds where frames lie and copies their windows and labels into given buffers.
 
 Everything moves by address, so one kernel serves any number of memory-mapped partitions, any dtype and pinned memory.
 numba has no float16 on CPUs: values move as bytes or as LLVM vectors of `half`, 64 bytes of output at a time.

@@ -1,4 +1,4 @@
-"""The gather kernel: every byte of every window, in every mode, and none of the bytes around them."""
+"""The window kernel: every byte of every window, in every mode, and none of the bytes around them."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from phonedata.loaders.float16 import IS_X86
-from phonedata.loaders.gather import LINE, FrameTable, buckets_of, pool_rows
+from phonedata.loaders.window_kernel import LINE, FrameTable, buckets_of, pool_rows
 from phonedata.loaders.windows import WindowSpec
 
 
