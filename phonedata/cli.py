@@ -361,7 +361,7 @@ def as_flags(message: str) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and exit: 0 done, 1 could not be done, 2 said wrongly, 130 interrupted.
+    """Run the command line and exit: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
 
     Only phonedata's own errors and what the system refused become one line; anything else keeps its traceback.
     """

@@ -1,4 +1,4 @@
-"""Everything that phonedata refuses, each error also the builtin that a caller would expect."""
+"""All errors that phonedata raises on purpose; each is also the builtin exception that a caller would expect."""
 
 
 class PhonedataError(Exception):
@@ -22,7 +22,7 @@ class RawDataError(PhonedataError, ValueError):
 
 
 class StrayLabel(RawDataError):
-    """A label that is no class of its corpus; whoever packs counts what others there are."""
+    """A label that is no class of its corpus; packing then counts all such labels."""
 
 
 class SpecError(PhonedataError, ValueError):

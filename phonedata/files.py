@@ -18,12 +18,12 @@ from .errors import PhonedataError
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether the disk, a quota or a size limit ended it: with more space the same work goes on."""
+    """Whether the cause is a full disk, a quota or a file-size limit: with more space the work can continue."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def disk_error(path: Path, error: OSError) -> PhonedataError:
-    """One line for a packed corpus that cannot be written, or another error of the system's."""
+    """An OSError while a packed corpus is written, as an error of one line that says what to do."""
     if is_disk_full(error):
         return PhonedataError(
             f"{path}: disk full or size limit reached ({error.strerror}); free some space and pack again"
@@ -37,7 +37,7 @@ def disk_error(path: Path, error: OSError) -> PhonedataError:
 
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """What the system refuses inside becomes one line (`disk_error`); our own errors pass."""
+    """Within the block an OSError becomes one line (`disk_error`); our own errors pass."""
     try:
         yield
     except OSError as error:
@@ -93,7 +93,7 @@ def sync_tree(root: Path) -> None:
 
 
 def check_place() -> None:
-    """Raise PhonedataError where this process stands in a directory that is gone: MKL would end it without a word."""
+    """Raise PhonedataError if the working directory no longer exists: MKL would end the process silently."""
     try:
         os.getcwd()
     except OSError as error:
@@ -101,7 +101,7 @@ def check_place() -> None:
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes:
-    """All bytes of a regular file. What stands there instead, as a pipe or a device, is refused and never waited for.
+    """All bytes of a regular file. A pipe or a device in its place is refused, never waited for.
 
     Every error names the file, one in the middle of reading too.
     """
@@ -119,7 +119,7 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
 
 
 def unreadable(error: OSError, path: str | os.PathLike[str] | None = None) -> str:
-    """One sentence for what the system refused: the file's name, the system's words, what helps.
+    """One sentence for an OSError: the file's name, the system's words, what helps.
 
     path: the file, where the error does not name it.
     """
@@ -138,7 +138,7 @@ def unreadable(error: OSError, path: str | os.PathLike[str] | None = None) -> st
 
 
 def named_by_system(error: OSError) -> bool:
-    """Whether a sentence about the system's refusal says all: it names a file, or what the machine has run out of."""
+    """Whether an OSError explains itself: it names a file, or what the machine has run out of."""
     return error.filename is not None or error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO)
 
 
@@ -184,7 +184,7 @@ def write_files(contents: Mapping[Path, bytes | Iterable[bytes]]) -> None:
 
 
 def append_line(path: Path, line: bytes, sync: bool = False) -> None:
-    """Add a line to a log. What a process killed inside a write left, half a line, stays a line of its own.
+    """Add a line to a log. Half a line, left by a process that was killed, stays a line of its own.
 
     sync: the line, and with the first one of any kind the log's name, survive a power cut.
     """
@@ -233,7 +233,7 @@ def _is_name(name: str) -> bool:
 
 
 def rename(old: Path, new: Path) -> None:
-    """Rename, for good: the new name survives a power cut."""
+    """Rename durably: the new name survives a power cut."""
     os.rename(old, new)
     sync_folder(new.parent)
 

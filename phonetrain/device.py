@@ -144,7 +144,7 @@ def keep_freed_memory() -> None:
 
 
 def cpu_gains_by_bf16() -> bool:
-    """Whether this CPU multiplies bf16 matrices faster than float32 ones: by what it is, never by a stopwatch.
+    """Whether this CPU multiplies bf16 matrices faster than float32 ones, by its features, never by timing.
 
     A run that is resumed must find the same answer, so nothing is timed. AMX always gains. AVX-512 BF16 gains on AMD,
     whose cores issue as many of its instructions as of float32's; Intel's issue half as many, and torch's products

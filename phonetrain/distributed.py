@@ -123,7 +123,7 @@ _hosts: list[Any] = []
 
 
 def current() -> ProcessGroup:
-    """This process among those that `init` brought together; alone outside of it."""
+    """The ProcessGroup of the enclosing `init`; outside of one, a group of this process alone."""
     return _current
 
 
@@ -161,7 +161,7 @@ def _number(name: str, otherwise: int) -> int:
 
 
 def from_slurm() -> dict[str, str]:
-    """torchrun's variables from those of a step that srun started with several tasks.
+    """torchrun's environment variables, made from Slurm's, for a step that srun started with several tasks.
 
     The first host of the list (`node[03-05,9],login` -> node03) is the one that the first task is on; the port is a
     function of the job's number, so that every task finds the same.
@@ -261,7 +261,7 @@ class GradientSums:
         self.sent.append((gradients, flat, dist.all_reduce(flat, async_op=True) if gradients else None))
 
     def finish(self) -> None:
-        """Send what no gradient came for, wait, and put the sums where the gradients are."""
+        """Send the buckets that are still incomplete, wait, and copy the sums into the gradients."""
         if self.missing is None:
             return
         while len(self.sent) < len(self.buckets):

@@ -1,4 +1,4 @@
-"""Everything that phonetrain refuses or stops for, each error also the builtin that a caller would expect."""
+"""All errors that phonetrain raises on purpose; each is also the builtin exception that a caller would expect."""
 
 import contextlib
 import errno

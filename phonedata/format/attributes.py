@@ -1,4 +1,4 @@
-"""What the zarr.json of a corpus and of its partitions say: read, held to their digests, and every value checked.
+"""The zarr.json of a corpus and of its partitions: read, checked against their digests and value by value.
 
 Whoever opens a corpus may rely on each attribute that docs/FORMAT.md lists: its type, its range, and that it agrees
 with the others. Attributes that it does not list are left alone.
@@ -47,7 +47,7 @@ _HELPS = {
 
 @contextlib.contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """A file inside that the system does not let us read becomes a PhonedataError that names `path`."""
+    """Within the block, a file that cannot be read raises a PhonedataError that names `path`."""
     try:
         yield
     except PhonedataError:

@@ -88,7 +88,7 @@ class PackedCorpus:
 
     @contextlib.contextmanager
     def unchanged(self) -> Iterator[None]:
-        """Files opened inside are of this corpus: raises FormatError where the folder holds another one by now.
+        """Check that files opened within the block are of this corpus: FormatError if the folder was replaced.
 
         An open file keeps its data when the folder is replaced, so one look at the root's digest afterwards is enough.
         An error inside may be only the consequence of a replacement, which is then named instead.
@@ -191,7 +191,7 @@ class Partition:
         return operator.getitem, (self.corpus, self.name)
 
     def check_values(self) -> None:
-        """What digests cannot say: labels and ids are those that the metadata describe. Raises FormatError."""
+        """Check labels and ids against the metadata, which digests cannot do. Raises FormatError."""
         ids, _ = self.utterance_ids, self.speakers
         if len(set(ids)) < len(ids):
             raise damaged(self.path / "utterance_id_bytes", "an id is there twice")

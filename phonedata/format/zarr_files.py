@@ -1,4 +1,4 @@
-"""Zarr v3 files written by our own hands: metadata, uncompressed shards, small arrays, digests of all of them."""
+"""Writes zarr v3 files without the zarr library: metadata, uncompressed shards, small arrays, and their digests."""
 
 import contextlib
 import ctypes
@@ -199,7 +199,7 @@ def opened(path: Path) -> Iterator[int]:
 
 
 def write_at(descriptor: int, offset: int, data: np.ndarray) -> None:
-    """Write a whole array at a byte of a file, and let the disk begin with it."""
+    """Write a whole array at a byte offset of a file, and start its way to the disk."""
     view = data.reshape(-1).view(np.uint8).data
     os.lseek(descriptor, offset, os.SEEK_SET)
     while view:

@@ -53,7 +53,7 @@ def find_device(device: str | torch.device) -> torch.device:
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """Which frames make batch k of epoch e on rank r: everything that decides it, and nothing that was remembered.
+    """Which frames make batch k of epoch e on rank r: a function of the fields here, without state.
 
     Attributes:
         selection: N frames.
@@ -159,7 +159,7 @@ class BatchPlan:
 
 
 class Loader(abc.ABC):
-    """A source of WindowBatches; which batches they are is the plan's decision alone.
+    """A source of WindowBatches; its BatchPlan alone decides which frames they hold.
 
     A new loader is a subclass that says the four class attributes, makes a batch in `_one_batch`, and
     stands in `LOADERS` of open.py.

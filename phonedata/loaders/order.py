@@ -1,4 +1,4 @@
-"""WHICH frame comes when: orders of an epoch, pure functions of (seed, epoch, position).
+"""Epoch orders: which frame comes when, as pure functions of (seed, epoch, position).
 
 `EpochOrder` ("global") shuffles all frames and needs no memory. `SequentialOrder` is for scoring. `SlabOrder` ("slab")
 is for data that streams: it reads the corpus slab after slab and mixes frames inside a pool of slabs.

@@ -46,7 +46,7 @@ class JoinedRows:
             labels[:] = wide
 
     def close(self) -> None:
-        """Let the files go."""
+        """Close the files."""
         self._files.close()
 
 

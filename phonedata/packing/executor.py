@@ -218,7 +218,7 @@ def _take(executor: Executor, task: Any, future: Future) -> tuple[Any, Any]:
 
 @contextmanager
 def threads_or(executor: Executor | None, workers: int | None) -> Iterator[tuple[Executor, int]]:
-    """(`executor`, how many tasks it gets at a time), or without one as many threads as are asked for.
+    """(`executor`, how many tasks it gets at a time); without one, a pool of `workers` threads.
 
     Threads suffice here: reading files, the kernels, digests and writing all release the interpreter's lock.
     """
@@ -231,7 +231,7 @@ def threads_or(executor: Executor | None, workers: int | None) -> Iterator[tuple
 
 
 def check_workers(executor: Executor | None, workers: int | None) -> None:
-    """Refuse what cannot be one or the other. Raises SpecError."""
+    """Refuse an impossible number or executor, or both at once. Raises SpecError."""
     if workers is not None and workers < 1:
         raise SpecError(f"workers {workers}, wanted at least 1")
     if executor is not None and workers is not None:

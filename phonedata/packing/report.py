@@ -18,7 +18,7 @@ def reason_left_out(message: str) -> str:
 
 
 def labelling_table(labelling: dict[str, Labelling]) -> list[str]:
-    """Lines of a table of what alignments leave open, a line for each partition that has labels."""
+    """A table of what alignments leave unlabelled, as lines: one for each partition that has labels."""
     if not labelling:
         return []
     head = ("labels from alignments", "nothing covers", "no phone", "unknown words", "left out for them")
@@ -78,7 +78,7 @@ class PackReport:
         labelling: dict[str, Labelling] | None = None,
         chunks_reused: int = 0,
     ) -> "PackReport":
-        """What a finished corpus says of itself."""
+        """The report of a finished corpus, from its attributes."""
         left_out = [LeftOut(**one) for one in corpus.attributes["left_out"]]
         missing = [one.partition for one in left_out]
         partitions = corpus.partitions.items()

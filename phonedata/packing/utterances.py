@@ -1,4 +1,4 @@
-"""pack_utterances: utterances that a program hands over -> a packed corpus, by the way of a folder's.
+"""pack_utterances: packs utterances that a Python program yields, by the same code as a raw folder.
 
 What arrives is read once: it is staged in two files on the target's disk, features as they are and labels as numbers,
 and then packed from there like any raw corpus. So statistics over speakers or training data, and a class set that only

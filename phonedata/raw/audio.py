@@ -378,7 +378,7 @@ class AudioPartition:
         self._labels = [self._labels[index] for index in indices]
 
     def labelling(self) -> Labelling:
-        """What the labels of its utterances do not say."""
+        """Counts of what the alignments leave unlabelled."""
         unknown = [code for symbol, code in self._symbols.items() if is_unknown(symbol)]
         frames = uncovered = unknown_frames = 0
         for labels in self._labels:

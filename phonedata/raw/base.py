@@ -107,7 +107,7 @@ class Stamp:
 
 
 class Labelling(NamedTuple):
-    """How far the alignments of a partition say what its frames are.
+    """How much of a partition its alignments label, in counts of frames and utterances.
 
     uncovered: frames that are labelled silence because no interval covers them. without_phone: utterances refused
     because their alignment has no phone. unknown: frames of unknown words. skipped: utterances left out for those.
@@ -233,13 +233,13 @@ def read_phonemes(root: Path, classes: int | None = None) -> PhonemeSet | None:
 
 
 def first_said(options: Any) -> str:
-    """The first option of a dataclass of them that is not as by default, as NAME=VALUE; "" where all are."""
+    """The first field of the dataclass `options` that is not at its default, as NAME=VALUE; "" where all are."""
     said = ((f.name, getattr(options, f.name)) for f in fields(options) if getattr(options, f.name) != f.default)
     return next((f"{name}={value!r}" for name, value in said), "")
 
 
 def numbered(classes: int) -> PhonemeSet:
-    """Classes that have no other names than their numbers."""
+    """Classes that are named by their numbers."""
     return PhonemeSet(tuple(map(str, range(classes))))
 
 

@@ -40,7 +40,7 @@ class LabelOptions:
         ]
 
     def recorded(self, corpus: RawCorpus) -> RawCorpus:
-        """`corpus`, which was opened so, with what was done to its labels."""
+        """`corpus`, opened with these options, with a note of what they did to its labels."""
         if self.label_shift is None:
             return corpus
         said = f"labels every {self.label_shift:g} ms, each for {self.frames_each(corpus.frame_shift_ms)} frames"

@@ -1,4 +1,4 @@
-"""Which layout a raw folder holds, and the corpus it opens as."""
+"""Recognises the layout of a raw folder and opens it."""
 
 from __future__ import annotations
 

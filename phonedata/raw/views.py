@@ -1,4 +1,4 @@
-"""A raw corpus seen otherwise: symbols folded into classes, split into parts by speaker, without some utterances."""
+"""Views of a raw corpus: symbols folded into classes, split into parts by speaker, without some utterances."""
 
 import os
 from collections.abc import Sequence

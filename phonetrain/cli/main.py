@@ -16,7 +16,7 @@ FLAGS = frozenset({"--help", "-h", "--version", "--dry-run", "--json", "--quiet"
 
 
 def main(tokens: Sequence[str] | None = None) -> None:
-    """Run the command line and exit: 0 done, 1 could not be done, 2 said wrongly, 128 + n ended by signal n."""
+    """Run the command line and exit: 0 done, 1 failed, 2 wrong usage, 128 + n ended by signal n."""
     pressed = []
 
     def interrupt(number: int, frame: object) -> None:
@@ -39,7 +39,7 @@ def main(tokens: Sequence[str] | None = None) -> None:
 
 
 def let_go_of_closed_streams() -> None:
-    """What a closed terminal or pipe no longer takes goes nowhere: the flush at exit would make the exit code 120.
+    """Discard output to a closed terminal or pipe: else the flush at exit would make the exit code 120.
 
     Where one is closed both are let go: somebody may still write to the other on the way out.
     """

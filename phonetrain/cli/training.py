@@ -1,4 +1,4 @@
-"""`phonetrain fit`, `sweep`, `resume`, `doctor` and `settings`: training and what prepares it."""
+"""`phonetrain fit`, `sweep`, `resume`, `audit`, `doctor` and `settings`: training and what prepares it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What differs between two configs, and what a change of length asks."""
+"""What differs between two configs, and what must be asked when a run is made longer."""
 
 from __future__ import annotations
 

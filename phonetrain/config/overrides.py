@@ -39,7 +39,7 @@ def parsed(texts: Iterable[str]) -> dict[str, object]:
 
 
 def said(texts: Iterable[str], settings: Mapping[str, object]) -> dict[str, object]:
-    """`parsed` texts and keywords, as `fit("default", "seed=1", epochs=2, optimizer={"lr": 5e-4})` has both."""
+    """Texts and keywords as dotted key -> value, as of `fit("default", "seed=1", epochs=2)`."""
     changes = parsed(texts)
     for key, value in dotted(settings):
         if key in changes and changes[key] != value:

@@ -198,7 +198,7 @@ class StagePlan:
 
 
 def plan_stages(config: RunConfig) -> list[StagePlan]:
-    """The stages of `config` in order; a run without stages is one stage of all its epochs.
+    """Merge each stage's settings into those before it; a run without stages is one stage of all its epochs.
 
     Raises ConfigError, the stage named first, for a stage whose settings do not go together.
     """

@@ -1,4 +1,4 @@
-"""Stages of a run: settings that change at a given epoch, said beforehand (`[[stage]]` tables of a recipe)."""
+"""Stages: settings that change at a given epoch, as `[[stage]]` tables of a recipe. run_config.py merges them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The one strict validator: TOML tables and `key=value` overrides become frozen dataclasses, or one sentence.
+"""The strict validator: TOML tables and `key=value` overrides become frozen dataclasses, or a one-sentence error.
 
 A section of settings is a frozen dataclass that inherits `Section`; its annotations are the rules. Whatever way a
 value comes in (a recipe, an override, Python), it passes `checked`: nothing is rounded, cast or guessed, with two

@@ -83,7 +83,7 @@ class Console:
         self.on_progress()
 
     def count(self, *, epoch: int, step_in_epoch: int, steps_per_epoch: int | None = None, **numbers: Any) -> None:
-        """The same between log lines, about every COUNT_SECONDS: however rare they are, what is shown is true."""
+        """Show the position between log lines, about every COUNT_SECONDS, however rare the lines are."""
         self._stands(epoch, step_in_epoch, steps_per_epoch, numbers)
         self.on_count()
 

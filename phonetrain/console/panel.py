@@ -57,7 +57,7 @@ class PanelConsole(Console):
         self.print(Text(f"warning: {text}", style="yellow"))
 
     def print(self, text: Text) -> None:
-        """Above the panel."""
+        """Print above the panel."""
         with self.drawing:
             self.printed.append(text)
             # Left to the terminal to wrap: a command in it must stay one line when it is copied.
@@ -100,7 +100,7 @@ class PanelConsole(Console):
             self.live.refresh()
 
     def draw_anew(self) -> None:
-        """After the terminal has become narrower.
+        """Redraw after the terminal has become narrower.
 
         Some terminals have wrapped the panel's lines by then and some have cut them, so nobody knows how many rows it
         takes: the screen is cleared, and as much is printed again of what was above as it has room for.

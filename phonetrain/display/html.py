@@ -1,4 +1,4 @@
-"""HTML for reports: one file, no script, no address outside itself; for a desk, a phone, the dark and paper."""
+"""HTML for reports: one file, without scripts or outside links, for screens, phones, dark mode and print."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def verbatim(words: str) -> str:
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]], words: int = 1) -> str:
-    """The same as a Markdown table."""
+    """`table` in Markdown."""
 
     def line(cells: Sequence[object]) -> str:
         return "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"

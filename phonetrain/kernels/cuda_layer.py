@@ -88,7 +88,7 @@ def padded(windows: Tensor, padding: int, dtype: torch.dtype) -> Tensor:
 
 
 def aligned(columns: int) -> int:
-    """What the kernels may take for granted as a divisor of a row's length."""
+    """A divisor of a row's length that the kernels may assume."""
     return 8 if columns % 8 == 0 else 1
 
 

@@ -69,19 +69,19 @@ def is_matrix_for_kernels(hidden: Tensor, device_type: str) -> bool:
 
 
 def is_watched(module: nn.Module) -> bool:
-    """Whether somebody put a hook on it, who wants to see it called."""
+    """Whether the module has hooks, which run only if it is called."""
     return bool(
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     )
 
 
 def is_dropping(dropout: KeyedDropout | None) -> bool:
-    """Whether it is there, in training, and drops anything."""
+    """Whether there is a dropout, in training mode, with p > 0."""
     return dropout is not None and dropout.training and dropout.p > 0
 
 
 def batch_norm_is_known(hidden: Tensor, norm: nn.BatchNorm1d) -> bool:
-    """Whether it is one in training, or one with running moments through which nothing is learnt."""
+    """Whether kernels compute this batch norm: in training, or with running moments where no gradient is wanted."""
     if norm.bias is None:
         return False
     if norm.training:
@@ -96,7 +96,7 @@ def running_buffers(norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def refuse_second_derivative() -> None:
-    """Raises RuntimeError in a backward pass that is itself recorded: its kernels leave nothing to go back by."""
+    """Raises RuntimeError in a backward pass that is itself recorded: the kernels have no second derivative."""
     if torch.is_grad_enabled():
         raise RuntimeError(
             "kernels of phonetrain have no second derivative (create_graph=True); put a forward hook on "

@@ -1,4 +1,4 @@
-"""The one place that decides by what a model's layers are computed: kernels on the CPU, on a GPU, or torch's modules.
+"""Chooses what computes a model's hidden layers: kernels on the CPU, on a GPU, or torch's modules.
 
 The modules stay (parameters, buffers, names); kernels are another way to compute what they define. cpu_layer.py and
 cuda_layer.py know nothing of each other.
@@ -122,7 +122,7 @@ def prepare(
 
 
 def takes_product(linear: nn.Linear, inputs: Tensor) -> bool:
-    """Whether it is one that learns, under autocast on a GPU, and nobody watches."""
+    """Whether `product` may compute it: a trainable nn.Linear under autocast on a GPU, without hooks."""
     return (
         type(inputs) is Tensor
         and inputs.device.type == "cuda"

@@ -1,4 +1,4 @@
-"""LossScale: fp16's gradient scale as device tensors, so that a step needs no look from the host."""
+"""LossScale: fp16's gradient scale as device tensors, so that a step never waits for the host."""
 
 from __future__ import annotations
 
@@ -59,8 +59,7 @@ class LossScale:
         )
 
     def begin_anew(self) -> None:
-        """Back to the first scale: a row that no scale ended had another cause, and at the scale that it led to nothing
-        is learnt."""
+        """Back to the first scale: overflows at every scale have another cause, and at the lowest nothing is learnt."""
         self.scale.fill_(self.initial)
         self.good_updates.zero_()
         self.overflows_in_a_row.zero_()

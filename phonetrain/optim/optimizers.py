@@ -1,4 +1,4 @@
-"""Optimizers and their parameter groups, all from torch.optim; what was built is told from the live object."""
+"""Optimizers and their parameter groups, all from torch.optim; the live object is asked what was built."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module, device: torch.dev
 
 
 def with_momenta(optimizer: SGD | RMSprop) -> SGD | RMSprop:
-    """Let every update under momentum find one for each parameter; where there was none it is 0.
+    """Let every update with momentum find a momentum buffer for each parameter; a missing one starts at 0.
 
     Momentum may begin late, by a schedule, a stage or on resume. torch's fused SGD then makes the momenta out of
     uninitialised memory, and leaves them so where that update is skipped, as fp16's first one commonly is; the next
@@ -91,7 +91,7 @@ def with_momenta(optimizer: SGD | RMSprop) -> SGD | RMSprop:
 
 
 def start_momenta(optimizer: SGD | RMSprop, *_: object) -> None:
-    """Before an update: make the momenta that it will look for and that are not there, all 0."""
+    """Before an update: make the momentum buffers that are missing, all 0."""
     for group in optimizer.param_groups:
         for parameter in group["params"] if group["momentum"] else ():
             state = optimizer.state[parameter]
@@ -153,7 +153,7 @@ class SavedGroup(TypedDict):
 
 
 class SavedOptimizer(TypedDict):
-    """What of a `state_dict` is looked at, by its types."""
+    """The entries of a `state_dict` that are read, with their types."""
 
     param_groups: list[SavedGroup]
     state: dict[str, dict[str, Any]]

@@ -1,4 +1,4 @@
-"""model.onnx as `export` writes it, opened again: logits by onnxruntime, its windows and phonemes from its metadata."""
+"""Opens the model.onnx that `export` wrote: logits by onnxruntime, its windows and phonemes from its metadata."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ def tolerance_frames(frame_shift_ms: float) -> int:
 
 
 class BoundaryScore(NamedTuple):
-    """How well boundaries agree; shares of 0 to 1; `off_by_ms`: median distance of the matched ones. None: of none."""
+    """How well boundaries agree; shares of 0 to 1; `off_by_ms`: median distance of the matched. None: no pairs."""
 
     precision: float | None
     recall: float | None

@@ -169,7 +169,7 @@ def _partition(net: Net) -> str:
 
 
 def label_counts(net: Trained | OnnxModel) -> LabelCounts:
-    """Of the training labels. Raises ConfigError where they are not to be had."""
+    """Counts of the training labels. Raises ConfigError where they are not to be had."""
     return net.label_counts if isinstance(net, OnnxModel) else training_labels(net)
 
 
@@ -204,7 +204,7 @@ class CloseFrames:
     count = 0
 
     def watch(self, utterances: Iterable[Floats]) -> Iterator[Floats]:
-        """The same log posteriors, counted."""
+        """Pass log posteriors on unchanged and count their close frames."""
         for rows in utterances:
             if rows.shape[1] > 1:
                 best = np.partition(rows, -2, axis=1)[:, -2:]

@@ -1,4 +1,4 @@
-"""Files of predictions in the forms of `--as`, whole or absent, written utterance by utterance.
+"""Writers of prediction files, the CSV and the other forms of `--as`: whole or absent, utterance by utterance.
 
 Labels come as utterances with a symbol a frame; scores as the (N_u, C) float32 rows of each utterance. Times are in
 seconds; a phone lasts as many frame shifts as it has frames.

@@ -49,7 +49,7 @@ class Transitions:
 
 @dataclass(frozen=True)
 class LabelCounts:
-    """What the training labels say of phones before anything is heard.
+    """Counts of the training labels, from which priors and transitions are made.
 
     Attributes:
         frames: (C,) int64 frames of each class.

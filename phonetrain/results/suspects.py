@@ -60,7 +60,7 @@ class Segments:
 
     @classmethod
     def of(cls, index: int, labels: Ints, rows: Floats) -> Segments:
-        """Of utterance `index`. labels: (N,). rows: (N, C) log posteriors."""
+        """The segments of utterance `index`. labels: (N,). rows: (N, C) log posteriors."""
         given, first = phones(labels)
         end = np.append(first[1:], len(labels))
         length, place = (end - first)[:, None], np.arange(len(given))

@@ -37,7 +37,7 @@ class Net(Protocol):
 
     @property
     def name(self) -> str:
-        """For messages."""
+        """Its name in messages."""
 
     @property
     def window(self) -> WindowSpec: ...

@@ -127,7 +127,7 @@ class Run(History):
 
     @property
     def has_trained(self) -> bool:
-        """Whether it left anything to go on from, or any number: a run saves before its first step."""
+        """Whether it has a checkpoint, made before the first step already, or logged a number."""
         return self.metrics_path.is_file() or any(self.checkpoints.glob("step-*"))
 
     @property
@@ -140,7 +140,7 @@ class Run(History):
 
     @property
     def start_again_command(self) -> str:
-        """Begins the run anew in its own directory, which a run that never trained lets be taken."""
+        """The command that starts the run anew in its own directory, which is allowed if it never trained."""
         return command("fit", self.config_path, run=self.path)
 
     def goes_on(self) -> str:
@@ -186,7 +186,7 @@ class Run(History):
         return self.checkpoints / f"step-{step}"
 
     def put_back(self) -> None:
-        """Give checkpoints their names back that were taken out of a newer one's way, which then never came."""
+        """Rename back checkpoints that were moved aside for a newer one that was never finished."""
         for old in self.checkpoints.glob(".step-*.old"):
             name = self.checkpoints / old.name.removeprefix(".").removesuffix(".old")
             if not name.exists():

@@ -1,4 +1,4 @@
-"""What a run is an experiment of: its settings and what was changed by hand, without what changes no number.
+"""The experiment that a run belongs to: its settings and changes by hand, without those that change no number.
 
 Runs of one experiment differ in the seed alone; their scores are a sample of what the experiment gives.
 """
@@ -41,7 +41,7 @@ def group_runs(runs: Sequence[Run]) -> list[list[Run]]:
 
 
 def grouped(items: Sequence[T], about: Callable[[T], Any]) -> list[list[T]]:
-    """Items about which the same is true together, in the order in which each first comes; `about` need not hash."""
+    """Items with equal `about(item)` together, in order of first appearance; `about` need not return hashables."""
     groups: list[tuple[Any, list[T]]] = []
     for item in items:
         known = about(item)

@@ -1,4 +1,4 @@
-"""What the JSON files of a run hold: the type of every value that somebody reads, and the one reader that checks it."""
+"""What the JSON files of a run hold: the type of every value that is read, and the one reader that checks it."""
 
 from __future__ import annotations
 

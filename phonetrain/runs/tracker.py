@@ -24,7 +24,7 @@ FINISH_SECONDS = 60
 
 
 class Tracker:
-    """No tracker at all, which is a tracker too."""
+    """The interface of trackers; this one does nothing."""
 
     def log(self, line: dict[str, Any], step: int) -> None:
         """Mirror one line of metrics.jsonl; `step` is the trainer's own and becomes the x-axis."""

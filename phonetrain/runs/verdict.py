@@ -1,4 +1,4 @@
-"""The verdict on a run: what its scores say, and the one command that they support. All rules stand here.
+"""The rules of advice: what a run's scores say, and the one command that they support. All rules are here.
 
 `explain`, the end of `fit` and the report use them, so that no two of them advise against each other; overfitting is
 never followed by longer training. The first rule that holds decides.
@@ -104,7 +104,7 @@ def overfitting(scores: Scores) -> str | None:
 
 
 def no_rate(scores: Scores) -> str | None:
-    """A tenth of its epochs or more, two at least, ended at a rate of nothing; no schedule does that by itself."""
+    """The last epochs, a tenth of all and at least two, ended at learning rate 0; no schedule does that by itself."""
     idle = 0
     while idle < len(scores.rates) and scores.rates[-idle - 1] <= NO_RATE * max(scores.rates):
         idle += 1

@@ -19,7 +19,7 @@ WARM_UP = 3  # eager steps before a capture: libraries choose their kernels and 
 
 
 def record_graph(unit: Callable[[], None]) -> Callable[[], None]:
-    """Capture what `unit` asks of the device; returns the replay, which asks the same of the same memory."""
+    """Capture the device work of `unit` as a CUDA graph; returns the function that replays it on the same memory."""
     graph = torch.cuda.CUDAGraph()
     # Producer threads of the host loader pin and copy meanwhile; only this thread's calls are captured.
     with torch.cuda.graph(graph, stream=torch.cuda.Stream(), capture_error_mode="thread_local"):
@@ -168,7 +168,7 @@ class CapturedStep:
             self.place.zero_()
 
     def addresses(self) -> list[int]:
-        """Where everything lies that a replay reads or writes and that others may exchange."""
+        """Addresses of all tensors that a replay reads or writes and that other code may replace."""
         step = self.step
         tensors = [*step.parameters, *step.buffers, *step.metrics.state_dict().values()]
         for part in (step.averaged, step.loss_scale):
@@ -211,7 +211,7 @@ def nothing_collected() -> Iterator[None]:
 
 
 def on(device: torch.device) -> contextlib.AbstractContextManager:
-    """New streams are of this device."""
+    """Within the block new streams belong to this device."""
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 

@@ -1,4 +1,4 @@
-"""TrainStep: one update, from a batch of windows to new weights, with no look from the host."""
+"""TrainStep: one update, from a batch of windows to new weights, without waiting for the device."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ class TrainStep:
             self.augment.set_step(epoch, step, self.device_spec.device)
 
     def forward_backward(self, windows: Tensor, labels: Tensor, frames: Tensor) -> list[ForwardResult]:
-        """Forward and backward of each piece of the batch; the gradients add up where the optimizer finds them."""
+        """Forward and backward of each piece of the batch; gradients accumulate in the parameters."""
         self.norm_buffers.keep()
         results = []
         frames_of_all = self.ranks.total(labels.shape[0])

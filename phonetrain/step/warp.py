@@ -1,4 +1,4 @@
-"""Vocal tract warps: the matrices that turn cepstra into those of a longer or a shorter vocal tract."""
+"""Vocal tract length warps: matrices that turn cepstra into those of a longer or a shorter vocal tract."""
 
 from __future__ import annotations
 

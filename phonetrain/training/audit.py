@@ -1,7 +1,7 @@
 """audit: trains from one kept checkpoint to the next again and compares bit for bit.
 
 A step is a pure function of the state before it, so that training needs no checksums of its own: memory or a disk that
-changed a number without a word shows when a part of the run is made once more.
+changed a number silently shows when a part of the run is made once more.
 """
 
 from __future__ import annotations

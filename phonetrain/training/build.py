@@ -1,4 +1,4 @@
-"""From a configuration to live parts, and from live parts to what is recorded as built: the only place that wires."""
+"""Builds the parts of training from a configuration and connects them, and describes what was really built."""
 
 from __future__ import annotations
 

@@ -123,7 +123,7 @@ def check_place(run: str | os.PathLike[str], corpus: PackedCorpus) -> None:
 
 
 def launch(ranks: ProcessGroup) -> dict[str, Any]:
-    """What this launch is called, by which processes that are started again find their run."""
+    """The name of this launch, by which restarted processes find their run."""
     name = launch_id()
     return ({"ranks": ranks.world_size} if ranks.world_size > 1 else {}) | ({"launch": name} if name else {})
 

@@ -1,4 +1,4 @@
-"""Numbers that go bad: replay the batch, name the first layer, keep the evidence; and warnings while it is time."""
+"""NaN and infinity: replays the batch to name the layer where the first arose, keeps evidence; warns of divergence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one process trains, and how it ended."""
+"""One process of a run: prepares, trains and records how it ended."""
 
 from __future__ import annotations
 

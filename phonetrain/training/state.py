@@ -1,4 +1,4 @@
-"""State: everything that moves while a run trains."""
+"""TrainState: everything that changes while a run trains, which is what a checkpoint holds."""
 
 from __future__ import annotations
 

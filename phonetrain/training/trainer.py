@@ -37,7 +37,7 @@ LIFE_EPOCHS = 3  # in which a net is looked at for having learnt anything; it ma
 
 
 class Pause(NamedTuple):
-    """Why training looks up between two steps: to save, and where `stop` says why, to end here."""
+    """Why training pauses between two steps: to save and, where `stop` gives a reason, to end here."""
 
     stop: str | None
 
@@ -72,7 +72,7 @@ class Trainer:
 
     @property
     def sees_every_step(self) -> bool:
-        """Whether the host looks at what each step came to: on a CPU that costs nothing, on CUDA it would wait."""
+        """Whether the host reads every step's status: free on a CPU, while on CUDA it would wait for the device."""
         return self.setup.device_spec.device.type == "cpu"
 
     def event(self, name: str, **fields: Any) -> None:

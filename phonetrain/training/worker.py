@@ -35,7 +35,7 @@ class RemoteConsole(Console):
         self.pipe = pipe
 
     def send(self, kind: str, *content: Any) -> None:
-        """One message. Who reads may be gone: that ends nothing here, the run is told by SIGHUP."""
+        """Send one message. A closed pipe is no error here: SIGHUP ends the run."""
         with contextlib.suppress(OSError, ValueError):
             self.pipe.write(pickle.dumps((kind, *content)))
             self.pipe.flush()
@@ -58,7 +58,7 @@ class RemoteConsole(Console):
             self.send("scored")
 
     def picture(self, draw: Callable[[], bytes]) -> None:
-        """Drawn by who shows it, if anybody does."""
+        """Send nothing: the process that shows may draw it."""
 
     def epoch_row(self, line: dict[str, Any]) -> None:
         self.send("epoch_row", line)
@@ -71,7 +71,7 @@ class RemoteConsole(Console):
 
 
 def fit(config: RunConfig, name: str | None, run: Any, pace: dict[str, float], age: float, console: Console) -> Path:
-    """age: seconds since the whole began."""
+    """Train a new run. age: seconds since the launch began."""
     return fit_here(config, name, run, pace, console, time.monotonic() - age).path
 
 
@@ -94,7 +94,7 @@ def pace(config: RunConfig, console: Console) -> float:
 
 
 def obey(stream: int) -> None:
-    """Raise the signals whose numbers come from who started this process; its end is the closing of a terminal."""
+    """Raise the signals whose numbers the starting process sends; its end counts as a closed terminal."""
     while number := os.read(stream, 1):
         os.kill(os.getpid(), number[0])
     os.kill(os.getpid(), getattr(signal, "SIGHUP", signal.SIGTERM))
