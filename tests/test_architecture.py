@@ -46,6 +46,12 @@ def test_the_map_of_the_code_lists_every_file_once():
     assert sorted(mapped_files()) == python_files("phonedata", "phonetrain", "benchmarks", "tools")
 
 
+@pytest.mark.parametrize("start", sorted(ROOT.glob("phone*/*/__init__.py")), ids=lambda path: path.parent.name)
+def test_a_folder_says_what_lies_in_it(start):
+    named = set(re.findall(r"\w+\.py", start.read_text(encoding="utf-8")))
+    assert {file.name for file in start.parent.glob("*.py")} - {"__init__.py"} == named
+
+
 def python_files(*folders: str) -> list[str]:
     files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
     return sorted(str(path.relative_to(ROOT)) for path in files)

@@ -203,8 +203,8 @@ class PlateauMemory:
             self.cooldown, self.bad = config.cooldown, 0
 
     def is_better(self, score: float, config: ScheduleConfig) -> bool:
-        """Whether `score` beats the best by more than the threshold: accuracies go up, losses down."""
-        sign = 1 if config.watch.endswith("accuracy") else -1
+        """Whether `score` beats the best by more than the threshold: losses go down, all else up."""
+        sign = -1 if config.watch.endswith("loss") else 1
         best = -sign * math.inf if self.best is None else self.best
         if config.threshold_mode == "abs":
             wanted = best + sign * config.threshold

@@ -2,6 +2,7 @@
 
 import typing
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from phonetrain.config.schedule_section import ScheduleConfig
 from phonetrain.config.validation import hints
 from phonetrain.errors import ConfigError
 from phonetrain.optim.lr_curves import SCHEDULES, Curve
-from phonetrain.optim.schedule import build_schedule
+from phonetrain.optim.schedule import PlateauMemory, build_schedule
 
 EPOCHS, STEPS, LR = 8, 12, 0.04
 
@@ -188,6 +189,13 @@ def test_plateau_cuts_when_torch_cuts(watch, settings):
         schedule.end_epoch({watch: float(score), "train_loss": 0.0})
         rival.step(score)
     assert len(cuts) > 1
+
+
+@pytest.mark.parametrize(("watch", "better"), [("dev_loss", 0.4), ("dev_accuracy", 0.6), ("dev_top3", 0.6)])
+def test_plateau_wants_more_of_every_score_but_a_loss(watch, better):
+    config = SimpleNamespace(watch=watch, threshold=0.01, threshold_mode="abs")
+    memory = PlateauMemory(best=0.5)
+    assert memory.is_better(better, config) and not memory.is_better(1 - better, config)
 
 
 def test_plateau_names_the_score_it_misses():
