@@ -18,7 +18,7 @@ class Activation(NamedTuple):
     kernel: int | None
 
 
-# The allowed names in config/sections.py and the numbers in cpu_math.py and triton_layer.py are held equal by tests.
+# The allowed names in config/sections.py and the numbers in cpu_math.py and triton_math.py are held equal by tests.
 ACTIVATIONS: dict[str, Activation] = {
     "relu": Activation(nn.ReLU, 0),
     "leaky_relu": Activation(nn.LeakyReLU, 1),

@@ -12,81 +12,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .triton_math import activated, kept, slope
+
 MOST_CHUNKS = 32
 BLOCK_R, BLOCK_C, WARPS = 16, 32, 4
 WHOLE_ROWS, WHOLE_C, WHOLE_WARPS = 1024, 16, 16  # up to so many rows in one program, so many columns of them
 NO_NORM, BATCH, RUNNING = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
-# Numbered as in known.ACTIVATIONS.
-RELU, LEAKY_RELU, GELU, SILU = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
-MISH, SOFTPLUS, TANH, SIGMOID = tl.constexpr(4), tl.constexpr(5), tl.constexpr(6), tl.constexpr(7)
-
-
-@triton.jit
-def _softplus(z):
-    """log(1 + e^z), linear above 20 as torch's; for small e^z by its series, which 1 + e^z would round away."""
-    e = tl.exp(tl.minimum(z, 20.0))
-    return tl.where(z > 20.0, z, tl.where(e < 1e-3, e * (1.0 - 0.5 * e), tl.log(1.0 + e)))
-
-
-@triton.jit
-def _activated(z, leak, WHICH: tl.constexpr):
-    if WHICH == RELU:
-        return tl.where(z <= 0.0, 0.0, z)
-    if WHICH == LEAKY_RELU:
-        return tl.where(z <= 0.0, z * leak, z)
-    if WHICH == GELU:
-        return 0.5 * z * (1.0 + tl.erf(z * 0.7071067811865476))
-    if WHICH == SILU:
-        return z * tl.sigmoid(z)
-    if WHICH == MISH:
-        return z * (2.0 * tl.sigmoid(2.0 * _softplus(z)) - 1.0)
-    if WHICH == SOFTPLUS:
-        return _softplus(z)
-    if WHICH == TANH:
-        return 2.0 * tl.sigmoid(2.0 * z) - 1.0
-    if WHICH == SIGMOID:
-        return tl.sigmoid(z)
-    return z
-
-
-@triton.jit
-def _slope(z, leak, WHICH: tl.constexpr):
-    """The activation's derivative at z."""
-    if WHICH == RELU:
-        return tl.where(z <= 0.0, 0.0, z * 0.0 + 1.0)
-    if WHICH == LEAKY_RELU:
-        return tl.where(z <= 0.0, leak, z * 0.0 + 1.0)
-    if WHICH == GELU:
-        return 0.5 * (1.0 + tl.erf(z * 0.7071067811865476)) + z * tl.exp(-0.5 * z * z) * 0.3989422804014327
-    if WHICH == SILU:
-        s = tl.sigmoid(z)
-        return s * (1.0 + z * (1.0 - s))
-    if WHICH == MISH:
-        t = 2.0 * tl.sigmoid(2.0 * _softplus(z)) - 1.0
-        return t + z * (1.0 - t * t) * tl.sigmoid(z)
-    if WHICH == SOFTPLUS:
-        return tl.where(z > 20.0, z * 0.0 + 1.0, tl.sigmoid(z))
-    if WHICH == TANH:
-        t = 2.0 * tl.sigmoid(2.0 * z) - 1.0
-        return 1.0 - t * t
-    if WHICH == SIGMOID:
-        s = tl.sigmoid(z)
-        return s * (1.0 - s)
-    return z * 0.0 + 1.0
-
-
-@triton.jit
-def _kept(row, before, column, columns, word, least):
-    """Which values dropout keeps, (R, C) bool: those whose hash, `cpu_math.random_bits`, is at least `least`.
-
-    word: both keys, the first in the low half. before: rows of the batch before row 0, plus a number drawn with it.
-    """
-    number = (row.to(tl.uint32) + before.to(tl.uint32))[:, None] * columns.to(tl.uint32) + column.to(tl.uint32)[None, :]
-    bits = number ^ (word & 0xFFFFFFFF).to(tl.uint32)
-    bits = (bits ^ (bits >> 16)) * 0x21F0AAAD
-    bits = (bits ^ (bits >> 15)) + (word >> 32).to(tl.uint32)
-    bits = (bits ^ (bits >> 16)) * 0x735A2D97
-    return bits >= least.to(tl.uint32)
 
 
 @triton.jit
@@ -240,9 +171,9 @@ def columns_forward(
         z = values
         if NORM != NO_NORM:
             z = (z - mean[None, :]) * scale[None, :] + shift[None, :]
-        result = _activated(z, leak, WHICH)
+        result = activated(z, leak, WHICH)
         if DROPS:
-            result = tl.where(_kept(row, before, column, columns, word, least), result * factor, 0.0)
+            result = tl.where(kept(row, before, column, columns, word, least), result * factor, 0.0)
         _put(result, output, row, stop, column, columns, inside)
         values = following
 
@@ -287,9 +218,9 @@ def column_gradients(
         following = _rows(hidden, row + BLOCK_R, stop, column, columns, inside)
         following_by = _rows(gradient, row + BLOCK_R, stop, column, columns, inside)
         normal = (values - mean[None, :]) * inverse[None, :]
-        by_z = by_output * _slope(normal * scale[None, :] + shift[None, :], leak, WHICH)
+        by_z = by_output * slope(normal * scale[None, :] + shift[None, :], leak, WHICH)
         if DROPS:
-            by_z = tl.where(_kept(row, before, column, columns, word, least), by_z * factor, 0.0)
+            by_z = tl.where(kept(row, before, column, columns, word, least), by_z * factor, 0.0)
         sums += tl.where((row < stop)[:, None], by_z, 0.0)
         products += tl.where((row < stop)[:, None], by_z * normal, 0.0)
         values, by_output = following, following_by
@@ -351,9 +282,9 @@ def columns_backward(
         if NORM == BATCH:
             normal = (z - mean[None, :]) * inverse[None, :]
             z = normal * scale[None, :] + shift[None, :]
-        by_z = by_output * _slope(z, leak, WHICH)
+        by_z = by_output * slope(z, leak, WHICH)
         if DROPS:
-            by_z = tl.where(_kept(row, before, column, columns, word, least), by_z * factor, 0.0)
+            by_z = tl.where(kept(row, before, column, columns, word, least), by_z * factor, 0.0)
         if NORM == BATCH:
             by_z = (inverse * scale)[None, :] * (by_z - plain[None, :] - normal * product[None, :])
         _put(by_z, output, row, stop, column, columns, inside)
@@ -414,9 +345,9 @@ def whole_forward(
         columns,
         inside,
     )
-    result = _activated(away * (inverse * weights)[None, :] + shift[None, :], leak, WHICH)
+    result = activated(away * (inverse * weights)[None, :] + shift[None, :], leak, WHICH)
     if DROPS:
-        result = tl.where(_kept(row, before, column, columns, word, least), result * factor, 0.0)
+        result = tl.where(kept(row, before, column, columns, word, least), result * factor, 0.0)
     _put(result, output, row, rows, column, columns, inside)
 
 
@@ -452,9 +383,9 @@ def whole_backward(
     if DROPS:
         word, before = tl.load(key), tl.load(key + 1)
     normal = tl.where((row < rows)[:, None], (values - mean[None, :]) * inverse[None, :], 0.0)
-    by_z *= _slope(normal * scale[None, :] + shift[None, :], leak, WHICH)
+    by_z *= slope(normal * scale[None, :] + shift[None, :], leak, WHICH)
     if DROPS:
-        by_z = tl.where(_kept(row, before, column, columns, word, least), by_z * factor, 0.0)
+        by_z = tl.where(kept(row, before, column, columns, word, least), by_z * factor, 0.0)
     by_z = tl.where((row < rows)[:, None], by_z, 0.0)
     plain, product = tl.sum(by_z, 0), tl.sum(by_z * normal, 0)
     tl.store(by_bias + column, plain, mask=inside)

@@ -257,11 +257,11 @@ def test_a_classifier_trains_as_it_does_with_torchs_modules(precision, norm, mon
 
 
 def test_kernels_number_activations_as_the_table_does():
-    from phonetrain.kernels import cpu_math, triton_layer
+    from phonetrain.kernels import cpu_math, triton_math
 
     wanted = {name: row.kernel for name, row in known.ACTIVATIONS.items() if row.kernel is not None}
     assert cpu_math.IDENTITY == known.IDENTITY and known.IDENTITY not in wanted.values()
-    assert {name: getattr(triton_layer, name.upper()).value for name in wanted} == wanted
+    assert {name: getattr(triton_math, name.upper()).value for name in wanted} == wanted
     assert {name: getattr(cpu_math, name.upper()) for name in wanted} == wanted
 
 
