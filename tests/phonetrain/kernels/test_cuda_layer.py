@@ -26,16 +26,29 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytest.importorskip("triton", reason="needs triton, which torch's CUDA builds bring along")
 
 
-@pytest.fixture(params=["whole batch", "chunks"], autouse=True)
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    """An interpreted program costs the same however much is in it."""
+    from phonetrain.kernels import triton_layer
+
+    if DEVICE == "cpu":
+        for name, value in {"BLOCK_R": 64, "BLOCK_C": 64, "WHOLE_C": 64, "MOST_CHUNKS": 4}.items():
+            monkeypatch.setattr(triton_layer, name, value)
+
+
+@pytest.fixture(params=["whole batch", "chunks"])
 def passes(request, monkeypatch):
-    """By kernels that hold all rows of a column, and by those that go over them chunk by chunk."""
+    """Batch norm by kernels that hold all rows of a column, and by those that go over them chunk by chunk."""
     from phonetrain.kernels import triton_layer
 
     if request.param == "chunks":
         monkeypatch.setattr(triton_layer, "WHOLE_ROWS", 0)
-    if DEVICE == "cpu":  # an interpreted program costs the same however much is in it
-        for name, value in {"BLOCK_R": 64, "BLOCK_C": 64, "WHOLE_C": 64, "MOST_CHUNKS": 4}.items():
-            monkeypatch.setattr(triton_layer, name, value)
+
+
+# Without a norm there are chunks alone.
+norms_and_passes = pytest.mark.parametrize(
+    ("name", "passes"), [("batch", "whole batch"), ("batch", "chunks"), ("none", "chunks")], indirect=["passes"]
+)
 
 
 def ours(hidden, gradient, name, activation, dropout=None):
@@ -50,20 +63,20 @@ def ours(hidden, gradient, name, activation, dropout=None):
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS, ids=lambda part: part.__name__)
-@pytest.mark.parametrize("name", ["batch", "none"])
-def test_float32_equals_torch_in_float64_to_float32_rounding(name, activation):
+@norms_and_passes
+def test_float32_equals_torch_in_float64_to_float32_rounding(name, passes, activation):
     check_float32(ours, name, activation)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", ["batch", "none"])
-def test_half_precision_is_as_exact_as_its_dtype(dtype, name):
+@norms_and_passes
+def test_half_precision_is_as_exact_as_its_dtype(dtype, name, passes):
     check_half_precision(ours, name, dtype)
 
 
 @pytest.mark.parametrize("rows", [3, 64, 65, 1024, 1025])
 @pytest.mark.parametrize("columns", [1, 8, 72])
-def test_every_row_and_column_counts_whatever_the_chunks(rows, columns):
+def test_every_row_and_column_counts_whatever_the_chunks(rows, columns, passes):
     generator = torch.Generator().manual_seed(rows)
     hidden = torch.randn(rows, columns, generator=generator).to(DEVICE).requires_grad_()
     gradient = torch.randn(rows, columns, generator=generator).to(DEVICE)
@@ -84,7 +97,7 @@ def test_every_row_and_column_counts_whatever_the_chunks(rows, columns):
         torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=scale)
 
 
-def test_large_mean_beside_a_small_deviation_loses_no_digits_of_the_variance():
+def test_large_mean_beside_a_small_deviation_loses_no_digits_of_the_variance(passes):
     hidden, gradient = inputs(mean=3000.0)
     (output, *_), _ = ours(hidden, gradient, "batch", nn.SiLU)
     (wanted, *_), _ = exact(hidden, gradient, "batch", nn.SiLU)
@@ -106,7 +119,7 @@ def test_evaluation_uses_running_moments_and_moves_nothing():
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("activation", [nn.ReLU, nn.SiLU])
-def test_numbers_that_are_not_finite_spoil_their_column_and_no_other(bad, activation):
+def test_numbers_that_are_not_finite_spoil_their_column_and_no_other(bad, activation, passes):
     hidden, gradient = inputs()
     hidden = hidden.detach()
     hidden[5, 3] = bad
@@ -222,7 +235,7 @@ def test_windows_whose_rows_lie_apart_are_padded_and_converted_in_one_pass(dtype
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs a CUDA device")
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("norm", ["batch", "none"])
-def test_a_classifier_trains_as_it_does_with_torchs_modules(precision, norm, monkeypatch):
+def test_a_classifier_trains_as_it_does_with_torchs_modules(precision, norm, passes, monkeypatch):
     """Losses of a dozen steps, and its scores, without dropout."""
     config = ModelConfig(archetype="cylinder", depth=3, hidden=72, norm=norm, activation="gelu", dropout=0.0)
     compute = DeviceSpec(torch.device(DEVICE), precision, "")
