@@ -136,7 +136,7 @@ class PackedCorpus:
         return zarr.open_group(self.path, mode="r")
 
     def close(self) -> None:
-        """Let go of the memory maps of its rows; they are made again when asked for. Arrays taken from them stay."""
+        """Release the memory maps of its rows; they are made again when asked for. Arrays taken from them stay."""
         for partition in self.partitions.values():
             for name in ("features", "labels"):
                 partition.__dict__.pop(name, None)

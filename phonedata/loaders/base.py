@@ -184,7 +184,7 @@ class Loader(abc.ABC):
 
     @classmethod
     def scoring_batch(cls, device: torch.device) -> int:
-        """Frames in a batch of a pass without training, where nobody asks for a number."""
+        """Frames in a batch of a pass without training, where no number is given."""
         return 4096
 
     def __init__(self, plan: BatchPlan, device: str | torch.device, reason: str = "") -> None:
@@ -229,7 +229,7 @@ class Loader(abc.ABC):
             raise SpecError("the loader is closed; open another one")
 
     def close(self) -> None:
-        """End all epochs that are still open and let the corpus go."""
+        """End all epochs that are still open and release the corpus."""
         self._closed = True
         for prefetcher in list(self._prefetchers):
             prefetcher.close()

@@ -34,7 +34,7 @@ AHEAD = 512
 
 
 class MakeTool(Protocol):
-    """What a job is made of, picklable: gives each thread of each worker the tool that it works with. `elsewhere`: in
+    """Makes the tool that each thread of a worker works with; picklable. `elsewhere`: in
     another process than that of the call."""
 
     def __call__(self, elsewhere: bool) -> Any: ...

@@ -162,7 +162,7 @@ def set_in_stages(
 def give_way(
     table: dict[str, Any], key: str, value: object, changes: Mapping[str, object], root: type[Section]
 ) -> None:
-    """Take away what the new `value` of `key` replaces, unless it is among the `changes` itself."""
+    """Remove the settings that the new `value` of `key` replaces, unless they are among the `changes` themselves."""
     section, _, _ = key.rpartition(".")
     present: Any = table
     for part in section.split("."):

@@ -26,7 +26,7 @@ F = TypeVar("F", bound=typing.Callable[..., Any])
 
 
 def once(function: F) -> F:
-    """functools.cache, which type checkers take for one that refuses classes."""
+    """functools.cache, typed so that checkers let it take classes."""
     return typing.cast("F", functools.cache(function))
 
 

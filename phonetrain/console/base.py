@@ -160,7 +160,7 @@ class Console:
 
 
 class SilentConsole(Console):
-    """The console of every process but the first: of several that train as one, only one speaks."""
+    """The console of every process but the first: of several that train as one, only the first shows anything."""
 
     def warn(self, text: str) -> None:
         """Nothing."""

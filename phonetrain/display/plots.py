@@ -75,7 +75,7 @@ class Curves:
 
     @classmethod
     def of(cls, run: Run) -> Curves:
-        """Read a run's life (its lineage, not what was left aside)."""
+        """Read the metrics of a run's lineage, without abandoned segments."""
         train, epochs = run.metrics("train"), run.metrics("epoch")
         to_epochs = epoch_scale(train, epochs)
         names = ("train_loss", "train_accuracy", "dev_loss", "dev_accuracy")

@@ -67,7 +67,7 @@ def update(
     frames,
     WATCH_NORM: tl.constexpr,
 ):
-    """`StepStatus.update` for one batch; all but `frames` are numbers on the device."""
+    """`StepStatus.update` for one batch; all but `frames` lie on the device."""
     lost, size = tl.load(loss).to(tl.float64), tl.load(norm)
     watched = lost + size.to(tl.float64) if WATCH_NORM else lost
     bad = (watched - watched) != 0.0

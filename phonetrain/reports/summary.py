@@ -1,4 +1,4 @@
-"""The numbers that stand for a whole run, and its scores."""
+"""The numbers that sum a run up, and its scores."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Scores = dict[str, Any] | str  # an evaluation, or a sentence that says why ther
 
 
 def summary(run: Run) -> dict[str, Any]:
-    """The numbers of a run that stand for the whole: of its kept life, best epoch as scored in training."""
+    """The numbers that sum a run up, without abandoned segments; the best epoch as scored in training."""
     epochs, train, best = run.metrics("epoch"), run.metrics("train"), run.best()
     built = run.read_json(run.built_path)
     started = next(iter(run.events("run_started")), {})

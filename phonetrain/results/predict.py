@@ -1,4 +1,4 @@
-"""What nets say of a partition, as a file: labels (csv, ctm, TextGrid, text, JSON) or posteriors (npy, Kaldi ark)."""
+"""Predictions for a partition, as a file: labels (csv, ctm, TextGrid, text, JSON) or posteriors (npy, Kaldi ark)."""
 
 from __future__ import annotations
 

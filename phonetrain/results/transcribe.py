@@ -1,4 +1,4 @@
-"""From audio to phones with times: the front end of the training corpus, a run's net, the best path."""
+"""Audio to phones with times, by the front end of the training corpus, a run's net and the best path."""
 
 from __future__ import annotations
 

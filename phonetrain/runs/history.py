@@ -1,4 +1,4 @@
-"""History: a run's two logs, which only grow, and which of their lines are its life.
+"""History: a run's two append-only logs, and which of their lines belong to its life.
 
 A *segment* is what one process trained without a break. It starts at a step of an earlier segment (its parent), so the
 segments form a tree and the run's life is the path from the last segment back to the root: `History.lineage`.

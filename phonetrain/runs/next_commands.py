@@ -1,4 +1,4 @@
-"""What a person may do next: commands that work when pasted, and only what the run did not have already."""
+"""Commands for what to do next, as text that works when pasted; only what the run did not have already."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def _elsewhere(config: RunConfig) -> RunConfig:
 
 
 def after_bad_numbers(run: Run, ways: Mapping[str, str], where: str) -> str:
-    """What goes on where numbers went bad.
+    """What can continue a run after a NaN or infinity, as a sentence with commands.
 
     ways: what a resume is given, words with a space between -> what that does; where: a NonfiniteReport's.
     """

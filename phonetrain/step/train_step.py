@@ -115,7 +115,7 @@ class TrainStep:
         self.apply_update(*self.reduce(self.forward_backward(windows, labels, frames)))
 
     def begin(self, epoch: int, step: int) -> None:
-        """Tell the generators and the augmentation which step is next: all that a replayed graph needs of the host."""
+        """Set the number of the next step in the generators and the augmentation: a replayed graph needs no more."""
         self.epoch = epoch
         self.seed_generators(step)
         if self.augment is not None:

@@ -1,4 +1,4 @@
-"""TrainState on disk: everything that moves, whole or absent; find the newest whole one, keep a few, restore."""
+"""Checkpoints: a TrainState on disk, whole or absent; written, verified, found again, pruned and restored."""
 
 from __future__ import annotations
 
@@ -209,7 +209,7 @@ def best_step(run: Run) -> int | None:
 
 
 def best_known(run: Run) -> tuple[int | None, list[str]]:
-    """`best_step`, and a sentence for each newer checkpoint that cannot be asked."""
+    """`best_step`, and a sentence for each newer checkpoint that cannot be read."""
     problems = []
     for step in life(run)[0]:
         try:

@@ -34,7 +34,7 @@ TASK, ERROR = "task.pickle", "error-{}.pickle"
 
 @dataclass(frozen=True)
 class Task:
-    """What every process is to do: a function of worker.py by name, and its keyword arguments."""
+    """The task of every process: a function of worker.py by name, and its keyword arguments."""
 
     function: str
     arguments: dict[str, Any] = field(default_factory=dict)

@@ -36,7 +36,7 @@ FINISH_SECONDS = 120.0
 
 
 class NoMirror:
-    """Where no second place is asked for."""
+    """The mirror of a run without `checkpoint.mirror`: copies nothing."""
 
     def offer(self) -> None:
         """Nothing."""

@@ -207,7 +207,7 @@ def utterance_ids(setup: TrainingSetup, frames: np.ndarray) -> list[str]:
 
 
 def ways_on(setup: TrainingSetup, finding: NonfiniteReport, policy: str, before: int | None) -> dict[str, str]:
-    """Settings of a resume that can go on from here, none of which the run had, and what each does.
+    """Settings with which a resume can go on from here, none of them the run's own, and what each does.
 
     policy: that was followed. before: step of the checkpoint to go back to, None where there is none.
     """
