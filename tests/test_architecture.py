@@ -26,6 +26,7 @@ LAYERS = {
         device.py model optim runs
         display
         step
+        checkpoints
         training
         results
         reports

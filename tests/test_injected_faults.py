@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from phonedata import PackedCorpus, pack
+from phonetrain.checkpoints import checkpoint, series
 from phonetrain.runs.directory import Run
-from phonetrain.training import checkpoint
 from tests.injected_faults import Faults
 from tests.training import TINY, fit_tiny, weights
 
@@ -128,7 +128,7 @@ def assert_nothing_lost(scene: Scene, name: str, kind: str, kept: Path, whole: d
     if name not in ("pack", "fit", "resume"):
         left = [path for path in scene.folder.rglob("*") if path.suffix in (".tmp", ".partial", ".old")]
         assert kind == "unlink" or left == []
-        for step in checkpoint.saved_steps(Run(scene.folder / "begun")):
+        for step in series.saved_steps(Run(scene.folder / "begun")):
             checkpoint.read(Run(scene.folder / "begun").checkpoint_dir(step))
         return
     if name == "pack":
@@ -144,7 +144,7 @@ def assert_nothing_lost(scene: Scene, name: str, kind: str, kept: Path, whole: d
         assert found == whole.setdefault(name, found) and len(found) == len(list(kept.glob("audio/train/*"))) + 1
         return
     run = Run(scene.folder / ("run" if name == "fit" else "begun"))
-    if not run.config_path.is_file() or not checkpoint.saved_steps(run):
+    if not run.config_path.is_file() or not series.saved_steps(run):
         assert scene.faults.run(scene.words)["code"] == 0
     elif run.status != "finished" or len(run.metrics("epoch")) < (1 if name == "fit" else 2):
         more = [] if name == "fit" else ["epochs=2"]

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from phonedata import CorpusNotFound, PackedCorpus, extract, pack
+from phonetrain.checkpoints import checkpoint, mirror, series
 from phonetrain.cli.main import exit_code
 from phonetrain.errors import ConfigError, PhonetrainError, RunNotFound
 from phonetrain.runs.directory import Run
-from phonetrain.training import checkpoint, mirror
 from tests.conftest import write_audio
 from tests.power_cuts import Record, states
 from tests.training import fit_tiny, numbers, resume_tiny, weights
@@ -141,7 +141,7 @@ def test_a_run_goes_on_to_the_same_bits(learnable_corpus, tmp_path, begun, share
         run = Run(folder / "runs/run")
         saved = [event["step"] for event in run.events("checkpoint_saved")] if run.events_path.is_file() else []
         if saved or ended:
-            assert checkpoint.read_newest(run)[0].progress.step >= max(saved), f"{max(saved)} was saved"
+            assert series.read_newest(run)[0].progress.step >= max(saved), f"{max(saved)} was saved"
         if again or ended:
             goes_on(run.path, learnable_corpus, begun, found)
 
@@ -160,7 +160,7 @@ def test_a_mirror_keeps_what_it_has_and_harms_no_run(learnable_corpus, tmp_path,
         copy(self)
         with record.lock:
             record.look()
-            copied.append((len(record.changes), checkpoint.saved_steps(Run(place))[-1]))
+            copied.append((len(record.changes), series.saved_steps(Run(place))[-1]))
 
     monkeypatch.setattr(mirror.Mirror, "_copy", copy_and_note)
     with record.kept():
@@ -171,7 +171,7 @@ def test_a_mirror_keeps_what_it_has_and_harms_no_run(learnable_corpus, tmp_path,
     def check(folder: Path, ended: bool, again: bool, count: int) -> None:
         os.chdir(folder)
         there = [step for at, step in copied if at <= count]
-        assert not ended or there[-1] == max(checkpoint.saved_steps(whole))
+        assert not ended or there[-1] == max(series.saved_steps(whole))
         if not there:
             return
         assert mirror.newest_whole(Run(place)).progress.step >= there[-1], f"{there[-1]} was copied"

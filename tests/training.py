@@ -11,12 +11,12 @@ from pathlib import Path
 
 import torch
 
+from phonetrain.checkpoints import checkpoint, series
 from phonetrain.config.run_config import load_recipe
 from phonetrain.console.base import Console
 from phonetrain.runs.directory import Run
 from phonetrain.step import scoring
 from phonetrain.step.train_step import TrainStep
-from phonetrain.training import checkpoint
 from phonetrain.training.fit import fit
 from phonetrain.training.resume import resume
 
@@ -137,13 +137,13 @@ def strike_at(place: str) -> Console:
         finally:
             saving = False
 
-    save = checkpoint.save
+    save = series.save
     if kind == "step":
         TrainStep.step_optimizer = struck_after(TrainStep.step_optimizer)
     elif kind == "score":
         scoring.frame_loss = struck_after(scoring.frame_loss)
     elif kind == "write":
-        checkpoint.save = watched
+        series.save = watched
         changes = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir")
         sys.addaudithook(lambda event, details: reached() if saving and event in changes else None)
     return Struck(int(number) / 1000) if kind == "moment" else Console()

@@ -20,6 +20,7 @@ from typing import Any
 from phonedata import PhonedataError
 from phonedata.files import write_file
 
+from ..checkpoints.series import best_step
 from ..config.run_config import RunConfig
 from ..display import html as page
 from ..display.plots import as_png, draw_run, draw_runs
@@ -32,7 +33,6 @@ from ..runs.experiment import NO_NUMBER, changes, shown
 from ..runs.explain import explain
 from ..runs.next_commands import settings
 from ..text import clock, counted, percent, short, to_json
-from ..training.checkpoint import best_step
 from .one_run import one_run
 from .several_runs import several_runs
 from .summary import best_evaluation, by_hand, count, summary

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..checkpoints import series
 from ..config.run_config import RunConfig
 from ..display.tables import text_table
 from ..errors import ConfigError, PhonetrainError, TrainingStopped
 from ..runs.directory import RUNS, Run, RunName
 from ..text import counted, percent, short
-from ..training import checkpoint
 
 
 class RunList(list[dict[str, Any]]):
@@ -59,14 +59,14 @@ def described(run: Run) -> dict[str, Any]:
         "of": wanted,
         "best": None if best is None else best.get("dev_accuracy"),
         "bytes": bytes_in(run.path),
-        "spare_bytes": sum(bytes_in(run.checkpoint_dir(step)) for step in checkpoint.spare_steps(run, 1, *spared(run))),
+        "spare_bytes": sum(bytes_in(run.checkpoint_dir(step)) for step in series.spare_steps(run, 1, *spared(run))),
         "trained": max((str(event["time"]) for event in events if "time" in event), default=""),
     }
 
 
 def spared(run: Run) -> tuple[int | None, ...]:
     """Steps that `resume` and `evaluate` need, whatever the files `last` and `best` say."""
-    return (*checkpoint.life(run)[0][:1], checkpoint.best_step(run))
+    return (*series.life(run)[0][:1], series.best_step(run))
 
 
 def bytes_in(folder: Path) -> int:
@@ -124,7 +124,7 @@ def pruned(run: Run, delete: bool) -> dict[str, Any]:
             if delete:
                 shutil.rmtree(run.path)
             else:
-                checkpoint.prune(run, 1, *spared(run))
+                series.prune(run, 1, *spared(run))
             freed = before - bytes_in(run.path)
     except TrainingStopped as error:  # held
         return {"run": str(run.path), "bytes": 0, "skipped": str(error)}

@@ -9,13 +9,13 @@ import numpy as np
 
 from phonedata import PhonedataError
 
+from ..checkpoints.series import best_step
 from ..errors import PhonetrainError
 from ..results.evaluate import evaluate, kept_evaluation
 from ..runs.directory import Run
 from ..runs.experiment import shown
 from ..runs.history import where_scored
 from ..runs.next_commands import changed_on_resume
-from ..training.checkpoint import best_step
 
 Scores = dict[str, Any] | str  # an evaluation, or a sentence that says why there is none
 

@@ -16,11 +16,11 @@ import numpy.typing as npt
 from phonedata import Selection
 from phonedata.files import write_file
 
+from ..checkpoints.checkpoint import scored_as
 from ..display.tables import Evaluation
 from ..errors import ConfigError, PhonetrainError, writing
 from ..runs.directory import Run, RunName
 from ..text import to_json
-from ..training import checkpoint as checkpoints
 from ..training.data import partition_of
 from .bootstrap import interval, units_of
 from .folding import Folding
@@ -366,7 +366,7 @@ def kept_evaluation(
     partition: default the one scored in training. corpus_digest: of another corpus than the one trained on.
     """
     step = step_of(run, checkpoint)
-    wanted = None if step is None else checkpoints.scored_as(run.checkpoint_dir(step))
+    wanted = None if step is None else scored_as(run.checkpoint_dir(step))
     if wanted is None:
         return None
     other = None if corpus_digest in (None, wanted["corpus_digest"]) else corpus_digest

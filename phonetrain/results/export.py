@@ -28,10 +28,10 @@ from torch import Tensor, nn
 from phonedata import Selection
 from phonedata.files import write_files
 
+from ..checkpoints.checkpoint import apart_on_cpu
 from ..errors import ConfigError, PhonetrainError, writing
 from ..runs.directory import RunName
 from ..text import percent, plain, to_json
-from ..training.checkpoint import apart_on_cpu
 from ..training.data import partition_of
 from .evaluate import MOST_CLASSES, evaluate, kept_evaluation
 from .onnx_model import CLOSE, open_session

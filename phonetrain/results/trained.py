@@ -15,6 +15,9 @@ from torch import Tensor, nn
 
 from phonedata import PackedCorpus, WindowSpec
 
+from ..checkpoints import checkpoint as checkpoints
+from ..checkpoints import series
+from ..checkpoints.checkpoint import AVERAGED, MODEL
 from ..config.run_config import RunConfig
 from ..config.sections import DataConfig
 from ..device import DeviceSpec, choose_device
@@ -24,8 +27,6 @@ from ..model.ema import AveragedWeights
 from ..model.trust import check_trusted, digest, trust
 from ..optim.optimizers import check_tensors
 from ..runs.directory import Run, RunName
-from ..training import checkpoint as checkpoints
-from ..training.checkpoint import AVERAGED, MODEL
 from ..training.data import check_window, corpus_of, differing, frontend_doubts
 
 
@@ -222,9 +223,9 @@ def step_of(run: Run, checkpoint: str | int) -> int | None:
     """
     wanted = str(checkpoint)
     if wanted == "best":
-        return checkpoints.best_step(run)
+        return series.best_step(run)
     if wanted == "last":
-        return next(iter(checkpoints.life(run)[0]), None)
+        return next(iter(series.life(run)[0]), None)
     number = wanted.removeprefix("step-")
     if not re.fullmatch("[0-9]{1,18}", number):
         raise CheckpointError(f"checkpoint: got {wanted!r}, wanted best, last or a step as step-1200")
@@ -233,10 +234,10 @@ def step_of(run: Run, checkpoint: str | int) -> int | None:
 
 def _read(run: Run, checkpoint: str | int) -> checkpoints.Checkpoint:
     step = step_of(run, checkpoint)
-    for problem in checkpoints.best_known(run)[1] if checkpoint == "best" else ():
+    for problem in series.best_known(run)[1] if checkpoint == "best" else ():
         print(f"warning: {problem}", file=sys.stderr)
     if step is None:  # stopped before the first epoch was scored: what there is, is the newest
-        saved, problems = checkpoints.read_newest(run)
+        saved, problems = series.read_newest(run)
         for problem in [f"{run.path}: no {checkpoint} checkpoint yet, {saved.path.name} is used", *problems]:
             print(f"warning: {problem}", file=sys.stderr)
         return saved
@@ -245,13 +246,13 @@ def _read(run: Run, checkpoint: str | int) -> checkpoints.Checkpoint:
         try:
             return checkpoints.read(path)
         except CheckpointError as error:
-            saved, _ = checkpoints.read_newest(run)
+            saved, _ = series.read_newest(run)
             if saved.progress.step == 0:  # nothing was learnt yet
                 raise
             print(f"warning: {error}; {saved.path.name}, the newest that is whole, is used", file=sys.stderr)
             return saved
     if not path.is_dir():
-        there = ", ".join(f"step-{each}" for each in checkpoints.saved_steps(run)) or "none"
+        there = ", ".join(f"step-{each}" for each in series.saved_steps(run)) or "none"
         raise CheckpointError(f"{run.path}: no checkpoint step-{step}; there are: {there}")
     return checkpoints.read(path)
 

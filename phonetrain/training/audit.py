@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checkpoints import checkpoint, series
+from ..checkpoints.state import Progress
 from ..config.run_config import RunConfig
 from ..console.base import Console
 from ..device import describe_machine, determinism
@@ -22,12 +24,10 @@ from ..model.trust import check_trusted
 from ..runs.directory import ReadOnlyRun, Run
 from ..runs.tracker import Tracker
 from ..text import counted, to_json
-from . import checkpoint
 from .build import TrainingSetup, assemble, identity
 from .data import choose_roles, corpus_of
 from .resume import check_identity, restore_setup
 from .session import device_for
-from .state import Progress
 from .stopping import StopRequest
 from .trainer import Pause, Trainer
 
@@ -141,7 +141,7 @@ class Again(Trainer):
 
 def endpoints(run: Run, step: int | None) -> tuple[int, int]:
     """Steps of the newest kept checkpoint before `step` and of the next kept one. Raises CheckpointError."""
-    steps = sorted(checkpoint.life(run)[0])
+    steps = sorted(series.life(run)[0])
     wanted = step if step is not None else steps[-1] if steps else 0
     before, after = [kept for kept in steps if kept < wanted], [kept for kept in steps if kept >= wanted]
     if before and after:

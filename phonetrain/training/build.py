@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from phonedata import LOADERS, PackedCorpus, Selection, WindowSpec, open_loader
 
+from ..checkpoints.state import Progress, TrainState
 from ..config.run_config import RunConfig, StagePlan
 from ..config.sections import fold
 from ..config.stages import PREVIOUS
@@ -30,7 +31,6 @@ from ..step.neighbours import Neighbours
 from ..step.train_step import TrainStep
 from ..step.warp import warps_of
 from .data import Roles, folds
-from .state import Progress, TrainState
 
 
 @dataclass

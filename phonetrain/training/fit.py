@@ -9,6 +9,8 @@ from typing import Any
 
 from phonedata import PackedCorpus
 
+from ..checkpoints import series
+from ..checkpoints.mirror import refuse_other_run
 from ..config.resolve import resolve
 from ..config.run_config import RunConfig
 from ..console.base import Console
@@ -18,10 +20,8 @@ from ..distributed import ProcessGroup, init
 from ..errors import ConfigError, RunNotFound
 from ..model.trust import trust
 from ..runs.directory import Run
-from . import checkpoint
 from .data import open_corpus
 from .launch import Task, starts_processes, together, with_number
-from .mirror import refuse_other_run
 from .resume import resume_here
 from .session import environment, prepare, seen_by, show_curves, shown_by, train
 
@@ -84,7 +84,7 @@ def fit_here(
     """
     with init(config.device) as ranks:
         begun = ranks.share(begun_before(run) if ranks.restarts and ranks.is_main else None)
-        if begun is not None and checkpoint.saved_steps(Run(begun)):
+        if begun is not None and series.saved_steps(Run(begun)):
             return resume_here(begun, {}, config.data.corpus, None, True, console, began)
         packed = open_corpus(config)
         if run is not None:

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from phonedata import WindowBatch
 
+from ..checkpoints.checkpoint import apart_on_cpu
 from ..step.train_step import TrainStep
 from ..text import to_json
-from .checkpoint import apart_on_cpu
 
 NOT_REPRODUCED = "not reproduced"
 # In a row, from the first scale of 2^16: down to a scale of 1, which is odd, and to 2^-24, which nothing needs.

@@ -15,11 +15,12 @@ import numpy as np
 
 from phonedata import WindowBatch
 
+from ..checkpoints import checkpoint, series
 from ..config.run_config import StagePlan
 from ..distributed import current
 from ..runs import next_commands
 from ..runs.directory import Run
-from . import checkpoint, nonfinite
+from . import nonfinite
 from .build import TrainingSetup, assemble
 from .nonfinite import NonfiniteReport
 
@@ -167,7 +168,7 @@ class Recovery:
         saved: checkpoint.Checkpoint | None = None
         problems: list[str] = []
         if current().is_main:
-            saved, problems = checkpoint.read_before(self.run, since, back_to, setup.plan.start, device)
+            saved, problems = series.read_before(self.run, since, back_to, setup.plan.start, device)
         path = current().share(None if saved is None else saved.path)
         if saved is None and path is not None:
             saved = checkpoint.read(path, device)

@@ -11,6 +11,9 @@ from typing import Any
 
 import torch
 
+from ..checkpoints import checkpoint, series
+from ..checkpoints.mirror import fetch, home_of, place_of
+from ..checkpoints.state import Progress
 from ..config.changes import diff, extension_question, refuse_silent_extension, stage_diff
 from ..config.overrides import said
 from ..config.resolve import resolve
@@ -24,13 +27,10 @@ from ..model.trust import check_trusted
 from ..runs import next_commands
 from ..runs.directory import Run
 from ..text import command, counted
-from . import checkpoint
 from .build import TrainingSetup, assemble, identity
 from .data import choose_roles, corpus_of, place_from_run
 from .launch import Task, starts_processes, together, with_number
-from .mirror import fetch, home_of, place_of
 from .session import device_for, looked_through, seen_by, show_curves, shown_by, train
-from .state import Progress
 
 # Changing these changes which frames come next, so they may change only where an epoch begins.
 ORDER_KEYS = ("subset", "batch_size", "optimizer.accumulation", "loader.order")
@@ -48,10 +48,10 @@ def find_checkpoint(run: Run, wanted: str | int | None) -> tuple[checkpoint.Chec
     """
     lost = [] if run.events_path.is_file() else [f"{run.events_path} is missing: what the run did before is not told"]
     if wanted is None:
-        saved, problems = checkpoint.read_newest(run)
+        saved, problems = series.read_newest(run)
         return saved, [*lost, *problems]
     name = str(wanted).removeprefix("step-")
-    steps = checkpoint.saved_steps(run)
+    steps = series.saved_steps(run)
     if not name.isdigit() or int(name) not in steps:
         raise CheckpointError(
             f"{run.path}: no checkpoint {wanted!r}; there are {', '.join(f'step-{step}' for step in steps) or 'none'}"
@@ -277,7 +277,7 @@ def resume_here(
         progress.back_to = progress.back_to if from_checkpoint is None else progress.step
         begun = [event["segment"] for event in where.events() if "segment" in event]
         parent, progress.segment = progress.segment, 1 + max([progress.segment, *begun])
-        warnings += checkpoint.mend_best(where, progress)
+        warnings += series.mend_best(where, progress)
         where.write_text(where.config_path, config.to_toml())
         about = where.read_json(where.environment_path)
         if about.get("corpus"):  # it may lie elsewhere now, and a relative path is seen from where we stand

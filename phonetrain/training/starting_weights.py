@@ -8,9 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
+from ..checkpoints import checkpoint as checkpoints
+from ..checkpoints import series
 from ..errors import ConfigError, PhonetrainError
 from ..runs.directory import Run
-from . import checkpoint as checkpoints
 from .build import TrainingSetup
 from .data import differing
 
@@ -48,8 +49,8 @@ def start_from(setup: TrainingSetup, source: str | os.PathLike[str]) -> Starting
     """
     try:
         run = Run.open(source)
-        step = checkpoints.best_step(run)
-        saved = checkpoints.read_newest(run)[0] if step is None else checkpoints.read(run.checkpoint_dir(step))
+        step = series.best_step(run)
+        saved = series.read_newest(run)[0] if step is None else checkpoints.read(run.checkpoint_dir(step))
     except PhonetrainError as error:
         raise ConfigError(f"model.from_run: {error}") from error
     _check_inputs(setup, run, saved)

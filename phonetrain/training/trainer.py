@@ -12,6 +12,9 @@ import torch
 
 from phonedata import PhonedataError
 
+from ..checkpoints import series
+from ..checkpoints.mirror import open_mirror
+from ..checkpoints.state import Progress
 from ..config.changes import stage_diff
 from ..config.sections import duration
 from ..console.base import COUNT_SECONDS, Console
@@ -24,12 +27,10 @@ from ..runs.tracker import Tracker
 from ..step.metrics import FrameSums
 from ..step.scoring import score
 from ..text import short
-from . import checkpoint, nonfinite
+from . import nonfinite
 from .build import TrainingSetup, assemble, describe, identity, set_next_rates, transfer
 from .data import why_not_finite
-from .mirror import open_mirror
 from .recovery import Decision, Evidence, Recovery, RollBack, SkipBatch, go_back
-from .state import Progress
 from .stopping import Deadline, StopRequest
 
 AGREE_EVERY = 8  # steps; a message between hosts costs about as much as a small step on a fast device
@@ -455,7 +456,7 @@ class Trainer:
             "factory": setup.factory,
         }
         self.run.sync_metrics()
-        path, size = checkpoint.save(self.run, setup.state, about, setup.config.checkpoint.keep)
+        path, size = series.save(self.run, setup.state, about, setup.config.checkpoint.keep)
         self.last_saved = time.monotonic()
         self.saving_seconds = self.last_saved - began
         self.last_logged += self.saving_seconds

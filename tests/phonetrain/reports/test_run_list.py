@@ -4,11 +4,11 @@ import json
 
 import pytest
 
+from phonetrain.checkpoints import series
 from phonetrain.cli.main import exit_code
 from phonetrain.errors import ConfigError, RunNotFound
 from phonetrain.reports.run_list import list_runs, prune_runs
 from phonetrain.runs.directory import Run
-from phonetrain.training import checkpoint
 from tests.training import fit_tiny, resume_tiny
 
 
@@ -53,7 +53,7 @@ def test_prune_keeps_best_and_last_and_the_run_resumes(learnable_corpus, tmp_pat
     wanted = {run.read_pointer("best"), run.read_pointer("last")}
     expected = list_runs(tmp_path / "runs")[0]["spare_bytes"]
     (freed,) = prune_runs(folder=tmp_path / "runs")
-    assert freed["bytes"] == expected > 0 and set(checkpoint.saved_steps(run)) == wanted
+    assert freed["bytes"] == expected > 0 and set(series.saved_steps(run)) == wanted
     assert prune_runs(run)[0]["bytes"] == 0
     assert resume_tiny(run, "epochs=4", "schedule.on_extend=hold").status == "finished"
 

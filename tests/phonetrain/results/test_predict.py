@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from phonedata import Selection, pack
+from phonetrain.checkpoints import checkpoint
 from phonetrain.config.run_config import load_recipe
 from phonetrain.console.base import Console
 from phonetrain.display.tables import evaluation_text
@@ -22,7 +23,6 @@ from phonetrain.results.predict import label_frames, predict
 from phonetrain.results.smoothing import training_labels
 from phonetrain.results.trained import open_trained
 from phonetrain.runs.directory import Run
-from phonetrain.training import checkpoint
 from phonetrain.training.fit import fit
 from tests.reference import neighbour_scores
 from tests.training import TINY, StopAt, fit_tiny, resume_tiny, weights

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from phonetrain.checkpoints import checkpoint, series
 from phonetrain.cli.main import exit_code
 from phonetrain.errors import CheckpointError, RunDamaged
 from phonetrain.reports import one_run
@@ -19,7 +20,6 @@ from phonetrain.results.evaluate import evaluate, kept_evaluation
 from phonetrain.runs import recorded
 from phonetrain.runs.directory import Run
 from phonetrain.runs.explain import explain
-from phonetrain.training import checkpoint
 from tests.training import fit_tiny, resume_tiny
 
 VALUES = ["x", "", -1, 0, 10**30, 1.5, float("nan"), 1e308, True, None, [], {}, [1], {"a": 1}, [[]], "NaN", 2**62]
@@ -61,7 +61,7 @@ def changed(value: Any, place: tuple, new: Any) -> Any:
 def cases(run: Run) -> dict[str, list[tuple[Path, int | None, tuple, Any]]]:
     """By file: (file, line of a log, place, new value) of everything that is tried."""
     found: dict[str, list[tuple[Path, int | None, tuple, Any]]] = {}
-    states = [run.checkpoint_dir(step) / "state.json" for step in checkpoint.saved_steps(run)]
+    states = [run.checkpoint_dir(step) / "state.json" for step in series.saved_steps(run)]
     for path in (run.built_path, run.environment_path, *run.evaluations.glob("*.json"), *states):
         for place in places(json.loads(path.read_text())):
             found.setdefault(path.name, []).extend((path, None, place, new) for new in (*VALUES, MISSING))
@@ -102,7 +102,7 @@ def test_any_value_anywhere_is_read_or_refused_with_the_files_name(finished, tmp
             for part in (one_run.built, one_run.environment, one_run.epochs, one_run.phonemes):
                 part(run, scores)
             one_run.headline(summary(run), scores)
-            checkpoint.read_newest(run)
+            series.read_newest(run)
         except (RunDamaged, CheckpointError) as error:
             assert case[0].name in str(error) and "\n" not in str(error), (case, error)
             refused += 1

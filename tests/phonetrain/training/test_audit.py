@@ -11,10 +11,10 @@ import xxhash
 from safetensors.torch import load_file, save_file
 
 from phonetrain import audit
+from phonetrain.checkpoints import checkpoint, series
 from phonetrain.cli.main import exit_code
 from phonetrain.errors import CheckpointError, CodeNotTrusted, ConfigError
 from phonetrain.runs.directory import Run
-from phonetrain.training import checkpoint
 from tests.training import StopAt, change_state, fit_tiny, resume_tiny
 
 KEEP = ("checkpoint.keep=50", "checkpoint.every_minutes=0.0015", "schedule.on_extend=stretch")
@@ -26,7 +26,7 @@ def kept(learnable_corpus, tmp_path_factory):
     path = tmp_path_factory.mktemp("audit") / "run"
     fit_tiny(learnable_corpus, path, *KEEP, "epochs=2", console=StopAt(30))
     run = resume_tiny(Run(path), "optimizer.lr=5e-4", "averaging.decay=0.8")
-    assert run.status == "finished" and len(checkpoint.saved_steps(run)) > 4
+    assert run.status == "finished" and len(series.saved_steps(run)) > 4
     return run
 
 
@@ -62,7 +62,7 @@ def flip(run: Run, step: int, file: str, bit: int = 0) -> None:
 
 
 def test_every_part_of_a_run_is_the_same_when_trained_again(run):
-    before, steps = tree(run), checkpoint.saved_steps(run)
+    before, steps = tree(run), series.saved_steps(run)
     for first, last in zip(steps, steps[1:]):
         told = audit(run, last)
         assert told["differences"] == [] and told["equal"] and (told["from"], told["to"]) == (first, last)
@@ -83,13 +83,13 @@ def test_every_part_of_a_run_is_the_same_when_trained_again(run):
 )
 def test_other_optimizers_and_stages_are_equal_too(learnable_corpus, tmp_path, words):
     run = fit_tiny(learnable_corpus, tmp_path / "run", *KEEP, "epochs=2", *words)
-    for last in checkpoint.saved_steps(run)[1:]:
+    for last in series.saved_steps(run)[1:]:
         assert audit(run, last)["differences"] == []
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "averaged.safetensors", "training.pt"])
 def test_one_bit_that_changed_without_a_word_is_found_from_both_sides(run, file):
-    steps = checkpoint.saved_steps(run)
+    steps = series.saved_steps(run)
     broken = steps[2]
     flip(run, broken, file)
     checkpoint.read(run.checkpoint_dir(broken))  # its digests say that all is well
@@ -118,21 +118,21 @@ def test_a_logged_loss_and_a_line_that_is_gone_are_found(run):
     ("name", "value"), [("threads", 3), ("ranks", 2), ("cpu_capability", "AVX9"), ("torch", "1.0")]
 )
 def test_another_machine_number_of_threads_or_of_processes_is_refused(run, name, value):
-    for step in checkpoint.saved_steps(run):
+    for step in series.saved_steps(run):
         change_state(run.checkpoint_dir(step), lambda state: state["identity"]["machine"].update({name: value}))
     with pytest.raises(ConfigError, match=f"another machine \\({name} {value} -> "):
         audit(run)
 
 
 def test_what_is_not_kept_cannot_be_audited(run):
-    first, *_, last = checkpoint.saved_steps(run)
+    first, *_, last = series.saved_steps(run)
     for step, side in ((first, "before"), (last + 1, "after"), (-1, "before")):
         with pytest.raises(CheckpointError, match=f"no checkpoint {side} step {step} is kept"):
             audit(run, step)
 
 
 def test_parts_that_were_led_by_hand_or_met_bad_numbers_are_refused(run):
-    last = checkpoint.saved_steps(run)[-1]
+    last = series.saved_steps(run)[-1]
     segment = run.events("segment_started")[-1]["segment"]
     run.append_event("recovered", by="skip", segment=segment, epoch=1, step=last - 1)
     with pytest.raises(ConfigError, match="bad numbers were met"):
@@ -144,7 +144,7 @@ def test_parts_that_were_led_by_hand_or_met_bad_numbers_are_refused(run):
 
 
 def test_weights_that_blow_up_when_trained_again_are_a_difference(run):
-    steps = checkpoint.saved_steps(run)
+    steps = series.saved_steps(run)
     path = run.checkpoint_dir(steps[1]) / "model.safetensors"
     content = load_file(path)
     next(values for values in content.values() if values.ndim == 2).fill_(3e38)
@@ -172,7 +172,7 @@ def test_code_that_is_not_trusted_or_not_the_same_is_refused(learnable_corpus, t
 
 
 def test_the_command_says_what_was_compared_and_its_exit_code_whether_it_is_equal(run, capsys):
-    steps = checkpoint.saved_steps(run)
+    steps = series.saved_steps(run)
     assert exit_code(["audit", str(run.path), "--step", str(steps[1]), "--quiet"]) == 0
     assert capsys.readouterr().out.strip().endswith("all bits are equal")
     flip(run, steps[1], "model.safetensors")

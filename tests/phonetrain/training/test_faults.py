@@ -22,6 +22,7 @@ from pathlib import Path
 import pytest
 
 from phonedata import FormatError, PackedCorpus, files, pack
+from phonetrain.checkpoints import checkpoint, series
 from phonetrain.cli.main import exit_code, main
 from phonetrain.console.base import Console
 from phonetrain.errors import TrainingStopped
@@ -33,7 +34,6 @@ from phonetrain.runs.directory import Run
 from phonetrain.runs.explain import explain
 from phonetrain.runs.tracker import Tracker
 from phonetrain.step.train_step import TrainStep
-from phonetrain.training import checkpoint
 from phonetrain.training.fit import fit
 from tests.forked import Forked, call
 from tests.phonetrain.test_distributed import wait_for
@@ -156,7 +156,7 @@ def test_disk_that_fills_up_later_keeps_the_older_checkpoint(learnable_corpus, w
         fit_tiny(learnable_corpus, run.path)
     monkeypatch.undo()
     assert calls
-    assert checkpoint.saved_steps(run) == [0, 23]
+    assert series.saved_steps(run) == [0, 23]
     assert "No space left" in " ".join(explain(run))
     assert_goes_on_as_if_nothing_happened(run, whole)
 

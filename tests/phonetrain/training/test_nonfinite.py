@@ -14,18 +14,19 @@ from safetensors.torch import load_file
 from torch import nn
 
 from phonedata import PackedCorpus, WindowBatch, pack
+from phonetrain.checkpoints import checkpoint, series
+from phonetrain.checkpoints.state import Progress
 from phonetrain.cli.main import exit_code
 from phonetrain.config.run_config import RunConfig, load_recipe
 from phonetrain.console.base import Console
 from phonetrain.errors import TrainingStopped
 from phonetrain.runs.directory import Run
 from phonetrain.runs.explain import explain
-from phonetrain.training import checkpoint, nonfinite
+from phonetrain.training import nonfinite
 from phonetrain.training.fit import fit
 from phonetrain.training.nonfinite import ENDLESS_OVERFLOWS, ODD_OVERFLOWS
 from phonetrain.training.recovery import CONSECUTIVE_SKIPS, KEPT_EVIDENCE, Evidence, Recovery, SkipBatch, Stop
 from phonetrain.training.session import prepare
-from phonetrain.training.state import Progress
 from phonetrain.training.trainer import Trainer
 from tests import reference
 from tests.conftest import write_hw1p2
@@ -201,7 +202,7 @@ def test_decision_moves_nothing(poisoned_corpus, tmp_path):
         assert isinstance(decision, SkipBatch if step < CONSECUTIVE_SKIPS else Stop)
     setup.close()
     assert decision.before is None and f"after {CONSECUTIVE_SKIPS} batches in a row" in decision.message
-    assert not run.events() and not checkpoint.saved_steps(run)
+    assert not run.events() and not series.saved_steps(run)
 
 
 def test_rollback_cannot_mend_data_and_stops_after_its_tries(poisoned_corpus, tmp_path):

@@ -8,13 +8,14 @@ import shutil
 import pytest
 
 from phonedata import PackedCorpus
+from phonetrain.checkpoints import checkpoint
 from phonetrain.cli.main import exit_code
 from phonetrain.config.run_config import RunConfig
 from phonetrain.errors import CheckpointError, CodeNotTrusted, ConfigError, RunExists, TrainingStopped
 from phonetrain.results.predict import predict
 from phonetrain.runs.directory import Run
 from phonetrain.runs.explain import explain
-from phonetrain.training import checkpoint, session
+from phonetrain.training import session
 from tests.forked import call
 from tests.training import StopAt, change_state, fit_tiny, killed_and_resumed, numbers, resume_tiny, weights
 

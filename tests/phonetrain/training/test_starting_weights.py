@@ -8,10 +8,10 @@ import torch
 
 from phonedata import PackedCorpus, pack
 from phonetrain import Run, resume
+from phonetrain.checkpoints import checkpoint, series
 from phonetrain.config.resolve import resolve
 from phonetrain.console.base import Console
 from phonetrain.errors import ConfigError
-from phonetrain.training import checkpoint
 from phonetrain.training.fit import fit
 from phonetrain.training.session import prepare
 from tests.conftest import LEARNABLE_DIM, write_hw1p2
@@ -70,7 +70,7 @@ def small_corpus(folder, symbols: str | None = None, dim: int = LEARNABLE_DIM) -
 
 
 def weights(run: Run) -> dict[str, torch.Tensor]:
-    scored = dict(checkpoint.read(run.checkpoint_dir(checkpoint.best_step(run))).scored_weights)
+    scored = dict(checkpoint.read(run.checkpoint_dir(series.best_step(run))).scored_weights)
     scored.pop("num_updates", None)
     return scored
 

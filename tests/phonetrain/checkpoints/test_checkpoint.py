@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from phonetrain.checkpoints import checkpoint, series
 from phonetrain.cli.main import exit_code
 from phonetrain.config.run_config import RunConfig, load_recipe
 from phonetrain.console.base import Console
 from phonetrain.device import choose_device
 from phonetrain.errors import CheckpointError, TrainingStopped
 from phonetrain.runs.directory import Run
-from phonetrain.training import checkpoint
 from phonetrain.training.build import assemble
 from phonetrain.training.data import choose_roles
 from phonetrain.training.fit import fit
@@ -108,21 +108,21 @@ def test_other_format_is_refused_and_both_are_named(run):
 def test_newest_whole_one_is_found_and_each_newer_one_is_told_of(run):
     (run.checkpoint_dir(69) / "model.safetensors").write_bytes(b"torn")
     (run.checkpoint_dir(46) / "state.json").unlink()
-    saved, problems = checkpoint.read_newest(run)
+    saved, problems = series.read_newest(run)
     assert saved.progress.step == 23
     assert ["step-69" in problems[0], "step-46" in problems[1]] == [True, True]
     run.write_pointer("last", 23)
     shutil.rmtree(run.checkpoint_dir(23))
     with pytest.raises(CheckpointError, match="step-69.*step-46.*starts a new run"):
-        checkpoint.read_newest(run)
+        series.read_newest(run)
 
 
 def test_half_made_checkpoint_counts_for_nothing_and_goes_with_the_next_save(run):
     half = run.checkpoints / ".step-80.partial"
     shutil.copytree(last(run), half)
-    saved, problems = checkpoint.read_newest(run)
+    saved, problems = series.read_newest(run)
     assert (saved.path, problems) == (last(run), [])
-    checkpoint.prune(run, keep=2)
+    series.prune(run, keep=2)
     assert not half.exists()
 
 
@@ -164,11 +164,11 @@ def test_checkpoint_of_the_same_step_is_there_at_every_moment_of_its_replacement
 def test_checkpoint_whose_replacement_was_killed_gets_its_name_back(run):
     hidden = run.checkpoints / ".step-69.old"
     last(run).rename(hidden)
-    checkpoint.prune(run, keep=2)
-    assert checkpoint.read_newest(run)[0].progress.step == 69
+    series.prune(run, keep=2)
+    assert series.read_newest(run)[0].progress.step == 69
     last(run).rename(hidden)
     with run.lock():
-        assert checkpoint.read_newest(run)[0].progress.step == 69
+        assert series.read_newest(run)[0].progress.step == 69
     assert not hidden.exists()
 
 
@@ -179,8 +179,8 @@ def test_newest_k_are_kept_and_the_best_is_never_pruned(tmp_path, keep, left):
         run.checkpoint_dir(step).mkdir(parents=True)
     run.write_pointer("best", 20)
     run.write_pointer("last", 60)
-    checkpoint.prune(run, keep)
-    assert checkpoint.saved_steps(run) == left
+    series.prune(run, keep)
+    assert series.saved_steps(run) == left
 
 
 def test_checkpoints_that_a_branch_left_aside_are_pruned_first(tmp_path):
@@ -189,16 +189,16 @@ def test_checkpoints_that_a_branch_left_aside_are_pruned_first(tmp_path):
         run.checkpoint_dir(step).mkdir(parents=True)
     run.write_pointer("last", 30)
     run.write_pointer("best-before-segment-1", 60)
-    checkpoint.prune(run, keep=2)
-    assert checkpoint.saved_steps(run) == [20, 30, 60]
+    series.prune(run, keep=2)
+    assert series.saved_steps(run) == [20, 30, 60]
 
 
 def test_going_back_takes_the_newest_of_before_and_then_older_ones(run):
     def before(step, tried, stage=0):
-        found = checkpoint.read_before(run, step, tried, stage)[0]
+        found = series.read_before(run, step, tried, stage)[0]
         return None if found is None else found.progress.step
 
-    assert checkpoint.saved_steps(run) == [23, 46, 69]
+    assert series.saved_steps(run) == [23, 46, 69]
     assert [before(70, None), before(69, None), before(60, 46), before(46, 46)] == [69, 46, 23, 23]
     assert [before(40, 23), before(23, None)] == [23, None]
     assert [before(60, 46, stage=1), before(60, None, stage=1)] == [46, 46]  # not into the stage before
@@ -224,13 +224,13 @@ def test_branch_that_is_killed_at_once_is_still_a_branch(learnable_corpus, run):
     with pytest.raises(KeyboardInterrupt):
         resume_tiny(run, "optimizer.weight_decay=0.3", from_checkpoint=46, console=Killed())
     resume_tiny(run, "optimizer.weight_decay=0.3", from_checkpoint=46, console=StopAt(48))
-    assert checkpoint.read_newest(run)[0].progress.step == 48
+    assert series.read_newest(run)[0].progress.step == 48
 
 
 def test_best_pointer_that_a_kill_left_behind_is_mended(finished, run):
     run.write_pointer("best", 46)
     progress = checkpoint.read(last(run)).progress
-    checkpoint.mend_best(run, progress)
+    series.mend_best(run, progress)
     assert run.read_pointer("best") == finished.read_pointer("best") == 69
 
 
@@ -244,8 +244,8 @@ def test_damaged_pointers_are_told_of_gone_without_and_written_anew(learnable_co
     else:
         for name in ("last", "best"):
             (run.checkpoints / name).write_bytes(content)
-    checkpoint.prune(run, 1, best)
-    assert 28 in checkpoint.saved_steps(run)
+    series.prune(run, 1, best)
+    assert 28 in series.saved_steps(run)
     resume_tiny(run, console=StopAt(32))
     assert (run.read_pointer("last"), run.read_pointer("best")) == (32, best)
     told = " ".join(event["message"] for event in run.events("warning"))
@@ -258,7 +258,7 @@ def test_damaged_pointers_are_told_of_gone_without_and_written_anew(learnable_co
 def test_best_that_was_pruned_is_forgotten(run):
     progress = checkpoint.read(last(run)).progress
     progress.best_step = 7
-    (told,) = checkpoint.mend_best(run, progress)
+    (told,) = series.mend_best(run, progress)
     assert "step-7 of epoch 3" in told and "is not there any more" in told
     assert progress.best_score is None
     assert run.read_pointer("best") is None

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from phonetrain.checkpoints import checkpoint, mirror, series
 from phonetrain.config.run_config import RunConfig
 from phonetrain.errors import ConfigError
 from phonetrain.runs.directory import Run
-from phonetrain.training import checkpoint, mirror
 from tests.training import StopAt, fit_tiny, numbers, resume_tiny, weights
 
 
@@ -59,8 +59,8 @@ def drive(tmp_path, monkeypatch):
 
 def same(run: Run, copy: Path) -> None:
     """The mirror holds the run's checkpoints, whole, and the same logs."""
-    assert checkpoint.saved_steps(Run(copy)) == checkpoint.saved_steps(run)
-    for step in checkpoint.saved_steps(run):
+    assert series.saved_steps(Run(copy)) == series.saved_steps(run)
+    for step in series.saved_steps(run):
         checkpoint.read(copy / "checkpoints" / f"step-{step}")  # raises for one that is not whole
     for name in ("events.jsonl", "metrics.jsonl", "config.toml", "environment.json", "built.json"):
         assert (copy / name).read_bytes() == (run.path / name).read_bytes(), name
@@ -98,7 +98,7 @@ def test_a_damaged_copy_replaces_nothing(learnable_corpus, tmp_path):
     run = fit_tiny(
         learnable_corpus, tmp_path / "runs" / "a-1", f"checkpoint.mirror={tmp_path}/drive", console=StopAt(30)
     )
-    newest, best = run.read_pointer("last"), checkpoint.best_step(run)
+    newest, best = run.read_pointer("last"), series.best_step(run)
     assert newest != best
     shutil.rmtree(run.checkpoint_dir(newest))
     (tmp_path / f"drive/a-1/checkpoints/step-{best}/model.safetensors").write_bytes(b"damaged")

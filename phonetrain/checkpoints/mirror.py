@@ -25,7 +25,7 @@ from phonedata.files import make_folder, replace_folder, sync_folder, sync_tree,
 from ..config.run_config import RunConfig
 from ..errors import CheckpointError, ConfigError
 from ..runs.directory import RUNS, Run
-from . import checkpoint
+from . import checkpoint, series
 
 MARKER = "mirror.json"
 LOGS = ("events.jsonl", "metrics.jsonl")
@@ -112,7 +112,7 @@ class Mirror(NoMirror):
     def _copy(self) -> None:
         target = Run(self.place)
         make_folder(target.checkpoints)
-        kept = checkpoint.saved_steps(self.run)
+        kept = series.saved_steps(self.run)
         # Before the checkpoints: a log may know more than they do, and not less.
         for name in LOGS:
             append_rest(self.run.path / name, self.place / name)
@@ -128,7 +128,7 @@ class Mirror(NoMirror):
         for step in kept[::-1]:  # the newest first: it is what a resume wants
             copy_checkpoint(self.run.checkpoint_dir(step), target.checkpoint_dir(step), self._note, self.whole)
         sync_folder(target.checkpoints)
-        for step in checkpoint.saved_steps(target):
+        for step in series.saved_steps(target):
             if step not in kept:
                 shutil.rmtree(target.checkpoint_dir(step), ignore_errors=True)
 
@@ -220,8 +220,8 @@ def bring(source: Path, target: Path) -> None:
 
 
 def newest_whole(run: Run) -> checkpoint.Checkpoint | None:
-    inside, aside = checkpoint.life(run)
-    return checkpoint.first_whole(run, [*inside, *aside[::-1]], "cpu")[0]
+    inside, aside = series.life(run)
+    return series.first_whole(run, [*inside, *aside[::-1]], "cpu")[0]
 
 
 def position(saved: checkpoint.Checkpoint) -> tuple[int, int]:
