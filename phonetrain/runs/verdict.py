@@ -242,7 +242,7 @@ def _regularised(run: Run, config: RunConfig, scores: Scores) -> tuple[str, str]
         (config.subset < 1, ["subset=1.0"], "trains on all of the data"),
         (not augment.time_mask and not augment.freq_mask,
          [f"augment.time_mask={max(1, config.window.width // 5)}", "augment.freq_mask=4"], "masks parts of windows"),
-        (model.dropout < 0.5, [f"model.dropout={min(0.5, round(model.dropout + 0.2, 2))}"], "drops more"),
+        (model.dropout < 0.5, [f"model.dropout={min(0.5, round(model.dropout + 0.1, 2))}"], "drops more"),
         (config.averaging.decay is None, ["averaging.decay=0.999"], "averages the weights"),
         (True, [f"optimizer.weight_decay={max(0.05, 5 * config.optimizer.weight_decay):g}"], "lets the weights decay"),
     ]  # fmt: skip
