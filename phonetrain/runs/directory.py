@@ -243,7 +243,7 @@ class Run(History):
         with self.writing(self.lock_path):
             files.make_folder(self.path)
             file = open(self.lock_path, "a+b", buffering=0)  # noqa: SIM115
-        with file:
+        try:
             free = files.try_lock(file.fileno())
             if not free:  # who only looks (`is_held`) holds it for a moment, who trains for longer
                 time.sleep(LOOK_SECONDS)
@@ -267,6 +267,9 @@ class Run(History):
                 yield
             finally:
                 files.unlock(file.fileno())
+        finally:
+            with contextlib.suppress(OSError):  # nobody reads it again, and it is free even where close fails
+                file.close()
 
     def is_held(self) -> bool:
         """Whether a process is training this run now."""
