@@ -39,11 +39,14 @@ class Neighbours:
         labels: np.ndarray | None = None,
     ) -> None:
         lengths = np.diff(utterance_end, prepend=0)
-        place = np.arange(utterance_end[-1]) - np.repeat(utterance_end - lengths, lengths)
-        last = np.repeat(lengths - 1, lengths)
-        self.reach, self.num_frames = reach, len(place)
-        self.before = torch.from_numpy(np.minimum(place, reach).astype(np.uint8)).to(device)
-        self.after = torch.from_numpy(np.minimum(last - place, reach).astype(np.uint8)).to(device)
+        self.reach, self.num_frames = reach, int(utterance_end[-1])
+        before, after = (np.full(self.num_frames, reach, np.uint8) for _ in range(2))
+        for distance in range(reach):  # from an end; in place, for whole numbers of 8 bytes a frame would be gigabytes
+            longer = lengths > distance
+            ends = utterance_end[longer]
+            before[ends - lengths[longer] + distance] = distance
+            after[ends - 1 - distance] = distance
+        self.before, self.after = torch.from_numpy(before).to(device), torch.from_numpy(after).to(device)
         self.table = None if labels is None else torch.from_numpy(labels.astype(np.int16)).to(device)
         self.offsets = torch.arange(-reach, reach + 1, device=device)
 
