@@ -152,7 +152,7 @@ def assert_nothing_lost(scene: Scene, name: str, kind: str, kept: Path, whole: d
             ["phonetrain", "resume", run.path, "--corpus", scene.folder / "packed", *more, "--quiet"]
         )
         assert again["code"] == 0, again["err"]
-    for step in checkpoint.saved_steps(run):
+    for step in series.saved_steps(run):
         checkpoint.read(run.checkpoint_dir(step))
     if "an older checkpoint is used" in told["err"]:
         return  # from where a schedule that is stretched has other rates
