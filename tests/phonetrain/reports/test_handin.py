@@ -26,7 +26,7 @@ def made(learnable_corpus, tmp_path_factory):
     first = fit_tiny(learnable_corpus, home / "runs" / "a-1", "epochs=1", "schedule.name=constant",
                      "schedule.warmup_steps=none")  # fmt: skip
     resume_tiny(first, "epochs=2", "optimizer.lr=2e-4")
-    second = fit_tiny(learnable_corpus, home / "runs" / "b-1", "epochs=1", "model.dropout=0.1")
+    second = fit_tiny(learnable_corpus, home / "runs" / "b-1", "epochs=1", "model.dropout=0.3")
     first.append_event("warning", segment=1, epoch=0, step=1, message=f"key {SECRET} of alicesmith at {home}/notes.txt")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("socket.gethostname", lambda: "secrethost42")
@@ -54,7 +54,7 @@ def test_everything_a_course_asks_for_is_in_it(made):
 def test_the_log_tells_what_changed_against_the_run_before_and_by_hand(made):
     first, second, files = made
     log = files["handin/experiment_log.md"].decode()
-    assert "Changed against a-1: " in log and "model.dropout 0.2 → 0.1" in log
+    assert "Changed against a-1: " in log and "model.dropout 0.1 → 0.3" in log
     assert "By hand during the run: " in log and "optimizer.lr was 0.001 up to step" in log
     rows = list(csv.reader(io.StringIO(files["handin/experiment_log.csv"].decode())))
     assert [row[0] for row in rows] == ["run", "a-1", "b-1"] and re.fullmatch(r"[\d.]+ % \(.+ to .+\)", rows[1][5])

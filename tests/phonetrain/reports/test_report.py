@@ -49,7 +49,7 @@ def runs(learnable_corpus, tmp_path_factory) -> list[Run]:
     root = tmp_path_factory.mktemp("runs")
     first = fit_tiny(learnable_corpus, root / "first", "epochs=2")
     first = resume_tiny(first, "epochs=3", "schedule.on_extend=hold", "optimizer.lr=5e-4")
-    return [first, fit_tiny(learnable_corpus, root / "second", "epochs=2", "model.dropout=0.1")]
+    return [first, fit_tiny(learnable_corpus, root / "second", "epochs=2", "model.dropout=0.3")]
 
 
 def lived(path: Path, *settings: str, killed: bool = False, recipe: str = "default") -> Run:
@@ -125,7 +125,7 @@ def test_score_on_another_corpus_is_kept_beside_the_runs_own(learnable_corpus, t
 
 
 def test_several_runs_are_compared_with_the_oldest_or_a_chosen_one(runs, learnable_corpus, tmp_path):
-    again = fit_tiny(learnable_corpus, tmp_path / "again", "epochs=2", "model.dropout=0.1", "seed=1")
+    again = fit_tiny(learnable_corpus, tmp_path / "again", "epochs=2", "model.dropout=0.3", "seed=1")
     path = report([runs[1], again, runs[0]], tmp_path / "all.html")
     text, table = path.read_text(encoding="utf-8"), path.with_suffix(".md").read_text(encoding="utf-8")
     page = Balanced()
@@ -138,7 +138,7 @@ def test_several_runs_are_compared_with_the_oldest_or_a_chosen_one(runs, learnab
     assert [cell.strip() for cell in second[4:7]] == [
         f"{100 * told['difference']:+.2f}", f"{100 * told['low']:+.2f} to {100 * told['high']:+.2f}", f"{told['p']:.3f}"
     ]  # fmt: skip
-    assert "| model.dropout | 0.2 | 0.1 |" in table and text.count("class=best") == 1
+    assert "| model.dropout | 0.1 | 0.3 |" in table and text.count("class=best") == 1
     assert "phonetrain report" not in text.replace("written by phonetrain report", "")
     report([runs[0], runs[1]], tmp_path / "two.html", baseline=runs[1])
     assert (tmp_path / "two.md").read_text(encoding="utf-8").splitlines()[2].startswith("| second |")
@@ -219,7 +219,7 @@ def test_texts_of_marks_take_rows_in_which_none_overlaps():
 
 
 @pytest.mark.parametrize("settings", [
-    ["model.dropout=0.1", "averaging.decay=none", "schedule.warmup_steps=none", "data.train=train a + train-b"],
+    ["model.dropout=0.3", "averaging.decay=none", "schedule.warmup_steps=none", "data.train=train a + train-b"],
     ["schedule.name=step", "schedule.step_size=3", "schedule.gamma=0.5", "model.widths=[512, 256]"],
     ["stage=[{epochs = 2, subset = 0.5}, {epochs = 3, 'optimizer.lr' = 1e-4}]", "tracking.project=it's 1"],
     ["schedule.name=onecycle",
@@ -372,8 +372,8 @@ def test_equal_runs_are_equal_and_others_are_named(runs, learnable_corpus, tmp_p
     spec = importlib.util.spec_from_file_location("compare_runs", file)
     tool = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tool)
-    again = fit_tiny(learnable_corpus, tmp_path / "again", "epochs=2", "model.dropout=0.1")
-    other = fit_tiny(learnable_corpus, tmp_path / "other", "epochs=2", "model.dropout=0.1", "seed=3")
+    again = fit_tiny(learnable_corpus, tmp_path / "again", "epochs=2", "model.dropout=0.3")
+    other = fit_tiny(learnable_corpus, tmp_path / "other", "epochs=2", "model.dropout=0.3", "seed=3")
     assert tool.compare_metrics(runs[1], again, 0.0) == tool.compare_weights(runs[1], again, 0.0) == []
     assert any("loss" in said for said in tool.compare_metrics(runs[1], other, 0.0))
     assert any("differs by up to" in said for said in tool.compare_weights(runs[1], other, 0.0))

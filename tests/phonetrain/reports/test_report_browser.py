@@ -54,7 +54,7 @@ def pages(learnable_corpus, tmp_path_factory):
     root = tmp_path_factory.mktemp("pages")
     run = fit_tiny(learnable_corpus, root / "one", "epochs=2")
     again = fit_tiny(learnable_corpus, root / "two", "epochs=2", "seed=1")
-    other = resume_tiny(fit_tiny(learnable_corpus, root / "three", "epochs=1", "model.dropout=0.1"), "epochs=2",
+    other = resume_tiny(fit_tiny(learnable_corpus, root / "three", "epochs=1", "model.dropout=0.3"), "epochs=2",
                         "schedule.on_extend=hold", "optimizer.lr=5e-4")  # fmt: skip
     busy = lived(root / "busy")
     for step in (21, 22, 23, 38):

@@ -136,7 +136,7 @@ def test_an_utterance_is_heard_under_nine_warps_and_the_five_surest_are_averaged
         chosen.append(set(order[-5:].tolist()))
         mean = heard[order[-5:]].mean(0)
         slow.append(mean - np.log(np.exp(mean).sum(1, keepdims=True)))
-    assert any(4 not in places for places in chosen) or len(set(map(tuple, map(sorted, chosen)))) > 1  # it is a choice
+    assert any(places != set(range(2, 7)) for places in chosen)  # those in the middle would be no choice
     fast = list(posteriors([net], "dev", "", warps=True))
     for rows, wanted in zip(fast, slow, strict=True):
         np.testing.assert_allclose(rows, wanted, atol=1e-4)
