@@ -7,11 +7,12 @@ All functions raise OSError where the system refuses; `put_in_place` alone raise
 import contextlib
 import ctypes
 import errno
+import fnmatch
 import os
 import shutil
 import stat
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from .errors import PhonedataError
@@ -73,7 +74,7 @@ def sync_folder(path: Path) -> None:
 
 def make_folder(path: Path) -> list[Path]:
     """Make a folder and those above it, for good: their names survive a power cut. Returns the ones that were made."""
-    made = [folder for folder in (*reversed(path.parents), path) if not os.path.exists(folder)]
+    made = [folder for folder in (*reversed(path.parents), path) if not exists(folder)]
     for folder in made:
         folder.mkdir(exist_ok=True)
         sync_folder(folder.parent)
@@ -83,10 +84,76 @@ def make_folder(path: Path) -> list[Path]:
 
 def sync_tree(root: Path) -> None:
     """`sync_file` and `sync_folder` for all below `root`. Best at the end: the first call flushes most of the rest."""
-    for folder, _, names in os.walk(root, topdown=False):
+    for folder, _, names in walk(root, topdown=False):
         for name in names:
             sync_file(Path(folder, name))
         sync_folder(Path(folder))
+
+
+# Asked. What the library has for it takes a disk that fails for a file that is not there (os.path, os.walk; pathlib in
+# newer versions of Python), and what was asked for would be left out without a word.
+
+_NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL, errno.EACCES, errno.EPERM)
+
+
+def _mode(path: str | os.PathLike[str]) -> int:
+    """How os.stat describes what is at a path; 0 where nothing is, or where this user may not look."""
+    try:
+        return os.stat(path).st_mode
+    except OSError as error:
+        if error.errno not in _NOT_THERE:
+            raise
+    except ValueError:  # a name that cannot be one
+        pass
+    return 0
+
+
+def exists(path: str | os.PathLike[str]) -> bool:
+    """Whether anything is at a path. Raises OSError where the disk does not say, as do those below."""
+    return _mode(path) != 0
+
+
+def is_file(path: str | os.PathLike[str]) -> bool:
+    """Whether a regular file is at a path."""
+    return stat.S_ISREG(_mode(path))
+
+
+def is_folder(path: str | os.PathLike[str]) -> bool:
+    """Whether a folder is at a path."""
+    return stat.S_ISDIR(_mode(path))
+
+
+def named(folder: Path, pattern: str) -> list[Path]:
+    """What lies in a folder under names like `pattern`, as `step-*`, sorted; nothing where the folder is not there."""
+    try:
+        return [folder / name for name in sorted(os.listdir(folder)) if fnmatch.fnmatchcase(name, pattern)]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def walk(
+    root: str | os.PathLike[str],
+    topdown: bool = True,
+    followlinks: bool = False,
+    closed: Callable[[str], None] | None = None,
+) -> Iterator[tuple[str, list[str], list[str]]]:
+    """os.walk that raises for a folder that is there and cannot be listed.
+
+    closed: is told of one that this user may not look into, in place of an error.
+    """
+
+    def refuse(error: OSError) -> None:
+        if error.errno in (errno.EACCES, errno.EPERM) and closed is not None:
+            closed(error.filename)
+        elif error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            raise error
+
+    return os.walk(os.fspath(root), topdown, refuse, followlinks)
+
+
+def files_below(root: Path) -> Iterator[Path]:
+    """All files in a folder and in those below it."""
+    return (Path(folder, name) for folder, _, names in walk(root) for name in names)
 
 
 # Read
@@ -259,7 +326,7 @@ def replace_folder(finished: Path, target: Path, aside: Path) -> Path | None:
         sync_folder(target.parent)
         return finished
     for _ in range(100):
-        shutil.rmtree(aside, ignore_errors=True)
+        remove_tree(aside)
         os.rename(target, aside)
         try:
             rename(finished, target)
@@ -289,13 +356,13 @@ def write_folder(target: Path) -> Iterator[Path]:
         sync_tree(partial)
         old = replace_folder(partial, target, partial.with_suffix(".old"))
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+        remove_tree(partial)
         for folder in reversed(made):
             with contextlib.suppress(OSError):
                 folder.rmdir()
         raise
     if old is not None:
-        shutil.rmtree(old, ignore_errors=True)
+        remove_tree(old)
 
 
 # One process at a time
@@ -339,6 +406,12 @@ def try_lock(fd: int, shared: bool = False) -> bool:
     return True
 
 
+def remove_tree(path: Path) -> None:
+    """Remove a folder with all in it, as far as it can go: what stays is in nobody's way."""
+    with contextlib.suppress(OSError):  # rmtree lets through what closing a folder raises
+        shutil.rmtree(path, ignore_errors=True)
+
+
 # A folder that is built beside its target: packed corpora, extracted raw folders
 
 
@@ -357,18 +430,17 @@ def replaced_path(target: Path) -> Path:
 
 def recover(target: Path) -> None:
     """Bring back the old folder if a replacement was cut between its two renames; otherwise nothing happens."""
-    # os.path answers False where a folder above may not be looked into; Path would raise.
-    if os.path.exists(target):
+    if exists(target):
         return
     old = replaced_path(target)
-    if os.path.isdir(old) and os.path.isfile(old.with_name("lock")):
+    if is_folder(old) and is_file(old.with_name("lock")):
         with contextlib.suppress(OSError):  # another process did it first, or the disk is read-only: nothing is found
             os.rename(old, target)
 
 
 def remove_folder(path: Path) -> tuple[str, ...]:
     """Remove what nobody needs any more; if something in it cannot go, the rest does, and a note says so."""
-    shutil.rmtree(path, ignore_errors=True)
+    remove_tree(path)
     return (f"{path}: could not be removed (still open somewhere?); remove it by hand",) if path.exists() else ()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import sys
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .errors import PhonedataError
+from .files import is_folder
 
 
 def check_compiler() -> None:
@@ -45,8 +47,9 @@ def find_place_for_kernels() -> None:
 
 def _may_write(folder: Path) -> bool:
     """Whether a file could be made in `folder`, or in the nearest folder above that is there."""
-    while not os.path.isdir(folder) and folder != folder.parent:
-        folder = folder.parent
+    with contextlib.suppress(OSError):  # of a disk that fails os.access says the rest
+        while not is_folder(folder) and folder != folder.parent:
+            folder = folder.parent
     return os.access(folder, os.W_OK | os.X_OK)
 
 

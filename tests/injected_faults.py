@@ -1,7 +1,7 @@
 """As a program, under LD_PRELOAD of the shim: runs commands in processes forked from here, each with one failing call.
 
-Reads a JSON object a line, {words, kind, nth, error, below}, and answers with {code, err, calls, path}. Without `kind`
-all calls work.
+Reads a JSON object a line, {words, kind, nth, error, below}, and answers with {code, out, err, calls, path}. Without
+`kind` all calls work.
 """
 
 import contextlib
@@ -59,7 +59,7 @@ def serve() -> None:
         with os.fdopen(reader) as file:
             answer = file.read()
         status = os.wait()[1]
-        answer = answer or json.dumps({"code": status, "err": "the process died", "calls": 0, "path": ""})
+        answer = answer or json.dumps({"code": status, "out": "", "err": "the process died", "calls": 0, "path": ""})
         print(answer, file=answers, flush=True)
 
 
@@ -81,7 +81,7 @@ def tried(shim: ctypes.CDLL, case: dict) -> dict:
             traceback.print_exc()
         calls, path = shim.fault_count(), shim.fault_path().decode()
         shim.fault_arm(b"", ctypes.c_long(0), 0, b"")
-    return {"code": code, "err": err.getvalue(), "calls": calls, "path": path}
+    return {"code": code, "out": out.getvalue(), "err": err.getvalue(), "calls": calls, "path": path}
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from phonedata import PackedCorpus, pack
 from phonetrain.checkpoints import checkpoint, series
 from phonetrain.runs.directory import Run
 from tests.injected_faults import Faults
-from tests.training import TINY, fit_tiny, weights
+from tests.training import TINY, fit_tiny, tree, weights
 
 KINDS = {
     "open": ("EIO", "EMFILE", "ENOMEM"),
@@ -124,24 +124,31 @@ def scenes(faults, kept, tmp_path_factory):
 
 
 def assert_nothing_lost(scene: Scene, name: str, kind: str, kept: Path, whole: dict, told: dict) -> None:
-    """What the same command, typed once more without a fault, comes to. told: by the one with a fault."""
-    if name not in ("pack", "fit", "resume"):
-        left = [path for path in scene.folder.rglob("*") if path.suffix in (".tmp", ".partial", ".old")]
-        assert kind == "unlink" or left == []
-        for step in series.saved_steps(Run(scene.folder / "begun")):
-            checkpoint.read(Run(scene.folder / "begun").checkpoint_dir(step))
-        return
+    """What the command with a fault left, and what the same command, typed once more without one, comes to.
+
+    told: by the one with a fault.
+    """
     if name == "pack":
+        digest = PackedCorpus(kept / "packed").digest
+        assert told["code"] or PackedCorpus(scene.folder / "new").digest == digest, f"another corpus: {told['out']}"
         assert scene.faults.run([*scene.words, "--replace"])["code"] == 0
-        assert PackedCorpus(scene.folder / "new").digest == PackedCorpus(kept / "packed").digest
+        assert PackedCorpus(scene.folder / "new").digest == digest
         return
     if name == "extract":
-        extracted = scene.folder / "extracted"
-        if not extracted.exists():  # the same command does it, or goes on with it
-            told = scene.faults.run(scene.words)
-            assert told["code"] == 0, told["err"]
-        found = {path.relative_to(extracted): path.read_bytes() for path in extracted.rglob("*") if path.is_file()}
-        assert found == whole.setdefault(name, found) and len(found) == len(list(kept.glob("audio/train/*"))) + 1
+        if not (scene.folder / "extracted").exists():  # the same command does it, or goes on with it
+            again = scene.faults.run(scene.words)
+            assert again["code"] == 0, again["err"]
+        assert tree(scene.folder / "extracted") == tree_of_whole(scene, name, whole)[1]
+        return
+    if name not in ("fit", "resume"):
+        left = tree(scene.folder)
+        untouched, files = tree_of_whole(scene, name, whole)
+        before = whole.setdefault("kept", tree(kept))
+        changed = [path for path in left if left[path] not in (before.get(path), files.get(path))]
+        assert not changed and left.keys() >= before.keys(), f"{changed} are neither old nor new"
+        if told["code"] == 0 and told["err"] == untouched["err"]:
+            assert told["out"] == untouched["out"], f"something else is answered, without a word:\n{told['out']}"
+            assert left == files, "something else is written, without a word"
         return
     run = Run(scene.folder / ("run" if name == "fit" else "begun"))
     if not run.config_path.is_file() or not series.saved_steps(run):
@@ -164,9 +171,19 @@ def assert_nothing_lost(scene: Scene, name: str, kind: str, kept: Path, whole: d
     assert found == whole[name], name
 
 
+def tree_of_whole(scene: Scene, name: str, whole: dict) -> tuple[dict, dict]:
+    """What the command tells to which nothing happens, and the files that it leaves: for extract the extracted ones."""
+    if name not in whole:
+        scene.fresh()
+        told = scene.faults.run(scene.words)
+        assert told["code"] == 0, told["err"]
+        whole[name] = told, tree(scene.folder / ("extracted" if name == "extract" else ""))
+    return whole[name]
+
+
 @pytest.fixture(scope="module")
 def whole() -> dict:
-    """Weights of runs to which nothing happened, by command."""
+    """What commands come to where nothing happens, by command: weights of fit and resume, else words and files."""
     return {}
 
 

@@ -21,7 +21,7 @@ from phonetrain.errors import ConfigError, PhonetrainError, RunNotFound
 from phonetrain.runs.directory import Run
 from tests.conftest import write_audio
 from tests.power_cuts import Record, states
-from tests.training import fit_tiny, numbers, resume_tiny, weights
+from tests.training import fit_tiny, numbers, resume_tiny, tree, weights
 
 FIT = ("checkpoint.every_minutes=0.002", "schedule.on_extend=stretch")
 
@@ -112,10 +112,6 @@ def test_an_extracted_folder_is_whole_or_absent(tmp_path, share):
             assert tree(folder / "raw") == whole and [path.name for path in folder.iterdir()] == ["raw"]
 
     search(record, check, tmp_path / "left", "extract", share)
-
-
-def tree(root: Path) -> dict:
-    return {path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
 # Runs

@@ -82,6 +82,11 @@ def change_state(directory: Path, change: Callable[[dict], object]) -> None:
     (directory / "state.json").write_text(checkpoint.state_text(state))
 
 
+def tree(root: Path) -> dict[Path, bytes]:
+    """Every file below a folder, by its name there."""
+    return {path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
 def numbers(run: Run) -> list[dict]:
     """The run's metrics without what depends on the clock."""
     return [{key: value for key, value in line.items() if key not in TIMES} for line in run.metrics()]

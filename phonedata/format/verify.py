@@ -1,7 +1,6 @@
 """Every byte of a packed corpus against its digests, and no file too few or too many."""
 
 import io
-import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 import xxhash
 
 from ..errors import FormatError, PhonedataError
-from ..files import is_litter
+from ..files import is_litter, walk
 from .attributes import damaged, file_size, read_root
 from .zarr_files import CHUNK_ROWS, digest, shard_entry, shard_index
 
@@ -50,7 +49,7 @@ def verify_files(
 
 def _compare_names(root: Path, expected: set[str]) -> None:
     found = set()
-    for folder, folders, names in os.walk(root):
+    for folder, folders, names in walk(root):
         inside = Path(folder).relative_to(root)
         folders[:] = [name for name in folders if not is_litter(name)]
         found |= {(inside / name).as_posix() for name in names if not is_litter(name)}

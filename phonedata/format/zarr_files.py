@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import xxhash
 
+from ..files import exists
+
 CHUNK_ROWS, SMALL_CHUNK_ROWS = 1 << 16, 1 << 12
 """Rows of an inner chunk; an array of fewer rows is one chunk of its rows, rounded up to a multiple of the second."""
 INDEX_ENTRY, INDEX_CRC = 16, 4
@@ -176,7 +178,7 @@ class ShardFile(NamedTuple):
 
     def read(self, chunk: int) -> np.ndarray:
         """(bytes,) uint8: what the file holds now where `chunk` belongs; none where there is no file."""
-        if not os.path.exists(self.path):
+        if not exists(self.path):
             return np.empty(0, np.uint8)
         return np.fromfile(self.path, np.uint8, self.chunk_bytes, offset=chunk * self.chunk_bytes)
 

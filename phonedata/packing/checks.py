@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 from ..errors import CorpusExists, CorpusNotFound, NoSpace, RawDataError, SpecError
-from ..files import is_litter
+from ..files import exists, is_folder, is_litter
 from ..format.attributes import CMVN_KINDS, DTYPES, LARGEST_CONTEXT, LARGEST_DIM
 from ..raw.base import RawCorpus, check_names
 from .plan import PackOptions
@@ -33,13 +33,13 @@ def check_options(options: PackOptions) -> None:
 
 def check_target(target: Path, replace: bool) -> None:
     """Refuse a target that is there, unless it is a packed corpus and may be replaced, or an empty folder."""
-    if not os.path.exists(target):
-        if not os.path.isdir(target.parent):
-            wrong = "is a file; choose another" if os.path.exists(target.parent) else "does not exist; make it first"
+    if not exists(target):
+        if not is_folder(target.parent):
+            wrong = "is a file; choose another" if exists(target.parent) else "does not exist; make it first"
             raise CorpusNotFound(f"{target}: its folder {target.parent} {wrong}")
         return
     try:
-        if os.path.isdir(target) and not os.listdir(target):
+        if is_folder(target) and not os.listdir(target):
             return
         attributes = json.loads((target / "zarr.json").read_bytes())["attributes"]["phonedata"]
     except (OSError, ValueError, KeyError, TypeError):

@@ -5,7 +5,6 @@ import errno
 import io
 import json
 import os
-import shutil
 import uuid
 import zlib
 from collections.abc import Callable
@@ -18,7 +17,17 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import PhonedataError
-from ..files import disk_error, make_folder, recover, staging_path, sync_folder, try_lock
+from ..files import (
+    disk_error,
+    files_below,
+    make_folder,
+    named,
+    recover,
+    remove_tree,
+    staging_path,
+    sync_folder,
+    try_lock,
+)
 
 
 class Staging:
@@ -43,7 +52,7 @@ class Staging:
             if not self.records:
                 journal.truncate(0)
                 for left in (self.corpus, *self.left_behind()):
-                    shutil.rmtree(left, ignore_errors=True)
+                    remove_tree(left)
                 self.record({"pack": fingerprint})
             self.corpus.mkdir(exist_ok=True)
         except BaseException as error:
@@ -104,7 +113,7 @@ class Staging:
 
     def size_on_disk(self) -> int:
         """Bytes that the disk already holds of the corpus: what a shard promises beyond them is not there yet."""
-        stats = [file.stat() for file in self.corpus.rglob("*") if file.is_file()]
+        stats = [file.stat() for file in files_below(self.corpus)]
         return sum(min(s.st_size, s.st_blocks * 512) if hasattr(s, "st_blocks") else s.st_size for s in stats)
 
     def begin_attempts(self) -> Path:
@@ -117,7 +126,7 @@ class Staging:
         """Let no worker of another process write any more; False where each that began was heard of again. Otherwise
         `leave_behind` is called first: what such a worker may have open must not be used further."""
         left = False
-        for folder in self.path.glob("attempts-*"):
+        for folder in named(self.path, "attempts-*"):
             while not _remove_if_empty(folder):
                 leave_behind()
                 left = True
@@ -133,7 +142,7 @@ class Staging:
 
     def left_behind(self) -> list[Path]:
         """The folders that were left behind and not removed."""
-        return sorted(self.path.glob("left-*"))
+        return named(self.path, "left-*")
 
     def release(self) -> None:
         """Close without removing: the next call continues here. Where nothing was done yet, nothing stays."""
@@ -149,14 +158,14 @@ class Staging:
             self.end_attempts()
             for path in (p for p in self.path.iterdir() if p.name != "lock"):
                 if path.is_dir():
-                    shutil.rmtree(path, ignore_errors=True)
+                    remove_tree(path)
                 else:
                     path.unlink()
             sync_folder(self.path)
             if os.listdir(self.path) == ["lock"]:
                 if os.name == "nt":  # which does not remove what is open
                     self._let_go()
-                shutil.rmtree(self.path, ignore_errors=True)
+                remove_tree(self.path)
         except OSError:
             pass  # something in it cannot go yet (a file open over NFS): the lock file says that the folder is ours
         finally:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..cmvn import RELATIVE_FLOOR, Moments
-from ..files import sync_tree
+from ..files import sync_tree, walk
 from ..format.attributes import FORMAT_VERSION
 from ..format.zarr_files import (
     ArraySpec,
@@ -138,7 +138,7 @@ def finish_root(root: Path, attributes: dict[str, Any], partitions: dict[str, di
     attributes["digest"] = root_digest(document)
     write_entry(root / "zarr.json", render(document))
     files = {f"{name}/{file}" for name, p in partitions.items() for file in (*p["files"], "zarr.json")}
-    for folder, folders, names in os.walk(root, topdown=False):
+    for folder, folders, names in walk(root, topdown=False):
         inside = Path(folder).relative_to(root)
         for name in names:
             if (inside / name).as_posix() not in files | {"zarr.json"}:

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
 from dataclasses import replace
@@ -14,6 +13,7 @@ import numpy as np
 
 from ..cmvn import Moments
 from ..errors import RawDataError
+from ..files import remove_tree
 from ..format.zarr_files import ShardFile, digest
 from ..raw.base import RawCorpus
 from ..raw.frame_labels import list_strays
@@ -228,7 +228,7 @@ class Packing:
             plan = self.plans[name]
             tasks += [t for t in map(plan.task, range(plan.chunks)) if not self._is_done(t, left_behind)]
         for folder in left_behind:
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_tree(folder)
         total = sum(int(p.utterance_end[-1]) for p in self.plans.values() if len(p.index))
         done = total - sum(t.own_frames for t in tasks)
         self.progress("packing", done, total)

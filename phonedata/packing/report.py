@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..files import files_below
 from ..format.corpus import PackedCorpus
 from ..raw.base import Labelling
 
@@ -88,7 +89,7 @@ class PackReport:
             partitions=[{**p.attributes, "name": name, "left_out": missing.count(name)} for name, p in partitions],
             left_out=left_out,
             frame_shift_ms=corpus.frame_shift_ms,
-            bytes_written=sum(f.stat().st_size for f in corpus.path.rglob("*") if f.is_file()),
+            bytes_written=sum(file.stat().st_size for file in files_below(corpus.path)),
             digest=corpus.digest,
             notes=notes,
             labelling=labelling or {},

@@ -8,7 +8,6 @@ the last utterance completes, cost a second pass over our own files and no memor
 from __future__ import annotations
 
 import os
-import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import RawDataError, SpecError
-from ..files import disk_errors, put_in_place, recover
+from ..files import disk_errors, put_in_place, recover, remove_tree
 from ..format.corpus import PackedCorpus
 from ..phonemes import ARPABET, END_MARKS, START_MARKS, PhonemeSet, spellings
 from ..raw.base import Problem, RawCorpus, as_features, check_frontend, check_name, frame_shift_of
@@ -107,7 +106,7 @@ class _Stage:
     def __init__(self, folder: Path, codes: LabelCodes, skip_bad: bool, frames_each: int) -> None:
         self._folder, self._frames_each = folder, frames_each
         with disk_errors(folder):
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_tree(folder)
             folder.mkdir()
             self._features = open(folder / "features", "wb")  # noqa: SIM115
             self._labels = open(folder / "labels", "wb")  # noqa: SIM115

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import RawDataError
+from ..files import is_file
 from ..phonemes import ARPABET
 from .base import decode
 
@@ -81,7 +82,7 @@ class _Unreadable(Exception):
 
 def _read_text(path: str) -> str:
     try:
-        if not os.path.isfile(path):
+        if not is_file(path):
             raise RawDataError(f"{path}: is not a file; remove it, or put the alignment there")
         if os.path.getsize(path) > _LARGEST:
             raise RawDataError(f"{path}: larger than 64 MB, wanted an alignment of one utterance; check the file")

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import RawDataError, SpecError
+from ..files import exists, is_folder
 from ..phonemes import ARPABET, PhonemeSet
 from .alignments import SUFFIXES, Intervals, as_arpabet, is_silence, is_unknown, likely_unit, read_alignment
 from .audio_files import AudioFiles, has_audio, list_files, read_header, read_waveform, utterance_id
@@ -52,7 +53,7 @@ class AlignmentOptions:
             raise SpecError(f"max uncovered {self.max_uncovered}, wanted a share of an utterance, 0 to 1")
         if self.alignment_unit is not None and not 1 <= self.alignment_unit <= 1e9:
             raise SpecError(f"alignment unit {self.alignment_unit}, wanted units in a second, 1 to 1e9")
-        if self.alignments is not None and not os.path.isdir(self.alignments):
+        if self.alignments is not None and not is_folder(self.alignments):
             raise SpecError(f"alignments {self.alignments!r} is not a folder; give the root of their tree")
 
     def arguments(self) -> list[str]:
@@ -248,7 +249,7 @@ class AudioPartition:
                 continue
             for file in filter(None, (path, partner)):
                 # A link that leads nowhere is refused when it is read.
-                stamp.add(utterance, os.stat(file) if os.path.exists(file) else None)
+                stamp.add(utterance, os.stat(file) if exists(file) else None)
             if partner is not None:
                 self._grids = self._grids or partner.lower().endswith(".textgrid")
                 try:
@@ -261,7 +262,7 @@ class AudioPartition:
                 self._labels.append(labels)
             self.utterance_ids.append(utterance)
             self._files.append((path, partner))
-            self._listed.append(seen_file(path, os.stat(path) if os.path.exists(path) else None))
+            self._listed.append(seen_file(path, os.stat(path) if exists(path) else None))
         if options.alignments is None:
             for key in sorted(aligned.keys() - keys):
                 copied = copy_of(key, aligned)

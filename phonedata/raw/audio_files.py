@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import MissingReader, RawDataError
+from ..files import is_file, walk
 from .alignments import SUFFIXES
 from .base import folders_in
 from .frontend import resample
@@ -81,7 +82,11 @@ def _walk(folder: Path, notes: list[str]) -> Iterator[tuple[str, list[str]]]:
     """
     seen: dict[tuple[int, int], str] = {}
     too_deep: list[str] = []
-    for path, folders, names in os.walk(folder, followlinks=True):
+
+    def closed(path: str) -> None:
+        notes.append(f"{path} cannot be looked into and is left out; check its permissions if it is meant")
+
+    for path, folders, names in walk(folder, followlinks=True, closed=closed):
         status = os.stat(path)
         first = seen.setdefault((status.st_dev, status.st_ino), path)
         if first != path:
@@ -313,7 +318,7 @@ def read_header(path: str) -> tuple[int, int]:
         raise MissingReader(
             "reading audio needs soundfile, which is not installed; pip install 'phonedata[audio]'"
         ) from None
-    if not os.path.isfile(path):
+    if not is_file(path):
         raise RawDataError(f"{path}: is not a file; remove it, or put the audio there")
     if not os.path.getsize(path):
         raise RawDataError(f"{path}: is empty; copy it again or remove it")

@@ -16,7 +16,7 @@ import numpy as np
 import xxhash
 
 from ..errors import RawDataError, SpecError
-from ..files import unusable_name
+from ..files import is_folder, unusable_name
 from ..phonemes import END_MARKS, START_MARKS, PhonemeSet
 
 # How file managers and browsers call a second copy: `ID (1)`, `ID copy 2`, `ID - Copy (3)`.
@@ -149,7 +149,7 @@ def frame_shift_of(frontend: Mapping[str, Any] | None) -> float:
 def folders_in(root: Path) -> list[Path]:
     """The folders in `root`, sorted; hidden ones and what zip files of a Mac add (`__MACOSX`) hold no data."""
     names = sorted(name for name in os.listdir(root) if not name.startswith((".", "__MACOSX")))
-    return [root / name for name in names if os.path.isdir(root / name)]
+    return [root / name for name in names if is_folder(root / name)]
 
 
 def copy_of(name: str, names: Container[str]) -> str | None:

@@ -11,6 +11,7 @@ import numpy as np
 import xxhash
 
 from ..errors import RawDataError
+from ..files import is_file, is_folder, walk
 from ..phonemes import ARPABET, PhonemeSet
 from .base import (
     Problem,
@@ -40,9 +41,9 @@ _MOST_CLASSES = 65534
 def detect(root: Path) -> bool:
     """Whether any folder in `root` holds a folder `mfcc` in which Kaldi does not keep its arks."""
     return any(
-        not os.path.isfile(folder / "feats.scp") and not any(f.suffix == ".ark" for f in _entries(folder / "mfcc"))
+        not is_file(folder / "feats.scp") and not any(f.suffix == ".ark" for f in _entries(folder / "mfcc"))
         for folder in folders_in(root)
-        if os.path.isdir(folder / "mfcc")
+        if is_folder(folder / "mfcc")
     )
 
 
@@ -61,7 +62,7 @@ def open_layout(root: Path, labels: LabelOptions | None = None) -> RawCorpus:
     labels, frontend = labels or LabelOptions(), read_frontend(root)
     given = read_phonemes(root, labels.classes)
     phonemes, frames_each = given or ARPABET, labels.frames_each(frame_shift_of(frontend))
-    names = [folder.name for folder in folders_in(root) if os.path.isdir(folder / "mfcc")]
+    names = [folder.name for folder in folders_in(root) if is_folder(folder / "mfcc")]
     partitions = tuple(Hw1p2Partition(root, name, phonemes, frames_each) for name in names)
     notes = _put_in_test_order(root, partitions)
     if given is None:
@@ -130,7 +131,7 @@ def _put_in_test_order(root: Path, partitions: "tuple[Hw1p2Partition, ...]") -> 
     notes = []
     for partition in partitions:
         file = root / partition.name / TEST_ORDER
-        if os.path.isfile(file):
+        if is_file(file):
             difference = partition.put_in_order(_read_order(file, set(partition.utterance_ids)))
             if difference:
                 raise RawDataError(
@@ -140,7 +141,7 @@ def _put_in_test_order(root: Path, partitions: "tuple[Hw1p2Partition, ...]") -> 
     known = {i for partition in partitions for i in partition.utterance_ids}
     for folder, ours in ((root, True), (Path(os.path.abspath(root)).parent, False)):
         file = folder / TEST_ORDER
-        if not os.path.isfile(file):
+        if not is_file(file):
             continue
         try:
             names = _read_order(file, known)
@@ -203,12 +204,12 @@ def _list_npy(folder: Path, problems: list[Problem], notes: list[str]) -> dict[s
     names = [name for name in entries if name[-4:].lower() == ".npy"]
     check_names((name[:-4] for name in names), "utterance id", folder)
     stems = {name[:-4] for name in names}
-    others = [name for name in sorted(set(entries) - set(names)) if os.path.isfile(folder / name)]
+    others = [name for name in sorted(set(entries) - set(names)) if is_file(folder / name)]
     if others:
         notes.append(f"{folder}: {len(others)} files are not read, as they are no .npy, e.g. {others[0]}")
     for below in sorted(set(entries) - set(names) - set(others)):
         count = sum(
-            n[-4:].lower() == ".npy" and n[0] != "." for _, _, below_it in os.walk(folder / below) for n in below_it
+            n[-4:].lower() == ".npy" and n[0] != "." for _, _, below_it in walk(folder / below) for n in below_it
         )
         if count:
             message = f"{folder / below}: {count} .npy files are in this folder, but only files directly in "

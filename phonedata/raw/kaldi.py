@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import MissingReader, RawDataError, SpecError
+from ..files import is_file, is_folder
 from ..phonemes import PhonemeSet
 from .base import Problem, RawCorpus, Stamp, check_name, folders_in, frame_shift_of, numbered, read_frontend, seen_file
 from .frame_labels import LabelOptions, numbered_note
@@ -30,13 +31,11 @@ def detect(root: Path) -> bool:
 
 
 def _data_directories(root: Path) -> list[Path]:
-    if os.path.isfile(root / "feats.scp"):
+    if is_file(root / "feats.scp"):
         return [root]
     # A recipe's folder, s5/, has its data directories in data/ and its arks elsewhere, often in mfcc/.
     for parent in (root, root / "data"):
-        if os.path.isdir(parent) and (
-            found := [child for child in folders_in(parent) if os.path.isfile(child / "feats.scp")]
-        ):
+        if is_folder(parent) and (found := [child for child in folders_in(parent) if is_file(child / "feats.scp")]):
             return found
     return []
 
@@ -57,7 +56,7 @@ def open_layout(root: Path, labels: LabelOptions | None = None) -> RawCorpus:
                 *(root / place / "phones.txt" for place in ("", "lang", "data/lang")),
                 *(folder / "phones.txt" for folder in folders),
             )
-            if os.path.isfile(f)
+            if is_file(f)
         ),
         None,
     )
@@ -212,7 +211,7 @@ class KaldiPartition:
         """See raw.RawPartition.read."""
         ark, offset = self._places[index]
         try:
-            if not os.path.isfile(ark):
+            if not is_file(ark):
                 raise RawDataError(f"{ark}: is not there or not a file, but feats.scp names it; add it")
             self._check_key(ark, offset, self.utterance_ids[index])
             features = _read_matrix(self._file, ark, offset)
@@ -295,7 +294,7 @@ def _ark_place(text: str, utterance: str, scp: Path, root: Path, folder: Path, a
     ends = [os.path.join(*Path(given).parts[n:]) for n in range(len(Path(given).parts))]
     for candidate in (place / end for end in ends for place in (folder, root)):
         path = os.path.abspath(candidate)
-        if os.path.commonpath([inside, path]) == inside and os.path.isfile(path):
+        if os.path.commonpath([inside, path]) == inside and is_file(path):
             known = arks.setdefault(path, given)
             if not _same_end(known, given):
                 raise RawDataError(
@@ -304,7 +303,7 @@ def _ark_place(text: str, utterance: str, scp: Path, root: Path, folder: Path, a
                 )
             return str(root / os.path.relpath(path, inside)), int(match[2])
     relative = [end for end in ends if not os.path.isabs(end)]
-    above = next((p for p in Path(inside).parents[:2] for end in relative if os.path.isfile(p / end)), None)
+    above = next((p for p in Path(inside).parents[:2] for end in relative if is_file(p / end)), None)
     helps = f"did you mean {above}?" if above else "put the ark, or a link to it, beside the scp"
     raise RawDataError(f"{scp}: {utterance} names {given!r}, which is not inside {root}; {helps}")
 

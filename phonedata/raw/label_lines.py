@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import RawDataError, StrayLabel
+from ..files import exists
 from ..phonemes import PhonemeSet
 from .base import check_name, decode
 from .frame_labels import fit_labels
@@ -140,7 +141,7 @@ class LabelLines:
     def _line(self, utterance: str) -> bytes:
         number, offset, length = self.places[utterance]
         try:
-            if self.files[number].endswith(".gz") and not os.path.exists(self._readable[number]):
+            if self.files[number].endswith(".gz") and not exists(self._readable[number]):
                 self._unpack(number)
             line = self._file.read(self._readable[number], offset, length)
         except OSError as error:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import MissingReader, RawDataError
+from ..files import is_file, is_folder
 from ..phonemes import PhonemeSet
 from .base import (
     Problem,
@@ -35,7 +36,7 @@ _SPLITS = {"train_split.txt": "train", "dev_split.txt": "dev", "val_split.txt": 
 
 def detect(root: Path) -> bool:
     """Whether `root` has a split list and `feat/`."""
-    return os.path.isdir(root / "feat") and any(os.path.isfile(root / name) for name in _SPLITS)
+    return is_folder(root / "feat") and any(is_file(root / name) for name in _SPLITS)
 
 
 def open_layout(root: Path, labels: LabelOptions | None = None) -> RawCorpus:
@@ -179,7 +180,7 @@ def load_tensor(path: str) -> np.ndarray:
         raise MissingReader("reading .pt features needs torch, which is not installed; pip install torch") from None
     try:
         size = os.stat(path).st_size
-        if not os.path.isfile(path):
+        if not is_file(path):
             raise RawDataError(f"{path}: is not a file; remove or mend it")
         # The filters are the process's: two threads that restore them in turn would leave "ignore" behind.
         with _QUIET, warnings.catch_warnings():

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 from ..errors import CorpusNotFound, RawDataError, SpecError
+from ..files import exists, is_file, is_folder
 from . import audio
 from .audio import AlignmentOptions
 from .audio_files import unread_audio
@@ -81,13 +82,13 @@ def open_raw(
     known = (*LAYOUTS[:-1], *registered, LAYOUTS[-1])
     if layout is not None and layout not in known:
         raise SpecError(f"layout {layout!r} is unknown; layouts are {', '.join(known)}")
-    if not os.path.isdir(root):
-        found = "is a file" if os.path.exists(root) else "does not exist"
+    if not is_folder(root):
+        found = "is a file" if exists(root) else "does not exist"
         raise CorpusNotFound(
             f"{root}: {found}, but a raw corpus is a folder; give the folder that holds the partitions"
         )
     try:
-        folders = [p for p in sorted(root.iterdir()) if os.path.isdir(p)]
+        folders = [p for p in sorted(root.iterdir()) if is_folder(p)]
     except OSError as error:
         raise RawDataError(f"{root}: cannot be listed ({error.strerror}); check its permissions") from None
     wanted: list[str] = []
@@ -120,7 +121,7 @@ def open_raw(
             return _with_notes(corpus)
         wanted.append(f"{name}: {module.LOOKS_FOR}")
     _refuse_if_meant(root, [*_folders_below(folders), *Path(os.path.abspath(root)).parents[:2]], wanted, registered)
-    if os.path.isfile(root / "zarr.json"):
+    if is_file(root / "zarr.json"):
         raise CorpusNotFound(f"{root}: is a packed corpus; give the raw folder that such a one is made of")
     unread = unread_audio(root)
     raise CorpusNotFound(f"{root}: no known layout found; looked for {'; '.join([*wanted, *unread])}")
@@ -151,7 +152,7 @@ def _folders_below(folders: list[Path]) -> list[Path]:
     below = list(folders[:50])
     for folder in folders[:50]:
         try:
-            below += [entry for entry in sorted(folder.iterdir())[:50] if os.path.isdir(entry)]
+            below += [entry for entry in sorted(folder.iterdir())[:50] if is_folder(entry)]
         except OSError:
             continue
     return below

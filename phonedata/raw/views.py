@@ -1,6 +1,5 @@
 """Views of a raw corpus: symbols folded into classes, split into parts by speaker, without some utterances."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 import xxhash
 
 from ..errors import RawDataError, SpecError
+from ..files import is_file
 from ..phonemes import PhonemeSet
 from .alignments import is_silence
 from .base import Problem, RawCorpus, RawPartition, check_name
@@ -37,7 +37,7 @@ def read_map(name: str) -> dict[str, str | None]:
         lines = [line.split() for line in _TIMIT.split(";")]
         column = 1 + MAPS.index(name)
         return {line[0]: line[column] if len(line) > 1 else None for line in lines}
-    if not os.path.isfile(name):
+    if not is_file(name):
         raise SpecError(
             f"map {name!r} is no file, and none of {', '.join(MAPS)}; give a file with lines `symbol class`"
         )

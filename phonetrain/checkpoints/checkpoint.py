@@ -7,7 +7,6 @@ import dataclasses
 import errno
 import io
 import json
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
 
-from phonedata.files import make_folder, read_file, replace_folder, sync_tree
+from phonedata.files import make_folder, read_file, remove_tree, replace_folder, sync_tree
 
 from ..errors import CheckpointError
 from ..optim.optimizers import check_tensors, load_moments
@@ -79,7 +78,7 @@ def write(run: Run, state: TrainState, identity: dict[str, Any]) -> tuple[Path, 
     size = 0
     with run.writing(target):
         try:
-            shutil.rmtree(partial, ignore_errors=True)
+            remove_tree(partial)
             make_folder(target.parent)
             partial.mkdir()
             for name, content in contents(state):
@@ -93,10 +92,10 @@ def write(run: Run, state: TrainState, identity: dict[str, Any]) -> tuple[Path, 
             # What is cut where names cannot be exchanged, the next process that holds the run puts back.
             replaced = replace_folder(partial, target, target.with_name(f".{target.name}.old"))
         except OSError:
-            shutil.rmtree(partial, ignore_errors=True)
+            remove_tree(partial)
             raise
     if replaced is not None:
-        shutil.rmtree(replaced, ignore_errors=True)
+        remove_tree(replaced)
     return target, size + len(text)
 
 

@@ -12,7 +12,6 @@ import contextlib
 import errno
 import json
 import os
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -20,7 +19,7 @@ from pathlib import Path
 
 import xxhash
 
-from phonedata.files import make_folder, replace_folder, sync_folder, sync_tree, write_file
+from phonedata.files import make_folder, remove_tree, replace_folder, sync_folder, sync_tree, write_file
 
 from ..config.run_config import RunConfig
 from ..errors import CheckpointError, ConfigError
@@ -130,7 +129,7 @@ class Mirror(NoMirror):
         sync_folder(target.checkpoints)
         for step in series.saved_steps(target):
             if step not in kept:
-                shutil.rmtree(target.checkpoint_dir(step), ignore_errors=True)
+                remove_tree(target.checkpoint_dir(step))
 
     def _note(self) -> None:
         self.moved = time.monotonic()
@@ -208,15 +207,15 @@ def bring(source: Path, target: Path) -> None:
     partial, aside = (target.with_name(f".{target.name}.{kind}") for kind in ("partial", "old"))
     make_folder(target.parent)
     try:
-        shutil.rmtree(partial, ignore_errors=True)
+        remove_tree(partial)
         copy_checkpoint(source, partial)
         sync_tree(partial)
         replaced = replace_folder(partial, target, aside)
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+        remove_tree(partial)
         raise
     if replaced is not None:
-        shutil.rmtree(replaced, ignore_errors=True)
+        remove_tree(replaced)
 
 
 def newest_whole(run: Run) -> checkpoint.Checkpoint | None:

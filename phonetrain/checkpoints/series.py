@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from phonedata.files import named, remove_tree
 
 from ..errors import CheckpointError
 from ..runs.directory import Run
@@ -33,7 +34,7 @@ def save(run: Run, state: TrainState, identity: dict[str, Any], keep: int) -> tu
 
 def saved_steps(run: Run) -> list[int]:
     """Steps that have a checkpoint directory, ascending; whether it is whole is known only when it is read."""
-    names = [path.name.removeprefix("step-") for path in run.checkpoints.glob("step-*") if path.is_dir()]
+    names = [path.name.removeprefix("step-") for path in named(run.checkpoints, "step-*") if path.is_dir()]
     return sorted(int(name) for name in names if name.isdigit())
 
 
@@ -79,10 +80,10 @@ def prune(run: Run, keep: int, *spared: int | None) -> None:
     Newest is what was saved last: steps above the present one were left aside by a branch or a rollback.
     """
     for step in spare_steps(run, keep, *spared):
-        shutil.rmtree(run.checkpoint_dir(step), ignore_errors=True)
+        remove_tree(run.checkpoint_dir(step))
     run.put_back()
-    for leftover in (*run.checkpoints.glob(".step-*.partial"), *run.checkpoints.glob(".step-*.old")):
-        shutil.rmtree(leftover, ignore_errors=True)
+    for leftover in (*named(run.checkpoints, ".step-*.partial"), *named(run.checkpoints, ".step-*.old")):
+        remove_tree(leftover)
 
 
 def spare_steps(run: Run, keep: int, *spared: int | None) -> list[int]:
@@ -99,7 +100,8 @@ def spare_steps(run: Run, keep: int, *spared: int | None) -> list[int]:
 def pointers(run: Run) -> dict[str, int]:
     """Pointer files by name with the steps that they name: last, best, best-before-segment-K after a branch, and
     before_nonfinite, to go back to after numbers that went bad."""
-    names = ["last", "best", "before_nonfinite", *(path.name for path in run.checkpoints.glob("best-before-segment-*"))]
+    left = [path.name for path in named(run.checkpoints, "best-before-segment-*")]
+    names = ["last", "best", "before_nonfinite", *left]
     return {name: step for name in names if (step := pointed_to(run, name)[0]) is not None}
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from phonedata.files import read_file
+from phonedata.files import is_file, named, read_file
 
 from ..errors import ConfigError
 
@@ -20,7 +20,7 @@ DEEPEST = 12  # levels of tables and lists; the deepest setting has 4
 
 def names() -> list[str]:
     """Names of the recipes that come with the package: the one to start with, then the others by the alphabet."""
-    return sorted((path.stem for path in FOLDER.glob("*.toml")), key=lambda name: (name != DEFAULT, name))
+    return sorted((path.stem for path in named(FOLDER, "*.toml")), key=lambda name: (name != DEFAULT, name))
 
 
 def locate(name_or_path: str | os.PathLike[str]) -> Path:
@@ -29,7 +29,7 @@ def locate(name_or_path: str | os.PathLike[str]) -> Path:
     if text in names():
         return FOLDER / f"{text}.toml"
     # os.path answers False for what can be no name, as one that is too long; Path would raise.
-    if os.path.isfile(text) or (len(text) < LONGEST and (text.endswith(".toml") or "/" in text or os.sep in text)):
+    if is_file(text) or (len(text) < LONGEST and (text.endswith(".toml") or "/" in text or os.sep in text)):
         return Path(text)
     if len(text) >= LONGEST:
         raise ConfigError(f"{text[:40]}...: {len(text):,} characters, too long for a recipe's name or path")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from phonedata import PhonedataError
-from phonedata.files import write_file
+from phonedata.files import named, write_file
 
 from ..checkpoints.series import best_step
 from ..config.run_config import RunConfig
@@ -120,7 +120,7 @@ class Told:
         """CSV files that are not older than the best checkpoint; made where there is none."""
         step = best_step(self.run)
         since = self.run.checkpoint_dir(step).stat().st_mtime if step is not None else 0.0
-        made = [path for path in sorted(self.run.predictions.glob("*.csv")) if path.stat().st_mtime >= since]
+        made = [path for path in named(self.run.predictions, "*.csv") if path.stat().st_mtime >= since]
         if made:
             return made
         try:
@@ -315,7 +315,7 @@ def submit_commands(run: RunName = None, competition: str = "COMPETITION") -> st
     Raises PhonetrainError where the run has no predictions yet.
     """
     opened = Run.open(run)
-    found = sorted(opened.predictions.glob("*.csv"), key=lambda path: path.stat().st_mtime)
+    found = sorted(named(opened.predictions, "*.csv"), key=lambda path: path.stat().st_mtime)
     if not found:
         raise PhonetrainError(f"{opened.path}: no predictions yet; `phonetrain predict {opened.path}` makes them")
     best = opened.best()

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from phonedata.files import walk
+
 from ..checkpoints import series
 from ..config.run_config import RunConfig
 from ..display.tables import text_table
@@ -72,7 +74,7 @@ def spared(run: Run) -> tuple[int | None, ...]:
 def bytes_in(folder: Path) -> int:
     """Of all files below `folder`; one that goes away meanwhile counts nothing."""
     total = 0
-    for where, _, names in os.walk(folder):
+    for where, _, names in walk(folder, closed=lambda path: None):
         for name in names:
             try:
                 total += os.lstat(os.path.join(where, name)).st_size

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from phonedata import PackedCorpus, WindowSpec
+from phonedata.files import exists
 
 from ..checkpoints import checkpoint as checkpoints
 from ..checkpoints import series
@@ -211,7 +212,7 @@ def named_checkpoint(name: RunName, checkpoint: str | int = "best") -> tuple[Run
     """
     if isinstance(name, Run):
         return name, checkpoint
-    if name is not None and "@" in os.fspath(name) and not os.path.exists(name):
+    if name is not None and "@" in os.fspath(name) and not exists(name):
         name, _, checkpoint = os.fspath(name).rpartition("@")
     return Run.open(name), checkpoint
 

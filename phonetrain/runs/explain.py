@@ -6,6 +6,8 @@ import shlex
 from datetime import datetime
 from typing import Any
 
+from phonedata.files import named
+
 from ..text import clock, command, short
 from .directory import Run, RunName
 from .experiment import ENDED
@@ -183,8 +185,8 @@ def _next_steps(run: Run) -> list[str]:
     judged = verdict(run)
     if run.status not in ENDED:
         return [str(judged)]
-    done = {"evaluate": run.evaluations.glob("*.json"), "predict": run.predictions.glob("*.csv"),
-            "report": run.path.glob(run.report_path.name)}  # fmt: skip
+    done = {"evaluate": named(run.evaluations, "*.json"), "predict": named(run.predictions, "*.csv"),
+            "report": named(run.path, run.report_path.name)}  # fmt: skip
     # What was made before the best checkpoint is out of date.
     best = run.best()
     scored = None if best is None else run.checkpoint_dir(best["step"])

@@ -9,13 +9,14 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import shutil
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 import xxhash
+
+from phonedata.files import remove_tree
 
 from ..config.run_config import RunConfig
 from ..errors import ConfigError, PhonetrainError
@@ -97,7 +98,7 @@ def to_wandb(run: Run, config: RunConfig, lines: Lines, curve: int, goes_on: boo
 def to_tensorboard(run: Run, config: RunConfig, lines: Lines, curve: int, goes_on: bool) -> str:
     folder = run.path / "tensorboard"
     if not goes_on:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_tree(folder)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from torch.utils.tensorboard import SummaryWriter

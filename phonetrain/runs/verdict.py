@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from phonedata.files import named
+
 from ..config.run_config import RunConfig
 from ..errors import ConfigError
 from ..text import counted, percent
@@ -173,7 +175,7 @@ def verdict(run: Run) -> Verdict:
     judged = verdict_of_scores(run)
     if status in ENDED:
         return judged or Verdict("unscored", "no epoch is scored", fit_again(run), "starts it anew")
-    if not any(run.checkpoints.glob("step-*")):
+    if not named(run.checkpoints, "step-*"):
         if run.has_trained:
             return Verdict("no checkpoint", "its checkpoints are gone", fit_again(run), "trains it anew")
         return Verdict("no checkpoint", "it ended before the first one", run.start_again_command, "starts it again")

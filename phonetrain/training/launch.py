@@ -22,6 +22,8 @@ from typing import IO, Any
 
 import torch
 
+from phonedata.files import named
+
 from ..config.run_config import RunConfig
 from ..console.base import Console
 from ..distributed import launched_size
@@ -183,7 +185,7 @@ def failure(folder: Path, processes: int, errors: IO[bytes]) -> BaseException:
     Where one is killed the others miss it in whatever they were about to do together: that error says nothing either.
     SIGTERM is what the launcher ends the others with.
     """
-    paths = sorted(folder.glob(ERROR.format("*")), key=lambda path: (path.stat().st_mtime_ns // 10**9, path.name))
+    paths = sorted(named(folder, ERROR.format("*")), key=lambda path: (path.stat().st_mtime_ns // 10**9, path.name))
     raised = [pickle.loads(path.read_bytes()) for path in paths]
     errors.seek(0)
     told = errors.read().decode(errors="replace")

@@ -6,7 +6,6 @@ Nothing here moves the run: the trainer asks, and applies what was decided.
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from phonedata import WindowBatch
+from phonedata.files import named, remove_tree
 
 from ..checkpoints import checkpoint, series
 from ..config.run_config import StagePlan
@@ -111,16 +111,16 @@ class Recovery:
         """
         kept = sorted(
             (int(match[1]), int(match[2]), path)
-            for path in self.run.evidence.glob("*")
+            for path in named(self.run.evidence, "*")
             if (match := re.fullmatch(r"segment-(\d+)-step-(\d+)", path.name))
         )
         for _, _, path in kept[: max(0, len(kept) + 1 - KEPT_EVIDENCE)]:
-            shutil.rmtree(path, ignore_errors=True)
+            remove_tree(path)
         directory = self.run.evidence / f"segment-{setup.state.progress.segment}-step-{finding.step}"
         try:
             nonfinite.save_evidence(directory, finding, batch, setup.state.model)
         except OSError as error:
-            shutil.rmtree(directory, ignore_errors=True)
+            remove_tree(directory)
             problem = f"{directory}: the evidence could not be written ({error.strerror or error})"
             return Evidence(finding, None, problem)
         return Evidence(finding, directory)

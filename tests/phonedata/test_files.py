@@ -98,6 +98,53 @@ def test_folder_that_is_not_finished_leaves_the_old_one_and_none_that_was_made_f
     assert [path.name for path in target.parent.rglob("*")] == ["folder", "new"]
 
 
+def test_disk_that_fails_is_not_taken_for_a_file_that_is_not_there(tmp_path, monkeypatch):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/file").touch()
+    asked = (files.exists, files.is_file, files.is_folder)
+    assert [ask(tmp_path / "folder") for ask in asked] == [True, False, True]
+    assert [ask(tmp_path / "folder/file") for ask in asked] == [True, True, False]
+    for absent in (tmp_path / "absent", tmp_path / "folder/file/absent", "a\0b", "a" * 5000):
+        assert [ask(absent) for ask in asked] == [False] * 3
+    assert files.named(tmp_path / "folder", "f*") == list(files.files_below(tmp_path)) == [tmp_path / "folder/file"]
+    assert files.named(tmp_path / "absent", "*") == list(files.walk(tmp_path / "absent")) == []
+
+    def fail(path, *more, **options):
+        raise OSError(5, "Input/output error", str(path))
+
+    with monkeypatch.context() as patched:
+        for call in ("stat", "listdir", "scandir"):
+            patched.setattr(os, call, fail)
+        for ask in (*asked, lambda path: files.named(path, "*"), lambda path: list(files.walk(path)), files.sync_tree):
+            with pytest.raises(OSError, match="Input/output"):
+                ask(tmp_path / "folder")
+
+
+def test_folder_that_may_not_be_looked_into_is_told_or_raises(tmp_path, monkeypatch):
+    def fail(path, *more):
+        raise PermissionError(13, "Permission denied", path)
+
+    told = []
+    monkeypatch.setattr(os, "scandir", fail)
+    assert list(files.walk(tmp_path, closed=told.append)) == [] and told == [str(tmp_path)]
+    with pytest.raises(PermissionError):
+        list(files.walk(tmp_path))
+
+
+def test_what_cannot_be_removed_ends_nothing(tmp_path, monkeypatch):
+    def fail(fd):
+        real(fd)
+        raise OSError(5, "Input/output error")
+
+    (tmp_path / "folder/below").mkdir(parents=True)
+    real = os.close
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "close", fail)
+        files.remove_tree(tmp_path / "folder")
+    files.remove_tree(tmp_path / "folder")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_lock_holds_others_off_until_it_is_given_back(tmp_path):
     with open(tmp_path / "lock", "a+b") as first, open(tmp_path / "lock", "a+b") as second:
         assert files.try_lock(first.fileno()) and not files.try_lock(second.fileno())
