@@ -19,7 +19,7 @@ from pathlib import Path
 
 import xxhash
 
-from phonedata.files import make_folder, remove_tree, replace_folder, sync_folder, sync_tree, write_file
+from phonedata.files import make_folder, read_file, remove_tree, replace_folder, sync_folder, sync_tree, write_file
 
 from ..config.run_config import RunConfig
 from ..errors import CheckpointError, ConfigError
@@ -297,9 +297,11 @@ def append_rest(source: Path, target: Path) -> None:
 
 
 def read_or_none(path: Path) -> bytes | None:
+    """What a file holds, None where it is not there. Raises OSError for one that cannot be read: taken for none, a log
+    would be appended to itself, and another run's copy written over."""
     try:
-        return path.read_bytes()
-    except OSError:
+        return read_file(path)
+    except (FileNotFoundError, NotADirectoryError):
         return None
 
 

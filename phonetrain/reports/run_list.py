@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from phonedata.files import walk
+from phonedata.files import is_folder, named, walk
 
 from ..checkpoints import series
 from ..config.run_config import RunConfig
@@ -36,11 +36,7 @@ def list_runs(folder: str | os.PathLike[str] = RUNS) -> RunList:
 
 
 def runs_in(folder: str | os.PathLike[str]) -> list[Run]:
-    try:
-        entries = [entry for entry in Path(folder).iterdir() if entry.is_dir()]
-    except OSError:
-        entries = []
-    return [run for run in map(Run, sorted(entries)) if run.holds_run]
+    return [run for entry in named(Path(folder), "*") if is_folder(entry) and (run := Run(entry)).holds_run]
 
 
 def described(run: Run) -> dict[str, Any]:

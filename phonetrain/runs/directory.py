@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from phonedata import files
-from phonedata.files import named
 
 from ..errors import CheckpointError, RunDamaged, RunExists, RunNotFound, TrainingStopped
 from ..text import command, counted, percent, to_json
@@ -129,7 +128,7 @@ class Run(History):
     @property
     def has_trained(self) -> bool:
         """Whether it has a checkpoint, made before the first step already, or logged a number."""
-        return self.metrics_path.is_file() or bool(named(self.checkpoints, "step-*"))
+        return self.metrics_path.is_file() or bool(files.named(self.checkpoints, "step-*"))
 
     @property
     def resume_command(self) -> str:
@@ -148,7 +147,7 @@ class Run(History):
         with contextlib.suppress(RunDamaged, OSError):
             if self.status in ("finished", "early_stopped"):  # what was to be changed is recorded nowhere yet
                 return "the same command does it again"
-        if named(self.checkpoints, "step-*"):
+        if files.named(self.checkpoints, "step-*"):
             return f"`{self.resume_command}` continues from the last checkpoint"
         if self.config_path.is_file():
             return f"`{self.start_again_command}` starts it again"
@@ -169,7 +168,7 @@ class Run(History):
             raise self.exists_already()
         if not self.events_path.is_file():
             return None
-        number = 1 + len(named(self.path, "events.before-*.jsonl"))
+        number = 1 + len(files.named(self.path, "events.before-*.jsonl"))
         aside = self.path / f"events.before-{number}.jsonl"
         with self.writing(aside):
             files.rename(self.events_path, aside)
@@ -188,7 +187,7 @@ class Run(History):
 
     def put_back(self) -> None:
         """Rename back checkpoints that were moved aside for a newer one that was never finished."""
-        for old in named(self.checkpoints, ".step-*.old"):
+        for old in files.named(self.checkpoints, ".step-*.old"):
             name = self.checkpoints / old.name.removeprefix(".").removesuffix(".old")
             if not name.exists():
                 with contextlib.suppress(OSError):
@@ -260,7 +259,7 @@ class Run(History):
                 file.truncate(0)
                 file.write(f"{os.getpid()}\n".encode())
             # What a process that was killed left half-written.
-            for leftover in (*named(self.path, ".*.tmp"), *named(self.checkpoints, ".*.tmp")):
+            for leftover in (*files.named(self.path, ".*.tmp"), *files.named(self.checkpoints, ".*.tmp")):
                 with contextlib.suppress(OSError):  # they are in nobody's way
                     leftover.unlink(missing_ok=True)
             self.put_back()
@@ -324,10 +323,7 @@ class ReadOnlyRun(Run):
 
 
 def _directories(root: Path) -> list[Path]:
-    try:
-        return [entry for entry in root.iterdir() if entry.is_dir()]
-    except OSError:
-        return []
+    return [entry for entry in files.named(root, "*") if files.is_folder(entry)]
 
 
 def _make_directory(path: Path, exist_ok: bool = True) -> None:

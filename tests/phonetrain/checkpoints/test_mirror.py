@@ -153,6 +153,24 @@ def test_another_runs_copy_is_never_written_over(learnable_corpus, tmp_path):
         fit_tiny(learnable_corpus, tmp_path / "b-1", f"checkpoint.mirror={tmp_path}/b-1/x", "epochs=1")
 
 
+def test_a_file_that_cannot_be_read_is_not_taken_for_none(tmp_path, monkeypatch):
+    def read(path):
+        if path.is_relative_to(place):
+            raise OSError(5, "Input/output error", str(path))
+        return path.read_bytes()
+
+    run, place = Run(tmp_path / "a-1"), tmp_path / "drive" / "a-1"
+    for folder, line in ((run.path, b'{"event": "ours"}\n'), (place, b'{"event": "theirs"}\n')):
+        folder.mkdir(parents=True)
+        (folder / "events.jsonl").write_bytes(line)
+    monkeypatch.setattr(mirror, "read_file", read)
+    with pytest.raises(OSError, match="Input/output"):
+        mirror.refuse_other_run(run, str(tmp_path / "drive"))
+    with pytest.raises(OSError, match="Input/output"):
+        mirror.append_rest(run.events_path, place / "events.jsonl")
+    assert (place / "events.jsonl").read_bytes() == b'{"event": "theirs"}\n'
+
+
 def test_the_place_is_kept_as_a_whole_path(learnable_corpus, tmp_path, monkeypatch):
     from phonetrain.config.resolve import resolve
 

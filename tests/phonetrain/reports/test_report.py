@@ -162,6 +162,16 @@ def test_an_edited_page_is_never_replaced(runs, tmp_path):
             refuse_edited(path)
 
 
+def test_a_page_that_cannot_be_read_is_not_taken_for_none(tmp_path, monkeypatch):
+    def fail(path):
+        raise OSError(5, "Input/output error", str(path))
+
+    refuse_edited(tmp_path / "absent.html")
+    monkeypatch.setattr("phonetrain.reports.report.read_file", fail)
+    with pytest.raises(OSError, match="Input/output"):
+        refuse_edited(tmp_path / "page.html")
+
+
 def test_page_has_interval_verdict_places_and_the_worst_utterance(runs):
     text = report(runs[0]).read_text(encoding="utf-8")
     scores = kept_evaluation(runs[0])
