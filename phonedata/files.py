@@ -319,7 +319,7 @@ def replace_folder(finished: Path, target: Path, aside: Path) -> Path | None:
     two renames, and the old folder at `aside`: who opens the target then may give it its name back.
     """
     sync_folder(finished)
-    if not target.exists():
+    if not exists(target):
         rename(finished, target)
         return None
     if exchange(finished, target):
@@ -332,11 +332,11 @@ def replace_folder(finished: Path, target: Path, aside: Path) -> Path | None:
             rename(finished, target)
             return aside
         except BaseException as error:
-            if not target.exists():
+            if not exists(target):
                 os.rename(aside, target)
                 raise
             # Somebody who opened the target between the two renames has brought the old one back: once more.
-            if not isinstance(error, OSError) or not finished.exists():
+            if not isinstance(error, OSError) or not exists(finished):
                 raise
     raise OSError(errno.EBUSY, "opened again and again while it is replaced", str(target))
 
@@ -441,7 +441,7 @@ def recover(target: Path) -> None:
 def remove_folder(path: Path) -> tuple[str, ...]:
     """Remove what nobody needs any more; if something in it cannot go, the rest does, and a note says so."""
     remove_tree(path)
-    return (f"{path}: could not be removed (still open somewhere?); remove it by hand",) if path.exists() else ()
+    return (f"{path}: could not be removed (still open somewhere?); remove it by hand",) if exists(path) else ()
 
 
 def put_in_place(finished: Path, target: Path) -> tuple[str, ...]:

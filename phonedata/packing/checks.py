@@ -61,7 +61,7 @@ def _foreign_names(target: Path, attributes: object) -> list[str]:
     for entry in os.scandir(target):
         if not isinstance(partitions, dict) or entry.name not in partitions:
             found += [entry.name] if entry.name != "zarr.json" else []
-        elif entry.is_dir():
+        elif is_folder(entry):
             found += [f"{entry.name}/{name}" for name in os.listdir(entry.path) if name not in _PARTITION_NAMES]
     return sorted(path for path in found if not is_litter(path.rpartition("/")[2]))
 

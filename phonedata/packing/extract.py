@@ -18,7 +18,7 @@ import numpy as np
 import xxhash
 
 from ..errors import CorpusExists, CorpusNotFound, PhonedataError, RawDataError, WorkerError
-from ..files import put_in_place, read_file, sync_file, sync_tree
+from ..files import exists, is_folder, put_in_place, read_file, sync_file, sync_tree
 from ..phonemes import ARPABET
 from ..raw import audio as audio_layout
 from ..raw.audio import AlignmentOptions
@@ -88,7 +88,7 @@ def extract(
     check_workers(executor, workers)
     if executor is not None:
         source, target = source.absolute(), target.absolute()  # its workers may stand elsewhere
-    if not source.is_dir() or not audio_layout.detect(source):
+    if not is_folder(source) or not audio_layout.detect(source):
         raise CorpusNotFound(f"{source}: no audio found; looked for {audio_layout.LOOKS_FOR}")
     _check_absent(target)
     corpus = audio_layout.open_layout(source, frontend, alignment)
@@ -131,7 +131,7 @@ def extract(
 
 
 def _check_absent(target: Path) -> None:
-    if target.exists():
+    if exists(target):
         raise CorpusExists(f"{target}: already there; remove it or name another folder")
 
 

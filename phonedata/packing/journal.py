@@ -19,7 +19,9 @@ import numpy.typing as npt
 from ..errors import PhonedataError
 from ..files import (
     disk_error,
+    exists,
     files_below,
+    is_folder,
     make_folder,
     named,
     recover,
@@ -65,7 +67,7 @@ class Staging:
     def _acquire(self, target: Path) -> int:
         """Make the folder and lock it; returns the lock's descriptor."""
         name = self.path / "lock"
-        if self.path.exists() and not name.exists() and any(self.path.iterdir()):
+        if exists(self.path) and not exists(name) and any(self.path.iterdir()):
             raise PhonedataError(f"{self.path}: is in the way and was not made by phonedata; rename or remove it")
         while True:
             make_folder(self.path)
@@ -157,7 +159,7 @@ class Staging:
         try:
             self.end_attempts()
             for path in (p for p in self.path.iterdir() if p.name != "lock"):
-                if path.is_dir():
+                if is_folder(path):
                     remove_tree(path)
                 else:
                     path.unlink()

@@ -89,7 +89,7 @@ def open_layout(root: Path, frontend: FrontEnd | None = None, options: Alignment
     phonemes = _phonemes(root, partitions, options, notes)
     for partition in partitions:
         partition.use(phonemes)
-    if (root / "frontend.toml").exists():
+    if exists(root / "frontend.toml"):
         notes.append(f"{root / 'frontend.toml'} is not read: it is for features that are there, these are made here")
     labelling = {partition.name: partition.labelling() for partition in partitions if partition.labelled}
     return RawCorpus(root, "audio", tuple(partitions), phonemes, frontend.describe(), tuple(notes), labelling)

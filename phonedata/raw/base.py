@@ -16,7 +16,7 @@ import numpy as np
 import xxhash
 
 from ..errors import RawDataError, SpecError
-from ..files import is_folder, unusable_name
+from ..files import is_file, is_folder, unusable_name
 from ..phonemes import END_MARKS, START_MARKS, PhonemeSet
 
 # How file managers and browsers call a second copy: `ID (1)`, `ID copy 2`, `ID - Copy (3)`.
@@ -161,7 +161,7 @@ def copy_of(name: str, names: Container[str]) -> str | None:
 def read_frontend(root: Path) -> dict | None:
     """The optional `frontend.toml` of a raw folder: how its features were made; None where there is none."""
     file = root / "frontend.toml"
-    if not file.is_file():
+    if not is_file(file):
         return None
     try:
         table = tomllib.loads(file.read_text(encoding="utf-8-sig"))
@@ -209,9 +209,9 @@ def read_phonemes(root: Path, classes: int | None = None) -> PhonemeSet | None:
     `classes`: the numbers 0..classes-1 in its place. Raises RawDataError, SpecError where there are both.
     """
     file = root / "phonemes.txt"
-    if classes is not None and file.is_file():
+    if classes is not None and is_file(file):
         raise SpecError(f"classes={classes}: {file} says what the classes are; leave one of them out")
-    if not file.is_file():
+    if not is_file(file):
         return None if classes is None else numbered(classes)
     try:
         lines = decode(file.read_bytes()).rstrip().split("\n")

@@ -77,13 +77,13 @@ def open_layout(root: Path, labels: LabelOptions | None = None) -> RawCorpus:
 
 
 def _alignment_files(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.iterdir() if _ALIGNMENTS.fullmatch(file.name) and file.is_file())
+    return sorted(file for file in folder.iterdir() if _ALIGNMENTS.fullmatch(file.name) and is_file(file))
 
 
 def _unread_alignments(folders: list[Path]) -> list[str]:
     """A note for each file that may be meant as alignments and is not called so."""
     names = [f for folder in folders for f in sorted(folder.iterdir()) if _LIKE_ALIGNMENTS.search(f.name)]
-    unread = [f for f in names if f.is_file() and not _ALIGNMENTS.fullmatch(f.name)]
+    unread = [f for f in names if is_file(f) and not _ALIGNMENTS.fullmatch(f.name)]
     return [f"{file} is not read; alignments are ali*.txt or pdf*.txt, also .gz" for file in unread]
 
 
@@ -158,7 +158,7 @@ class KaldiPartition:
         if not places:
             raise RawDataError(f"{scp}: lists no utterance, wanted `ID file.ark:offset` lines; fill or remove it")
         speakers = {}
-        if (folder / "utt2spk").is_file():
+        if is_file(folder / "utt2spk"):
             for words in read_list(folder / "utt2spk"):
                 if len(words) != 2:
                     raise RawDataError(

@@ -51,14 +51,12 @@ def open_layout(root: Path, labels: LabelOptions | None = None) -> RawCorpus:
             f"{NUM_CLASSES} classes keep the course's numbers (classes=N says that there are more or less, a "
             "phonemes.txt names them)"
         )
-    files = [
-        root / name for name in ("train_labels.txt", "dev_labels.txt", "val_labels.txt") if (root / name).is_file()
-    ]
+    files = [root / name for name in ("train_labels.txt", "dev_labels.txt", "val_labels.txt") if is_file(root / name)]
     lines = LabelLines(files, "phonemes.txt")
     partitions: list[LibriphonePartition] = []
     taken: dict[str, str] = {}
     for split, name in _SPLITS.items():
-        if not (root / split).is_file():
+        if not is_file(root / split):
             continue
         if name in taken.values():
             raise RawDataError(f"{root}: has dev_split.txt and val_split.txt, wanted one of them; remove the other")
@@ -100,7 +98,7 @@ class LibriphonePartition:
         self.problems: list[Problem] = []
         self.refused: list[str] = []
         folders = [root / "feat" / kind for kind in (name, "train")[: 1 if name == "test" else 2]]
-        self._folder = str(next((folder for folder in folders if folder.is_dir()), folders[0]))
+        self._folder = str(next((folder for folder in folders if is_folder(folder)), folders[0]))
         listed = [words[0] for words in read_list(root / split)]
         if not listed:
             raise RawDataError(f"{root / split}: lists no utterance, wanted an id a line; fill or remove it")

@@ -18,7 +18,7 @@ from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
 
-from phonedata.files import make_folder, read_file, remove_tree, replace_folder, sync_tree
+from phonedata.files import exists, make_folder, read_file, remove_tree, replace_folder, sync_tree
 
 from ..errors import CheckpointError
 from ..optim.optimizers import check_tensors, load_moments
@@ -141,7 +141,7 @@ def _state(path: Path) -> dict[str, Any]:
     _check(path / STATE, _digest_of_values(summary), summary.get("digest"))
     if below := [name for name, value in summary["progress"].items() if isinstance(value, (int, float)) and value < 0]:
         raise CheckpointError(f"{path / STATE}: progress.{below[0]} is below 0: the checkpoint is damaged")
-    there = {name for name in (MODEL, AVERAGED, TRAINING) if (path / name).exists()}
+    there = {name for name in (MODEL, AVERAGED, TRAINING) if exists(path / name)}
     if odd := sorted(summary["digests"].keys() ^ {MODEL, TRAINING, *there}):
         raise CheckpointError(
             f"{path / STATE}: has {'a' if odd[0] in summary['digests'] else 'no'} digest of {odd[0]}: "

@@ -19,7 +19,17 @@ from pathlib import Path
 
 import xxhash
 
-from phonedata.files import make_folder, read_file, remove_tree, replace_folder, sync_folder, sync_tree, write_file
+from phonedata.files import (
+    is_file,
+    is_folder,
+    make_folder,
+    read_file,
+    remove_tree,
+    replace_folder,
+    sync_folder,
+    sync_tree,
+    write_file,
+)
 
 from ..config.run_config import RunConfig
 from ..errors import CheckpointError, ConfigError
@@ -119,7 +129,7 @@ class Mirror(NoMirror):
             content = read_or_none(self.run.path / name)
             if content is not None and content != read_or_none(self.place / name):
                 write_in_place(self.place / name, [content])
-        if not (self.place / MARKER).is_file():
+        if not is_file(self.place / MARKER):
             sync_folder(self.place)
             about = b'{"what": "a copy of a run; phonetrain resume takes it from here"}\n'
             write_in_place(self.place / MARKER, [about])
@@ -166,7 +176,7 @@ def refuse_other_run(run: Run, mirror: str | None) -> None:
 
 def home_of(found: Run) -> Run:
     """The run that `found` is a copy of, where it is a mirror: runs/NAME here. Else `found` itself."""
-    return Run(RUNS / found.name) if (found.path / MARKER).is_file() else found
+    return Run(RUNS / found.name) if is_file(found.path / MARKER) else found
 
 
 def fetch(run: Run, place: Path) -> str | None:
@@ -176,15 +186,15 @@ def fetch(run: Run, place: Path) -> str | None:
     newest checkpoint comes last: until it is there, the next call brings everything again.
     """
     other = Run(place)
-    if not (place / MARKER).is_file():
+    if not is_file(place / MARKER):
         return None
-    if run.events_path.is_file() and first_line(other.events_path) != first_line(run.events_path):
+    if is_file(run.events_path) and first_line(other.events_path) != first_line(run.events_path):
         raise ConfigError(f"{place} is the copy of another run than {run.path}; move one of them away")
     theirs, ours = newest_whole(other), newest_whole(run)
     if theirs is None or (ours is not None and position(theirs) <= position(ours)):
         return None
     best = theirs.progress.best_step
-    if best is not None and best != theirs.progress.step and other.checkpoint_dir(best).is_dir():
+    if best is not None and best != theirs.progress.step and is_folder(other.checkpoint_dir(best)):
         with contextlib.suppress(CheckpointError):  # one that is damaged is said by who looks for it
             bring(other.checkpoint_dir(best), run.checkpoint_dir(best))
     for name in LOGS:
@@ -195,7 +205,7 @@ def fetch(run: Run, place: Path) -> str | None:
     write_file(run.config_path, RunConfig.from_dict(theirs.identity["config"]).to_toml().encode())
     for name in SMALL[1:]:
         about = read_or_none(place / name)
-        if about is not None and not (run.path / name).is_file():
+        if about is not None and not is_file(run.path / name):
             write_file(run.path / name, about)
     bring(theirs.path, run.checkpoint_dir(theirs.progress.step))
     run.write_pointer("last", theirs.progress.step)

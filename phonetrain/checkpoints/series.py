@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from phonedata.files import named, remove_tree
+from phonedata.files import is_folder, named, remove_tree
 
 from ..errors import CheckpointError
 from ..runs.directory import Run
@@ -34,7 +34,7 @@ def save(run: Run, state: TrainState, identity: dict[str, Any], keep: int) -> tu
 
 def saved_steps(run: Run) -> list[int]:
     """Steps that have a checkpoint directory, ascending; whether it is whole is known only when it is read."""
-    names = [path.name.removeprefix("step-") for path in named(run.checkpoints, "step-*") if path.is_dir()]
+    names = [path.name.removeprefix("step-") for path in named(run.checkpoints, "step-*") if is_folder(path)]
     return sorted(int(name) for name in names if name.isdigit())
 
 
@@ -120,7 +120,7 @@ def mend_best(run: Run, progress: Progress) -> list[str]:
     between a checkpoint and its pointer. Where the best as of then is pruned, the next epoch's score is the best.
     """
     pointed, problems = pointed_to(run, "best")
-    if progress.best_step is not None and not run.checkpoint_dir(progress.best_step).is_dir():
+    if progress.best_step is not None and not is_folder(run.checkpoint_dir(progress.best_step)):
         epoch, score = (progress.best_epoch or 0) + 1, 100 * (progress.best_score or 0.0)
         problems.append(
             f"the best checkpoint so far, step-{progress.best_step} of epoch {epoch} with {score:.2f} %, is not there "
