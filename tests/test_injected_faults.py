@@ -18,7 +18,7 @@ from phonedata import PackedCorpus, pack
 from phonetrain.checkpoints import checkpoint, series
 from phonetrain.runs.directory import Run
 from tests.injected_faults import Faults
-from tests.training import TINY, fit_tiny, tree, weights
+from tests.training import TINY, fit_tiny, numbers, tree, weights
 
 KINDS = {
     "open": ("EIO", "EMFILE", "ENOMEM"),
@@ -163,12 +163,13 @@ def assert_nothing_lost(scene: Scene, name: str, kind: str, kept: Path, whole: d
         checkpoint.read(run.checkpoint_dir(step))
     if "an older checkpoint is used" in told["err"]:
         return  # from where a schedule that is stretched has other rates
-    found = weights(run)
+    found = weights(run), numbers(run)
     if name not in whole:
         scene.fresh()
         assert scene.faults.run(scene.words)["code"] == 0
-        whole[name] = weights(run)
-    assert found == whole[name], name
+        whole[name] = weights(run), numbers(run)
+    assert found[0] == whole[name][0], "other weights"
+    assert found[1] == whole[name][1], "other numbers in its log"
 
 
 def tree_of_whole(scene: Scene, name: str, whole: dict) -> tuple[dict, dict]:
@@ -183,7 +184,7 @@ def tree_of_whole(scene: Scene, name: str, whole: dict) -> tuple[dict, dict]:
 
 @pytest.fixture(scope="module")
 def whole() -> dict:
-    """What commands come to where nothing happens, by command: weights of fit and resume, else words and files."""
+    """What commands come to where nothing happens: weights and numbers of fit and resume, else words and files."""
     return {}
 
 
