@@ -122,7 +122,7 @@ class Clock(Console):
         super().__init__()
         self.began, self.frames, self.curve = time.perf_counter(), 0, list[Reached]()
 
-    def on_row(self, line: dict[str, Any]) -> None:
+    def epoch_row(self, line: dict[str, Any]) -> None:
         self.frames += line["frames"]
         self.curve.append(Reached(time.perf_counter() - self.began, self.frames, line["dev_accuracy"]))
         shown(self.curve, "phonetrain")

@@ -110,7 +110,6 @@ class Console:
 
     def epoch_row(self, line: dict[str, Any]) -> None:
         """Show an ended epoch, given its line of metrics.jsonl."""
-        self.on_row(line)
 
     def say(self, text: str) -> None:
         """One line of news."""
@@ -128,8 +127,6 @@ class Console:
     def on_progress(self) -> None: ...
 
     def on_count(self) -> None: ...
-
-    def on_row(self, line: dict[str, Any]) -> None: ...
 
     def __enter__(self) -> Console:
         return self

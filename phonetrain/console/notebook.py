@@ -45,7 +45,7 @@ class NotebookConsole(Console):
 
     on_count = on_progress
 
-    def on_row(self, line: dict[str, Any]) -> None:
+    def epoch_row(self, line: dict[str, Any]) -> None:
         self.lines += [] if self.header_shown else [HEADER]
         self.header_shown = True
         self.lines.append(row_text(line))

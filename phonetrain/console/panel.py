@@ -119,7 +119,7 @@ class PanelConsole(Console):
             self.screen.print(text, soft_wrap=True)
         self.open_live()
 
-    def on_row(self, line: dict[str, Any]) -> None:
+    def epoch_row(self, line: dict[str, Any]) -> None:
         if not self.header_shown:
             self.header_shown = True
             self.print(Text(HEADER, style="dim"))

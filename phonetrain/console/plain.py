@@ -38,7 +38,7 @@ class PlainConsole(Console):
 
     on_count = on_progress
 
-    def on_row(self, line: dict[str, Any]) -> None:
+    def epoch_row(self, line: dict[str, Any]) -> None:
         texts = [f"epoch {line['epoch'] + 1}/{self.epochs or line['epoch'] + 1} done"]
         for split in ("train", "dev"):
             if line.get(f"{split}_loss") is not None:

@@ -302,7 +302,6 @@ class Watching(Console):
         self.run, self.trial, self.before, self.scores, self.end = run, trial, before, scores, end
 
     def epoch_row(self, line: dict[str, Any]) -> None:
-        super().epoch_row(line)
         step = self.before + int(line["epoch"])
         if step in self.trial.study.trials[self.trial.number].intermediate_values:
             return  # a run that was resumed before this epoch tells the same score again

@@ -69,7 +69,7 @@ class Filling(Console):
         if self.left == 0:
             limit_files(0)
 
-    def on_row(self, line) -> None:
+    def epoch_row(self, line) -> None:
         self.on_progress()
 
 
