@@ -175,7 +175,7 @@ class StagePlan:
     Its schedule is laid out over epochs `schedule_start <= epoch < schedule_stop`. A stage that sets `optimizer.lr`
     or any `schedule.*` starts a schedule of its own (clock, warm-up and plateau memory begin anew); any other stage
     goes on with the schedule before it, whose length then is that of all stages under it. `config.stage` is empty and
-    `config.epochs == schedule_stop - schedule_start`, so `build_schedule(config, steps, first_epoch=schedule_start)`
+    `config.epochs == schedule_stop - schedule_start`, so `Schedule(config, steps, first_epoch=schedule_start)`
     is right for every stage. carries_rate: it says optimizer.lr = "previous", and its schedule starts, without warm-up,
     from the rate at which the stage before ended; `config.optimizer.lr` is then the last rate given as a number.
     """

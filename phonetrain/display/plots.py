@@ -20,7 +20,7 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.ticker import MaxNLocator
 
 from ..config.run_config import RunConfig
-from ..optim.schedule import build_schedule
+from ..optim.schedule import Schedule
 from ..runs.directory import Run
 from ..runs.experiment import group_name, group_runs, shown
 
@@ -120,7 +120,7 @@ def scheduled_rates(run: Run) -> tuple[np.ndarray, np.ndarray] | None:
         plan = next(plan for plan in plans if plan.start <= line["epoch"] < plan.stop)
         batches = int(line["step"]) - before
         if schedule is None or (plan.starts_schedule and line["epoch"] == plan.start):
-            schedule = build_schedule(plan.config, batches, plan.schedule_start)
+            schedule = Schedule(plan.config, batches, plan.schedule_start)
             if plan.carries_rate:
                 schedule.carry_over(last)
         rates.append(schedule.rates(line["epoch"], batches))

@@ -23,7 +23,10 @@ OF_PLATEAU = {"factor", "patience", "threshold", "threshold_mode", "cooldown", "
 
 
 class Schedule:
-    """The learning rate, and under onecycle the momentum, of every step from epoch `first_epoch` on.
+    """The learning rate, and under onecycle the momentum, of every step of a run or of one stage.
+
+    It starts at epoch `first_epoch` and is laid out over `config.epochs` epochs; config is as resolved for the stage
+    (StagePlan.config). steps_per_epoch: optimizer steps in an epoch now.
 
     Warm-up goes in a straight line from `warmup_start` times the first rate of the schedule to that rate, as
     SequentialLR([LinearLR, ...]) does; the schedule itself starts when it is over and is shorter by it. What moves once
@@ -217,11 +220,3 @@ class PlateauMemory:
         for _ in range(self.cuts):
             base = max(base * config.factor, config.min_lr)
         return base
-
-
-def build_schedule(config: RunConfig, steps_per_epoch: int, first_epoch: int = 0) -> Schedule:
-    """The schedule of a run or of one stage: it starts at `first_epoch` and is laid out over `config.epochs` epochs.
-
-    config: as resolved for the stage (StagePlan.config). steps_per_epoch: optimizer steps in an epoch now.
-    """
-    return Schedule(config, steps_per_epoch, first_epoch)

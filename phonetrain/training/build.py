@@ -23,7 +23,7 @@ from ..model.ema import AveragedWeights
 from ..model.trust import digest
 from ..optim.loss_scale import LossScale
 from ..optim.optimizers import build_optimizer, describe_optimizer, load_moments
-from ..optim.schedule import build_schedule
+from ..optim.schedule import Schedule
 from ..step.augment import Augment
 from ..step.epoch import Updates
 from ..step.metrics import FrameMetrics
@@ -159,7 +159,7 @@ def assemble(
     train = open_training_loader(training_selection(corpus, roles, config), config, device_spec)
     warps = warps_of(train.selection, config.augment.warp)[0] if config.augment.warp > 0 else None
     augment = Augment(config.augment, window, corpus.feature_dim, seed=config.seed, warps=warps)
-    schedule = build_schedule(config, train.batches_per_epoch, first_epoch=plan.schedule_start)
+    schedule = Schedule(config, train.batches_per_epoch, first_epoch=plan.schedule_start)
     state = TrainState(model, optimizer, schedule, metrics, averaged, loss_scale, Progress())
     network, compiling = compiled(model, device_spec.device) if config.compile == "on" else (None, "off")
     step = TrainStep(

@@ -15,7 +15,7 @@ from phonetrain.config.schedule_section import ScheduleConfig
 from phonetrain.config.validation import hints
 from phonetrain.errors import ConfigError
 from phonetrain.optim.lr_curves import SCHEDULES, Curve
-from phonetrain.optim.schedule import PlateauMemory, build_schedule
+from phonetrain.optim.schedule import PlateauMemory, Schedule
 
 EPOCHS, STEPS, LR = 8, 12, 0.04
 
@@ -27,7 +27,7 @@ def config_of(epochs: int = EPOCHS, optimizer: dict | None = None, stage: Sequen
 
 def tables(config: RunConfig, steps: int = STEPS) -> np.ndarray:
     """(epochs, steps) rates of a schedule that is fed no scores."""
-    schedule = build_schedule(config, steps)
+    schedule = Schedule(config, steps)
     return np.stack([schedule.rates(epoch, steps) for epoch in range(config.epochs)])
 
 
@@ -126,7 +126,7 @@ def test_warm_up_by_share_is_that_many_steps_and_grows_with_the_run():
     )
     assert EPOCHS * STEPS * 0.25 == 24
     np.testing.assert_array_equal(tables(share), tables(steps))
-    assert build_schedule(share.override([f"epochs={2 * EPOCHS}"]), STEPS).describe()["warmup_steps"] == 48
+    assert Schedule(share.override([f"epochs={2 * EPOCHS}"]), STEPS).describe()["warmup_steps"] == 48
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -139,7 +139,7 @@ def test_rates_are_those_of_torch_at_every_step(case):
 
 @pytest.mark.parametrize("three_phase", [False, True])
 def test_onecycle_moves_momentum_as_torch_does(three_phase):
-    schedule = build_schedule(config_of(name="onecycle", three_phase=three_phase), STEPS)
+    schedule = Schedule(config_of(name="onecycle", three_phase=three_phase), STEPS)
     ours = np.stack([schedule.momenta(epoch, STEPS) for epoch in range(EPOCHS)])
     total = EPOCHS * STEPS
     _, wanted = stepped_by_torch(lambda o: theirs.OneCycleLR(o, LR, total_steps=total, three_phase=three_phase), "step")
@@ -148,15 +148,15 @@ def test_onecycle_moves_momentum_as_torch_does(three_phase):
 
 @pytest.mark.parametrize("anneal", ["cos", "linear"])
 def test_momentum_waits_at_its_largest_while_onecycle_warms_up(anneal):
-    schedule = build_schedule(config_of(name="onecycle", anneal=anneal, warmup_steps=2 * STEPS + 5), STEPS)
+    schedule = Schedule(config_of(name="onecycle", anneal=anneal, warmup_steps=2 * STEPS + 5), STEPS)
     momenta = np.concatenate([schedule.momenta(epoch, STEPS) for epoch in range(EPOCHS)])
     np.testing.assert_allclose(momenta[: 2 * STEPS + 6], 0.95, rtol=1e-12)
     assert 0.85 - 1e-12 <= momenta.min() <= 0.853 and momenta.max() <= 0.95 + 1e-12
 
 
 def test_schedules_without_onecycle_leave_momentum_alone():
-    assert build_schedule(config_of(name="cosine"), STEPS).momenta(0, STEPS) is None
-    assert build_schedule(config_of(name="onecycle", cycle_momentum=False), STEPS).momenta(0, STEPS) is None
+    assert Schedule(config_of(name="cosine"), STEPS).momenta(0, STEPS) is None
+    assert Schedule(config_of(name="onecycle", cycle_momentum=False), STEPS).momenta(0, STEPS) is None
 
 
 @pytest.mark.parametrize("watch", ["dev_loss", "dev_accuracy"])
@@ -177,7 +177,7 @@ def test_plateau_cuts_when_torch_cuts(watch, settings):
     scores = scores if watch == "dev_accuracy" else np.where(np.isinf(scores), scores, -scores + 10)
     if watch == "dev_accuracy":
         scores[[0, 30]] = -np.inf
-    schedule = build_schedule(config_of(epochs, name="plateau", watch=watch, **settings), STEPS)
+    schedule = Schedule(config_of(epochs, name="plateau", watch=watch, **settings), STEPS)
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=LR)
     mode = "max" if watch == "dev_accuracy" else "min"
     rival = theirs.ReduceLROnPlateau(optimizer, mode, **{"factor": 0.1, **settings})
@@ -199,7 +199,7 @@ def test_plateau_wants_more_of_every_score_but_a_loss(watch, better):
 
 
 def test_plateau_names_the_score_it_misses():
-    schedule = build_schedule(config_of(name="plateau", watch="dev_accuracy"), STEPS)
+    schedule = Schedule(config_of(name="plateau", watch="dev_accuracy"), STEPS)
     with pytest.raises(ConfigError, match="schedule.watch = dev_accuracy: not scored; there are train_loss"):
         schedule.end_epoch({"train_loss": 1.0})
 
@@ -208,7 +208,7 @@ def tables_of_stages(config: RunConfig, scores: Sequence[float]) -> np.ndarray:
     """(epochs, STEPS) rates of a run with stages. scores: its dev loss, (epochs,)."""
     rates, schedule = [], None
     for plan in config.plans:
-        before, schedule = schedule, build_schedule(plan.config, STEPS, plan.schedule_start)
+        before, schedule = schedule, Schedule(plan.config, STEPS, plan.schedule_start)
         if not plan.starts_schedule:
             schedule.load_state_dict(before.state_dict())
         elif plan.carries_rate:
@@ -283,10 +283,10 @@ def test_warmup_meets_the_schedule_without_a_jump_under_every_name():
 @pytest.mark.parametrize("settings", [{"name": "onecycle", "warmup_steps": 5}, {"name": "plateau", "patience": 0}])
 def test_state_restored_in_the_middle_goes_on_as_if_never_stopped(settings):
     config = config_of(10, **settings)
-    whole = build_schedule(config, STEPS)
+    whole = Schedule(config, STEPS)
     whole.carry_over(LR / 3)
     for epoch in range(10):
-        copy = build_schedule(config, STEPS)
+        copy = Schedule(config, STEPS)
         copy.load_state_dict(whole.state_dict())
         np.testing.assert_array_equal(copy.rates(epoch, STEPS), whole.rates(epoch, STEPS))
         np.testing.assert_equal(copy.momenta(epoch, STEPS), whole.momenta(epoch, STEPS))
@@ -296,27 +296,27 @@ def test_state_restored_in_the_middle_goes_on_as_if_never_stopped(settings):
 def test_rate_set_by_hand_is_the_rate_from_there_on():
     names = {"name": "step", "step_size": 2, "gamma": 0.1}, {"name": "plateau", "patience": 0}, {"name": "constant"}
     for settings in names:
-        schedule = build_schedule(config_of(**settings), STEPS)
+        schedule = Schedule(config_of(**settings), STEPS)
         for _ in range(5):
             schedule.end_epoch({"dev_loss": 1.0})
-        resumed = build_schedule(config_of(optimizer={"lr": 7e-4}, **settings), STEPS)
+        resumed = Schedule(config_of(optimizer={"lr": 7e-4}, **settings), STEPS)
         resumed.load_state_dict(schedule.state_dict())
         resumed.changed_by_hand(5, {"optimizer.lr": None})
         assert resumed.rates(5, STEPS) == pytest.approx(7e-4)
-        again = build_schedule(config_of(optimizer={"lr": 7e-4}, **settings), STEPS)
+        again = Schedule(config_of(optimizer={"lr": 7e-4}, **settings), STEPS)
         again.load_state_dict(resumed.state_dict())
         np.testing.assert_array_equal(again.rates(6, STEPS), resumed.rates(6, STEPS))
 
 
 def test_cosine_set_by_hand_starts_anew_over_the_epochs_left():
-    schedule = build_schedule(config_of(name="cosine", every="step", optimizer={"lr": 0.5}), STEPS)
+    schedule = Schedule(config_of(name="cosine", every="step", optimizer={"lr": 0.5}), STEPS)
     schedule.changed_by_hand(5, {"optimizer.lr": None})
     short = tables(config_of(EPOCHS - 5, name="cosine", every="step", optimizer={"lr": 0.5}))
     np.testing.assert_allclose(np.stack([schedule.rates(epoch, STEPS) for epoch in range(5, EPOCHS)]), short)
 
 
 def test_rate_set_by_hand_takes_the_place_of_a_carried_one_and_another_schedule_keeps_it():
-    schedule = build_schedule(config_of(10, name="plateau", patience=0), STEPS)
+    schedule = Schedule(config_of(10, name="plateau", patience=0), STEPS)
     schedule.carry_over(LR / 3)
     for _ in range(6):
         schedule.end_epoch({"dev_loss": 1.0})
@@ -327,10 +327,10 @@ def test_rate_set_by_hand_takes_the_place_of_a_carried_one_and_another_schedule_
 
 
 def test_another_schedule_by_hand_starts_anew_where_training_is():
-    old = build_schedule(config_of(name="plateau", patience=0), STEPS)
+    old = Schedule(config_of(name="plateau", patience=0), STEPS)
     for _ in range(4):
         old.end_epoch({"dev_loss": 1.0})
-    new = build_schedule(config_of(name="onecycle"), STEPS)
+    new = Schedule(config_of(name="onecycle"), STEPS)
     new.load_state_dict(old.state_dict())
     new.changed_by_hand(4, {"schedule.name": None})
     wanted = tables(config_of(EPOCHS - 4, name="onecycle"))
@@ -367,8 +367,8 @@ def test_more_epochs_under_other_schedules_need_no_word():
     ],
 )
 def test_hold_keeps_the_old_rates_and_then_the_last_one(settings):
-    old = build_schedule(config_of(**settings), STEPS)
-    new = build_schedule(config_of(12, on_extend="hold", **settings), STEPS)
+    old = Schedule(config_of(**settings), STEPS)
+    new = Schedule(config_of(12, on_extend="hold", **settings), STEPS)
     new.load_state_dict(old.state_dict())
     for epoch in range(EPOCHS):
         np.testing.assert_array_equal(new.rates(epoch, STEPS), old.rates(epoch, STEPS))
@@ -376,15 +376,15 @@ def test_hold_keeps_the_old_rates_and_then_the_last_one(settings):
 
 
 def test_stretch_lays_the_schedule_out_over_the_new_length():
-    old = build_schedule(config_of(name="onecycle"), STEPS)
-    new = build_schedule(config_of(12, name="onecycle", on_extend="stretch"), STEPS)
+    old = Schedule(config_of(name="onecycle"), STEPS)
+    new = Schedule(config_of(12, name="onecycle", on_extend="stretch"), STEPS)
     new.load_state_dict(old.state_dict())
-    wanted = build_schedule(config_of(12, name="onecycle"), STEPS)
+    wanted = Schedule(config_of(12, name="onecycle"), STEPS)
     np.testing.assert_array_equal(new.rates(9, STEPS), wanted.rates(9, STEPS))
 
 
 def test_other_number_of_steps_later_keeps_the_place_in_the_schedule():
-    schedule = build_schedule(config_of(name="cosine", every="step", warmup_steps=6), STEPS)
+    schedule = Schedule(config_of(name="cosine", every="step", warmup_steps=6), STEPS)
     longer = schedule.rates(4, 2 * STEPS)
     np.testing.assert_allclose(longer[::2], schedule.rates(4, STEPS), rtol=1e-12)
 
@@ -405,7 +405,7 @@ def test_stage_schedule_starts_at_its_first_epoch():
     first, second, third = staged.plans
     assert (first.schedule_start, first.schedule_stop, second.schedule_start, third.schedule_start) == (0, 11, 0, 11)
     assert second.config.subset == third.config.subset == 0.5
-    schedule = build_schedule(third.config, STEPS, first_epoch=third.schedule_start)
+    schedule = Schedule(third.config, STEPS, first_epoch=third.schedule_start)
     assert schedule.rates(11, STEPS)[0] == 0.01
     np.testing.assert_allclose(schedule.rates(13, STEPS), 0.005 * (1 + np.cos(np.pi * 2 / 5)))
 
@@ -413,10 +413,10 @@ def test_stage_schedule_starts_at_its_first_epoch():
 @pytest.mark.parametrize("change", [("optimizer.lr", 1e-4), ("schedule.min_lr", 1e-6)])
 def test_change_by_hand_after_a_held_end_lasts_to_the_end_of_the_run(change):
     held = config_of(14, name="cosine", on_extend="hold")
-    old = build_schedule(config_of(name="cosine"), STEPS)
+    old = Schedule(config_of(name="cosine"), STEPS)
     old.epoch = 10
     config = held.replaced(dict([change]))
-    new = build_schedule(config, STEPS)
+    new = Schedule(config, STEPS)
     new.load_state_dict({**old.state_dict(), "length": EPOCHS})
     new.changed_by_hand(10, {change[0]: None})
     rates = [new.rates(epoch, STEPS)[0] for epoch in range(10, 14)]
@@ -436,17 +436,17 @@ def test_change_by_hand_after_a_held_end_lasts_to_the_end_of_the_run(change):
 )
 def test_settings_of_plateau_changed_by_hand_keep_the_rate_that_it_had_come_to(key, value):
     config = config_of(20, name="plateau", patience=0, factor=0.5)
-    schedule = build_schedule(config, STEPS)
+    schedule = Schedule(config, STEPS)
     for _ in range(8):
         schedule.end_epoch({"dev_loss": 1.0, "train_loss": 1.0})
     before = schedule.rates(8, STEPS)[0]
     assert before < LR / 8
     changed = config.replaced({f"schedule.{key}": value})
-    new = build_schedule(changed, STEPS)
+    new = Schedule(changed, STEPS)
     new.load_state_dict(schedule.state_dict())
     assert not new.changed_by_hand(8, {key: old for key, old, _ in diff(config, changed)})
     assert new.rates(8, STEPS)[0] == before
-    again = build_schedule(changed, STEPS)
+    again = Schedule(changed, STEPS)
     again.load_state_dict(new.state_dict())
     for epoch in range(8, 12):
         assert again.rates(epoch, STEPS)[0] <= before

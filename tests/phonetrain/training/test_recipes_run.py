@@ -7,7 +7,7 @@ import torch
 
 from phonetrain.config.run_config import RunConfig, StagePlan, load_recipe, recipe_names
 from phonetrain.console.base import Console
-from phonetrain.optim.schedule import build_schedule
+from phonetrain.optim.schedule import Schedule
 from phonetrain.runs.directory import Run
 from phonetrain.training.fit import fit
 from phonetrain.training.session import prepare
@@ -74,7 +74,7 @@ def test_what_was_built_is_what_the_configuration_says(trained):
     assert optimizer["class"] == CLASSES[config.optimizer.name]
     assert {group["weight_decay"] for group in optimizer["groups"]} == {0.0, config.optimizer.weight_decay}
     steps = built["loader"]["batches_per_epoch"]
-    schedule = build_schedule(config, steps, plan.schedule_start)
+    schedule = Schedule(config, steps, plan.schedule_start)
     if (carried := rate_before(trained, plan)) is not None:
         schedule.carry_over(carried)
     rate, momenta = schedule.rates(plan.start, steps)[0], schedule.momenta(plan.start, steps)
@@ -108,9 +108,9 @@ def test_recorded_rates_are_those_of_the_schedule(trained):
     config = RunConfig.from_toml(trained.config_path)
     steps = trained.read_json(trained.built_path)["loader"]["batches_per_epoch"]
     lines, plans = trained.metrics("epoch"), config.plans
-    first = build_schedule(plans[0].config, steps).rates(0, steps)[-1]
+    first = Schedule(plans[0].config, steps).rates(0, steps)[-1]
     assert lines[0]["lr"] == pytest.approx(float(first), rel=1e-12)
-    schedule = build_schedule(plans[-1].config, steps, plans[-1].schedule_start)
+    schedule = Schedule(plans[-1].config, steps, plans[-1].schedule_start)
     if (carried := rate_before(trained, plans[-1])) is not None:
         schedule.carry_over(carried)
     last = schedule.rates(plans[-1].stop - 1, steps)[-1]
