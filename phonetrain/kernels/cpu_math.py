@@ -16,7 +16,6 @@ from numba.extending import intrinsic
 
 FLOAT, BFLOAT, HALF = 0, 1, 2
 """How activations lie in memory: float32, bfloat16, float16."""
-ITEM_BYTES = (4, 2, 2)
 
 RELU, LEAKY_RELU, GELU, SILU, MISH, SOFTPLUS, TANH, SIGMOID, IDENTITY = range(9)
 

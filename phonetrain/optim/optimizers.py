@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypedDict
 
 import torch
@@ -12,6 +12,7 @@ from torch.optim import SGD, Adam, AdamW, Muon, Optimizer, RMSprop
 from ..config.sections import OptimizerConfig
 from ..errors import CheckpointError, ConfigError
 from ..runs.recorded import problem
+from ..text import plain
 
 FUSED_ON = ("cpu", "cuda")  # where SGD, Adam and AdamW have fused kernels; RMSprop and Muon have none
 
@@ -267,9 +268,3 @@ def describe_optimizer(optimizer: Optimizer) -> dict[str, object]:
         found.update({name: plain(group[name]) for name in READ_FROM_GROUPS if group.get(name) is not None})
         groups.append(found)
     return {"class": type(optimizer).__name__, "groups": groups}
-
-
-def plain(value: object) -> object:
-    if isinstance(value, Iterable) and not isinstance(value, str):
-        return [float(item) for item in value]
-    return float(value) if isinstance(value, torch.Tensor) else value
