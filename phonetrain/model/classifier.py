@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from functools import partial
 from typing import TypedDict
 
 import torch
@@ -109,7 +111,7 @@ class FrameClassifier(nn.Module):
                 continue
             used = self.input_size if module is self.hidden[0].linear else module.in_features
             # The fan-in is that of the true inputs, so the matrix is drawn without the padding and copied in.
-            start_matrix(matrix := torch.empty(module.out_features, used), config)
+            INITS[config.init](matrix := torch.empty(module.out_features, used))
             module.weight.zero_()
             module.weight[:, :used] = matrix
             if module.bias is not None and config.init == "torch":
@@ -165,22 +167,17 @@ def windows_for(model: nn.Module, windows: Tensor, dtype: torch.dtype) -> Tensor
     return converted(windows, dtype)
 
 
-def start_matrix(matrix: Tensor, config: ModelConfig) -> None:
-    """Fill a (outputs, inputs) weight matrix as torch.nn.init does for `config.init`."""
-    if config.init == "torch":
-        nn.init.kaiming_uniform_(matrix, a=5**0.5)
-    elif config.init == "xavier_normal":
-        nn.init.xavier_normal_(matrix)
-    elif config.init == "xavier_uniform":
-        nn.init.xavier_uniform_(matrix)
-    elif config.init == "kaiming_normal":
-        nn.init.kaiming_normal_(matrix, nonlinearity="relu")
-    elif config.init == "kaiming_uniform":
-        nn.init.kaiming_uniform_(matrix, nonlinearity="relu")
-    elif config.init == "orthogonal":
-        nn.init.orthogonal_(matrix)
-    else:
-        nn.init.uniform_(matrix)
+# The allowed names in config/sections.py are held equal by a test.
+INITS: dict[str, Callable[[Tensor], Tensor]] = {
+    "torch": partial(nn.init.kaiming_uniform_, a=5**0.5),
+    "xavier_normal": nn.init.xavier_normal_,
+    "xavier_uniform": nn.init.xavier_uniform_,
+    "kaiming_normal": partial(nn.init.kaiming_normal_, nonlinearity="relu"),
+    "kaiming_uniform": partial(nn.init.kaiming_uniform_, nonlinearity="relu"),
+    "orthogonal": nn.init.orthogonal_,
+    "uniform": nn.init.uniform_,
+}
+"""What fills a weight matrix (outputs, inputs)."""
 
 
 def build_model(config: RunConfig, *, feature_dim: int, num_classes: int) -> nn.Module:

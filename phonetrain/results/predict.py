@@ -182,18 +182,6 @@ def decision(net: Trained | OnnxModel, smooth: Smooth = "none", scale: float = S
     return _most_probable
 
 
-def label_frames(
-    nets: Sequence[Trained],
-    partition: str,
-    smooth: Smooth = "none",
-    scale: float = SCALE,
-    average: Average = "log",
-) -> Ints:
-    """(N,) int64 class of every frame of `partition`, by frame id."""
-    decide = decision(nets[0], smooth, scale)
-    return np.concatenate([decide(rows) for rows in posteriors(nets, partition, "labelling", average)])
-
-
 def _most_probable(rows: Floats) -> Ints:
     return np.asarray(rows.argmax(1), np.int64)
 

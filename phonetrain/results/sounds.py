@@ -24,25 +24,8 @@ IPA = {
     "affricates": "ts dz tʃ dʒ tɕ dʑ ʈʂ ɖʐ pf ʧ ʤ ʦ ʣ ʨ ʥ",
     "stops": "p b t d ʈ ɖ c ɟ k g ɡ q ɢ ʔ ɓ ɗ ɠ",
 }
-SILENCE = frozenset(
-    (
-        "sil",
-        "sp",
-        "spn",
-        "nsn",
-        "pau",
-        "epi",
-        "h#",
-        "#",
-        "_",
-        "<eps>",
-        "silence",
-        "<sil>",
-        "noise",
-        "breath",
-        "laughter",
-    )
-)
+SILENT = "sil sp spn nsn pau epi h# # _ <eps> silence <sil> noise breath laughter"
+SILENCE = frozenset(SILENT.split())
 
 
 def is_silence(symbol: str) -> bool:

@@ -14,7 +14,7 @@ from phonetrain.config.sections import ModelConfig
 from phonetrain.config.validation import hints
 from phonetrain.errors import ConfigError
 from phonetrain.kernels.known import ACTIVATIONS, Activation
-from phonetrain.model.classifier import FrameClassifier, build_model
+from phonetrain.model.classifier import INITS, FrameClassifier, build_model
 from phonetrain.model.custom import faster_precision
 from phonetrain.model.widths import MULTIPLE, count_parameters, layer_widths, shares
 
@@ -327,6 +327,7 @@ def test_a_layer_or_its_dropout_may_be_exchanged():
 
 def test_the_settings_allow_what_the_table_of_activations_has():
     assert typing.get_args(hints(ModelConfig)["activation"]) == tuple(ACTIVATIONS)
+    assert typing.get_args(hints(ModelConfig)["init"]) == tuple(INITS)
 
 
 def test_an_activation_is_one_row_and_one_allowed_name(monkeypatch):

@@ -19,7 +19,7 @@ from phonetrain.console.base import Console
 from phonetrain.display.tables import evaluation_text
 from phonetrain.errors import CheckpointError, ConfigError, PhonetrainError
 from phonetrain.results.evaluate import describe_confusion, evaluate
-from phonetrain.results.predict import label_frames, predict
+from phonetrain.results.predict import predict
 from phonetrain.results.smoothing import training_labels
 from phonetrain.results.trained import open_trained
 from phonetrain.runs.directory import Run
@@ -137,9 +137,14 @@ def test_predictions_equal_the_slow_way_row_by_row(trained_run, learnable_corpus
     assert sum(row[1] != label for row, label in zip(body, slow, strict=True)) <= 1  # a tie may round either way
 
 
+def labelled(net) -> np.ndarray:
+    """(N,) the most probable class of every frame of test-clean, by frame id."""
+    return np.concatenate([rows.argmax(1) for rows in posteriors_room.posteriors([net], "test-clean", "labelling")])
+
+
 def test_rows_are_placed_by_frame_id_whatever_order_batches_come_in(trained_run, monkeypatch):
     trained = open_trained(trained_run)
-    in_order = label_frames([trained], "test-clean")
+    in_order = labelled(trained)
     loader = posteriors_room.open_frames(trained, Selection.of(trained.corpus, "test-clean"))
 
     class Backwards:
@@ -157,7 +162,7 @@ def test_rows_are_placed_by_frame_id_whatever_order_batches_come_in(trained_run,
             loader.close()
 
     monkeypatch.setattr(posteriors_room, "open_frames", lambda trained, partition: Backwards())
-    assert (label_frames([trained], "test-clean") == in_order).all()
+    assert (labelled(trained) == in_order).all()
 
 
 def test_index_labels_and_other_header_for_other_courses(trained_run, tmp_path):
@@ -377,7 +382,7 @@ def test_export_on_a_full_disk_writes_nothing_and_does_not_advise_to_resume(trai
 
 def test_posteriors_are_read_back_by_numpy_and_kaldiio_and_give_the_labels(trained_run, tmp_path):
     kaldiio = pytest.importorskip("kaldiio")
-    labels = label_frames([open_trained(trained_run)], "test-clean")
+    labels = labelled(open_trained(trained_run))
     array = np.load(predict(trained_run, out=tmp_path / "a.npy", form="npy"))
     ark = dict(kaldiio.load_ark(str(predict(trained_run, out=tmp_path / "a.ark", form="ark", values="posterior"))))
     assert (array.argmax(1) == labels).all()
