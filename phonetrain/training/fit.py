@@ -63,8 +63,8 @@ def fit(
         with console or open_console() as shown:
             config, pace = with_number(config, shown)
             if config.devices != 1:
-                arguments = {"config": config, "name": name, "run": run, "pace": pace, "age": time.monotonic() - began}
-                where = Run(together(Task("fit", arguments), int(config.devices), shown))
+                arguments = {"config": config, "name": name, "run": run, "pace": pace, "began": began}
+                where: Run = together(Task("fit", arguments), int(config.devices), shown)
                 show_curves(where, shown)
                 return where
     return fit_here(config, name, run, pace, console, began)
@@ -80,7 +80,8 @@ def fit_here(
 ) -> Run:
     """`fit` as this process does it, alone or together with others that do the same.
 
-    name: the recipe's. pace: processes -> frames a second, where `devices = auto` was decided by it. began: monotonic.
+    name: the recipe's. pace: processes -> frames a second, where `devices = auto` was decided by it. began: monotonic
+    time, which is the same in all processes of a machine.
     """
     with init(config.device) as ranks:
         begun = ranks.share(begun_before(run) if ranks.restarts and ranks.is_main else None)

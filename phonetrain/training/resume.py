@@ -198,10 +198,9 @@ def resume(
             config, _ = with_number(config, shown)
             wanted["devices"] = config.devices
             if config.devices != 1:
-                arguments = {"run": found.path, "wanted": wanted, "corpus": corpus, "checkpoint": from_checkpoint}
-                arguments |= {"trust_code": trust_code, "age": time.monotonic() - began}
-                task = Task("resume", arguments)
-                where = Run(together(task, int(config.devices), shown))
+                arguments = {"run": found.path, "wanted": wanted, "corpus": corpus, "trust_code": trust_code}
+                arguments |= {"from_checkpoint": from_checkpoint, "began": began}
+                where: Run = together(Task("resume", arguments), int(config.devices), shown)
                 show_curves(where, shown)
                 return where
     wanted["devices"] = config.devices

@@ -8,7 +8,6 @@ import pickle
 import signal
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -70,17 +69,6 @@ class RemoteConsole(Console):
         self.send("warn", text)
 
 
-def fit(config: RunConfig, name: str | None, run: Any, pace: dict[str, float], age: float, console: Console) -> Path:
-    """Train a new run. age: seconds since the launch began."""
-    return fit_here(config, name, run, pace, console, time.monotonic() - age).path
-
-
-def resume(
-    run: Path, wanted: dict[str, Any], corpus: Any, checkpoint: Any, trust_code: bool, age: float, console: Console
-) -> Path:
-    return resume_here(run, wanted, corpus, checkpoint, trust_code, console, time.monotonic() - age).path
-
-
 def pace(config: RunConfig, console: Console) -> float:
     """Frames a second of all processes together, in some seconds of real steps; writes nothing."""
     with init(config.device):
@@ -113,7 +101,7 @@ def main() -> None:
         pipe.close()
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     task = pickle.loads((folder / TASK).read_bytes())
-    functions: dict[str, Callable[..., Any]] = {"fit": fit, "resume": resume, "pace": pace}
+    functions: dict[str, Callable[..., Any]] = {"fit": fit_here, "resume": resume_here, "pace": pace}
     try:
         result = functions[task.function](**task.arguments, console=console)
     except BaseException as error:
