@@ -68,7 +68,6 @@ def write(run: Run, state: TrainState, identity: dict[str, Any]) -> tuple[Path, 
     checkpoints as they were, where the disk refuses.
     """
     target = run.checkpoint_dir(state.progress.step)
-    partial = target.with_name(f".{target.name}.partial")
     summary: dict[str, Any] = {
         "format": FORMAT,
         "progress": dataclasses.asdict(state.progress),
@@ -76,27 +75,36 @@ def write(run: Run, state: TrainState, identity: dict[str, Any]) -> tuple[Path, 
         "digests": {},
     }
     size = 0
-    with run.writing(target):
-        try:
-            remove_tree(partial)
-            make_folder(target.parent)
-            partial.mkdir()
-            for name, content in contents(state):
-                summary["digests"][name] = _digest(content)
-                size += len(content)
-                (partial / name).write_bytes(content)
-                del content  # before the next one is made
-            text = state_text(summary).encode()
-            (partial / STATE).write_bytes(text)
-            sync_tree(partial)
-            # What is cut where names cannot be exchanged, the next process that holds the run puts back.
-            replaced = replace_folder(partial, target, target.with_name(f".{target.name}.old"))
-        except OSError:
-            remove_tree(partial)
-            raise
+    with run.writing(target), replacing(target) as partial:
+        for name, content in contents(state):
+            summary["digests"][name] = _digest(content)
+            size += len(content)
+            (partial / name).write_bytes(content)
+            del content  # before the next one is made
+        text = state_text(summary).encode()
+        (partial / STATE).write_bytes(text)
+    return target, size + len(text)
+
+
+@contextlib.contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """An empty folder to write into; when the block ends without an error it is the checkpoint `target`, on disk.
+
+    What is cut where names cannot be exchanged, the next process that holds the run puts back.
+    """
+    partial = target.with_name(f".{target.name}.partial")
+    try:
+        remove_tree(partial)
+        make_folder(target.parent)
+        partial.mkdir()
+        yield partial
+        sync_tree(partial)
+        replaced = replace_folder(partial, target, target.with_name(f".{target.name}.old"))
+    except BaseException:
+        remove_tree(partial)
+        raise
     if replaced is not None:
         remove_tree(replaced)
-    return target, size + len(text)
 
 
 def contents(state: TrainState) -> Iterator[tuple[str, bytes | memoryview]]:
@@ -162,14 +170,6 @@ def _digest(content: bytes | memoryview) -> str:
 def _digest_of_values(summary: dict[str, Any]) -> str:
     values = {name: value for name, value in summary.items() if name != "digest"}
     return _digest(json.dumps(values, sort_keys=True).encode())
-
-
-def digests_of(path: Path) -> dict[str, str]:
-    """File name -> digest, of all files of a checkpoint but state.json. Raises CheckpointError, OSError."""
-    try:
-        return dict(_state(path)["digests"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path / STATE}: cannot be read ({error}): the checkpoint is damaged") from error
 
 
 @dataclass(frozen=True)
@@ -238,33 +238,28 @@ def _damage_named(path: Path) -> Iterator[None]:
         raise CheckpointError(f"{path}: cannot be read ({first_line}): the checkpoint is damaged or is none") from error
 
 
+def known_state(path: Path) -> dict[str, Any] | None:
+    """`readable_state`, None where it cannot be read: who reads the whole checkpoint says why. Costs a small file."""
+    try:
+        return _state(path)
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
 def scored_as(path: Path) -> dict[str, Any] | None:
     """What a score of this checkpoint on its own corpus carries: weights_digest, of the file that is scored, and
-    corpus_digest. Costs one small file; None where that cannot be read.
+    corpus_digest. None where the checkpoint's state cannot be read.
 
     A step's number does not name its weights: a branch or a rollback comes to the same step with others.
     """
-    try:
-        summary = _state(path)
-        return {"weights_digest": _scored_digest(summary), "corpus_digest": summary["identity"]["corpus"]}
-    except (OSError, ValueError, RecursionError):
+    if (summary := known_state(path)) is None:
         return None
+    return {"weights_digest": _scored_digest(summary), "corpus_digest": summary["identity"]["corpus"]}
 
 
 def _scored_digest(summary: dict[str, Any]) -> str:
     digests = summary["digests"]
     return digests.get(AVERAGED, digests[MODEL])
-
-
-def value_of(path: Path, *keys: str) -> Any:
-    """A value in state.json of the checkpoint `path`, None where that cannot be read: who reads it all says why."""
-    try:
-        value: Any = _state(path)
-        for key in keys:
-            value = value[key]
-    except (OSError, ValueError, RecursionError):
-        return None
-    return value
 
 
 def restore(state: TrainState, checkpoint: Checkpoint) -> None:

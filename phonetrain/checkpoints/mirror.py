@@ -19,17 +19,7 @@ from pathlib import Path
 
 import xxhash
 
-from phonedata.files import (
-    is_file,
-    is_folder,
-    make_folder,
-    read_file,
-    remove_tree,
-    replace_folder,
-    sync_folder,
-    sync_tree,
-    write_file,
-)
+from phonedata.files import is_file, is_folder, make_folder, read_file, remove_tree, sync_folder, write_file
 
 from ..config.run_config import RunConfig
 from ..errors import CheckpointError, ConfigError
@@ -196,7 +186,7 @@ def fetch(run: Run, place: Path) -> str | None:
     best = theirs.progress.best_step
     if best is not None and best != theirs.progress.step and is_folder(other.checkpoint_dir(best)):
         with contextlib.suppress(CheckpointError):  # one that is damaged is said by who looks for it
-            bring(other.checkpoint_dir(best), run.checkpoint_dir(best))
+            bring(other.checkpoint_dir(best), run)
     for name in LOGS:
         content = read_or_none(place / name) or b""
         if len(content) > len(read_or_none(run.path / name) or b""):
@@ -207,25 +197,15 @@ def fetch(run: Run, place: Path) -> str | None:
         about = read_or_none(place / name)
         if about is not None and not is_file(run.path / name):
             write_file(run.path / name, about)
-    bring(theirs.path, run.checkpoint_dir(theirs.progress.step))
+    bring(theirs.path, run)
     run.write_pointer("last", theirs.progress.step)
     return f"{run.path}: {theirs.path.name} was taken from {place}"
 
 
-def bring(source: Path, target: Path) -> None:
-    """Let the checkpoint `source` replace `target`, whole or not at all. Raises CheckpointError."""
-    partial, aside = (target.with_name(f".{target.name}.{kind}") for kind in ("partial", "old"))
-    make_folder(target.parent)
-    try:
-        remove_tree(partial)
+def bring(source: Path, run: Run) -> None:
+    """Copy a checkpoint into `run`, whole or not at all. Raises CheckpointError."""
+    with checkpoint.replacing(run.checkpoints / source.name) as partial:
         copy_checkpoint(source, partial)
-        sync_tree(partial)
-        replaced = replace_folder(partial, target, aside)
-    except BaseException:
-        remove_tree(partial)
-        raise
-    if replaced is not None:
-        remove_tree(replaced)
 
 
 def newest_whole(run: Run) -> checkpoint.Checkpoint | None:
@@ -247,7 +227,7 @@ def copy_checkpoint(
     """
     whole = set() if whole is None else whole
     state = (source / checkpoint.STATE).read_bytes()
-    digests = checkpoint.digests_of(source)
+    digests = checkpoint.readable_state(source)["digests"]
     if read_or_none(target / checkpoint.STATE) == state and (
         state in whole or all(digest(target / name, note) == wanted for name, wanted in digests.items())
     ):

@@ -49,7 +49,8 @@ def life(run: Run) -> tuple[list[int], list[int]]:
     inside: list[int] = []
     aside: list[int] = []
     for step in saved_steps(run)[::-1]:
-        segment = checkpoint.value_of(run.checkpoint_dir(step), "progress", "segment")
+        state = checkpoint.known_state(run.checkpoint_dir(step))
+        segment = None if state is None else state["progress"].get("segment")
         known = [span for span in spans if segment in (None, span.segment)]
         lived = not spans or any(span.holds(step) for span in known) or (segment is not None and segment > newest)
         (inside if lived else aside).append(step)
@@ -164,7 +165,8 @@ def read_before(
     """
     steps = [old for old in life(run)[0] if old < step]
     if steps[:1] == [tried]:
-        older = [old for old in steps[1:] if checkpoint.value_of(run.checkpoint_dir(old), "identity", "stage") == stage]
+        states = {old: checkpoint.known_state(run.checkpoint_dir(old)) for old in steps[1:]}
+        older = [old for old, state in states.items() if state is not None and state["identity"]["stage"] == stage]
         steps = older + [old for old in steps if old not in older]
     return first_whole(run, steps, device)
 
