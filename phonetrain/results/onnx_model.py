@@ -15,73 +15,27 @@ from phonedata import PackedCorpus, WindowSpec
 
 from ..config.sections import DataConfig
 from ..errors import ConfigError, PhonetrainError
-from ..training.data import DEFAULT_CORPUS, check_window, frontend_doubts
+from ..training.data import DEFAULT_CORPUS, check_window
 from .smoothing import LabelCounts
+from .trained import Net
 
 CLOSE = 1e-4  # nats between the best two classes: nearer ones may change places in another program's rounding
 
 
-@dataclass(frozen=True)
-class OnnxModel:
-    """An exported model with the corpus whose frames it is given; see `trained.Net`.
+@dataclass(frozen=True, kw_only=True)
+class OnnxModel(Net):
+    """An exported model. counts: of its training labels, None where it has too many classes to carry them. session: of
+    onnxruntime."""
 
-    Attributes:
-        description: what model.json holds.
-        session: of onnxruntime.
-    """
-
-    path: Path
-    corpus: PackedCorpus
-    description: dict[str, Any]
+    counts: dict[str, Any] | None
     session: Any
-
-    @property
-    def name(self) -> str:
-        return str(self.path)
-
-    @property
-    def window(self) -> WindowSpec:
-        return WindowSpec(**self.description["input"]["window"])
-
-    @property
-    def data(self) -> DataConfig:
-        return DataConfig()
-
-    @property
-    def device(self) -> str:
-        return "cpu"
-
-    @property
-    def num_parameters(self) -> int:
-        return int(self.description["parameters"])
-
-    @property
-    def predictions(self) -> Path:
-        return self.path.parent / "predictions"
-
-    @property
-    def other_corpus(self) -> str | None:
-        trained_on = self.description["conditions"]["corpus_digest"]
-        return None if self.corpus.digest == trained_on else self.corpus.digest
-
-    @property
-    def doubts(self) -> list[str]:
-        expected = self.description["input"]
-        known = {"frontend": expected["frontend"], "cmvn": expected["normalisation"],
-                 "frame_shift_ms": expected["frame_shift_ms"]}  # fmt: skip
-        return [] if self.other_corpus is None else frontend_doubts(known, self.corpus)
 
     @property
     def label_counts(self) -> LabelCounts:
         """Counts of the training labels. Raises ConfigError where the model has too many classes to carry them."""
-        counts = self.description.get("label_counts")
-        if counts is None:
-            raise ConfigError(f"{self.path}: does not carry counts of its training labels; predict with the run itself")
-        return LabelCounts(**{name: np.array(values, np.int64) for name, values in counts.items()})
-
-    @property
-    def neighbours(self) -> int:
-        return int(self.description["output"]["neighbours"])
+        if self.counts is None:
+            raise ConfigError(f"{self.name}: does not carry counts of its training labels; predict with the run itself")
+        return LabelCounts(**{name: np.array(values, np.int64) for name, values in self.counts.items()})
 
     def logits(self, windows: torch.Tensor) -> torch.Tensor:
         return torch.from_numpy(self.session.run(["logits"], {"windows": windows.numpy()})[0])
@@ -118,6 +72,7 @@ def open_onnx(path: str | os.PathLike[str], corpus: str | os.PathLike[str] | Non
     try:
         description = {name: json.loads(text) for name, text in metadata.items()}
         wanted, symbols = description["input"], description["output"]["phonemes"]
+        trained_on, parameters = description["conditions"]["corpus_digest"], int(description["parameters"])
     except (KeyError, TypeError, ValueError):
         raise PhonetrainError(
             f"{file}: has no description of its windows and phonemes; `phonetrain export RUN` writes one that has"
@@ -135,5 +90,19 @@ def open_onnx(path: str | os.PathLike[str], corpus: str | os.PathLike[str] | Non
             f"{packed.path}: is packed with --cmvn {packed.cmvn['kind']}, but {file} was trained on --cmvn {kind}; "
             f"pack it so too: phonedata pack RAW {packed.path} --cmvn {kind} --replace"
         )
-    check_window(packed, WindowSpec(**wanted["window"]))
-    return OnnxModel(file, packed, description, session)
+    window = WindowSpec(**wanted["window"])
+    check_window(packed, window)
+    return OnnxModel(
+        name=str(file),
+        corpus=packed,
+        trained_on=trained_on,
+        known=wanted | {"cmvn": wanted["normalisation"]},
+        window=window,
+        data=DataConfig(),
+        device="cpu",
+        num_parameters=parameters,
+        predictions=file.parent / "predictions",
+        neighbours=int(description["output"]["neighbours"]),
+        counts=description.get("label_counts"),
+        session=session,
+    )

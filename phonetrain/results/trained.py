@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -21,7 +21,7 @@ from ..checkpoints import series
 from ..checkpoints.checkpoint import AVERAGED, MODEL
 from ..config.run_config import RunConfig
 from ..config.sections import DataConfig
-from ..device import DeviceSpec, choose_device
+from ..device import choose_device
 from ..errors import CheckpointError, ConfigError
 from ..model.classifier import build_model
 from ..model.ema import AveragedWeights
@@ -31,47 +31,47 @@ from ..runs.directory import Run, RunName
 from ..training.data import check_window, corpus_of, differing, frontend_doubts
 
 
-class Net(Protocol):
-    """Whatever gives logits for windows of a corpus: a run's checkpoint, or an exported model."""
+@dataclass(frozen=True, kw_only=True)
+class Net:
+    """Whatever gives logits for windows of a corpus: a run's checkpoint, or an exported model.
 
-    @property
-    def corpus(self) -> PackedCorpus: ...
+    Attributes:
+        name: in messages.
+        corpus: the one at hand.
+        trained_on: digest of the one that it was trained on.
+        known: what is recorded of that one's features: frontend, cmvn, frame_shift_ms.
+        window: what logits are computed from.
+        data: which partitions have which role.
+        device: where it computes.
+        num_parameters: how many it has.
+        predictions: the folder of its predictions, unless another is given.
+        neighbours: n, how many frames on each side of the middle one it predicts as well.
+    """
 
-    @property
-    def name(self) -> str:
-        """Its name in messages."""
-
-    @property
-    def window(self) -> WindowSpec: ...
-
-    @property
-    def data(self) -> DataConfig:
-        """Which partitions have which role."""
-
-    @property
-    def device(self) -> str: ...
-
-    @property
-    def num_parameters(self) -> int: ...
-
-    @property
-    def predictions(self) -> Path:
-        """The folder of its predictions, unless another is given."""
+    name: str
+    corpus: PackedCorpus
+    trained_on: str
+    known: dict[str, Any]
+    window: WindowSpec
+    data: DataConfig
+    device: str
+    num_parameters: int
+    predictions: Path
+    neighbours: int
 
     @property
     def other_corpus(self) -> str | None:
         """Digest of the corpus at hand where it is another than the one trained on."""
+        return None if self.corpus.digest == self.trained_on else self.corpus.digest
 
     @property
     def doubts(self) -> list[str]:
         """Why features of the corpus at hand may not be like those of training."""
-
-    @property
-    def neighbours(self) -> int:
-        """n: how many frames on each side of the middle one it predicts as well."""
+        return [] if self.other_corpus is None else frontend_doubts(self.known, self.corpus)
 
     def logits(self, windows: Tensor) -> Tensor:
         """(B, C) float32 of windows (B, W, D) float32; with n neighbours (B, 2n + 1, C)."""
+        raise NotImplementedError
 
 
 def warn_of_other_corpus(nets: Iterable[Net]) -> None:
@@ -85,14 +85,12 @@ def warn_of_other_corpus(nets: Iterable[Net]) -> None:
         print(line, file=sys.stderr)
 
 
-@dataclass(frozen=True)
-class Trained:
+@dataclass(frozen=True, kw_only=True)
+class Trained(Net):
     """A trained model and what it was trained as."""
 
     run: Run
     config: RunConfig
-    corpus: PackedCorpus
-    compute: DeviceSpec
     model: nn.Module
     saved: checkpoints.Checkpoint
 
@@ -100,56 +98,18 @@ class Trained:
     def conditions(self) -> dict[str, Any]:
         """What a number that comes from this model depends on."""
         return {
-            "run": str(self.run.path),
+            "run": self.name,
             "checkpoint": self.saved.path.name,
             "step": self.saved.progress.step,
             "epochs_done": self.saved.progress.epoch,
             "weights": "averaged" if self.saved.averaged is not None else "trained",
             "weights_digest": self.saved.weights_digest,
             "precision": "fp32",
-            "device": str(self.compute.device),
+            "device": self.device,
             "corpus": str(self.corpus.path),
             "corpus_digest": self.corpus.digest,
             "corpus_is_the_trained_one": self.other_corpus is None,
         }
-
-    @property
-    def other_corpus(self) -> str | None:
-        """Digest of the corpus at hand where it is another than the one trained on."""
-        return None if self.corpus.digest == self.saved.identity.get("corpus") else self.corpus.digest
-
-    @property
-    def name(self) -> str:
-        return str(self.run.path)
-
-    @property
-    def window(self) -> WindowSpec:
-        return WindowSpec(self.config.window.left, self.config.window.right)
-
-    @property
-    def data(self) -> DataConfig:
-        return self.config.data
-
-    @property
-    def device(self) -> str:
-        return str(self.compute.device)
-
-    @property
-    def num_parameters(self) -> int:
-        return sum(parameter.numel() for parameter in self.model.parameters())
-
-    @property
-    def predictions(self) -> Path:
-        return self.run.predictions
-
-    @property
-    def doubts(self) -> list[str]:
-        known = self.run.read_json(self.run.environment_path).get("corpus") or {}
-        return [] if self.other_corpus is None else frontend_doubts(known, self.corpus)
-
-    @property
-    def neighbours(self) -> int:
-        return self.config.model.neighbours
 
     def logits(self, windows: Tensor) -> Tensor:
         logits: Tensor = self.model(windows)
@@ -194,7 +154,22 @@ def open_trained(
         ) from error
     part.load_state_dict(saved.scored_weights)
     model = part.model if isinstance(part, AveragedWeights) else part
-    return Trained(run, config, packed, compute, model.to(compute.device).eval(), saved)
+    return Trained(
+        name=str(run.path),
+        corpus=packed,
+        trained_on=saved.identity["corpus"],
+        known=run.read_json(run.environment_path).get("corpus") or {},
+        window=WindowSpec(config.window.left, config.window.right),
+        data=config.data,
+        device=str(compute.device),
+        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        predictions=run.predictions,
+        neighbours=config.model.neighbours,
+        run=run,
+        config=config,
+        model=model.to(compute.device).eval(),
+        saved=saved,
+    )
 
 
 def trust_runs(runs: Iterable[Run]) -> None:
