@@ -141,23 +141,25 @@ class Work:
     def sums(self) -> np.ndarray:
         return np.empty((self.tasks, 2, self.columns), np.float32)
 
+    def forward(self, kernel: Any, hidden: Tensor, **arrays: Tensor | np.ndarray) -> tuple[Tensor, Tensor | None]:
+        """What a forward kernel makes of `hidden`: the output and, where somebody learns, the slopes, (B, H) each."""
+        output, slopes = torch.empty_like(hidden), torch.empty_like(hidden) if self.learns else None
+        self.run(kernel, input=hidden, output=output, slopes=slopes, **arrays)
+        return output, slopes
+
+    def scaled(
+        self, hidden: Tensor, scale: Tensor | np.ndarray, shift: Tensor | np.ndarray
+    ) -> tuple[Tensor, Tensor | None]:
+        """`forward` of dropout(activation(hidden * scale + shift)); scale, shift: (H,) float32."""
+        return self.forward(self.kernels.columns_forward(*self.kernel_key), hidden, scale=scale, shift=shift)
+
 
 class ActivationOnly(torch.autograd.Function):
     """dropout(activation(hidden)); either may be absent."""
 
     @staticmethod
     def forward(context: Any, hidden: Tensor, work: Work) -> Tensor:
-        output = torch.empty_like(hidden)
-        ones, zeros = np.ones(work.columns, np.float32), np.zeros(work.columns, np.float32)
-        slopes = torch.empty_like(hidden) if work.learns else None
-        work.run(
-            work.kernels.columns_forward(*work.kernel_key),
-            input=hidden,
-            output=output,
-            slopes=slopes,
-            scale=ones,
-            shift=zeros,
-        )
+        output, slopes = work.scaled(hidden, np.ones(work.columns, np.float32), np.zeros(work.columns, np.float32))
         context.save_for_backward(slopes)
         context.work = work
         return output
@@ -167,13 +169,8 @@ class ActivationOnly(torch.autograd.Function):
         refuse_second_derivative()
         (slopes,), work, gradient = context.saved_tensors, context.work, gradient.contiguous()
         output, scale = torch.empty_like(gradient), np.full(work.columns, work.factor, np.float32)
-        work.run(
-            work.kernels.columns_backward(work.kind, False),
-            output=output,
-            slopes=slopes,
-            gradient=gradient,
-            scale=scale,
-        )
+        kernel = work.kernels.columns_backward(work.kind, False)
+        work.run(kernel, output=output, slopes=slopes, gradient=gradient, scale=scale)
         return output, None
 
 
@@ -195,16 +192,7 @@ class BatchNormLayer(torch.autograd.Function):
             spread += (norm.momentum * (variance * (rows / (rows - 1)) - spread)).astype(np.float32)
         batches.add_(1)
         scale = weight.detach().numpy() / deviation
-        shift = bias.detach().numpy() - mean * scale
-        output, slopes = torch.empty_like(hidden), torch.empty_like(hidden) if work.learns else None
-        work.run(
-            kernels.columns_forward(*work.kernel_key),
-            input=hidden,
-            output=output,
-            slopes=slopes,
-            scale=scale,
-            shift=shift,
-        )
+        output, slopes = work.scaled(hidden, scale, bias.detach().numpy() - mean * scale)
         context.save_for_backward(hidden, slopes)
         context.work, context.vectors = work, (mean, deviation, scale)
         return output
@@ -214,24 +202,14 @@ class BatchNormLayer(torch.autograd.Function):
         refuse_second_derivative()
         (hidden, slopes), work, (mean, deviation, scale) = context.saved_tensors, context.work, context.vectors
         kernels, sums = work.kernels, work.sums()
-        gradient, output = gradient.contiguous(), torch.empty_like(hidden)
-        work.run(
-            kernels.columns_gradient(work.kind), input=hidden, slopes=slopes, gradient=gradient, centre=mean, sums=sums
-        )
+        output = torch.empty_like(hidden)
+        given: dict[str, Any] = {"input": hidden, "slopes": slopes, "gradient": gradient.contiguous(), "centre": mean}
+        work.run(kernels.columns_gradient(work.kind), **given, sums=sums)
         by_shift, by_product = kernels.total(sums)
         first = (by_shift / work.rows).astype(np.float32)
         second = (by_product / work.rows / np.square(deviation, dtype=np.float64)).astype(np.float32)
-        work.run(
-            kernels.columns_backward(work.kind, True),
-            input=hidden,
-            output=output,
-            slopes=slopes,
-            gradient=gradient,
-            scale=scale * np.float32(work.factor),
-            centre=mean,
-            first=first,
-            second=second,
-        )
+        kernel, scale = kernels.columns_backward(work.kind, True), scale * np.float32(work.factor)
+        work.run(kernel, **given, output=output, scale=scale, first=first, second=second)
         by_shift, by_product = by_shift * work.factor, by_product * work.factor
         by_weight = (by_product / deviation).astype(np.float32)
         return output, torch.from_numpy(by_weight), torch.from_numpy(by_shift.astype(np.float32)), None, None
@@ -241,10 +219,7 @@ def batch_with_running_moments(hidden: Tensor, norm: nn.BatchNorm1d, work: Work)
     """Batch norm in evaluation, which is a scale and a shift, with the activation."""
     mean, variance, _ = running_buffers(norm)
     scale = (norm.weight * (variance + norm.eps).rsqrt()).detach()
-    shift = (norm.bias - mean * scale).detach()
-    output = torch.empty_like(hidden)
-    work.run(work.kernels.columns_forward(*work.kernel_key), input=hidden, output=output, scale=scale, shift=shift)
-    return output
+    return work.scaled(hidden, scale, (norm.bias - mean * scale).detach())[0]
 
 
 class RowNormLayer(torch.autograd.Function):
@@ -252,18 +227,10 @@ class RowNormLayer(torch.autograd.Function):
 
     @staticmethod
     def forward(context: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, work: Work) -> Tensor:
-        output, slopes = torch.empty_like(hidden), torch.empty_like(hidden) if work.learns else None
         moments = np.empty((work.rows, 2), np.float32)
         shift = np.zeros(work.columns, np.float32) if bias is None else bias.detach().numpy()
-        work.run(
-            work.kernels.rows_forward(*work.kernel_key, bias is not None),
-            input=hidden,
-            output=output,
-            slopes=slopes,
-            scale=weight.detach(),
-            shift=shift,
-            moments=moments,
-        )
+        kernel = work.kernels.rows_forward(*work.kernel_key, bias is not None)
+        output, slopes = work.forward(kernel, hidden, scale=weight.detach(), shift=shift, moments=moments)
         context.save_for_backward(hidden, weight, slopes)
         context.work, context.moments, context.centred = work, moments, bias is not None
         return output
