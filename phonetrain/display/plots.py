@@ -103,12 +103,10 @@ def scheduled_rates(run: Run) -> tuple[np.ndarray, np.ndarray] | None:
     changed it.
     """
     epochs = run.metrics("epoch")
-    kept = {span.segment for span in run.lineage()}
-    by_hand = [
-        event for event in run.events()
-        if event["event"] == "recovered" or (event["event"] == "config_changed" and event.get("by") != "stage")
-        if event.get("segment") in kept
-    ]  # fmt: skip
+    by_hand = any(
+        event["event"] == "recovered" or (event["event"] == "config_changed" and event.get("by") != "stage")
+        for event in run.kept_events()
+    )
     if not epochs or by_hand or not run.config_path.is_file():
         return None
     plans = RunConfig.from_toml(run.config_path).plans

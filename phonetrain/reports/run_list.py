@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from phonedata.files import is_folder, named, walk
+from phonedata.files import walk
 
 from ..checkpoints import series
 from ..config.run_config import RunConfig
 from ..display.tables import text_table
 from ..errors import ConfigError, PhonetrainError, TrainingStopped
-from ..runs.directory import RUNS, Run, RunName
+from ..runs.directory import RUNS, Run, RunName, runs_in
 from ..text import counted, percent, short
 
 
@@ -33,10 +33,6 @@ def list_runs(folder: str | os.PathLike[str] = RUNS) -> RunList:
     spare_bytes (of checkpoints that `prune_runs` would delete) and trained (UTC, of its last event).
     """
     return RunList(sorted((described(run) for run in runs_in(folder)), key=lambda row: (row["trained"], row["run"])))
-
-
-def runs_in(folder: str | os.PathLike[str]) -> list[Run]:
-    return [run for entry in named(Path(folder), "*") if is_folder(entry) and (run := Run(entry)).holds_run]
 
 
 def described(run: Run) -> dict[str, Any]:

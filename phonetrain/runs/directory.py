@@ -99,7 +99,7 @@ class Run(History):
         if isinstance(path, Run):
             return path
         if path is None:
-            runs = [run for run in (cls(entry) for entry in _directories(root)) if run.holds_run]
+            runs = runs_in(root)
             if not runs:
                 raise RunNotFound(
                     f"no run under {root}{os.sep}; `{command('fit')}` starts one, or give the run's directory"
@@ -110,9 +110,9 @@ class Run(History):
                 return run
         if Path(path).is_dir():
             raise RunNotFound(f"{path} holds no run (no config.toml in it); give the directory that `fit` printed")
-        names = [entry.name for entry in _directories(root) if cls(entry).holds_run]
+        names = [run.path.name for run in runs_in(root)]
         near = get_close_matches(Path(path).name, names, n=1)
-        hint = f"did you mean {root / near[0]}?" if near else f"there are: {', '.join(sorted(names)) or 'none'}"
+        hint = f"did you mean {root / near[0]}?" if near else f"there are: {', '.join(names) or 'none'}"
         raise RunNotFound(f"no run at {path}; {hint}")
 
     @classmethod
@@ -230,16 +230,13 @@ class Run(History):
 
     # One process per run directory
 
-    def lock(self) -> contextlib.AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
         """Hold the run directory for this process. Raises TrainingStopped, naming the other process, if it is held.
 
         The operating system owns the lock, so it ends with its process, kill -9 included. A file system that knows no
         locks (some network and Drive mounts) is used without.
         """
-        return self._lock()
-
-    @contextlib.contextmanager
-    def _lock(self) -> Iterator[None]:
         with self.writing(self.lock_path):
             files.make_folder(self.path)
             file = open(self.lock_path, "a+b", buffering=0)  # noqa: SIM115
@@ -296,16 +293,10 @@ class ReadOnlyRun(Run):
 
     writes = False
 
-    def append_metric(self, line: dict[str, Any]) -> None:
+    def append(self, path: Path, line: dict[str, Any], sync: bool = False) -> None:
         """Nothing."""
 
     def sync_metrics(self) -> None:
-        """Nothing."""
-
-    def append_event(self, event: str, **fields: Any) -> dict[str, Any]:
-        return {"event": event, **fields}
-
-    def write_pointer(self, name: str, step: int) -> None:
         """Nothing."""
 
     def drop_pointer(self, name: str) -> None:
@@ -317,13 +308,16 @@ class ReadOnlyRun(Run):
     def set_aside(self) -> str | None:
         """Nothing."""
 
-    def lock(self) -> contextlib.AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
         """Rank 0 holds it for all."""
-        return contextlib.nullcontext()
+        yield
 
 
-def _directories(root: Path) -> list[Path]:
-    return [entry for entry in files.named(root, "*") if files.is_folder(entry)]
+def runs_in(folder: str | os.PathLike[str]) -> list[Run]:
+    """The runs in `folder`, by name."""
+    entries = files.named(Path(folder), "*")
+    return [run for entry in entries if files.is_folder(entry) and (run := Run(entry)).holds_run]
 
 
 def _make_directory(path: Path, exist_ok: bool = True) -> None:

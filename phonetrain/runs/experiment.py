@@ -21,13 +21,11 @@ ENDED = ("finished", "early_stopped")
 def experiment(run: Run) -> dict[str, Any]:
     """Setting -> value; what was changed while it trained, and the epochs of a run that is not at its end, too."""
     table = {key: value for key, value in settings(run).items() if not key.startswith(NO_EXPERIMENT)}
-    kept = {span.segment for span in run.lineage()}
     by_hand = [
         f"{event['key']} {shown(event['old'])} → {shown(event['new'])} at step {event.get('step', 0):,}"
-        for event in run.events("config_changed")
-        if event.get("segment") in kept and event.get("by") != "stage" and event.get("step")
-        and not event["key"].startswith(NO_EXPERIMENT)
-    ]  # fmt: skip
+        for event in run.kept_events("config_changed")
+        if event.get("by") != "stage" and event.get("step") and not event["key"].startswith(NO_EXPERIMENT)
+    ]
     if by_hand:
         table["changed by hand"] = "; ".join(by_hand)
     if run.status not in ENDED:

@@ -54,7 +54,7 @@ class History(abc.ABC):
     def append_metric(self, line: dict[str, Any]) -> None:
         """Add one line to metrics.jsonl: at least kind, segment, epoch, step. Numbers that are not finite become the
         strings "NaN", "Infinity", "-Infinity" (JSON has no such numbers) and are numbers again when read here."""
-        self._append(self.metrics_path, line)
+        self.append(self.metrics_path, line)
 
     def sync_metrics(self) -> None:
         """Before a checkpoint, so that no power cut leaves one that is ahead of the lines up to it."""
@@ -69,20 +69,23 @@ class History(abc.ABC):
         """
         fields = {name: without_home(value) for name, value in fields.items()}
         line = {"event": event, "time": datetime.now(UTC).isoformat(timespec="milliseconds"), **fields}
-        self._append(self.events_path, line, sync=True)
+        self.append(self.events_path, line, sync=True)
         return line
 
-    def _append(self, path: Path, line: dict[str, Any], sync: bool = False) -> None:
+    def append(self, path: Path, line: dict[str, Any], sync: bool = False) -> None:
+        """Add one line to a log. sync: it survives a power cut."""
         with self.writing(path):
             files.append_line(path, to_json(line, indent=None).encode(), sync)
 
     def events(self, event: str | None = None) -> list[dict[str, Any]]:
         """All events, or those of one name, in the order in which they happened, abandoned segments included."""
-        return [
-            line
-            for line in _read_lines(self.events_path, recorded.Event)
-            if event is None or line.get("event") == event
-        ]
+        lines = _read_lines(self.events_path, recorded.Event)
+        return [line for line in lines if event is None or line.get("event") == event]
+
+    def kept_events(self, event: str | None = None) -> list[dict[str, Any]]:
+        """`events` of the segments that are this run's life."""
+        kept = {span.segment for span in self.lineage()}
+        return [line for line in self.events(event) if line.get("segment") in kept]
 
     def lineage(self) -> list[LineageSpan]:
         """The path from the first step to the last segment: which steps of which segments are this run's life."""
@@ -115,9 +118,8 @@ class History(abc.ABC):
 
     def all_metrics(self, kind: str | None = None) -> list[dict[str, Any]]:
         """Every readable line of metrics.jsonl in file order, also of abandoned segments."""
-        return [
-            line for line in _read_lines(self.metrics_path, recorded.Metric) if kind is None or line.get("kind") == kind
-        ]
+        lines = _read_lines(self.metrics_path, recorded.Metric)
+        return [line for line in lines if kind is None or line.get("kind") == kind]
 
     @property
     def status(self) -> str:

@@ -79,9 +79,8 @@ def train_again(run: Run) -> str:
 
 def changed_on_resume(run: Run) -> list[dict[str, Any]]:
     """Events of settings that were changed by hand when a run, begun already, went on; of its kept life."""
-    kept = {span.segment for span in run.lineage()}
-    return [event for event in run.events("config_changed")
-            if event.get("by") == "resume" and event.get("segment") in kept and event.get("step", 0) > 0]  # fmt: skip
+    changes = run.kept_events("config_changed")
+    return [event for event in changes if event.get("by") == "resume" and event.get("step", 0) > 0]
 
 
 def _said(base: RunConfig, wanted: RunConfig) -> list[str] | None:

@@ -155,9 +155,8 @@ def endpoints(run: Run, step: int | None) -> tuple[int, int]:
 
 def refuse_led_by_hand(run: Run, first: int, last: int) -> None:
     """Raises ConfigError where what happened between two checkpoints is not in the second one alone."""
-    life = {span.segment for span in run.lineage()}
-    for event in run.events():
-        if event.get("segment") not in life or not first <= event.get("step", -1) <= last:
+    for event in run.kept_events():
+        if not first <= event.get("step", -1) <= last:
             continue
         what, inside = None, first < event["step"] < last
         if event["event"] == "recovered":
