@@ -40,6 +40,12 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
+def opening_line(error: BaseException) -> str:
+    """The first line of what an error says, at most 200 characters; its type where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0].strip()[:200] if lines else type(error).__name__
+
+
 def in_notebook() -> bool:
     """Whether an IPython kernel shows our output (Jupyter, Colab, Kaggle, VS Code); IPython in a terminal is none."""
     ipython = sys.modules.get("IPython")

@@ -25,6 +25,7 @@ from ..optim.optimizers import check_tensors, load_moments
 from ..optim.schedule import ScheduleState
 from ..runs.directory import Run
 from ..runs.recorded import problem
+from ..text import opening_line
 from .state import Progress, TrainState
 
 FORMAT = 2
@@ -234,8 +235,8 @@ def _damage_named(path: Path) -> Iterator[None]:
             raise
         raise CheckpointError(f"{error.filename}: cannot be read ({error.strerror})") from error
     except Exception as error:  # json, safetensors and torch each have their own errors for damaged bytes
-        first_line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{path}: cannot be read ({first_line}): the checkpoint is damaged or is none") from error
+        reason = opening_line(error)
+        raise CheckpointError(f"{path}: cannot be read ({reason}): the checkpoint is damaged or is none") from error
 
 
 def known_state(path: Path) -> dict[str, Any] | None:

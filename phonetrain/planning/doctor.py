@@ -25,7 +25,7 @@ from ..console.base import own_memory
 from ..device import cpu_gains_by_bf16
 from ..kernels import layer
 from ..step.epoch import measure
-from ..text import clock, counted, short
+from ..text import clock, counted, opening_line, short
 
 PACKAGES = ("phonedata", "torch", "numpy", "numba", "zarr", "wandb", "rich", "cyclopts", "safetensors", "matplotlib")
 LEAST_FREE = 2_000_000_000
@@ -158,7 +158,7 @@ def cuda_error() -> str:
     try:
         torch.cuda.init()
     except Exception as error:  # torch raises RuntimeError, AssertionError and its own kinds here
-        return str(error).strip().splitlines()[0][:200]
+        return opening_line(error)
     return "torch.cuda.is_available() says no"
 
 

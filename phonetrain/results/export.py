@@ -31,7 +31,7 @@ from phonedata.files import write_files
 from ..checkpoints.checkpoint import apart_on_cpu
 from ..errors import ConfigError, PhonetrainError, writing
 from ..runs.directory import RunName
-from ..text import percent, plain, to_json
+from ..text import opening_line, percent, plain, to_json
 from ..training.data import partition_of
 from .evaluate import MOST_CLASSES, evaluate, kept_evaluation
 from .onnx_model import CLOSE, open_session
@@ -191,7 +191,7 @@ def as_program(trained: Trained, windows: Tensor) -> bytes:
         torch.export.save(program, data)
     except Exception as error:  # torch raises many kinds where a model of the user's own depends on its values
         raise PhonetrainError(
-            f"{trained.run.path}: torch.export cannot follow this model ({str(error).splitlines()[0][:200]}); a "
+            f"{trained.run.path}: torch.export cannot follow this model ({opening_line(error)}); a "
             "model.factory must give one whose steps do not depend on values"
         ) from error
     return data.getvalue()

@@ -15,6 +15,7 @@ from phonedata import PackedCorpus, WindowSpec
 
 from ..config.sections import DataConfig
 from ..errors import ConfigError, PhonetrainError
+from ..text import opening_line
 from ..training.data import DEFAULT_CORPUS, check_window
 from .smoothing import LabelCounts
 from .trained import Net
@@ -66,7 +67,7 @@ def open_onnx(path: str | os.PathLike[str], corpus: str | os.PathLike[str] | Non
         raise
     except Exception as error:  # onnxruntime's own, of many kinds and without a base
         raise PhonetrainError(
-            f"{file}: is no ONNX model that onnxruntime can read ({str(error).splitlines()[0][:200]}); export it again"
+            f"{file}: is no ONNX model that onnxruntime can read ({opening_line(error)}); export it again"
         ) from error
     metadata = session.get_modelmeta().custom_metadata_map
     try:

@@ -4,6 +4,7 @@ a prompt, and whatever fails in it costs one warning line and no training."""
 from __future__ import annotations
 
 import contextlib
+import importlib
 import netrc
 import os
 import secrets
@@ -15,7 +16,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from ..config.sections import TrackingConfig
-from ..text import command
+from ..text import command, opening_line
 from .directory import Run
 
 Mode = Literal["online", "offline"]
@@ -66,11 +67,11 @@ def open_tracker(
             tracker = WandbTracker(attempt, config, run, settings or {}, say, warn)
             break
         except ImportError as error:
-            warn(f"wandb: cannot be imported ({_first_line(error)}); the run is recorded in {run.metrics_path} only")
+            warn(f"wandb: cannot be imported ({opening_line(error)}); the run is recorded in {run.metrics_path} only")
             break
         except Exception as error:
             then = "recording offline" if attempt == "online" else f"the run is recorded in {run.metrics_path} only"
-            warn(f"wandb: did not start ({_first_line(error)}); {then}")
+            warn(f"wandb: did not start ({opening_line(error)}); {then}")
             _tear_down()
     return tracker or Tracker()
 
@@ -117,15 +118,15 @@ class WandbTracker(Tracker):
             act(self.wandb_run)
         except Exception as error:
             self.wandb_run = None
-            self.warn(f"wandb: died ({_first_line(error)}); training goes on, {self.run.metrics_path} has every number")
+            self.warn(
+                f"wandb: died ({opening_line(error)}); training goes on, {self.run.metrics_path} has every number"
+            )
             _tear_down()
 
 
 def begin(run: Run, tracking: TrackingConfig, mode: Mode, wandb_id: str) -> Any:
     """A wandb run under that id, its files in the run's directory, its x-axis our step. Raises what wandb raises."""
-    with warnings.catch_warnings():  # its import warns of its own dependencies
-        warnings.simplefilter("ignore")
-        import wandb
+    wandb = quietly_imported("wandb")
     begun = wandb.init(
         mode=mode,
         project=tracking.project,
@@ -145,6 +146,13 @@ def begin(run: Run, tracking: TrackingConfig, mode: Mode, wandb_id: str) -> Any:
     begun.define_metric("step")
     begun.define_metric("*", step_metric="step")
     return begun
+
+
+def quietly_imported(name: str) -> Any:
+    """A library, without the warnings that it gives of its own dependencies. Raises ImportError."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return importlib.import_module(name)
 
 
 def named(line: dict[str, Any]) -> dict[str, Any]:
@@ -199,9 +207,7 @@ def logged_in() -> bool:
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     with contextlib.suppress(Exception):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            import wandb
+        wandb = quietly_imported("wandb")
         host = urlsplit(wandb.Settings().base_url).hostname or ""
         for name in (os.environ.get("NETRC"), "~/.netrc", "~/_netrc"):
             with contextlib.suppress(OSError, netrc.NetrcParseError):
@@ -220,10 +226,6 @@ def _tear_down() -> None:
     with contextlib.suppress(Exception):
         if sys.modules["wandb"].run is None:
             sys.modules["wandb"].teardown(exit_code=1)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [""])[0][:160] or type(error).__name__
 
 
 def _to_stderr(text: str) -> None:

@@ -10,7 +10,6 @@ import contextlib
 import math
 import os
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
@@ -20,9 +19,9 @@ from phonedata.files import remove_tree
 
 from ..config.run_config import RunConfig
 from ..errors import ConfigError, PhonetrainError
-from ..text import to_json
+from ..text import opening_line, to_json
 from .directory import Run, RunName
-from .tracker import Mode, begin, logged_in, named, wandb_id, without_places
+from .tracker import Mode, begin, logged_in, named, quietly_imported, wandb_id, without_places
 
 Target = Literal["wandb", "tensorboard", "trackio"]
 Lines = Sequence[dict[str, Any]]
@@ -61,8 +60,8 @@ def upload(run: RunName = None, to: Target = "wandb") -> dict[str, Any]:
     except PhonetrainError:
         raise
     except Exception as error:  # each library has its own errors, and many of them
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise PhonetrainError(f"{to}: could not be written ({first[:200]}); the same command tries again") from error
+        reason = opening_line(error)
+        raise PhonetrainError(f"{to}: could not be written ({reason}); the same command tries again") from error
     told = run.read_json(run.tracker_path)  # a sender may have made the id
     sent = {"lines": len(lines), "digest": digest(lines), "curve": curve, "where": where}
     run.write_json(run.tracker_path, told | {"uploaded": (told.get("uploaded") or {}) | {to: sent}}
@@ -99,10 +98,7 @@ def to_tensorboard(run: Run, config: RunConfig, lines: Lines, curve: int, goes_o
     folder = run.path / "tensorboard"
     if not goes_on:
         remove_tree(folder)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from torch.utils.tensorboard import SummaryWriter
-    writer = SummaryWriter(str(folder))
+    writer = quietly_imported("torch.utils.tensorboard").SummaryWriter(str(folder))
     try:
         for line in lines:
             for name, value in numbers_of(line).items():
@@ -113,9 +109,7 @@ def to_tensorboard(run: Run, config: RunConfig, lines: Lines, curve: int, goes_o
 
 
 def to_trackio(run: Run, config: RunConfig, lines: Lines, curve: int, goes_on: bool) -> str:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import trackio
+    trackio = quietly_imported("trackio")
     name = f"{config.tracking.name or run.name}-{wandb_id(run)}-{curve}"
     with contextlib.redirect_stdout(sys.stderr):  # what it has to say is no result
         trackio.init(

@@ -13,6 +13,7 @@ import torch
 
 from ..distributed import current
 from ..errors import ConfigError
+from ..text import opening_line
 from .cuda_graph import CapturedStep
 from .train_step import TrainStep
 
@@ -67,7 +68,7 @@ class Updates:
             try:
                 self.captured.begin(epoch, start_batch, number, rates)
             except RuntimeError as error:
-                first = (str(error).splitlines() or [type(error).__name__])[0]
+                first = opening_line(error)
                 self.captured, self.capture_mode = None, f"eager: the step cannot be captured ({first})"
                 warn(f"this step cannot be captured as a CUDA graph and runs eagerly, which is slower: {first}")
         if self.captured is not None and self.captured.on_device:

@@ -30,6 +30,7 @@ from ..step.metrics import FrameMetrics
 from ..step.neighbours import Neighbours
 from ..step.train_step import TrainStep
 from ..step.warp import warps_of
+from ..text import opening_line
 from .data import Roles, folds
 
 
@@ -310,11 +311,6 @@ def compiled(model: nn.Module, device: torch.device) -> tuple[Callable[[Tensor],
     try:
         torch.compile(lambda values: values.sin() + 1, dynamic=False)(torch.zeros(8, device=device))
     except Exception as error:  # what a missing compiler raises differs by device, system and version
-        return model, f"off: torch.compile does not work here ({reason(error)})"
+        reason = opening_line(error).removesuffix(":")
+        return model, f"off: torch.compile does not work here ({reason})"
     return torch.compile(model, dynamic=False), "on"
-
-
-def reason(error: Exception) -> str:
-    """The line of an error of torch's compiler that says something."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0].removesuffix(":") if lines else type(error).__name__
