@@ -180,9 +180,9 @@ class _Comparison:
         }
 
     def _column(self, place: int, name: str) -> npt.NDArray[Any]:
-        """(U, S) a column of the utterances' table for each run of a group."""
+        """(U, S, ...) a column of the utterances' table for each run of a group."""
         columns = [entry.column(name) for entry in self.groups[place]]
-        return np.column_stack([column for column in columns if column is not None])
+        return np.stack([column for column in columns if column is not None], 1)
 
     def _drawn_means(self, place: int, parts: npt.NDArray[Any], whole: npt.NDArray[np.int64]) -> Floats:
         """(draws, K) mean over a group's drawn seeds of drawn utterances' ratios. parts: (U, S, K)."""
@@ -260,13 +260,13 @@ class _Comparison:
         ]
         counts = None
         if "right_by_phoneme" in self.first["utterances_table"]:
-            counts = [self._tables(where, "right_by_phoneme") for where in (0, place)]
+            counts = [self._column(where, "right_by_phoneme") for where in (0, place)]
         symbols = [row["phoneme"] for row in self.first["phonemes"]]
         frames = [row["frames"] for row in self.first["phonemes"]]
         return _largest_first(self._parts(place, {"phoneme": symbols}, frames, right, counts))
 
     def _by_distance(self, place: int) -> list[dict[str, Any]]:
-        counts = [self._tables(where, "right_by_distance") for where in (0, place)]
+        counts = [self._column(where, "right_by_distance") for where in (0, place)]
         frames = [row["frames"] for row in self.first["by_distance"]]
         names = {"frames_away": list(range(len(frames)))}
         return self._parts(place, names, frames, [table.sum(0) for table in counts], counts)
@@ -285,11 +285,6 @@ class _Comparison:
             counts = [self._column(where, "right")[:, :, None] * of[:, None, :] for where in (0, place)]
         frames = np.bincount(index, self.frames)
         return _largest_first(self._parts(place, {"speaker": names.tolist()}, frames, right, counts))
-
-    def _tables(self, place: int, name: str) -> npt.NDArray[np.int64]:
-        """(U, S, K) a column of K counts an utterance for each run of a group."""
-        tables = [entry.column(name) for entry in self.groups[place]]
-        return np.stack([table for table in tables if table is not None], 1)
 
 
 def _largest_first(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ from ..display.tables import Evaluation
 from ..errors import ConfigError, PhonetrainError, writing
 from ..runs.directory import Run, RunName
 from ..text import to_json
-from ..training.data import partition_of
+from ..training.data import partition_of, without_labels
 from .bootstrap import interval, units_of
 from .folding import Folding
 from .phones import (
@@ -33,7 +33,7 @@ from .phones import (
     phones,
     tolerance_frames,
 )
-from .posteriors import TRIED, posteriors
+from .posteriors import TRIED, packed_frames, posteriors
 from .smoothing import Transitions, training_labels, viterbi
 from .sounds import ORDER, is_silence, sound_classes
 from .trained import Trained, open_trained, step_of, warn_of_other_corpus
@@ -76,11 +76,10 @@ def evaluate(
     """
     trained = open_trained(run, checkpoint, corpus, device, trust_code)
     name = partition or str(partition_of("dev", trained.corpus, trained.config.data))
-    bare = [part for part in name.split("+") if not trained.corpus[part.strip()].labelled]
-    if bare:
+    if bare := without_labels(trained.corpus, name):
         raise ConfigError(
             f"{', '.join(bare)} of {trained.corpus.path} has no labels to score against; "
-            f"`phonetrain predict --partition {bare[0].strip()}` labels it"
+            f"`phonetrain predict --partition {bare[0]}` labels it"
         )
     warn_of_other_corpus([trained])
     folding = None if phone_map is None else Folding.of(trained.corpus, phone_map)
@@ -124,10 +123,7 @@ class Counts:
     def add(self, rows: npt.NDArray[np.float32]) -> None:
         """Count the next utterance of the selection. rows: (N, C) float32 log posteriors."""
         index = len(self.table["frames"])
-        source = self.selection.partitions[int(self.selection.utterance_source[index])]
-        start = int(self.selection.utterance_start_row[index])
-        assert source.labels is not None  # evaluate refuses such partitions
-        labels = source.labels[start : start + len(rows)].astype(np.int64)
+        labels = packed_frames(self.selection, index, len(rows))[1]
         if self.folding is not None:
             rows, labels = self.folding.apply(rows, labels, self.selection.utterance_ids[index])
         found = rows.argmax(1)

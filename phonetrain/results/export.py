@@ -36,6 +36,7 @@ from ..training.data import partition_of
 from .evaluate import MOST_CLASSES, evaluate, kept_evaluation
 from .onnx_model import CLOSE, open_session
 from .posteriors import open_frames
+from .prediction_files import refuse_present
 from .smoothing import training_labels
 from .trained import Trained, open_trained
 
@@ -71,8 +72,8 @@ def export(
         print("note: no model.onnx without the extra: pip install 'phonedata[onnx]'", file=sys.stderr)
     trained = open_trained(run, checkpoint, corpus, device="cpu", trust_code=trust_code)
     path = Path(out) if out is not None else trained.run.path / "export"
-    if out is not None and not replace and path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise PhonetrainError(f"{path}: is there already; give another place with --out DIR, or add --replace")
+    if out is not None:
+        refuse_present(path, replace)
     frames = real_windows(trained)
     example = frames[: CHECKED_BATCHES[0]].clone()  # a program keeps it, whole
     program_bytes = as_program(trained, example)

@@ -16,7 +16,7 @@ from phonedata import Selection, open_loader
 
 from ..console.panel import bar
 from ..errors import ConfigError, PhonetrainError
-from ..runs.directory import RunName
+from ..runs.directory import Run, RunName
 from ..step.neighbours import Neighbours
 from ..step.warp import warps_of
 from ..training.data import partition_of, why_not_finite
@@ -41,7 +41,7 @@ def open_ensemble(
     max_parameters: the most that all of them together may have. trust_code: as in `open_trained`. Raises ConfigError
     where they have more, or where they are of different corpora or phonemes; RunNotFound, CheckpointError.
     """
-    names = [runs] if runs is None or isinstance(runs, (str, os.PathLike)) else list(runs) or [None]
+    names = Run.each_of(runs)
     nets = [open_trained(*named_checkpoint(name, checkpoint), corpus, device, trust_code) for name in names]
     for net in nets[1:]:
         if net.corpus.digest != nets[0].corpus.digest:
@@ -94,14 +94,19 @@ def posteriors(
 
 
 def utterance_posteriors(net: Trained, partition: str, utterance: str) -> tuple[Any, Any, npt.NDArray[np.float32]]:
-    """Features (N, D) float32, labels (N,) int64 and log posteriors (N, C) of one utterance of a labelled partition."""
+    """Features (N, D), labels (N,) int64 and log posteriors (N, C) of one utterance of a labelled partition."""
     selection = Selection.of(net.corpus, partition)
     selection = selection.only(np.arange(selection.num_utterances) == selection.utterance_ids.index(utterance))
     (rows,) = posteriors([net], selection, "looking at the worst utterance of")
-    source, start = selection.partitions[int(selection.utterance_source[0])], int(selection.utterance_start_row[0])
-    assert source.labels is not None  # it was scored
-    features = np.asarray(source.features[start : start + len(rows)], np.float32)
-    return features, source.labels[start : start + len(rows)].astype(np.int64), rows
+    return *packed_frames(selection, 0, len(rows)), rows
+
+
+def packed_frames(selection: Selection, index: int, count: int) -> tuple[Any, npt.NDArray[np.int64]]:
+    """Features (N, D), as they are packed, and labels (N,) of the `count` = N frames of a labelled utterance."""
+    source = selection.partitions[int(selection.utterance_source[index])]
+    start = int(selection.utterance_start_row[index])
+    assert source.labels is not None  # who asks refuses other partitions
+    return source.features[start : start + count], source.labels[start : start + count].astype(np.int64)
 
 
 def _averaged(of_nets: Sequence[npt.NDArray[np.float32]], average: Average) -> npt.NDArray[np.float32]:

@@ -67,7 +67,12 @@ def check_target(path: Path, folder: bool, replace: bool) -> None:
             raise PhonetrainError(f"{path}: is in the way and holds other things than TextGrids; {INSTEAD}")
     elif path.is_dir() or (folder and path.exists()):
         raise PhonetrainError(f"{path}: a {'folder' if path.is_dir() else 'file'} is in the way; {INSTEAD}")
-    if path.exists() and not replace and not (folder and not any(path.iterdir())):
+    refuse_present(path, replace)
+
+
+def refuse_present(path: Path, replace: bool) -> None:
+    """Raise PhonetrainError for a place that somebody named and that holds something, unless they want it replaced."""
+    if not replace and path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise PhonetrainError(f"{path}: is there already; give another place with --out, or add --replace")
 
 

@@ -22,18 +22,18 @@ from phonedata.files import write_folder
 
 from ..console.base import Console
 from ..display.plots import as_png
-from ..errors import ConfigError, PhonetrainError, writing
+from ..errors import ConfigError, writing
 from ..runs.directory import Run, RunName
 from ..text import to_json
 from ..training.data import folds as fold_of
-from ..training.data import partition_of
+from ..training.data import partition_of, without_labels
 from ..training.fit import fit
 from ..training.resume import resume
 from .evaluate import MOST_CLASSES
 from .phones import phones
-from .posteriors import posteriors
+from .posteriors import packed_frames, posteriors
 from .predict import Smooth, decision
-from .prediction_files import textgrid
+from .prediction_files import Utterance, refuse_present, textgrid
 from .trained import Trained, open_trained
 
 Floats = npt.NDArray[np.float32]
@@ -126,12 +126,11 @@ def suspects(
         raise ConfigError(f"share: got {share}, wanted a share of the segments above 0 and up to 1")
     trained = open_trained(run, checkpoint, corpus, device, trust_code)
     target = Path(out) if out is not None else trained.run.path / "suspects"
-    if out is not None and not replace and target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise PhonetrainError(f"{target}: is there already; give another place with --out DIR, or add --replace")
+    if out is not None:
+        refuse_present(target, replace)
     training = str(partition_of("train", trained.corpus, trained.data))
     name = partition or training
-    bare = [part for part in name.split("+") if not trained.corpus[part.strip()].labelled]
-    if bare:
+    if bare := without_labels(trained.corpus, name):
         raise ConfigError(f"{', '.join(bare)} of {trained.corpus.path} has no labels that could be wrong")
     if folds is not None and name != training:
         raise ConfigError(f"folds: only what the run was trained on ({training}) is split into folds; leave it out")
@@ -183,10 +182,7 @@ class _Search:
                 continue
             part = self.selection.only(chosen)
             for index, rows in zip(np.flatnonzero(chosen).tolist(), posteriors([net], part, "looking through")):
-                source = self.selection.partitions[int(self.selection.utterance_source[index])]
-                start = int(self.selection.utterance_start_row[index])
-                assert source.labels is not None  # suspects refuses such partitions
-                yield index, rows, source.labels[start : start + len(rows)].astype(np.int64)
+                yield index, rows, packed_frames(self.selection, index, len(rows))[1]
 
     def result(self, share: float) -> dict[str, Any]:
         """Ranked lists, and what was counted."""
@@ -211,12 +207,8 @@ class _Search:
 
     def intervals(self, classes: Ints) -> list[tuple[str, float, float]]:
         """(phone, start, end) in seconds of the runs of equal `classes` (N,)."""
-        found, first = phones(classes)
-        ends = [*first[1:].tolist(), len(classes)]
-        return [
-            (self.symbols[index], start * self.shift_s, end * self.shift_s)
-            for index, start, end in zip(found.tolist(), first.tolist(), ends)
-        ]
+        shift_ms = self.selection.corpus.frame_shift_ms
+        return Utterance("", 0, [self.symbols[index] for index in classes.tolist()], shift_ms).phones
 
     def _utterance(self, index: int, score: float, below: float) -> dict[str, Any]:
         moved = self.gain[index] >= SURE / 2
@@ -291,9 +283,8 @@ def _picture(segments: Sequence[dict[str, Any]], drawn: dict[str, tuple[int, Int
         index, labels, heard = drawn[row["utterance"]]
         begin = max(0, round((row["start"] - AROUND_S) / shift))
         end = min(len(labels), round((row["end"] + AROUND_S) / shift))
-        source = found.selection.partitions[int(found.selection.utterance_source[index])]
-        start = int(found.selection.utterance_start_row[index])
-        features = np.asarray(source.features[start + begin : start + end], np.float32).T
+        packed = packed_frames(found.selection, index, len(labels))[0]
+        features = np.asarray(packed[begin:end], np.float32).T
         limit = float(np.quantile(np.abs(features), 0.99)) or 1.0
         height = len(features)
         axes.imshow(features, extent=(begin * shift, end * shift, 0, height), aspect="auto", origin="lower",

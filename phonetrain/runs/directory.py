@@ -118,8 +118,11 @@ class Run(History):
     @classmethod
     def open_all(cls, runs: RunName | Sequence[RunName] = None) -> list[Run]:
         """Each of `runs`, which may be one; none at all is the newest. Raises RunNotFound."""
-        names = [runs] if runs is None or isinstance(runs, (str, os.PathLike)) else list(runs) or [None]
-        return [cls.open(name) for name in names]
+        return [cls.open(name) for name in cls.each_of(runs)]
+
+    @staticmethod
+    def each_of(runs: RunName | Sequence[RunName]) -> list[RunName]:
+        return [runs] if runs is None or isinstance(runs, (str, os.PathLike)) else list(runs) or [None]
 
     @property
     def holds_run(self) -> bool:

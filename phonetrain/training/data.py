@@ -161,8 +161,7 @@ def partition_of(role: str, corpus: PackedCorpus, data: DataConfig) -> str | Non
         if role != "train":  # dev-clean before dev-other: one score decides, and clean speech is the course's
             names = names[:1]
     if role != "test":
-        bare = [name for name in names if not corpus[name].labelled]
-        if bare:
+        if bare := [name for name in names if not corpus[name].labelled]:
             raise ConfigError(f"data.{role}: {', '.join(bare)} has no labels; it can only be predicted")
         if not names:
             raise ConfigError(
@@ -170,6 +169,11 @@ def partition_of(role: str, corpus: PackedCorpus, data: DataConfig) -> str | Non
                 f"{role}; say which one: data.{role}=NAME"
             )
     return " + ".join(names) or None
+
+
+def without_labels(corpus: PackedCorpus, partitions: str) -> list[str]:
+    """Those of `partitions`, joined by `+`, that have no labels."""
+    return [name for name in map(str.strip, partitions.split("+")) if not corpus[name].labelled]
 
 
 def check_window(corpus: PackedCorpus, window: WindowSpec | WindowConfig) -> None:

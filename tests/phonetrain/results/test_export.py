@@ -127,7 +127,7 @@ def test_what_is_there_is_only_replaced_when_asked_and_onnx_only_refused_without
 ):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/mine.txt").write_text("")
-    with pytest.raises(PhonetrainError, match="is there already; give another place with --out DIR, or add --replace"):
+    with pytest.raises(PhonetrainError, match="is there already; give another place with --out, or add --replace"):
         export(trained_run, tmp_path / "out")
     module = sys.modules["phonetrain.results.export"]
     monkeypatch.setattr(module, "ONNX", ("onnx", "nothing_of_this_name"))
