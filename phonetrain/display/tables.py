@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..errors import PhonetrainError
@@ -38,18 +38,15 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int =
     ]
 
 
-class Evaluation(dict[str, Any]):
-    """What `evaluate` returns: a plain dict that a notebook shows as the command line does."""
+class Shown(dict[str, Any]):
+    """A result as a plain dict that a notebook shows as the command line does: as what `text` makes of it."""
+
+    def __init__(self, result: dict[str, Any], text: Callable[[dict[str, Any]], str]) -> None:
+        super().__init__(result)
+        self.text = text
 
     def __repr__(self) -> str:
-        return evaluation_text(self)
-
-
-class Comparison(dict[str, Any]):
-    """What `compare` returns, shown likewise."""
-
-    def __repr__(self) -> str:
-        return comparison_text(self)
+        return self.text(self)
 
 
 MOST_ROWS = 100  # phonemes that are all listed; of larger sets the worst are

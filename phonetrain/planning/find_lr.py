@@ -19,6 +19,7 @@ from phonedata.files import write_file
 from ..config.resolve import resolve
 from ..console.open import show_picture
 from ..console.panel import bar
+from ..display.tables import Shown
 from ..errors import ConfigError, writing
 from ..step.metrics import FrameSums
 from ..training.build import TrainingSetup
@@ -52,7 +53,8 @@ def find_lr(
     packed = open_corpus(config)
     setup = prepare(config, packed).setup
     try:
-        rates, losses = sweep(setup, np.geomspace(low, high, steps))
+        with bar("trying learning rates", steps) as show:
+            rates, losses = sweep(setup, np.geomspace(low, high, steps), show)
     finally:
         setup.close()
     result = judge(rates, losses) | {"recipe": str(recipe), "configured": config.optimizer.lr, "picture": str(out),
@@ -60,23 +62,14 @@ def find_lr(
     with writing(Path(out), "run it in a folder that can be written"):
         write_file(Path(out), draw(result))
     show_picture(Path(out).read_bytes)
-    return Found(result)
+    return Shown(result, find_lr_text)
 
 
-class Found(dict[str, Any]):
-    """What `find_lr` returns: a dict that a notebook shows as the command line does."""
+def sweep(setup: TrainingSetup, rates: np.ndarray, show: Callable[[int], None]) -> tuple[list[float], list[float]]:
+    """(rates, losses) of the steps made; ends early where a loss is not finite or far above the lowest.
 
-    def __repr__(self) -> str:
-        return find_lr_text(self)
-
-
-def sweep(setup: TrainingSetup, rates: np.ndarray) -> tuple[list[float], list[float]]:
-    """(rates, losses) of the steps made; ends early where a loss is not finite or far above the lowest."""
-    with bar("trying learning rates", len(rates)) as show:
-        return _sweep(setup, rates, show)
-
-
-def _sweep(setup: TrainingSetup, rates: np.ndarray, show: Callable[[int], None]) -> tuple[list[float], list[float]]:
+    show: told how many steps are made.
+    """
     losses: list[float] = []
     before, lowest, epoch = FrameSums(), math.inf, 0
     while len(losses) < len(rates):

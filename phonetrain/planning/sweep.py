@@ -24,7 +24,7 @@ from phonedata import files
 
 from ..config.sections import duration
 from ..console.base import Console
-from ..display.tables import text_table
+from ..display.tables import Shown, text_table
 from ..errors import ConfigError, PhonetrainError, TrainingStopped
 from ..runs import next_commands
 from ..runs.directory import Run
@@ -38,13 +38,6 @@ STARTUP_TRIALS = 4  # of a combination, before the median of the others ends one
 TRIALS = 20  # of a combination whose ranges are searched
 
 
-class SweepResult(dict[str, Any]):
-    """What `sweep` returns: a dict that a notebook shows as the command line does."""
-
-    def __repr__(self) -> str:
-        return sweep_text(self)
-
-
 def sweep(
     recipe: str | os.PathLike[str] = "default",
     *texts: str,
@@ -53,7 +46,7 @@ def sweep(
     max_time: str | None = None,
     corpus: str | os.PathLike[str] | None = None,
     out: str | os.PathLike[str] | None = None,
-) -> SweepResult:
+) -> dict[str, Any]:
     """Search ranges (`"optimizer.lr=1e-4..1e-2"`) in each combination of lists (`"model.depth=3,4,5"`).
 
     trials: samples of each combination; without ranges there is one. jobs: processes that train at a time; default: one
@@ -84,7 +77,7 @@ def sweep(
         in_processes(words, jobs, devices)
     else:
         here.work(end)
-    return here.result()
+    return Shown(here.result(), sweep_text)
 
 
 def seconds_of(text: str) -> float:
@@ -261,7 +254,8 @@ class Sweep:
         elif run.status not in ("finished", "early_stopped", "pruned"):
             resume(run.path, console=console)
 
-    def result(self) -> SweepResult:
+    def result(self) -> dict[str, Any]:
+        """What `sweep` returns."""
         rows: list[dict[str, Any]] = []
         for place, study in enumerate(self.studies):
             for trial in study.get_trials(deepcopy=False):
@@ -282,8 +276,8 @@ class Sweep:
         first = rows[0] if rows and rows[0]["state"] == "complete" else None
         best = max(map(Run, first["runs"]), key=score_of) if first is not None else None
         longer = next_commands.longer(best, self.space.config, 2 * self.space.config.epochs) if best else None
-        return SweepResult(folder=str(self.folder), trials=rows, best=None if best is None else str(best.path),
-                           next=longer, seeds=list(self.space.seeds))  # fmt: skip
+        return {"folder": str(self.folder), "trials": rows, "best": None if best is None else str(best.path),
+                "next": longer, "seeds": list(self.space.seeds)}  # fmt: skip
 
 
 def score_of(run: Run) -> float:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..config.run_config import RunConfig
-from ..display.tables import Comparison
+from ..display.tables import Shown, comparison_text
 from ..errors import ConfigError
 from ..runs.directory import Run, RunName
 from ..runs.experiment import changes, experiment, group_name, grouped
@@ -68,7 +68,7 @@ def compare(
         kept = kept_evaluation(entry.run, name, entry.checkpoint, digest)
         entry.scores = kept or evaluate(entry.run, name, entry.checkpoint, corpus, device, trust_code)
     _refuse_doubles(entries)
-    return Comparison(_Comparison(grouped(entries, lambda entry: entry.experiment)).result())
+    return Shown(_Comparison(grouped(entries, lambda entry: entry.experiment)).result(), comparison_text)
 
 
 @dataclass

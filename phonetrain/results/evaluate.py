@@ -17,7 +17,7 @@ from phonedata import Selection
 from phonedata.files import write_file
 
 from ..checkpoints.checkpoint import scored_as
-from ..display.tables import Evaluation
+from ..display.tables import Shown, evaluation_text
 from ..errors import ConfigError, PhonetrainError, writing
 from ..runs.directory import Run, RunName
 from ..text import to_json
@@ -98,7 +98,7 @@ def evaluate(
     if warps:
         result["warps"] = [round(stretch, 3) for stretch in TRIED]
     _keep(trained.run, result)
-    return Evaluation(result)
+    return Shown(result, evaluation_text)
 
 
 class Counts:
