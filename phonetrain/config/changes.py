@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ..errors import ConfigError
 from .run_config import RunConfig, StagePlan
 from .validation import joined
 
@@ -72,10 +71,3 @@ def extension_question(old: RunConfig, new: RunConfig) -> str | None:
                 f"schedule.on_extend=hold ({hold})"
             )
     return None
-
-
-def refuse_silent_extension(old: RunConfig, new: RunConfig) -> None:
-    """Raises ConfigError with `extension_question`, if there is a question."""
-    question = extension_question(old, new)
-    if question is not None:
-        raise ConfigError(question)

@@ -2,12 +2,12 @@
 
 import copy
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..errors import ConfigError
-from .stages import PREVIOUS, Stage, resized
-from .validation import Section, hints, is_section, joined, parse_override, shown, unknown_key
+from .stages import PREVIOUS, Stage, flattened, resized
+from .validation import Section, hints, is_section, parse_override, shown, unknown_key
 
 # An override takes the place of its rivals in the recipe; given together with them, both are refused by the rules of
 # their section.
@@ -23,39 +23,23 @@ GIVE_WAY: dict[str, tuple[str, ...]] = {
 }
 
 
-def parsed(texts: Iterable[str]) -> dict[str, object]:
-    """`["optimizer.lr=1e-4", ...]` as dotted key -> value. Raises ConfigError: not key=value, or a key given twice."""
-    if isinstance(texts, str):
-        texts = [texts]
-    changes: dict[str, object] = {}
-    for text in texts:
+def parsed(texts: Iterable[str], settings: Mapping[str, object] | None = None) -> dict[str, object]:
+    """`["optimizer.lr=1e-4", ...]` as dotted key -> value, and `settings`, nested or dotted, with them.
+
+    Raises ConfigError: not key=value, or a key given twice.
+    """
+    given: list[tuple[str, object]] = []
+    for text in [texts] if isinstance(texts, str) else texts:
         if not isinstance(text, str):
             raise ConfigError(f'{shown(text)}: wanted every setting as a text of its own, as "epochs=5", "seed=1"')
-        key, value = parse_override(text)
+        given.append(parse_override(text))
+    changes: dict[str, object] = {}
+    for key, value in [*given, *flattened(settings or {})]:
+        value = os.fspath(value) if isinstance(value, os.PathLike) else value
         if key in changes and changes[key] != value:
             raise ConfigError(f"{key}: said twice, as {shown(changes[key])} and as {shown(value)}")
         changes[key] = value
     return changes
-
-
-def said(texts: Iterable[str], settings: Mapping[str, object]) -> dict[str, object]:
-    """Texts and keywords as dotted key -> value, as of `fit("default", "seed=1", epochs=2)`."""
-    changes = parsed(texts)
-    for key, value in dotted(settings):
-        if key in changes and changes[key] != value:
-            raise ConfigError(f"{key}: said twice, as {shown(changes[key])} and as {shown(value)}")
-        changes[key] = value
-    return changes
-
-
-def dotted(settings: Mapping[str, object], where: str = "") -> Iterator[tuple[str, object]]:
-    """Keys and values of nested tables: `{"optimizer": {"lr": 1e-3}}` gives `optimizer.lr`."""
-    for name, value in settings.items():
-        key = joined(where, name)
-        if isinstance(value, Mapping):
-            yield from dotted(value, key)
-        else:
-            yield key, os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def applied(

@@ -28,7 +28,7 @@ def resolve(
     Raises ConfigError.
     """
     config = recipe if isinstance(recipe, RunConfig) else load_recipe("default" if recipe is None else recipe)
-    changes = overrides.said(texts, settings or {})
+    changes = overrides.parsed(texts, settings)
     if corpus is not None:
         changes["data.corpus"] = os.fspath(corpus)
     factory = changes.get("model.factory", config.model.factory)

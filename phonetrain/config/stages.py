@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ConfigError
-from .validation import shown
+from .validation import joined, shown
 
 # What a stage may change. The rest (model, data, window, seed, precision, ...) belongs to the whole run: changing it
 # in the middle would be another run, and time limits are a process's.
@@ -71,8 +71,8 @@ def resized(stages: tuple[Stage, ...], epochs: int) -> tuple[Stage, ...]:
 def flattened(table: Mapping[str, object], where: str = "") -> list[tuple[str, object]]:
     """Nested tables as (dotted key, value) pairs; lists are values."""
     pairs: list[tuple[str, object]] = []
-    for key, value in table.items():
-        key = f"{where}.{key}" if where else key
+    for name, value in table.items():
+        key = joined(where, name)
         pairs += flattened(value, key) if isinstance(value, Mapping) else [(key, value)]
     return pairs
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 from ..checkpoints import checkpoint, series
 from ..checkpoints.state import Progress
 from ..config.run_config import RunConfig
+from ..config.stages import flattened
 from ..console.base import Console
 from ..device import describe_machine, determinism
 from ..errors import CheckpointError, ConfigError, TrainingStopped
@@ -196,15 +197,8 @@ def values(
     """All that steps change, by name: tensors on the CPU, and plain numbers. Rates are in the schedule."""
     parts = {name: part["state"] if name == "optimizer" else part for name, part in training.items()}
     standing = {name: getattr(progress, name) for name in ("epoch", "batch", "step", "logged", "rate_scale")}
-    return dict(flat("", {"model": model, "averaged": averaged or {}, **parts, "progress": standing}))
-
-
-def flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from flat(f"{name}.{key}" if name else str(key), inner)
-    else:
-        yield name, value.detach().cpu() if isinstance(value, Tensor) else value
+    named = flattened({"model": model, "averaged": averaged or {}, **parts, "progress": standing})
+    return {name: value.detach().cpu() if isinstance(value, Tensor) else value for name, value in named}
 
 
 def numbers(lines: Sequence[Mapping[str, Any]], first: int, last: int) -> dict[str, Any]:

@@ -14,8 +14,8 @@ import torch
 from ..checkpoints import checkpoint, series
 from ..checkpoints.mirror import fetch, home_of, place_of
 from ..checkpoints.state import Progress
-from ..config.changes import diff, extension_question, refuse_silent_extension, stage_diff
-from ..config.overrides import said
+from ..config.changes import diff, extension_question, stage_diff
+from ..config.overrides import parsed
 from ..config.resolve import resolve
 from ..config.run_config import RunConfig
 from ..console.base import Console
@@ -102,7 +102,8 @@ def check_changes(
                 f"epoch {progress.epoch + 1} (batch {progress.batch}); resume without it until the epoch "
                 f"ends{again}"
             )
-    refuse_silent_extension(old, new)
+    if (question := extension_question(old, new)) is not None:
+        raise ConfigError(question)
 
 
 def told_change(key: str, before: Any, after: Any, old: RunConfig, new: RunConfig) -> str:
@@ -188,7 +189,7 @@ def resume(
     began = time.monotonic()
     found = Run.open(run)
     # The devices are asked for first of all; where the run stands, which decides what the others mean, is read later.
-    wanted = said(overrides, settings)
+    wanted = parsed(overrides, settings)
     asked = {key: value for key, value in wanted.items() if key in ("device", "devices")}
     config = RunConfig.from_toml(found.config_path).replaced(asked)
     if (started := launched_size()) > 1 and config.devices != 1 and "devices" not in wanted:
