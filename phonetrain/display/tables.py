@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..errors import PhonetrainError
@@ -36,6 +36,18 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int =
         ).rstrip()
         for line in zip(*columns, strict=True)
     ]
+
+
+LAYERS = ("layer", "then", "inputs", "outputs", "dropout", "parameters")
+
+
+def layer_rows(layers: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """Rows under LAYERS of layers as `FrameClassifier.layer_table` tells them."""
+    return [
+        (row["layer"], " ".join(filter(None, (row.get("norm"), row.get("activation")))), f"{row['inputs']:,}",
+         f"{row['outputs']:,}", f"{row.get('dropout') or 0:g}", f"{row['parameters']:,}")
+        for row in layers
+    ]  # fmt: skip
 
 
 class Shown(dict[str, Any]):
@@ -119,24 +131,24 @@ def _calibration_lines(found: dict[str, Any]) -> list[str]:
 def _group_tables(scores: dict[str, Any]) -> list[str]:
     """Accuracy by class of sounds, by distance to a boundary, of the hardest speakers and utterances."""
     lines: list[str] = []
-    rows: list[tuple[str, ...]]
     if scores["sounds"] is None:
         lines.append("classes of sounds are left out: the phoneme set is neither ARPABET nor IPA")
     else:
         rows = [(row["class"], f"{row['frames']:,}", percent(row["accuracy"]), percent(row["within_class"]))
                 for row in scores["sounds"]]  # fmt: skip
         lines += text_table(("class of sounds", "frames", "right %", "in class %"), rows)
-    last = len(scores["by_distance"]) - 1
-    rows = [(f"{row['frames_away']}{' or more' * (row['frames_away'] == last)}", f"{row['frames']:,}",
-             percent(row["accuracy"])) for row in scores["by_distance"]]  # fmt: skip
-    lines += ["", *text_table(("frames to a boundary", "frames", "right %"), rows)]
-    rows = [(row["speaker"], f"{row['frames']:,}", percent(row["accuracy"])) for row in scores["by_speaker"][:5]]
-    lines += [
-        "",
-        *text_table((f"hardest of {counted(len(scores['by_speaker']), 'speaker')}", "frames", "right %"), rows),
-    ]
-    rows = [(row["utterance"], f"{row['frames']:,}", percent(row["accuracy"])) for row in scores["worst_utterances"]]
-    return [*lines, "", *text_table(("worst utterances", "frames", "right %"), rows)]
+    hardest = f"hardest of {counted(len(scores['by_speaker']), 'speaker')}"
+    for title, kinds, column in (("frames to a boundary", distances(scores["by_distance"]), "frames_away"),
+                                 (hardest, scores["by_speaker"][:5], "speaker"),
+                                 ("worst utterances", scores["worst_utterances"], "utterance")):  # fmt: skip
+        shares = [(kind[column], f"{kind['frames']:,}", percent(kind["accuracy"])) for kind in kinds]
+        lines += ["", *text_table((title, "frames", "right %"), shares)]
+    return lines
+
+
+def distances(kinds: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Kinds of frames by their distance to a boundary, which is a text then: of the last one "5 or more"."""
+    return [kind | {"frames_away": f"{kind['frames_away']}{' or more' * (kind is kinds[-1])}"} for kind in kinds]
 
 
 def _phoneme_table(phonemes: list[dict[str, Any]]) -> list[str]:
@@ -237,14 +249,14 @@ def _difference_lines(difference: dict[str, Any], metrics: Sequence[str]) -> lis
     ]  # fmt: skip
     lines += [f"  {line}" for line in text_table(rows[0], rows[1:])]
     places = {"phoneme": difference["by_phoneme"], "speaker": difference["by_speaker"],
-              "frames_away": difference["by_distance"]}  # fmt: skip
+              "frames_away": distances(difference["by_distance"])}  # fmt: skip
     lines += ["", "  where it comes from: points of all frames, which add up to the difference"]
     for column, kinds in places.items():
         shown_kinds = kinds[:COMPARED_PHONEMES] if column != "frames_away" else kinds
         what = "frames to a boundary" if column == "frames_away" else column
         left = len(kinds) - len(shown_kinds)
         rows = [
-            (_kind(row, column, kinds), f"{row['frames']:,}", percent(row["accuracy_before"]), percent(row["accuracy"]),
+            (row[column], f"{row['frames']:,}", percent(row["accuracy_before"]), percent(row["accuracy"]),
              metric_value("accuracy", row["points"], True), _bounds("accuracy", row, True))
             for row in shown_kinds
         ]  # fmt: skip
@@ -252,11 +264,6 @@ def _difference_lines(difference: dict[str, Any], metrics: Sequence[str]) -> lis
         lines += [f"  {line}" for line in text_table(header, rows)]
         lines += [f"  and {left:,} more, which --json has"] * (left > 0) + [""]
     return lines[:-1]
-
-
-def _kind(row: dict[str, Any], column: str, kinds: list[dict[str, Any]]) -> str:
-    last = column == "frames_away" and row is kinds[-1]
-    return f"{row[column]}{' or more' * last}"
 
 
 def verdict_of(difference: dict[str, Any]) -> str:

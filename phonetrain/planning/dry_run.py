@@ -9,7 +9,7 @@ from typing import Any
 from ..config.resolve import resolve
 from ..config.run_config import RunConfig
 from ..config.toml import summary
-from ..display.tables import text_table
+from ..display.tables import LAYERS, layer_rows, text_table
 from ..text import short
 
 COURSE = {"feature_dim": 28, "num_classes": 40}
@@ -99,14 +99,9 @@ def show_text(result: dict[str, Any]) -> str:
     lines = [f"# {result['summary']}"] if result["summary"] else []
     lines += [result["toml"].rstrip(), ""]
     if result["layers"] is not None:
-        rows = [
-            (row["layer"], " ".join(filter(None, (row["norm"], row["activation"]))), f"{row['inputs']:,}",
-             f"{row['outputs']:,}", f"{row['dropout']:g}" if row["dropout"] else "", f"{row['parameters']:,}",
-             short(row["training_flops"]))
-            for row in result["layers"]
-        ]  # fmt: skip
-        header = ("layer", "then", "inputs", "outputs", "dropout", "parameters", "FLOPs")
-        lines += text_table(header, rows, left=2)
+        flops = [short(row["training_flops"]) for row in result["layers"]]
+        rows = [(*cells, count) for cells, count in zip(layer_rows(result["layers"]), flops)]
+        lines += text_table((*LAYERS, "FLOPs"), rows, left=2)
     source = result["sizes"]["source"]
     lines.append(
         f"{result['parameters']:,} parameters, {short(result['training_flops'])}FLOP a frame in training "

@@ -24,7 +24,7 @@ from ..checkpoints.series import best_step
 from ..config.run_config import RunConfig
 from ..display import html as page
 from ..display.plots import as_png, draw_run, draw_runs
-from ..display.tables import text_table
+from ..display.tables import LAYERS, layer_rows, text_table
 from ..errors import ConfigError, PhonetrainError, writing
 from ..results.predict import predict
 from ..results.trained import open_trained, trust_runs
@@ -134,11 +134,7 @@ class Told:
         model = self.built.get("model") or {}
         lines = [f"{model.get('class')}, {count(model.get('parameters'))} parameters"]
         if model.get("layers"):
-            header = ("layer", "then", "inputs", "outputs", "dropout", "parameters")
-            rows = [(str(row["layer"]), " ".join(filter(None, (row.get("norm"), row.get("activation")))),
-                     f"{row['inputs']:,}", f"{row['outputs']:,}", f"{row.get('dropout') or 0:g}",
-                     f"{row['parameters']:,}") for row in model["layers"]]  # fmt: skip
-            return "\n".join([*lines, "", *text_table(header, rows, left=2)]) + "\n"
+            return "\n".join([*lines, "", *text_table(LAYERS, layer_rows(model["layers"]), left=2)]) + "\n"
         try:
             lines += ["", str(open_trained(self.run, corpus=self.corpus, device="cpu").model)]
         except (PhonetrainError, PhonedataError) as error:

@@ -14,6 +14,7 @@ from ..config.stages import flattened
 from ..config.toml import read_text
 from ..display import html as page
 from ..display.plots import as_svg, draw_confusion, draw_run, draw_utterance
+from ..display.tables import LAYERS, distances, layer_rows
 from ..errors import PhonetrainError
 from ..results.posteriors import utterance_posteriors
 from ..results.sounds import ORDER, sound_classes
@@ -35,7 +36,9 @@ MOST_SECONDS = 6  # of the utterance that is drawn
 def one_run(run: Run) -> str:
     """The page of one run."""
     numbers, scores = summary(run), best_evaluation(run)
-    sections = [page.section(title, *content(run, scores)) for title, content in SECTIONS]
+    missing = [page.paragraph(scores)] if isinstance(scores, str) else None
+    sections = [page.section(title, *(missing if reads and missing else content(run, scores)))
+                for title, content, reads in SECTIONS]  # fmt: skip
     subtitle = f"phonetrain run, recipe {numbers['recipe']}, {numbers['status']}"
     return page.page(run.name, subtitle, [headline(numbers, scores), *sections])
 
@@ -76,9 +79,7 @@ def curves(run: Run, scores: Scores) -> list[str]:
     ]  # fmt: skip
 
 
-def confusions(run: Run, scores: Scores) -> list[str]:
-    if isinstance(scores, str):
-        return [page.paragraph(scores)]
+def confusions(run: Run, scores: dict[str, Any]) -> list[str]:
     symbols = [row["phoneme"] for row in scores["phonemes"]]
     pairs = [(f"{each['phoneme']} heard as {each['heard_as']}", f"{each['frames']:,}",
               f"{percent(each['share_of_phoneme'])} %", f"{percent(each['share_of_errors'])} %")
@@ -105,9 +106,7 @@ def confusions(run: Run, scores: Scores) -> list[str]:
     return [page.paragraph(conditions, "soft"), picture, page.table(header, pairs)]
 
 
-def phonemes(run: Run, scores: Scores) -> list[str]:
-    if isinstance(scores, str):
-        return [page.paragraph(scores)]
+def phonemes(run: Run, scores: dict[str, Any]) -> list[str]:
     rows = [(row["phoneme"], f"{row['frames']:,}", page.share_bar(row["recall"]), page.share_bar(row["precision"]))
             for row in scores["phonemes"]]  # fmt: skip
     half = -(-len(rows) // 2)
@@ -116,20 +115,14 @@ def phonemes(run: Run, scores: Scores) -> list[str]:
     return [f'<div class="columns">{"".join(tables)}</div>']
 
 
-def where(run: Run, scores: Scores) -> list[str]:
+def where(run: Run, scores: dict[str, Any]) -> list[str]:
     """Accuracy by class of sounds, distance to a boundary and speaker; the worst utterances."""
-    if isinstance(scores, str):
-        return [page.paragraph(scores)]
 
     def rows(kinds: list[dict[str, Any]], column: str) -> list[tuple[object, ...]]:
         return [(kind[column], f"{kind['frames']:,}", page.share_bar(kind["accuracy"])) for kind in kinds]
 
-    distances = [
-        kind | {"frames_away": f"{kind['frames_away']}{' or more' * (kind is scores['by_distance'][-1])}"}
-        for kind in scores["by_distance"]
-    ]
     tables = [
-        page.table(("frames to a boundary", "frames", "right"), rows(distances, "frames_away")),
+        page.table(("frames to a boundary", "frames", "right"), rows(distances(scores["by_distance"]), "frames_away")),
         page.table(("speaker, hardest first", "frames", "right"), rows(scores["by_speaker"][:20], "speaker")),
         page.table(("worst utterances", "frames", "right"), rows(scores["worst_utterances"], "utterance")),
     ]
@@ -138,10 +131,8 @@ def where(run: Run, scores: Scores) -> list[str]:
     return [f'<div class="columns">{"".join(tables)}</div>']
 
 
-def worst(run: Run, scores: Scores) -> list[str]:
+def worst(run: Run, scores: dict[str, Any]) -> list[str]:
     """The worst utterance: its features, what was true, what was said, and the posteriors."""
-    if isinstance(scores, str):
-        return [page.paragraph(scores)]
     name = scores["worst_utterances"][0]["utterance"]
     try:
         net = open_trained(run, scores["checkpoint"])
@@ -187,10 +178,7 @@ def built(run: Run, scores: Scores) -> list[str]:
     layers = (settings.get("model") or {}).pop("layers", None)
     parts = [page.paragraph("Read from the live objects when training began, not from the settings.", "soft")]
     if layers:
-        rows = [(row["layer"], " ".join(filter(None, (row.get("norm"), row.get("activation")))), f"{row['inputs']:,}",
-                 f"{row['outputs']:,}", f"{row.get('dropout') or 0:g}", f"{row['parameters']:,}")
-                for row in layers]  # fmt: skip
-        parts.append(page.table(("layer", "then", "inputs", "outputs", "dropout", "parameters"), rows, words=2))
+        parts.append(page.table(LAYERS, layer_rows(layers), words=2))
     pairs = [(key, shown(value)) for key, value in flattened(settings)]
     return [*parts, page.table(("what", "value"), pairs, words=2)]
 
@@ -207,17 +195,18 @@ def life(run: Run, scores: Scores) -> list[str]:
     return [page.life(life_of(run))]
 
 
-SECTIONS: list[tuple[str, Callable[[Run, Scores], list[str]]]] = [
-    ("Verdict", next_step),
-    ("Learning curves", curves),
-    ("What happened", life),
-    ("Epochs", epochs),
-    ("Confusions", confusions),
-    ("Phonemes", phonemes),
-    ("Where it is right", where),
-    ("The worst utterance", worst),
-    ("Train it again", again),
-    ("What was really built", built),
-    ("Settings", configuration),
-    ("Environment", environment),
+# Title, what makes it, and whether it is of scores: where there are none it says why.
+SECTIONS: list[tuple[str, Callable[[Run, Any], list[str]], bool]] = [
+    ("Verdict", next_step, False),
+    ("Learning curves", curves, False),
+    ("What happened", life, False),
+    ("Epochs", epochs, False),
+    ("Confusions", confusions, True),
+    ("Phonemes", phonemes, True),
+    ("Where it is right", where, True),
+    ("The worst utterance", worst, True),
+    ("Train it again", again, False),
+    ("What was really built", built, False),
+    ("Settings", configuration, False),
+    ("Environment", environment, False),
 ]
