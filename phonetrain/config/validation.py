@@ -108,10 +108,10 @@ def checked(value: Any, hint: Any, key: str) -> Any:
         return value if type(value) is hint else parse(hint, value, key)
     if isinstance(hint, type) and hasattr(hint, "from_table"):
         return value if type(value) is hint else hint.from_table(value, key)
-    if typing.get_origin(hint) is tuple and not fits_shape(value, hint):
-        raise refused(value, hint, key)
     if typing.get_origin(hint) is tuple:
         items = typing.get_args(hint)
+        if not isinstance(value, (list, tuple)) or (items[-1] is not Ellipsis and len(value) != len(items)):
+            raise refused(value, hint, key)
         items = (items[0],) * len(value) if items[-1] is Ellipsis else items
         return tuple(checked(*pair, joined(key, index)) for index, pair in enumerate(zip(value, items)))
     choices = alternatives(hint)
@@ -130,30 +130,17 @@ def checked(value: Any, hint: Any, key: str) -> Any:
     return checked_scalar(value, hint, key)
 
 
-def fits_shape(value: Any, hint: Any) -> bool:
-    items = typing.get_args(hint)
-    return isinstance(value, (list, tuple)) and (items[-1] is Ellipsis or len(value) == len(items))
-
-
 def checked_scalar(value: Any, hint: Any, key: str) -> Any:
+    base, *rules = typing.get_args(hint) if typing.get_origin(hint) is typing.Annotated else (hint,)
     if typing.get_origin(hint) is typing.Literal:
-        if any(value == allowed and type(value) is type(allowed) for allowed in typing.get_args(hint)):
-            return value
+        fits = any(value == allowed and type(value) is type(allowed) for allowed in typing.get_args(hint))
+    elif base is float:
+        fits = type(value) in (int, float) and abs(value) <= sys.float_info.max  # not nan, not a whole number beyond
+    else:
+        fits = type(value) is base
+    if not fits or any(value not in rule for rule in rules):
         raise refused(value, hint, key)
-    if typing.get_origin(hint) is typing.Annotated:
-        base, *rules = typing.get_args(hint)
-        if not fits_scalar(value, base) or any(value not in rule for rule in rules):
-            raise refused(value, hint, key)
-        return float(value) if base is float else value
-    if not fits_scalar(value, hint):
-        raise refused(value, hint, key)
-    return float(value) if hint is float else value
-
-
-def fits_scalar(value: Any, hint: Any) -> bool:
-    if hint is float:
-        return type(value) in (int, float) and abs(value) <= sys.float_info.max  # not nan, not a whole number beyond
-    return type(value) is hint
+    return float(value) if base is float else value
 
 
 def parse(section: type[S], table: object, where: str = "") -> S:
