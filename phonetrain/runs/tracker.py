@@ -43,17 +43,15 @@ class Tracker:
 def open_tracker(
     config: TrackingConfig,
     run: Run,
-    settings: dict[str, Any] | None = None,
-    say: Callable[[str], None] | None = None,
-    warn: Callable[[str], None] | None = None,
+    settings: dict[str, Any],
+    say: Callable[[str], None],
+    warn: Callable[[str], None],
 ) -> Tracker:
     """The tracker that `config.wandb` asks for; WANDB_MODE, where it is set, wins.
 
     settings: what wandb shows as the run's config (the resolved config and what was really built). say, warn: where
-    lines for people go (a console's methods); stderr by default.
+    lines for people go (a console's methods).
     """
-    say = say or _to_stderr
-    warn = warn or (lambda text: _to_stderr(f"warning: {text}"))
     mode = _mode(config.wandb)
     if mode == "online" and not logged_in():
         warn("wandb: online was asked for, but nobody is logged in (`wandb login`); recording offline")
@@ -64,7 +62,7 @@ def open_tracker(
     attempts: tuple[Mode, ...] = ("online", "offline") if mode == "online" else ("offline",)
     for attempt in attempts:
         try:
-            tracker = WandbTracker(attempt, config, run, settings or {}, say, warn)
+            tracker = WandbTracker(attempt, config, run, settings, say, warn)
             break
         except ImportError as error:
             warn(f"wandb: cannot be imported ({opening_line(error)}); the run is recorded in {run.metrics_path} only")
@@ -226,7 +224,3 @@ def _tear_down() -> None:
     with contextlib.suppress(Exception):
         if sys.modules["wandb"].run is None:
             sys.modules["wandb"].teardown(exit_code=1)
-
-
-def _to_stderr(text: str) -> None:
-    print(text, file=sys.stderr)

@@ -114,7 +114,7 @@ def test_wandb_mode_wins_over_the_config(tmp_path):
 
 def test_off_is_a_tracker_too(tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_MODE", raising=False)
-    tracker = open_tracker(TrackingConfig(wandb="off", project="p"), Run(tmp_path))
+    tracker = open_tracker(TrackingConfig(wandb="off", project="p"), Run(tmp_path), {}, print, print)
     assert type(tracker) is Tracker
     tracker.log({"kind": "train"}, 1)
     tracker.finish()
@@ -200,7 +200,8 @@ from phonetrain.config.sections import TrackingConfig
 from phonetrain.runs.directory import Run
 from phonetrain.runs.tracker import open_tracker
 mine = wandb.init(mode="offline", project="theirs", settings=wandb.Settings(silent=True))
-tracker = open_tracker(TrackingConfig(wandb="offline", project="p"), Run(Path(sys.argv[1]) / "ours"), {"epochs": 1})
+run, said = Run(Path(sys.argv[1]) / "ours"), []
+tracker = open_tracker(TrackingConfig(wandb="offline", project="p"), run, {"epochs": 1}, said.append, said.append)
 tracker.log({"kind": "train", "loss": 2.0}, 1)
 ours = tracker.wandb_run
 tracker.finish()
