@@ -13,6 +13,7 @@ from benchmarks.corpora import PARTITION, make_corpora
 from benchmarks.device import captured
 from benchmarks.steps import Case, Notebook, Ours, measure
 from phonedata import Selection, WindowSpec, open_loader
+from phonetrain.model.classifier import num_parameters
 from phonetrain.step.epoch import Updates
 
 WINDOW = WindowSpec(30, 30)
@@ -86,7 +87,7 @@ def with_loaders(
         found = measure(case, ways, rounds, seconds)
         row = {
             "net": case.net,
-            "parameters": case.model.num_parameters,
+            "parameters": num_parameters(case.model),
             "batch_size": case.batch_size,
             "frames_per_second": {
                 name: case.batch_size / statistics.median(clocks["wall"]) for name, clocks in found.items()

@@ -24,6 +24,7 @@ from benchmarks.fed_steps import LOADERS, with_loaders
 from benchmarks.launches import tally
 from benchmarks.steps import CLASSES, WAYS, Case, Ours, check, measure
 from phonetrain.device import choose_device
+from phonetrain.model.classifier import num_parameters
 
 NETS = ("cylinder5", "hourglass17")
 SIZES = (2_000_000, 20_000_000)
@@ -66,7 +67,7 @@ def run_case(case: Case, names: tuple[str, ...], options: argparse.Namespace) ->
     found = measure(case, ways, options.rounds if main_case else max(2, options.rounds // 2), options.seconds)
     result = {
         "net": case.net,
-        "parameters": case.model.num_parameters,
+        "parameters": num_parameters(case.model),
         "batch_size": case.batch_size,
         "precision": case.compute.precision,
         "widths": list(case.model.widths),

@@ -102,7 +102,7 @@ class FrameClassifier(nn.Module):
         self.hidden = nn.ModuleList(layers)
         self.output = nn.Linear(inputs, self.predicted * num_classes)
         self.start_parameters(config)
-        check_cap(config, self.num_parameters)
+        check_cap(config, num_parameters(self))
 
     @torch.no_grad()
     def start_parameters(self, config: ModelConfig) -> None:
@@ -130,11 +130,6 @@ class FrameClassifier(nn.Module):
             hidden = layer(hidden, given[layer]) if layer in given else layer(hidden)
         logits = product(self.output, hidden, last)
         return logits if self.predicted == 1 else logits.unflatten(1, (self.predicted, -1))
-
-    @property
-    def num_parameters(self) -> int:
-        """Trainable parameters, without the columns that pad the input."""
-        return sum(p.numel() for p in self.parameters() if p.requires_grad) - self.padding * self.widths[0]
 
     def layer_table(self) -> list[LayerRow]:
         """One row a layer, read from the live modules."""
@@ -189,8 +184,14 @@ def build_model(config: RunConfig, *, feature_dim: int, num_classes: int) -> nn.
     if config.model.factory is None:
         return FrameClassifier(config.model, feature_dim, window_width, num_classes)
     model = build_from_factory(config.model.factory, feature_dim, window_width, num_classes)
-    check_cap(config.model, sum(p.numel() for p in model.parameters() if p.requires_grad))
+    check_cap(config.model, num_parameters(model))
     return model
+
+
+def num_parameters(model: nn.Module) -> int:
+    """Trainable parameters; those of a FrameClassifier without the columns that pad its input."""
+    spare = model.padding * model.widths[0] if isinstance(model, FrameClassifier) else 0
+    return sum(p.numel() for p in model.parameters() if p.requires_grad) - spare
 
 
 def planned_model(config: RunConfig, *, feature_dim: int, num_classes: int) -> nn.Module:

@@ -220,14 +220,12 @@ def measure_recipe(
     prepared = prepare(config, packed)
     setup, device_spec = prepared.setup, prepared.setup.device_spec
     try:
-        batches = setup.train.batches_per_epoch
         loader_rate = measure(
             (len(batch.frames) for batch in setup.train.epoch(0)), device_spec.device, 0.4 * MEASURE_SECONDS
         )
         if device_spec.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device_spec.device)
-        rates, momenta = setup.state.schedule.rates(0, batches), setup.state.schedule.momenta(0, batches)
-        frames_per_second = measure(setup.updates.epoch(0, 0, 0, rates, momenta), device_spec.device, MEASURE_SECONDS)
+        frames_per_second = setup.pace(MEASURE_SECONDS)
         memory = (
             torch.cuda.max_memory_allocated(device_spec.device) if device_spec.device.type == "cuda" else own_memory()
         )

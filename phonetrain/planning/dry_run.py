@@ -121,12 +121,10 @@ def _sizes(config: RunConfig) -> tuple[dict[str, int], str]:
 
 def _layers(config: RunConfig, sizes: dict[str, int]) -> dict[str, Any]:
     """parameters, training_flops a frame and the layer table; a user's own module has no table."""
-    from ..model.classifier import FrameClassifier, planned_model
+    from ..model.classifier import FrameClassifier, num_parameters, planned_model
 
     model = planned_model(config, **sizes)
     table = model.layer_table() if isinstance(model, FrameClassifier) else None
-    parameters = getattr(model, "num_parameters", None)
-    if parameters is None:
-        parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    parameters = num_parameters(model)
     flops = sum(row["training_flops"] for row in table) if table else 6 * parameters
     return {"parameters": parameters, "training_flops": flops, "layers": table}

@@ -18,14 +18,14 @@ from ..config.stages import PREVIOUS
 from ..device import DeviceSpec, describe_machine
 from ..distributed import ProcessGroup, current, reduce_norms
 from ..kernels import layer
-from ..model.classifier import FrameClassifier, build_model, planned_model
+from ..model.classifier import FrameClassifier, build_model, num_parameters, planned_model
 from ..model.ema import AveragedWeights
 from ..model.trust import digest
 from ..optim.loss_scale import LossScale
 from ..optim.optimizers import build_optimizer, describe_optimizer, load_moments
 from ..optim.schedule import Schedule
 from ..step.augment import Augment
-from ..step.epoch import Updates
+from ..step.epoch import Updates, measure
 from ..step.metrics import FrameMetrics
 from ..step.neighbours import Neighbours
 from ..step.train_step import TrainStep
@@ -62,6 +62,12 @@ class TrainingSetup:
         """The weights that are scored: averaged ones where the run averages."""
         return self.state.model if self.state.averaged is None else self.state.averaged.model
 
+    def pace(self, seconds: float) -> float:
+        """Frames a second of all processes together, in some `seconds` of real steps of the first epoch."""
+        schedule, batches = self.state.schedule, self.train.batches_per_epoch
+        steps = self.updates.epoch(0, 0, 0, schedule.rates(0, batches), schedule.momenta(0, batches))
+        return measure(steps, self.device_spec.device, seconds)
+
     def close(self) -> None:
         """Stop the loaders' threads, and let go what they and a captured step hold on the device."""
         for loader in (self.train, self.dev):
@@ -80,26 +86,16 @@ def training_selection(corpus: PackedCorpus, roles: Roles, config: RunConfig) ->
     return selection.only(folds(selection, of) != number)
 
 
-def window_dtype(corpus: PackedCorpus, device_spec: DeviceSpec) -> str:
-    """In what windows come: as packed, but float16 for a net that computes in it anyway."""
-    return "float16" if device_spec.precision == "fp16" else str(corpus.dtype)
-
-
 def open_training_loader(selection: Selection, config: RunConfig, device_spec: DeviceSpec):
     """The loader of training batches, in the run's order, last incomplete batch dropped."""
     return open_loader(
         selection,
-        window=WindowSpec(config.window.left, config.window.right),
         batch_size=config.batch_size,
         seed=config.seed,
         order=config.loader.order,
         kind=config.loader.kind,
-        device=str(device_spec.device),
-        threads=config.loader.threads,
         drop_last=True,
-        rank=current().rank,
-        world_size=current().world_size,
-        dtype=window_dtype(selection.corpus, device_spec),
+        **loader_settings(selection.corpus, config, device_spec, current()),
     )
 
 
@@ -110,20 +106,22 @@ def open_scoring_loader(corpus: PackedCorpus, partitions: str, config: RunConfig
     # Scores are of frames as they lie, which some loaders cannot give.
     chosen = LOADERS.get(config.loader.kind)
     kind = config.loader.kind if chosen and "sequential" in chosen.orders else "auto"
-    return open_loader(
-        corpus,
-        partitions,
-        window=WindowSpec(config.window.left, config.window.right),
-        batch_size=None,
-        order="sequential",
-        kind=kind,
-        device=str(device_spec.device),
-        threads=config.loader.threads,
-        drop_last=False,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
-        dtype=window_dtype(corpus, device_spec),
-    )
+    shared = loader_settings(corpus, config, device_spec, ranks)
+    return open_loader(corpus, partitions, batch_size=None, order="sequential", kind=kind, drop_last=False, **shared)
+
+
+def loader_settings(
+    corpus: PackedCorpus, config: RunConfig, device_spec: DeviceSpec, ranks: ProcessGroup
+) -> dict[str, Any]:
+    """What all loaders of a run have in common; windows come as packed, in float16 for a net that computes in it."""
+    return {
+        "window": WindowSpec(config.window.left, config.window.right),
+        "device": str(device_spec.device),
+        "threads": config.loader.threads,
+        "rank": ranks.rank,
+        "world_size": ranks.world_size,
+        "dtype": "float16" if device_spec.precision == "fp16" else str(corpus.dtype),
+    }
 
 
 def neighbours_of(selection: Selection, config: RunConfig, device_spec: DeviceSpec) -> Neighbours | None:
@@ -257,11 +255,10 @@ def layer_kernels(device: torch.device) -> str:
 def describe(setup: TrainingSetup) -> dict[str, Any]:
     """What was really built, read from the live objects and not from the configuration."""
     model, state = setup.state.model, setup.state
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return {
         "model": {
             "class": type(model).__name__,
-            "parameters": getattr(model, "num_parameters", trainable),
+            "parameters": num_parameters(model),
             "layers": model.layer_table() if isinstance(model, FrameClassifier) else None,
             "factory": setup.config.model.factory,
             "factory_digest": setup.factory,

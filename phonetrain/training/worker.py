@@ -16,7 +16,6 @@ from typing import IO, Any
 from ..config.run_config import RunConfig
 from ..console.base import Console, SilentConsole, own_memory
 from ..distributed import init
-from ..step.epoch import measure
 from .data import open_corpus
 from .fit import fit_here
 from .launch import ERROR, TASK
@@ -74,9 +73,7 @@ def pace(config: RunConfig, console: Console) -> float:
     with init(config.device):
         setup = prepare(config, open_corpus(config)).setup
         try:
-            batches = setup.train.batches_per_epoch
-            rates, momenta = setup.state.schedule.rates(0, batches), setup.state.schedule.momenta(0, batches)
-            return measure(setup.updates.epoch(0, 0, 0, rates, momenta), setup.device_spec.device, PACE_SECONDS)
+            return setup.pace(PACE_SECONDS)
         finally:
             setup.close()
 

@@ -14,7 +14,7 @@ from phonetrain.config.sections import ModelConfig
 from phonetrain.config.validation import hints
 from phonetrain.errors import ConfigError
 from phonetrain.kernels.known import ACTIVATIONS, Activation
-from phonetrain.model.classifier import INITS, FrameClassifier, build_model
+from phonetrain.model.classifier import INITS, FrameClassifier, build_model, num_parameters
 from phonetrain.model.custom import faster_precision
 from phonetrain.model.widths import MULTIPLE, count_parameters, layer_widths, shares
 
@@ -99,8 +99,8 @@ def test_parameters_are_those_of_the_live_modules_without_the_padding(norm, norm
     assert (model.input_size, model.padding) == (35, 5)
     alive = sum(p.numel() for p in model.parameters()) - 5 * 24
     config = config_of(widths=[24, 16, 16, 30], norm=norm, norm_position=norm_position, residual=residual).model
-    assert model.num_parameters == alive == count_parameters(model.widths, 35, C, config)
-    assert sum(row["parameters"] for row in model.layer_table()) == model.num_parameters
+    assert num_parameters(model) == alive == count_parameters(model.widths, 35, C, config)
+    assert sum(row["parameters"] for row in model.layer_table()) == num_parameters(model)
 
 
 def test_layer_table_counts_six_flops_a_weight_and_four_in_the_first_layer():
