@@ -14,16 +14,15 @@ from ..checkpoints.mirror import refuse_other_run
 from ..config.resolve import resolve
 from ..config.run_config import RunConfig
 from ..console.base import Console
-from ..console.open import open_console
 from ..device import determinism
 from ..distributed import ProcessGroup, init
 from ..errors import ConfigError, RunNotFound
 from ..model.trust import trust
 from ..runs.directory import Run
 from .data import open_corpus
-from .launch import Task, starts_processes, together, with_number
+from .launch import trained
 from .resume import resume_here
-from .session import environment, prepare, seen_by, show_curves, shown_by, train
+from .session import environment, prepare, seen_by, shown_by, train
 
 
 def fit(
@@ -58,16 +57,8 @@ def fit(
         raise ConfigError(f"fit: got the recipe {recipe} and a config, wanted one of them; load_recipe makes a config")
     name = None if config is not None else os.fspath(recipe or "default")
     config = resolve(config or name, overrides, corpus, settings=settings)
-    pace: dict[str, float] = {}
-    if starts_processes(config):
-        with console or open_console() as shown:
-            config, pace = with_number(config, shown)
-            if config.devices != 1:
-                arguments = {"config": config, "name": name, "run": run, "pace": pace, "began": began}
-                where: Run = together(Task("fit", arguments), int(config.devices), shown)
-                show_curves(where, shown)
-                return where
-    return fit_here(config, name, run, pace, console, began)
+    given = {"name": name, "run": run, "began": began}
+    return trained(config, console, fit_here, lambda config, pace: {"config": config, "pace": pace, **given})
 
 
 def fit_here(

@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -26,9 +26,12 @@ from phonedata.files import named
 
 from ..config.run_config import RunConfig
 from ..console.base import Console
+from ..console.open import open_console
 from ..distributed import launched_size
 from ..errors import ConfigError, TrainingStopped
+from ..runs.directory import Run
 from ..text import counted, short
+from .session import show_curves
 from .stopping import StopRequest, noticed_signals
 
 TASK, ERROR = "task.pickle", "error-{}.pickle"
@@ -54,6 +57,29 @@ def starts_processes(config: RunConfig) -> bool:
             "WORLD_SIZE); leave devices out, or start one process"
         )
     return started == 1 and config.devices != 1
+
+
+def trained(
+    config: RunConfig,
+    console: Console | None,
+    train_here: Callable[..., Run],
+    arguments: Callable[[RunConfig, dict[str, float]], dict[str, Any]],
+) -> Run:
+    """What `train_here` returns: called in this process, or in those that are started for `config.devices`.
+
+    arguments: from the config, with a number for `devices`, and what was measured for it (see `with_number`) to all
+    keyword arguments but `console`.
+    """
+    pace: dict[str, float] = {}
+    if starts_processes(config):
+        with console or open_console() as shown:
+            config, pace = with_number(config, shown)
+            if config.devices != 1:
+                task = Task(train_here.__name__, arguments(config, pace))
+                run: Run = together(task, int(config.devices), shown)
+                show_curves(run, shown)
+                return run
+    return train_here(**arguments(config, pace), console=console)
 
 
 def with_number(config: RunConfig, console: Console) -> tuple[RunConfig, dict[str, float]]:

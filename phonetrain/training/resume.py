@@ -19,7 +19,6 @@ from ..config.overrides import parsed
 from ..config.resolve import resolve
 from ..config.run_config import RunConfig
 from ..console.base import Console
-from ..console.open import open_console
 from ..device import DeviceSpec, describe_machine, determinism
 from ..distributed import init, launched_size
 from ..errors import CheckpointError, ConfigError
@@ -29,8 +28,8 @@ from ..runs.directory import Run
 from ..text import command, counted
 from .build import TrainingSetup, assemble, identity
 from .data import choose_roles, corpus_of, place_from_run
-from .launch import Task, starts_processes, together, with_number
-from .session import device_for, looked_through, seen_by, show_curves, shown_by, train
+from .launch import trained
+from .session import device_for, looked_through, seen_by, shown_by, train
 
 # Changing these changes which frames come next, so they may change only where an epoch begins.
 ORDER_KEYS = ("subset", "batch_size", "optimizer.accumulation", "loader.order")
@@ -194,18 +193,12 @@ def resume(
     config = RunConfig.from_toml(found.config_path).replaced(asked)
     if (started := launched_size()) > 1 and config.devices != 1 and "devices" not in wanted:
         config = config.replaced({"devices": started})  # as many as were started now
-    if starts_processes(config):
-        with console or open_console() as shown:
-            config, _ = with_number(config, shown)
-            wanted["devices"] = config.devices
-            if config.devices != 1:
-                arguments = {"run": found.path, "wanted": wanted, "corpus": corpus, "trust_code": trust_code}
-                arguments |= {"from_checkpoint": from_checkpoint, "began": began}
-                where: Run = together(Task("resume", arguments), int(config.devices), shown)
-                show_curves(where, shown)
-                return where
-    wanted["devices"] = config.devices
-    return resume_here(found.path, wanted, corpus, from_checkpoint, trust_code, console, began)
+    given = {"run": found.path, "corpus": corpus, "from_checkpoint": from_checkpoint, "trust_code": trust_code}
+
+    def arguments(config: RunConfig, pace: Mapping[str, float]) -> dict[str, Any]:
+        return {"wanted": {**wanted, "devices": config.devices}, "began": began, **given}
+
+    return trained(config, console, resume_here, arguments)
 
 
 def resume_here(

@@ -98,7 +98,7 @@ def main() -> None:
         pipe.close()
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     task = pickle.loads((folder / TASK).read_bytes())
-    functions: dict[str, Callable[..., Any]] = {"fit": fit_here, "resume": resume_here, "pace": pace}
+    functions: dict[str, Callable[..., Any]] = {"fit_here": fit_here, "resume_here": resume_here, "pace": pace}
     try:
         result = functions[task.function](**task.arguments, console=console)
     except BaseException as error:

@@ -70,7 +70,7 @@ def test_what_the_processes_refuse_is_raised_here(learnable_corpus, tmp_path):
     Run(tmp_path / "run").append_event("run_started", launch="of another")
     Run(tmp_path / "run").checkpoint_dir(3).mkdir(parents=True)
     made = config().replaced({"data.corpus": str(learnable_corpus.path)})
-    task = launch.Task("fit", {"config": made, "name": None, "run": tmp_path / "run", "pace": {}, "began": 0.0})
+    task = launch.Task("fit_here", {"config": made, "name": None, "run": tmp_path / "run", "pace": {}, "began": 0.0})
     with pytest.raises(RunExists, match=str(tmp_path / "run")):
         launch.together(task, 1, Console())
 
