@@ -26,6 +26,7 @@ from .text import counted
 
 # Why a rank wants to pause; the last one wins.
 REASONS = (None, "checkpoint", "pruned", "deadline", "SIGHUP", "SIGUSR1", "SIGTERM", "SIGINT")
+BUCKET_BYTES = 25 << 20  # of gradients that are sent together
 PATIENCE = timedelta(minutes=30)  # for a rank that packs, compiles or reads a cold corpus
 
 
@@ -228,12 +229,12 @@ class GradientSums:
     the same.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter], ranks: ProcessGroup, bucket_bytes: int = 25 << 20) -> None:
+    def __init__(self, parameters: Sequence[nn.Parameter], ranks: ProcessGroup) -> None:
         self.ranks = ranks
         self.buckets: list[list[nn.Parameter]] = []
-        size = bucket_bytes
+        size = BUCKET_BYTES
         for parameter in reversed(parameters):
-            if size >= bucket_bytes or self.buckets[-1][0].dtype != parameter.dtype:
+            if size >= BUCKET_BYTES or self.buckets[-1][0].dtype != parameter.dtype:
                 self.buckets.append([])
                 size = 0
             self.buckets[-1].append(parameter)

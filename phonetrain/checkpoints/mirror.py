@@ -210,7 +210,7 @@ def bring(source: Path, run: Run) -> None:
 
 def newest_whole(run: Run) -> checkpoint.Checkpoint | None:
     inside, aside = series.life(run)
-    return series.first_whole(run, [*inside, *aside[::-1]], "cpu")[0]
+    return series.first_whole(run, [*inside, *aside[::-1]])[0]
 
 
 def position(saved: checkpoint.Checkpoint) -> tuple[int, int]:

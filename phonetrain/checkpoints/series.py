@@ -137,7 +137,7 @@ def mend_best(run: Run, progress: Progress) -> list[str]:
     return problems
 
 
-def read_newest(run: Run, device: torch.device | str = "cpu") -> tuple[Checkpoint, list[str]]:
+def read_newest(run: Run) -> tuple[Checkpoint, list[str]]:
     """The newest whole checkpoint and, for each newer one passed over, a sentence that says why.
 
     Newest is the newest of the run's life. Raises CheckpointError where there is none at all.
@@ -146,7 +146,7 @@ def read_newest(run: Run, device: torch.device | str = "cpu") -> tuple[Checkpoin
     inside, aside = life(run)
     if last is not None and last not in (*inside, *aside):
         problems.append(f"{run.checkpoint_dir(last)}, the newest checkpoint, is missing; an older one is used")
-    saved, damaged = first_whole(run, [*inside, *aside[::-1]], device)
+    saved, damaged = first_whole(run, [*inside, *aside[::-1]])
     problems += damaged
     if saved is not None:
         return saved, problems
@@ -171,7 +171,9 @@ def read_before(
     return first_whole(run, steps, device)
 
 
-def first_whole(run: Run, steps: Sequence[int], device: torch.device | str) -> tuple[Checkpoint | None, list[str]]:
+def first_whole(
+    run: Run, steps: Sequence[int], device: torch.device | str = "cpu"
+) -> tuple[Checkpoint | None, list[str]]:
     """The first of these checkpoints that can be read, and a sentence for each before it."""
     problems: list[str] = []
     for step in steps:

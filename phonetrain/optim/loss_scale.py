@@ -17,23 +17,16 @@ class LossScale:
     Parameters
     ----------
     device: where the scale lives.
-    initial: first scale. growth: factor after `interval` good updates in a row. backoff: factor after an overflow.
+    initial: first scale, halved after an overflow, doubled after `interval` good updates in a row.
     """
 
-    def __init__(
-        self,
-        device: torch.device | str,
-        initial: float = 65536.0,
-        growth: float = 2.0,
-        backoff: float = 0.5,
-        interval: int = 2000,
-    ) -> None:
+    def __init__(self, device: torch.device | str, initial: float = 65536.0, interval: int = 2000) -> None:
         self.scale = torch.full((), initial, dtype=torch.float32, device=device)
         self.good_updates = torch.zeros((), dtype=torch.int32, device=device)
         # Of the whole run, so that a resumed one shows the same rate: a checkpoint holds them.
         self.overflows = torch.zeros((), dtype=torch.int64, device=device)
         self.overflows_in_a_row = torch.zeros((), dtype=torch.int64, device=device)
-        self.initial, self.growth, self.backoff, self.interval = initial, growth, backoff, interval
+        self.initial, self.interval = initial, interval
 
     @torch.no_grad()
     def unscale_(self, gradients: list[Tensor]) -> Tensor:
@@ -49,7 +42,7 @@ class LossScale:
         overflow, frozen: () float32, 0 or 1.
         """
         scale, good = self.scale.clone(), self.good_updates.clone()
-        torch._amp_update_scale_(self.scale, self.good_updates, overflow, self.growth, self.backoff, self.interval)
+        torch._amp_update_scale_(self.scale, self.good_updates, overflow, 2.0, 0.5, self.interval)
         self.scale.copy_(torch.where(frozen > 0, scale, self.scale.clamp(min=SMALLEST)))
         self.good_updates.copy_(torch.where(frozen > 0, good, self.good_updates))
         counted = (overflow * (1 - frozen)).long()

@@ -18,11 +18,11 @@ FEWEST_SPEAKERS = 50  # from here on speakers are drawn: the interval then holds
 _CHUNK = 100
 
 
-def weights(units: int, draws: int = DRAWS, seed: int = 0) -> Iterator[npt.NDArray[np.float64]]:
-    """(<= 100, units) float64 chunks, `draws` rows in all: how often each unit was drawn, with replacement."""
-    random = np.random.default_rng(seed)
-    for begin in range(0, draws, _CHUNK):
-        drawn = random.multinomial(units, np.full(units, 1.0 / units), size=min(_CHUNK, draws - begin))
+def weights(units: int) -> Iterator[npt.NDArray[np.float64]]:
+    """(<= 100, units) float64 chunks, DRAWS rows in all: how often each unit was drawn, with replacement."""
+    random = np.random.default_rng(0)
+    for begin in range(0, DRAWS, _CHUNK):
+        drawn = random.multinomial(units, np.full(units, 1.0 / units), size=min(_CHUNK, DRAWS - begin))
         yield drawn.astype(np.float64)
 
 
@@ -34,14 +34,14 @@ def units_of(speakers: Sequence[str]) -> tuple[Ints, str]:
     return np.arange(len(speakers)), "utterances"
 
 
-def resampled(parts: npt.NDArray[Any], whole: Ints, units: Ints, draws: int = DRAWS) -> npt.NDArray[np.float64]:
-    """(draws, K) float64 sum(part) / sum(whole) over the utterances of each draw; the draws are always the same ones.
+def resampled(parts: npt.NDArray[Any], whole: Ints, units: Ints) -> npt.NDArray[np.float64]:
+    """(DRAWS, K) float64 sum(part) / sum(whole) over the utterances of each draw; the draws are always the same ones.
 
     parts: (U, K) counts of utterances. whole: (U,). units: as of `units_of`.
     """
     columns = np.zeros((int(units.max()) + 1, parts.shape[1] + 1))
     np.add.at(columns, units, np.column_stack([parts, whole]))
-    sums = np.concatenate([drawn @ columns for drawn in weights(len(columns), draws)])
+    sums = np.concatenate([drawn @ columns for drawn in weights(len(columns))])
     whole_drawn = np.where(sums[:, -1:] > 0, sums[:, -1:], np.nan)  # of silent utterances alone nothing has a rate
     return np.asarray(sums[:, :-1] / whole_drawn, np.float64)
 
@@ -74,7 +74,7 @@ def two_sided_p(differences: npt.NDArray[np.float64]) -> float:
     return min(1.0, 2.0 * (rarer + 1) / (len(differences) + 1))
 
 
-def interval(part: Ints, whole: Ints, units: Ints, draws: int = DRAWS) -> dict[str, Any]:
+def interval(part: Ints, whole: Ints, units: Ints) -> dict[str, Any]:
     """The 95 % interval of sum(part) / sum(whole). part, whole: (U,) counts of utterances. units: as of `units_of`."""
-    ratios = resampled(part[:, None], whole, units, draws)
-    return bounds(ratios) | {"draws": draws, "units": int(units.max()) + 1}
+    ratios = resampled(part[:, None], whole, units)
+    return bounds(ratios) | {"draws": DRAWS, "units": int(units.max()) + 1}
