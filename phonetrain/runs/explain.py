@@ -8,9 +8,9 @@ from typing import Any
 
 from phonedata.files import named
 
-from ..text import clock, command, short
+from ..text import clock, command, counted, short
 from .directory import Run, RunName
-from .experiment import ENDED
+from .experiment import ENDED, shown
 from .history import where_scored
 from .verdict import verdict
 
@@ -107,9 +107,7 @@ def _segment(events: list[dict[str, Any]], run: Run, reached: int, following: li
     if (seconds := _seconds(start, last)) is not None:
         sentence += f" in {clock(seconds)}"
     if saved:
-        sentence += (
-            f", saved {len(saved)} checkpoint{'s' * (len(saved) != 1)} (the last has {short(saved[-1]['bytes'])}B)"
-        )
+        sentence += f", saved {counted(len(saved), 'checkpoint')} (the last has {short(saved[-1]['bytes'])}B)"
     end = next((event for event in events if event["event"] in ("segment_ended", "run_finished")), None)
     if end is not None:
         reason = str(end.get("reason", "finished"))
@@ -140,7 +138,7 @@ def _why(reason: str, message: str) -> str:
 
 def _changed(event: dict[str, Any]) -> str:
     by = "by the recipe's next stage" if event.get("by") == "stage" else "by hand"
-    old, new = ("none" if event[side] is None else event[side] for side in ("old", "new"))
+    old, new = shown(event["old"]), shown(event["new"])
     return f"At step {event.get('step', 0):,} {event['key']} was changed from {old} to {new}, {by}."
 
 

@@ -23,7 +23,7 @@ from ..device import DeviceSpec, describe_machine, determinism
 from ..distributed import init, launched_size
 from ..errors import CheckpointError, ConfigError
 from ..model.trust import check_trusted
-from ..runs import next_commands
+from ..runs import experiment, next_commands
 from ..runs.directory import Run
 from ..text import command, counted
 from .build import TrainingSetup, assemble, identity
@@ -107,7 +107,7 @@ def check_changes(
 
 def told_change(key: str, before: Any, after: Any, old: RunConfig, new: RunConfig) -> str:
     """One change for people; where an answer given earlier decides what it does, that answer too."""
-    sentence = f"changed: {key} {'none' if before is None else before} -> {'none' if after is None else after}"
+    sentence = f"changed: {key} {experiment.shown(before)} -> {experiment.shown(after)}"
     if key == "epochs" and extension_question(old, new.replaced({"schedule.on_extend": None})) is not None:
         answer = new.schedule.on_extend
         does = "is laid out anew, to the new end" if answer == "stretch" else "stays, and its last rate is held"
@@ -288,7 +288,7 @@ def resume_here(
             else f"resuming {where.path} at {position}"
         )
         for key, later, then in diff(newest, begins):
-            shown.say(f"as it was at {saved.path.name}: {key} {_told(later)} -> {_told(then)}")
+            shown.say(f"as it was at {saved.path.name}: {key} {experiment.shown(later)} -> {experiment.shown(then)}")
         for key, before, after in changes:
             shown.say(told_change(key, before, after, old, config))
         if any(key in ("epochs", "optimizer.lr") or key.startswith("schedule.") for key, _, _ in changes):
@@ -314,7 +314,3 @@ def told_rate(run: Run, setup: TrainingSetup) -> str:
     lines = [*run.metrics("train"), *run.metrics("epoch")]
     before = max((line for line in lines if line["step"] <= progress.step), key=lambda line: line["step"], default=None)
     return f"{rate:.3g} {until}" + (f"; the last logged was {before['lr']:.3g}" if before else "")
-
-
-def _told(value: Any) -> Any:
-    return "none" if value is None else value

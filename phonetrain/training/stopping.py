@@ -9,6 +9,8 @@ import time
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 
+from ..config.sections import clock_time
+
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
 
 
@@ -61,8 +63,7 @@ class Deadline:
             ends.append((time.monotonic() if began is None else began) + max_seconds)
         if clock is not None:
             now = datetime.now()
-            hour, minute = map(int, clock.split(":"))
-            end = now.replace(hour=hour, minute=minute, second=0, microsecond=0)
+            end = datetime.combine(now, clock_time(clock))
             end += timedelta(days=1) * (end <= now)
             ends.append(time.monotonic() + (end - now).total_seconds())
         self.end = min(ends, default=None)
