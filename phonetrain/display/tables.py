@@ -208,7 +208,8 @@ def comparison_text(result: dict[str, Any]) -> str:
         f"in brackets 95 % of {result['draws']:,} draws of {seeds}{result['units']:,} {result['drawn']}",
     ]
     for group in groups:
-        lines += ["", group["name"], *_changed_lines(group)]
+        changed = [f"  {key} {shown(old)} -> {shown(new)}" for key, (old, new) in group["changed"].items()]
+        lines += ["", group["name"], *changed]
         if len(group["runs"]) > 1:
             header = ("seed", *(METRIC_NAMES[metric] for metric in metrics))
             rows = [(f"{run['seed']}  {run['run']}", *(metric_value(metric, run[metric]) for metric in metrics))
@@ -233,10 +234,6 @@ def _bounds(metric: str, told: dict[str, Any], sign: bool = False) -> str:
     if told["low"] is None:
         return ""
     return f"({metric_value(metric, told['low'], sign)} to {metric_value(metric, told['high'], sign)})"
-
-
-def _changed_lines(group: dict[str, Any]) -> list[str]:
-    return [f"  {key} {shown(old)} -> {shown(new)}" for key, (old, new) in group["changed"].items()]
 
 
 def _difference_lines(difference: dict[str, Any], metrics: Sequence[str]) -> list[str]:

@@ -108,11 +108,6 @@ def load_program(path: Path | BinaryIO) -> nn.Module:
         return torch.export.load(path).module()
 
 
-def window_shape(trained: Trained) -> tuple[int, int]:
-    """(W, D)."""
-    return trained.config.window.width, trained.corpus.feature_dim
-
-
 def description(trained: Trained) -> dict[str, Any]:
     """What a program that uses the model must know, with JSON's types only."""
     corpus, window = trained.corpus, trained.window
@@ -122,7 +117,7 @@ def description(trained: Trained) -> dict[str, Any]:
         counts = {"frames": labels.frames, "first": labels.first, "pairs": labels.pairs}
     neighbours, classes = trained.neighbours, len(corpus.phonemes)
     about = {
-        "input": {"name": "windows", "dtype": "float32", "shape": ["batch", *window_shape(trained)],
+        "input": {"name": "windows", "dtype": "float32", "shape": ["batch", window.width, corpus.feature_dim],
                   "window": {"left": window.left, "right": window.right},
                   "rule": "row i of frame t's window is frame t - left + i of the same utterance, normalised; "
                           "zeros before its first and after its last frame",

@@ -226,11 +226,8 @@ def failure(folder: Path, processes: int, errors: IO[bytes]) -> BaseException:
         return RuntimeError(f"devices = {processes}: the processes ended without a result\n{told[-3000:]}")
     number = (killed_by or ended_by)[0]
     name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
+    hint = ", as the system does where memory has run out" if name == "SIGKILL" else ""
     return TrainingStopped(
-        f"devices = {processes}: one of the processes was ended by {name}{memory_hint(name)}; "
+        f"devices = {processes}: one of the processes was ended by {name}{hint}; "
         "`phonetrain resume` goes on from the last checkpoint"
     )
-
-
-def memory_hint(name: str) -> str:
-    return ", as the system does where memory has run out" if name == "SIGKILL" else ""
