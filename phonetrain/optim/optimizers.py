@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple, TypedDict
 
 import torch
@@ -80,15 +81,20 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module, device: torch.dev
     return kind.make(groups, lr=config.lr, **settings)
 
 
-def with_momenta(optimizer: SGD | RMSprop) -> SGD | RMSprop:
-    """Let every update with momentum find a momentum buffer for each parameter; a missing one starts at 0.
+def with_momenta(kind: Callable[..., Optimizer]) -> Callable[..., Optimizer]:
+    """`kind`, SGD or RMSprop, with a momentum buffer for each parameter at every update with momentum: it starts at 0.
 
     Momentum may begin late, by a schedule, a stage or on resume. torch's fused SGD then makes the momenta out of
     uninitialised memory, and leaves them so where that update is skipped, as fp16's first one commonly is; the next
     adds the garbage to the weights. RMSprop makes them at its very first update only, and fails without.
     """
-    optimizer.register_step_pre_hook(start_momenta)
-    return optimizer
+
+    def make(groups: Groups, **settings: Any) -> Optimizer:
+        optimizer = kind(groups, **settings)
+        optimizer.register_step_pre_hook(start_momenta)
+        return optimizer
+
+    return make
 
 
 def start_momenta(optimizer: SGD | RMSprop, *_: object) -> None:
@@ -115,23 +121,11 @@ class OptimizerKind(NamedTuple):
     fused: bool
 
 
-def sgd(groups: Groups, **settings: Any) -> Optimizer:
-    return with_momenta(SGD(groups, **settings))
-
-
-def nesterov(groups: Groups, **settings: Any) -> Optimizer:
-    return with_momenta(SGD(groups, nesterov=True, **settings))
-
-
-def rmsprop(groups: Groups, **settings: Any) -> Optimizer:
-    return with_momenta(RMSprop(groups, **settings))
-
-
 # Every fact about an optimizer; the allowed names and READ_BY in config/sections.py are held equal by a test.
 OPTIMIZERS: dict[str, OptimizerKind] = {
-    "sgd": OptimizerKind(sgd, 1, ("momentum",), fused=True),
-    "nesterov": OptimizerKind(nesterov, 1, ("momentum",), fused=True),
-    "rmsprop": OptimizerKind(rmsprop, 2, ("momentum", "eps", "alpha"), fused=False),
+    "sgd": OptimizerKind(with_momenta(SGD), 1, ("momentum",), fused=True),
+    "nesterov": OptimizerKind(with_momenta(partial(SGD, nesterov=True)), 1, ("momentum",), fused=True),
+    "rmsprop": OptimizerKind(with_momenta(RMSprop), 2, ("momentum", "eps", "alpha"), fused=False),
     "adam": OptimizerKind(Adam, 2, ("betas", "eps"), fused=True),
     "adamw": OptimizerKind(AdamW, 2, ("betas", "eps"), fused=True),
     "muon": OptimizerKind(MuonWithAdamW, 1, ("momentum", "betas", "eps", "rest_ratio"), fused=False),
@@ -224,28 +218,21 @@ def check_tensors(found: object, wanted: Mapping[str, Tensor], where: str) -> No
 
 def parameter_groups(config: OptimizerConfig, model: nn.Module) -> Groups:
     """Parameters by what is done with them, in the order of the model; empty groups are left out."""
-    head = getattr(model, "logits_matrix", None)
-    if config.name == "muon" and head is None:
+    head, is_muon = getattr(model, "logits_matrix", None), config.name == "muon"
+    if is_muon and head is None:
         raise ConfigError("optimizer.name = muon: no matrix of the model is seen to give its logits; use adamw")
-    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    kinds: dict[str, list[nn.Parameter]] = {"decayed": [], "plain": []}
-    muon: list[nn.Parameter] = []
-    for name, parameter in trained:
-        if config.name == "muon" and parameter.ndim == 2 and name != head:
-            muon.append(parameter)
-        else:
-            kinds["decayed" if parameter.ndim >= 2 or config.decay_all else "plain"].append(parameter)
-    decays = {"decayed": config.weight_decay, "plain": 0.0}
-    ratio = config.rest_ratio if config.name == "muon" else 1.0
-    groups: Groups = [
-        {"params": parameters, "weight_decay": decays[kind], "lr_ratio": ratio, "lr": ratio * config.lr, "kind": kind}
-        for kind, parameters in kinds.items()
-    ]
-    if config.name == "muon":
-        for group in groups:
-            group["muon"] = False
-        decay = {"weight_decay": config.weight_decay, "lr": config.lr, "lr_ratio": 1.0}
-        groups.insert(0, {"params": muon, **decay, "kind": "muon", "muon": True})
+    kinds: dict[str, list[nn.Parameter]] = {"muon": [], "decayed": [], "plain": []}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        kind = "decayed" if parameter.ndim >= 2 or config.decay_all else "plain"
+        kinds["muon" if is_muon and parameter.ndim == 2 and name != head else kind].append(parameter)
+    groups: Groups = []
+    for kind, parameters in kinds.items():
+        ratio = config.rest_ratio if is_muon and kind != "muon" else 1.0
+        decay = 0.0 if kind == "plain" else config.weight_decay
+        group = {"params": parameters, "weight_decay": decay, "lr_ratio": ratio, "lr": ratio * config.lr, "kind": kind}
+        groups.append(group | ({"muon": kind == "muon"} if is_muon else {}))
     return [group for group in groups if group["params"]]
 
 

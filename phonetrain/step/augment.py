@@ -64,15 +64,7 @@ class Augment:
 
     def describe(self) -> dict[str, object]:
         """What is applied, as built."""
-        return {
-            "active": self.active,
-            "time_mask": self.time_mask,
-            "freq_mask": self.freq_mask,
-            "warp": self.config.warp if self.warps is not None else 0.0,
-            "noise": self.config.noise,
-            "mask_mode": self.config.mask_mode,
-            "probability": self.config.probability,
-        }
+        return self.config.to_dict() | {"active": self.active, "warp": 0.0 if self.warps is None else self.config.warp}
 
     def set_epoch(self, epoch: int, device: torch.device) -> None:
         """Put the key of `epoch`, () int64 hashed from (seed, epoch), where `__call__` reads it.
