@@ -127,35 +127,6 @@ def column_sums(kind: int):
 
 
 @functools.cache
-def columns_forward(kind: int, which: int, dropout: bool, learns: bool):
-    """OUTPUT = dropout(activation(x * SCALE + SHIFT)); SLOPES, if somebody learns from them."""
-
-    @cfunc(SIGNATURE, cache=True, **EXACT)
-    def kernel(block):
-        columns, source, target, scale, shift = block[COLUMNS], block[INPUT], block[OUTPUT], block[SCALE], block[SHIFT]
-        slopes, leak, factor = block[SLOPES], load(FLOAT, block[SETTINGS], 0), load(FLOAT, block[SETTINGS], 1)
-        before = block[FIRST_ROW] * columns
-        key, second, least = np.uint32(block[KEY]), np.uint32(block[SECOND_KEY]), np.uint32(block[LEAST])
-        while True:
-            task, first, last = rows_of_next_task(block)
-            if first == last:
-                return
-            for row in range(first, last):
-                start = row * columns
-                for j in range(columns):
-                    z = load(kind, source, start + j) * load(FLOAT, scale, j) + load(FLOAT, shift, j)
-                    value, slope = activation(which, z, leak)
-                    if dropout:
-                        keep = kept(before + start, j, key, second, least)
-                        value, slope = value * factor if keep else ZERO, slope if keep else ZERO
-                    store(kind, target, start + j, value)
-                    if learns:
-                        store(kind, slopes, start + j, slope)
-
-    return kernel
-
-
-@functools.cache
 def columns_gradient(kind: int):
     """SUMS of G and G * (x - CENTRE), a column each."""
 
@@ -224,9 +195,10 @@ def row_squares(kind, source, start, columns, mean):
 
 
 @functools.cache
-def rows_forward(kind: int, which: int, dropout: bool, learns: bool, centred: bool):
-    """OUTPUT = dropout(activation(h * SCALE + SHIFT)), h = (x - mean) / deviation of its row; MOMENTS = mean and
-    1 / deviation; SLOPES. Not centred: the mean counts as 0, as in RMSNorm."""
+def forward(kind: int, which: int, dropout: bool, learns: bool, by_row: bool, centred: bool):
+    """OUTPUT = dropout(activation(h * SCALE + SHIFT)); SLOPES, if somebody learns from them. h is x, or by row
+    (x - mean) / deviation of its row; MOMENTS = that mean and 1 / deviation. Not centred: the mean counts as 0, as in
+    RMSNorm."""
 
     @cfunc(SIGNATURE, cache=True, **EXACT)
     def kernel(block):
@@ -241,12 +213,15 @@ def rows_forward(kind: int, which: int, dropout: bool, learns: bool, centred: bo
                 return
             for row in range(first, last):
                 start = row * columns
-                mean = row_sum(kind, source, start, columns) / F(columns) if centred else ZERO
-                inverse = ONE / np.sqrt(row_squares(kind, source, start, columns, mean) / F(columns) + epsilon)
-                store(FLOAT, moments, 2 * row, mean)
-                store(FLOAT, moments, 2 * row + 1, inverse)
+                if by_row:
+                    mean = row_sum(kind, source, start, columns) / F(columns) if centred else ZERO
+                    inverse = ONE / np.sqrt(row_squares(kind, source, start, columns, mean) / F(columns) + epsilon)
+                    store(FLOAT, moments, 2 * row, mean)
+                    store(FLOAT, moments, 2 * row + 1, inverse)
                 for j in range(columns):
-                    h = (load(kind, source, start + j) - mean) * inverse
+                    h = load(kind, source, start + j)
+                    if by_row:
+                        h = (h - mean) * inverse
                     value, slope = activation(which, h * load(FLOAT, scale, j) + load(FLOAT, shift, j), leak)
                     if dropout:
                         keep = kept(before + start, j, key, second, least)
@@ -308,14 +283,21 @@ def rows_backward(kind: int, centred: bool):
 
 
 @njit(cache=True, error_model="numpy")
+def total(sums):
+    """(T, 2, H) float32 -> (2, H) float64, added in task order."""
+    totals = np.zeros(sums.shape[1:])
+    for task in range(sums.shape[0]):
+        totals += sums[task]
+    return totals
+
+
+@njit(cache=True, error_model="numpy")
 def batch_moments(sums, mean, deviation, rows, epsilon):
     """From SUMS (T, 2, H) about `mean` (H,): the true mean in its place, sqrt(variance + epsilon) in `deviation`.
 
     Returns the biased variance, (H,) float64.
     """
-    totals = np.zeros(sums.shape[1:])
-    for task in range(sums.shape[0]):
-        totals += sums[task]
+    totals = total(sums)
     variance = np.empty(mean.shape[0])
     for j in range(mean.shape[0]):
         away = totals[0, j] / rows
@@ -324,15 +306,6 @@ def batch_moments(sums, mean, deviation, rows, epsilon):
         mean[j] += away
         deviation[j] = np.sqrt(variance[j] + epsilon)
     return variance
-
-
-@njit(cache=True, error_model="numpy")
-def total(sums):
-    """(T, 2, H) float32 -> (2, H) float64, added in task order."""
-    totals = np.zeros(sums.shape[1:])
-    for task in range(sums.shape[0]):
-        totals += sums[task]
-    return totals
 
 
 def run(kernel, block: np.ndarray, threads: int) -> None:

@@ -151,7 +151,7 @@ class Work:
         self, hidden: Tensor, scale: Tensor | np.ndarray, shift: Tensor | np.ndarray
     ) -> tuple[Tensor, Tensor | None]:
         """`forward` of dropout(activation(hidden * scale + shift)); scale, shift: (H,) float32."""
-        return self.forward(self.kernels.columns_forward(*self.kernel_key), hidden, scale=scale, shift=shift)
+        return self.forward(self.kernels.forward(*self.kernel_key, False, False), hidden, scale=scale, shift=shift)
 
 
 class ActivationOnly(torch.autograd.Function):
@@ -229,7 +229,7 @@ class RowNormLayer(torch.autograd.Function):
     def forward(context: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, work: Work) -> Tensor:
         moments = np.empty((work.rows, 2), np.float32)
         shift = np.zeros(work.columns, np.float32) if bias is None else bias.detach().numpy()
-        kernel = work.kernels.rows_forward(*work.kernel_key, bias is not None)
+        kernel = work.kernels.forward(*work.kernel_key, True, bias is not None)
         output, slopes = work.forward(kernel, hidden, scale=weight.detach(), shift=shift, moments=moments)
         context.save_for_backward(hidden, weight, slopes)
         context.work, context.moments, context.centred = work, moments, bias is not None
