@@ -103,37 +103,13 @@ def clear(sums, count):
 
 
 @functools.cache
-def column_sums(kind: int):
-    """SUMS of (x - CENTRE) and (x - CENTRE)^2 over a task's rows, a column each."""
+def column_sums(kind: int, derivative: bool):
+    """SUMS of a and a * (x - CENTRE) over a task's rows, a column each: a is x - CENTRE, or G for a derivative."""
 
     @cfunc(SIGNATURE, cache=True, **EXACT)
     def kernel(block):
         columns, source, centre = block[COLUMNS], block[INPUT], block[CENTRE]
-        while True:
-            task, first, last = rows_of_next_task(block)
-            if first == last:
-                return
-            sums = block[SUMS] + task * columns * 8
-            squares = sums + columns * 4
-            clear(sums, 2 * columns)
-            for row in range(first, last):
-                start = row * columns
-                for j in range(columns):
-                    value = load(kind, source, start + j) - load(FLOAT, centre, j)
-                    store(FLOAT, sums, j, load(FLOAT, sums, j) + value)
-                    store(FLOAT, squares, j, load(FLOAT, squares, j) + value * value)
-
-    return kernel
-
-
-@functools.cache
-def columns_gradient(kind: int):
-    """SUMS of G and G * (x - CENTRE), a column each."""
-
-    @cfunc(SIGNATURE, cache=True, **EXACT)
-    def kernel(block):
-        columns, source, slopes, gradients = block[COLUMNS], block[INPUT], block[SLOPES], block[GRADIENT]
-        centre = block[CENTRE]
+        slopes, gradients = block[SLOPES], block[GRADIENT]
         while True:
             task, first, last = rows_of_next_task(block)
             if first == last:
@@ -144,10 +120,10 @@ def columns_gradient(kind: int):
             for row in range(first, last):
                 start = row * columns
                 for j in range(columns):
-                    gradient = load(kind, gradients, start + j) * load(kind, slopes, start + j)
-                    store(FLOAT, sums, j, load(FLOAT, sums, j) + gradient)
-                    product = gradient * (load(kind, source, start + j) - load(FLOAT, centre, j))
-                    store(FLOAT, products, j, load(FLOAT, products, j) + product)
+                    away = load(kind, source, start + j) - load(FLOAT, centre, j)
+                    value = load(kind, gradients, start + j) * load(kind, slopes, start + j) if derivative else away
+                    store(FLOAT, sums, j, load(FLOAT, sums, j) + value)
+                    store(FLOAT, products, j, load(FLOAT, products, j) + value * away)
 
     return kernel
 

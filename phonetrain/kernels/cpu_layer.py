@@ -182,7 +182,7 @@ class BatchNormLayer(torch.autograd.Function):
         kernels, rows = work.kernels, work.rows
         # About a row of their own, squares are summed without cancellation, whatever the mean is.
         mean, sums = hidden[0].detach().to(torch.float32, copy=True).numpy(), work.sums()
-        work.run(kernels.column_sums(work.kind), input=hidden, centre=mean, sums=sums)
+        work.run(kernels.column_sums(work.kind, False), input=hidden, centre=mean, sums=sums)
         deviation = np.empty_like(mean)
         variance = kernels.batch_moments(sums, mean, deviation, rows, norm.eps)
         running_mean, running_var, batches = running_buffers(norm)
@@ -204,7 +204,7 @@ class BatchNormLayer(torch.autograd.Function):
         kernels, sums = work.kernels, work.sums()
         output = torch.empty_like(hidden)
         given: dict[str, Any] = {"input": hidden, "slopes": slopes, "gradient": gradient.contiguous(), "centre": mean}
-        work.run(kernels.columns_gradient(work.kind), **given, sums=sums)
+        work.run(kernels.column_sums(work.kind, True), **given, sums=sums)
         by_shift, by_product = kernels.total(sums)
         first = (by_shift / work.rows).astype(np.float32)
         second = (by_product / work.rows / np.square(deviation, dtype=np.float64)).astype(np.float32)
