@@ -20,7 +20,7 @@ from phonetrain.results.phones import (
     tolerance_frames,
 )
 from phonetrain.results.posteriors import open_ensemble, posteriors
-from phonetrain.results.smoothing import median_labels, training_labels, viterbi
+from phonetrain.results.smoothing import median_labels, viterbi
 from phonetrain.results.sounds import is_silence
 from phonetrain.training.data import partition_of
 
@@ -34,7 +34,7 @@ SCALES, PENALTIES, WIDTHS, SHARES = (
 
 def ways(nets) -> dict[str, object]:
     """Name -> a function from log posteriors (N, C) to classes (N,)."""
-    counts = training_labels(nets[0])
+    counts = nets[0].label_counts()
     transitions, priors = counts.transitions, counts.log_priors
     table = {"as they are": lambda rows: rows.argmax(1)}
     table |= {f"median of {width} frames": lambda rows, width=width: median_labels(rows, width) for width in WIDTHS}

@@ -11,7 +11,6 @@ import re
 import shutil
 import subprocess
 import time
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from phonedata import available_memory
 
 from ..config import toml as recipes
 from ..console.base import own_memory
-from ..device import cpu_gains_by_bf16
+from ..device import cpu_gains_by_bf16, version
 from ..kernels import layer
 from ..step.epoch import measure
 from ..text import clock, counted, opening_line, short
@@ -44,10 +43,8 @@ def doctor(
     problems: list[str] = []
     facts["python"] = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
     for name in PACKAGES:
-        try:
-            facts[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            facts[name] = "not installed"
+        facts[name] = version(name) or "not installed"
+        if version(name) is None:
             problems.append(f"{name} is not installed; `pip install {name}`")
     look_at_devices(facts, problems)
     look_at_host(facts, problems)

@@ -34,7 +34,7 @@ from .phones import (
     tolerance_frames,
 )
 from .posteriors import TRIED, packed_frames, posteriors
-from .smoothing import Transitions, training_labels, viterbi
+from .smoothing import Transitions, viterbi
 from .sounds import ORDER, is_silence, sound_classes
 from .trained import Trained, open_trained, step_of, warn_of_other_corpus
 
@@ -86,7 +86,7 @@ def evaluate(
     transitions = None
     if len(trained.corpus.phonemes) <= MOST_CLASSES:
         with contextlib.suppress(ConfigError):  # another corpus, say of a dev partition alone
-            labels = training_labels(trained)
+            labels = trained.label_counts()
             transitions = (labels if folding is None else folding.fold_counts(labels)).transitions
     counts = Counts(Selection.of(trained.corpus, name), transitions, folding)
     for rows in posteriors([trained], name, "scoring", warps=warps):

@@ -37,7 +37,6 @@ from .evaluate import MOST_CLASSES, evaluate, kept_evaluation
 from .onnx_model import CLOSE, open_session
 from .posteriors import open_frames
 from .prediction_files import refuse_present
-from .smoothing import training_labels
 from .trained import Trained, open_trained
 
 CHECKED_BATCHES = (2, 1, 17)
@@ -113,7 +112,7 @@ def description(trained: Trained) -> dict[str, Any]:
     corpus, window = trained.corpus, trained.window
     counts = None
     if len(corpus.phonemes) <= MOST_CLASSES:
-        labels = training_labels(trained)
+        labels = trained.label_counts()
         counts = {"frames": labels.frames, "first": labels.first, "pairs": labels.pairs}
     neighbours, classes = trained.neighbours, len(corpus.phonemes)
     about = {

@@ -31,9 +31,7 @@ class OnnxModel(Net):
     counts: dict[str, Any] | None
     session: Any
 
-    @property
     def label_counts(self) -> LabelCounts:
-        """Counts of the training labels. Raises ConfigError where the model has too many classes to carry them."""
         if self.counts is None:
             raise ConfigError(f"{self.name}: does not carry counts of its training labels; predict with the run itself")
         return LabelCounts(**{name: np.array(values, np.int64) for name, values in self.counts.items()})

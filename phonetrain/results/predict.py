@@ -17,11 +17,11 @@ from ..config.sections import DataConfig
 from ..errors import ConfigError, PhonetrainError
 from ..training.data import partition_of
 from .evaluate import kept_name
-from .onnx_model import CLOSE, OnnxModel, open_onnx
+from .onnx_model import CLOSE, open_onnx
 from .posteriors import Average, RunName, check_parameters, open_ensemble, posteriors
 from .prediction_files import SCORE_WRITERS, Utterance, check_header, check_names, check_target, write_labels
-from .smoothing import Floats, Ints, LabelCounts, median_labels, training_labels, viterbi
-from .trained import Net, Trained, warn_of_other_corpus
+from .smoothing import Floats, Ints, median_labels, viterbi
+from .trained import Net, warn_of_other_corpus
 
 Form = Literal["csv", "npy", "ark", "ctm", "textgrid", "text", "json"]
 Smooth = Literal["viterbi", "median", "none"]
@@ -78,7 +78,7 @@ def predict(
         raise ConfigError(f"--smooth {smooth} changes labels, but --as {form} holds posteriors; leave one of them out")
     if not scale > 0:
         raise ConfigError(f"scale: got {scale}, wanted a number above 0")
-    nets: Sequence[Trained | OnnxModel]
+    nets: Sequence[Net]
     if model is not None:
         if runs:
             raise ConfigError("model: an exported model is predicted with alone; leave the runs out")
@@ -100,7 +100,7 @@ def predict(
     if model is not None:
         rows = close.watch(rows)
     if kept:
-        priors = label_counts(first).log_priors
+        priors = first.label_counts().log_priors
         symbol = first.corpus.phonemes.symbols[int(priors.argmax())]
         print(
             f"note: {len(kept)} utterances of {chosen} could not be packed, e.g. {min(kept)}; their "
@@ -109,7 +109,7 @@ def predict(
         )
         rows = fill_places(rows, selection.utterance_ids, kept, priors)
     if form in SCORE_WRITERS:
-        offset = label_counts(first).log_priors if values == "log-likelihood" else np.zeros(1, np.float32)
+        offset = first.label_counts().log_priors if values == "log-likelihood" else np.zeros(1, np.float32)
         scores = (part - offset for part in rows)
         SCORE_WRITERS[form](path, selection, map(np.exp, scores) if values == "posterior" else scores)
     else:
@@ -168,17 +168,12 @@ def _partition(net: Net) -> str:
     return chosen
 
 
-def label_counts(net: Trained | OnnxModel) -> LabelCounts:
-    """Counts of the training labels. Raises ConfigError where they are not to be had."""
-    return net.label_counts if isinstance(net, OnnxModel) else training_labels(net)
-
-
-def decision(net: Trained | OnnxModel, smooth: Smooth = "none", scale: float = SCALE) -> Decide:
+def decision(net: Net, smooth: Smooth = "none", scale: float = SCALE) -> Decide:
     """The function from an utterance's log posteriors (N, C) to its classes (N,)."""
     if smooth == "median":
         return median_labels
     if smooth == "viterbi":
-        return partial(viterbi, transitions=label_counts(net).transitions, scale=scale)
+        return partial(viterbi, transitions=net.label_counts().transitions, scale=scale)
     return _most_probable
 
 

@@ -6,7 +6,6 @@ with the transitions counted in the training alignment. Posteriors are taken as 
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,11 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from phonedata import Partition, PhonedataError, Selection
-
-from ..errors import PhonetrainError
-from ..training.data import corpus_of, partition_of
-from .trained import Trained
+from phonedata import Partition
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
@@ -70,18 +65,6 @@ class LabelCounts:
         """(C,) log of each class's share of the frames; half a frame more each, so that none is -inf."""
         counts = self.frames + 0.5
         return np.asarray(np.log(counts / counts.sum()), np.float32)
-
-
-def training_labels(net: Trained) -> LabelCounts:
-    """Of the partitions that a net was trained on, in the corpus of training or, where that is gone, the one at hand.
-
-    Raises ConfigError where neither has them.
-    """
-    corpus = net.corpus
-    if net.other_corpus:
-        with contextlib.suppress(PhonetrainError, PhonedataError):
-            corpus = corpus_of(net.run, net.config)
-    return count_labels(Selection.of(corpus, str(partition_of("train", corpus, net.config.data))).partitions)
 
 
 def count_labels(partitions: Sequence[Partition]) -> LabelCounts:

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from phonedata import PackedCorpus, WindowSpec
+from phonedata import PackedCorpus, PhonedataError, Selection, WindowSpec
 from phonedata.files import exists
 
 from ..checkpoints import checkpoint as checkpoints
@@ -22,13 +22,14 @@ from ..checkpoints.checkpoint import AVERAGED, MODEL
 from ..config.run_config import RunConfig
 from ..config.sections import DataConfig
 from ..device import choose_device
-from ..errors import CheckpointError, ConfigError
+from ..errors import CheckpointError, ConfigError, PhonetrainError
 from ..model.classifier import build_model
 from ..model.ema import AveragedWeights
 from ..model.trust import check_trusted, digest, trust
 from ..optim.optimizers import check_tensors
 from ..runs.directory import Run, RunName
-from ..training.data import check_window, corpus_of, differing, frontend_doubts
+from ..training.data import check_window, corpus_of, differing, frontend_doubts, partition_of
+from .smoothing import LabelCounts, count_labels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +74,10 @@ class Net:
         """(B, C) float32 of windows (B, W, D) float32; with n neighbours (B, 2n + 1, C)."""
         raise NotImplementedError
 
+    def label_counts(self) -> LabelCounts:
+        """Counts of the training labels. Raises ConfigError where they are not to be had."""
+        raise NotImplementedError
+
 
 def warn_of_other_corpus(nets: Iterable[Net]) -> None:
     """Say on stderr that the corpus is not the one of training, and what may be wrong with that."""
@@ -114,6 +119,14 @@ class Trained(Net):
     def logits(self, windows: Tensor) -> Tensor:
         logits: Tensor = self.model(windows)
         return logits
+
+    def label_counts(self) -> LabelCounts:
+        """Of the corpus of training or, where that is gone, of the one at hand."""
+        corpus = self.corpus
+        if self.other_corpus:
+            with contextlib.suppress(PhonetrainError, PhonedataError):
+                corpus = corpus_of(self.run, self.config)
+        return count_labels(Selection.of(corpus, str(partition_of("train", corpus, self.data))).partitions)
 
 
 def open_trained(

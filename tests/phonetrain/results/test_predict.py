@@ -20,7 +20,6 @@ from phonetrain.display.tables import evaluation_text
 from phonetrain.errors import CheckpointError, ConfigError, PhonetrainError
 from phonetrain.results.evaluate import describe_confusion, evaluate
 from phonetrain.results.predict import predict
-from phonetrain.results.smoothing import training_labels
 from phonetrain.results.trained import open_trained
 from phonetrain.runs.directory import Run
 from phonetrain.training.fit import fit
@@ -112,7 +111,7 @@ def test_a_submission_is_not_shifted_by_an_utterance_that_cannot_be_packed(train
     said = capsys.readouterr().err
     assert f"1 utterances of test-clean could not be packed, e.g. {file.stem}; their 150 frames get" in said
     assert found[:151] == whole[:151] and found[301:] == whole[301:] and len(found) == len(whole)
-    majority = np.argmax(training_labels(open_trained(trained_run)).frames)
+    majority = np.argmax(open_trained(trained_run).label_counts().frames)
     assert {row[1] for row in found[151:301]} == {open_trained(trained_run).corpus.phonemes.symbols[majority]}
     scores = np.load(predict(trained_run, corpus=tmp_path / "packed", form="npy"))
     assert np.all(scores[150:300] == scores[150]) and scores[150].argmax() == majority
