@@ -180,7 +180,7 @@ def fetch(run: Run, place: Path) -> str | None:
         return None
     if is_file(run.events_path) and first_line(other.events_path) != first_line(run.events_path):
         raise ConfigError(f"{place} is the copy of another run than {run.path}; move one of them away")
-    theirs, ours = newest_whole(other), newest_whole(run)
+    theirs, ours = series.newest_whole(other)[0], series.newest_whole(run)[0]
     if theirs is None or (ours is not None and position(theirs) <= position(ours)):
         return None
     best = theirs.progress.best_step
@@ -206,11 +206,6 @@ def bring(source: Path, run: Run) -> None:
     """Copy a checkpoint into `run`, whole or not at all. Raises CheckpointError."""
     with checkpoint.replacing(run.checkpoints / source.name) as partial:
         copy_checkpoint(source, partial)
-
-
-def newest_whole(run: Run) -> checkpoint.Checkpoint | None:
-    inside, aside = series.life(run)
-    return series.first_whole(run, [*inside, *aside[::-1]])[0]
 
 
 def position(saved: checkpoint.Checkpoint) -> tuple[int, int]:

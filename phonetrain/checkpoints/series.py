@@ -143,16 +143,21 @@ def read_newest(run: Run) -> tuple[Checkpoint, list[str]]:
     Newest is the newest of the run's life. Raises CheckpointError where there is none at all.
     """
     last, problems = pointed_to(run, "last")
-    inside, aside = life(run)
-    if last is not None and last not in (*inside, *aside):
+    if last is not None and last not in saved_steps(run):
         problems.append(f"{run.checkpoint_dir(last)}, the newest checkpoint, is missing; an older one is used")
-    saved, damaged = first_whole(run, [*inside, *aside[::-1]])
+    saved, damaged = newest_whole(run)
     problems += damaged
     if saved is not None:
         return saved, problems
     gone = "they are gone" if run.has_trained else "it stopped before the first one was saved"
     again = f"`{command('fit')}` starts a new run" if run.has_trained else run.goes_on()
     raise CheckpointError(f"{run.path}: no whole checkpoint to resume from: {'; '.join(problems) or gone}; {again}")
+
+
+def newest_whole(run: Run) -> tuple[Checkpoint | None, list[str]]:
+    """The newest whole checkpoint of the run's life, else the oldest of those left aside; and as `first_whole`."""
+    inside, aside = life(run)
+    return first_whole(run, [*inside, *aside[::-1]])
 
 
 def read_before(
