@@ -33,7 +33,7 @@ _MODULES = {
     "TrainingStopped": "errors",
     "RunConfig": "config.run_config",
     "load_recipe": "config.run_config",
-    "recipe_names": "config.run_config",
+    "recipe_names": "config.toml",
     "Run": "runs.directory",
     "fit": "training.fit",
     "resume": "training.resume",
@@ -62,7 +62,7 @@ if TYPE_CHECKING:
     # The same names for type checkers and editors, which do not run `__getattr__`; tests/test_face.py compares them.
     from .config.run_config import RunConfig as RunConfig
     from .config.run_config import load_recipe as load_recipe
-    from .config.run_config import recipe_names as recipe_names
+    from .config.toml import recipe_names as recipe_names
     from .errors import CheckpointError as CheckpointError
     from .errors import ConfigError as ConfigError
     from .errors import PhonetrainError as PhonetrainError

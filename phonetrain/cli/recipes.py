@@ -19,9 +19,9 @@ recipes = App(name="recipes", help="Recipes: whole experiments as TOML files.")
 @recipes.command(name="list")
 def list_recipes(*, json: Json = False) -> None:
     """The recipes that come with phonetrain, a line each."""
-    from ..config.toml import names, summary
+    from ..config.toml import recipe_names, summary
 
-    summaries = {name: summary(name) for name in names()}
+    summaries = {name: summary(name) for name in recipe_names()}
     width = max(map(len, summaries))
     lines = [f"{name:<{width}}  {text}" for name, text in summaries.items()]
     print_result(summaries, "\n".join([*lines, "", ABOUT]), json)

@@ -238,11 +238,6 @@ def check_version(version: object) -> None:
         raise ConfigError(f"version = {shown(version)}: wanted {VERSION}")
 
 
-def recipe_names() -> list[str]:
-    """Names of the recipes that come with the package."""
-    return recipe.names()
-
-
 def load_recipe(name_or_path: str | PathLike[str]) -> RunConfig:
     """A recipe by name (`diamond`) or a TOML file by path. Raises ConfigError with the nearest name."""
     return RunConfig.from_toml(recipe.locate(name_or_path))

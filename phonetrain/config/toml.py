@@ -18,15 +18,15 @@ LONGEST = 1024  # characters of a recipe's name or path
 DEEPEST = 12  # levels of tables and lists; the deepest setting has 4
 
 
-def names() -> list[str]:
+def recipe_names() -> list[str]:
     """Names of the recipes that come with the package: the one to start with, then the others by the alphabet."""
     return sorted((path.stem for path in named(FOLDER, "*.toml")), key=lambda name: (name != DEFAULT, name))
 
 
 def locate(name_or_path: str | os.PathLike[str]) -> Path:
     """The file of a recipe: the package's own for a bare name, else the path as given. Raises ConfigError."""
-    text = os.fspath(name_or_path)
-    if text in names():
+    text, names = os.fspath(name_or_path), recipe_names()
+    if text in names:
         return FOLDER / f"{text}.toml"
     # os.path answers False for what can be no name, as one that is too long; Path would raise.
     if is_file(text) or (len(text) < LONGEST and (text.endswith(".toml") or "/" in text or os.sep in text)):
@@ -35,8 +35,8 @@ def locate(name_or_path: str | os.PathLike[str]) -> Path:
         raise ConfigError(f"{text[:40]}...: {len(text):,} characters, too long for a recipe's name or path")
     if "=" in text:
         raise ConfigError(f"{text}: an override, not a recipe; say fit default {''.join(text.split())}")
-    near = difflib.get_close_matches(text, names(), n=1)
-    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names())}, or a path that ends in .toml"
+    near = difflib.get_close_matches(text, names, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}, or a path that ends in .toml"
     raise ConfigError(f"{text}: no such recipe; {hint}")
 
 

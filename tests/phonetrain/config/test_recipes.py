@@ -6,7 +6,8 @@ import pytest
 
 from phonetrain.cli.main import exit_code
 from phonetrain.config import toml as recipe
-from phonetrain.config.run_config import RunConfig, load_recipe, recipe_names
+from phonetrain.config.run_config import RunConfig, load_recipe
+from phonetrain.config.toml import recipe_names
 from phonetrain.errors import ConfigError
 from phonetrain.model.classifier import build_model, num_parameters
 from phonetrain.optim.schedule import Schedule

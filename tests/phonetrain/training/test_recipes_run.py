@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from phonetrain.config.run_config import RunConfig, StagePlan, load_recipe, recipe_names
+from phonetrain.config.run_config import RunConfig, StagePlan, load_recipe
+from phonetrain.config.toml import recipe_names
 from phonetrain.console.base import Console
 from phonetrain.optim.schedule import Schedule
 from phonetrain.runs.directory import Run
