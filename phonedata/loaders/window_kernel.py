@@ -6,20 +6,32 @@ numba has no float16 on CPUs: values move as bytes or as LLVM vectors of `half`,
 
 from __future__ import annotations
 
+import ctypes
+import platform
 from collections.abc import Sequence
 
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
+from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
 from ..format.selection import Selection
 from ..system import check_compiler
-from .float16 import FLOAT, HALF, IS_X86, narrow, widen
 from .windows import WindowSpec
 
 check_compiler()
+
+MACHINE = platform.machine().lower()
+IS_X86 = MACHINE in ("x86_64", "amd64")
+CONVERTS = (
+    "+f16c" in cpu_target.target_context.codegen().magic_tuple()[2].split(",")
+    if IS_X86
+    else MACHINE in ("aarch64", "arm64")
+)
+"""Whether the processor converts float16 itself. Elsewhere LLVM would call a library function that is not there, and
+end the process: numpy converts."""
 
 LINE = 64
 """Bytes of a cache line: window slots start on one and are whole ones, and a vector store writes one."""
@@ -32,7 +44,7 @@ COPY, STREAM, WIDEN, NARROW = 0, 1, 2, 3
 """What the kernel does with values: copy bytes (memcpy); copy bytes past the cache; float16 to float32; float32 to
 float16. The last three write whole cache lines with non-temporal stores on x86, plain ones elsewhere."""
 
-_BYTE = ir.IntType(8)
+_BYTE, _HALF, _FLOAT = ir.IntType(8), ir.HalfType(), ir.FloatType()
 _void = types.void
 
 
@@ -63,7 +75,9 @@ def _widen_line(typingctx, target, source):
     """16 float16 at `source` to 16 float32 at `target` (64 bytes, aligned)."""
 
     def codegen(context, builder, signature, args):
-        _store_line(builder, args[0], widen(context, builder, _load(builder, args[1], HALF, 16)))
+        if CONVERTS:
+            halves = _load(builder, args[1], _HALF, 16)
+            _store_line(builder, args[0], builder.fpext(halves, ir.VectorType(_FLOAT, 16)))
         return context.get_dummy_value()
 
     return _void(types.int64, types.int64), codegen
@@ -74,7 +88,9 @@ def _narrow_line(typingctx, target, source):
     """32 float32 at `source` to 32 float16 at `target` (64 bytes, aligned), rounded to nearest even."""
 
     def codegen(context, builder, signature, args):
-        _store_line(builder, args[0], narrow(context, builder, _load(builder, args[1], FLOAT, 32)))
+        if CONVERTS:
+            floats = _load(builder, args[1], _FLOAT, 32)
+            _store_line(builder, args[0], builder.fptrunc(floats, ir.VectorType(_HALF, 32)))
         return context.get_dummy_value()
 
     return _void(types.int64, types.int64), codegen
@@ -290,23 +306,36 @@ class FrameTable:
         self.rows[:, 3] = np.array([a.ctypes.data + a.nbytes for a in features])[source]
         self.buckets, self.shift = buckets_of(ends)
 
-    def mode(self, dtype: np.dtype, stream: bool = True) -> int:
-        """What the kernel must do to give windows of `dtype`.
-
-        Stores past the cache (`stream`) are the faster ones on x86 even where a CPU reads the windows next: what they
-        save, reading the slot before overwriting it, is more than what the reader loses.
-        """
-        if self.dtype == dtype:
-            return STREAM if stream and IS_X86 else COPY
-        return WIDEN if dtype == np.float32 else NARROW
-
     def gather(
-        self, frames: np.ndarray, labels: np.ndarray, window: WindowSpec, windows: int, pitch: int, dtype, stream=True
+        self, frames: np.ndarray, labels: np.ndarray, window: WindowSpec, windows: int, pitch: int, dtype: np.dtype
     ) -> None:
         """Write the windows of `frames` (B,) int64 to address `windows`, `pitch` bytes apart, and labels (B,) int64.
 
         `pitch` and the address are multiples of 64 and a slot has room for a window in whole lines. Releases the GIL.
         """
+        if self.dtype == dtype:
+            # Stores past the cache are the faster ones on x86 even where a CPU reads the windows next: what they save,
+            # reading the slot before overwriting it, is more than what the reader loses.
+            self._gather(frames, labels, window, windows, pitch, dtype, STREAM if IS_X86 else COPY)
+        elif CONVERTS:
+            self._gather(frames, labels, window, windows, pitch, dtype, WIDEN if dtype == np.float32 else NARROW)
+        else:
+            stored = np.empty((len(frames), window.width * self.row_bytes // self.dtype.itemsize), self.dtype)
+            self._gather(frames, labels, window, stored.ctypes.data, stored.strides[0], self.dtype, COPY)
+            slots = memoryview((ctypes.c_byte * (len(frames) * pitch)).from_address(windows))
+            with np.errstate(all="ignore"):
+                np.ndarray(stored.shape, dtype, slots, strides=(pitch, dtype.itemsize))[:] = stored
+
+    def _gather(
+        self,
+        frames: np.ndarray,
+        labels: np.ndarray,
+        window: WindowSpec,
+        windows: int,
+        pitch: int,
+        dtype: np.dtype,
+        mode: int,
+    ) -> None:
         gather_windows(
             frames,
             labels,
@@ -319,6 +348,6 @@ class FrameTable:
             self.label_bytes,
             windows,
             pitch,
-            window.width * self.row_bytes // self.dtype.itemsize * np.dtype(dtype).itemsize,
-            self.mode(dtype, stream),
+            window.width * self.row_bytes // self.dtype.itemsize * dtype.itemsize,
+            mode,
         )
