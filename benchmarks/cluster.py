@@ -99,7 +99,7 @@ class Answering(Executor):
 
     def _moments(self, index, counts) -> Measurements:
         means, squares = self.random.normal(size=(2, len(index), DIM))
-        return Measurements.of(index, counts, means, squares**2, {}, {})
+        return Measurements(index, counts, means, squares**2, {}, {})
 
     def _measured(self, task) -> Measurements:
         return self._moments(task.index, self.lengths[task.index])

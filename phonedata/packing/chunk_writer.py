@@ -4,7 +4,6 @@ import io
 import os
 import pickle
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -68,27 +67,13 @@ def check_shape(where: str, features: np.ndarray, labels: np.ndarray | None, fea
         raise RawDataError(f"{where}: {frames} feature frames but {len(labels)} labels; make one again")
 
 
-@dataclass(frozen=True)
-class PackJob:
-    """What the tasks of a pack share. `folder` is that of the corpus which is being built, `dim_from` a file that has
-    `feature_dim` coefficients. Called, it makes the tool of a thread (executor.MakeTool)."""
-
-    raw: RawCorpus
-    feature_dim: int
-    dim_from: str
-    dtype: str
-    folder: Path
-
-    def __call__(self, elsewhere: bool) -> "ChunkFiller":
-        return ChunkFiller(self, elsewhere)
-
-
 class UtteranceReader:
-    """Reads and checks utterances of a raw corpus; every worker has its own."""
+    """Reads and checks utterances of a raw corpus; every worker has its own. `dim_from` is a file that has
+    `feature_dim` coefficients."""
 
-    def __init__(self, job: PackJob, elsewhere: bool):
-        self.partitions = {p.name: copy_for_worker(p) for p in job.raw.partitions}
-        self.feature_dim, self.dim_from, self.label_dtype = job.feature_dim, job.dim_from, job.raw.phonemes.label_dtype
+    def __init__(self, raw: RawCorpus, feature_dim: int, dim_from: str, elsewhere: bool):
+        self.partitions = {p.name: copy_for_worker(p) for p in raw.partitions}
+        self.feature_dim, self.dim_from, self.label_dtype = feature_dim, dim_from, raw.phonemes.label_dtype
         self._elsewhere = elsewhere
 
     def read(self, name: str, index: int, mean: np.ndarray, square: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
@@ -117,41 +102,38 @@ class UtteranceReader:
             )
         return features, labels
 
-    def measure(self, name: str, indices: np.ndarray) -> Measurements:
-        """Raw moments of some utterances, without writing anything."""
-        good: list[int] = []
-        counts: list[int] = []
-        bad: dict[int, str] = {}
-        means, squares = np.empty((2, len(indices), self.feature_dim))
-        for index in map(int, indices):
-            n = len(good)
-            try:
-                features, _ = self.read(name, index, means[n], squares[n])
-            except RawDataError as error:
-                bad[index] = str(error)
-                continue
-            good.append(index)
-            counts.append(len(features))
-        lengths = dict(zip(good, counts))
-        return Measurements.of(good, counts, means[: len(good)], squares[: len(good)], lengths, bad)
-
 
 class ChunkFiller:
-    """Makes one inner chunk at a time in its own buffers."""
+    """The tool of a thread (executor.MakeTool): makes one inner chunk at a time in its own buffers.
 
-    def __init__(self, job: PackJob, elsewhere: bool):
-        self.reader, self.folder = UtteranceReader(job, elsewhere), job.folder
-        self.dtype, self.num_classes, self._limit = job.dtype, len(job.raw.phonemes), _LARGEST[job.dtype]
-        half = job.dtype == "float16"
+    `folder` is that of the corpus which is being built; the others are those of `UtteranceReader`.
+    """
+
+    def __init__(self, raw: RawCorpus, feature_dim: int, dim_from: str, dtype: str, folder: Path, elsewhere: bool):
+        self.reader, self.folder = UtteranceReader(raw, feature_dim, dim_from, elsewhere), folder
+        self.dtype, self.num_classes, self._limit = dtype, len(raw.phonemes), _LARGEST[dtype]
+        half = dtype == "float16"
         self._normalise = normalise_half if half else normalise_single
         # float16 moves as its bits: numba knows no float16. They grow to the largest chunk that there is.
-        self._rows = np.zeros((0, job.feature_dim), np.uint16 if half else np.float32)
+        self._rows = np.zeros((0, feature_dim), np.uint16 if half else np.float32)
         self._labels = np.empty(0, self.reader.label_dtype)
         self._padding = np.iinfo(self.reader.label_dtype).max
 
     def measure(self, task: MeasureTask, attempt: Attempt) -> Measurements:
         """A task of the first pass: raw moments, nothing is written."""
-        return self.reader.measure(task.partition, task.index)
+        lengths: dict[int, int] = {}
+        bad: dict[int, str] = {}
+        means, squares = np.empty((2, len(task.index), self.reader.feature_dim))
+        for index in task.index.tolist():
+            n = len(lengths)
+            try:
+                features, _ = self.reader.read(task.partition, index, means[n], squares[n])
+            except RawDataError as error:
+                bad[index] = str(error)
+                continue
+            lengths[index] = len(features)
+        index, counts = (np.array(list(part), np.int64) for part in (lengths, lengths.values()))
+        return Measurements(index, counts, means[: len(lengths)], squares[: len(lengths)], lengths, bad)
 
     def fill(self, task: ChunkTask, attempt: Attempt) -> ChunkResult | Measurements:
         """Write the chunk and return its result; or, if the plan was wrong about it, only what reading has shown."""
@@ -199,15 +181,15 @@ class ChunkFiller:
             if labels is not None:
                 row_labels[a:b] = labels if inside else labels[a - start : b - start]
         if bad or lengths:
-            nothing = np.empty((0, dim))
-            return Measurements.of([], [], nothing, nothing, lengths, bad)
+            none, nothing = np.empty(0, np.int64), np.empty((0, dim))
+            return Measurements(none, none, nothing, nothing, lengths, bad)
         if given is not None and given.means is not None and given.squares is not None:
             other = ((means != given.means) | (squares != given.squares)).any(axis=1) & ~task.blank
             if other.any():
                 where = self.reader.partitions[task.partition].where(int(task.index[np.argmax(other)]))
                 raise RawDataError(f"{where}: has other values than when statistics were taken; pack again")
         stored = (means[own] - centres[own]) * scales[own], squares[own] * scales[own] ** 2
-        reading = Measurements.of(task.index[own], task.length[own], *stored, {}, {})
+        reading = Measurements(task.index[own], task.length[own], *stored, {}, {})
         labelled = self.reader.partitions[task.partition].labelled
         histogram = np.zeros(self._padding + 1, np.int64)
         if labelled:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from phonedata import __version__
 
@@ -33,11 +33,9 @@ AHEAD = 512
 """Tasks that a foreign executor has at a time: work for as many workers, and 40 MB of memory with 28 coefficients."""
 
 
-class MakeTool(Protocol):
-    """Makes the tool that each thread of a worker works with; picklable. `elsewhere`: in
-    another process than that of the call."""
-
-    def __call__(self, elsewhere: bool) -> Any: ...
+MakeTool = Callable[..., Any]
+"""Makes the tool that each thread of a worker works with; picklable. Called with `elsewhere`: whether that is in
+another process than that of the call."""
 
 
 class Attempt:
@@ -73,7 +71,7 @@ class _Tools:
         try:
             tool = self._idle.pop()
         except IndexError:
-            tool = self.make_tool(self.elsewhere)
+            tool = self.make_tool(elsewhere=self.elsewhere)
         try:
             yield tool
         finally:

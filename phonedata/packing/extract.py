@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from multiprocessing import current_process, parent_process
 from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
@@ -181,7 +182,7 @@ def _extract(
     }
     open_tasks = [task for task in tasks if task not in finished]
     kept = done = total - sum(end - begin for _, begin, end in open_tasks)
-    job = Job(staging.path, ExtractJob(corpus.partitions, staging.corpus, skip_bad))
+    job = Job(staging.path, partial(Extractor, corpus.partitions, staging.corpus, skip_bad))
     attempts = staging.begin_attempts()
     for task, found in in_order(pool, ahead, job, Extractor.extract, open_tasks, attempts):
         staging.record({"task": task, "found": found})
@@ -251,24 +252,13 @@ def _begin_process() -> None:
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 
-@dataclass(frozen=True)
-class ExtractJob:
-    """What the tasks of an extract share; called, it makes the tool of a thread (executor.MakeTool)."""
-
-    partitions: tuple[RawPartition, ...]
-    folder: Path
-    skip_bad: bool
-
-    def __call__(self, elsewhere: bool) -> "Extractor":
-        return Extractor(self, elsewhere)
-
-
 class Extractor:
-    """Computes and writes utterances, through its own copies of the partitions."""
+    """The tool of a thread (executor.MakeTool): computes and writes utterances, through its own copies of the
+    partitions."""
 
-    def __init__(self, job: ExtractJob, elsewhere: bool):
-        self.partitions = {p.name: copy_for_worker(p) for p in job.partitions}
-        self.folder, self.skip_bad, self._elsewhere = job.folder, job.skip_bad, elsewhere
+    def __init__(self, partitions: tuple[RawPartition, ...], folder: Path, skip_bad: bool, elsewhere: bool):
+        self.partitions = {p.name: copy_for_worker(p) for p in partitions}
+        self.folder, self.skip_bad, self._elsewhere = folder, skip_bad, elsewhere
 
     def extract(self, task: tuple[str, int, int], attempt: Attempt) -> dict[str, Any]:
         """Write the utterances of (partition, begin, end): frames, bytes and their digest, what was left out.

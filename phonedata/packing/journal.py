@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from ..errors import PhonedataError
 from ..files import (
@@ -217,19 +216,6 @@ class Measurements:
     squares: np.ndarray
     lengths: dict[int, int]
     bad: dict[int, str]
-
-    @classmethod
-    def of(
-        cls,
-        index: npt.ArrayLike,
-        counts: npt.ArrayLike,
-        means: np.ndarray,
-        squares: np.ndarray,
-        lengths: dict[int, int],
-        bad: dict[int, str],
-    ) -> "Measurements":
-        """From lists or arrays of integers, and (n, D) arrays."""
-        return cls(np.array(index, np.int64), np.array(counts, np.int64), means, squares, lengths, bad)
 
     def to_record(self) -> dict:
         """Plain values for JSON."""

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
 from dataclasses import replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NoReturn
@@ -18,7 +19,7 @@ from ..format.zarr_files import ShardFile, digest
 from ..raw.base import RawCorpus
 from ..raw.frame_labels import list_strays
 from .checks import check_space
-from .chunk_writer import ChunkFiller, PackJob
+from .chunk_writer import ChunkFiller
 from .executor import Job, in_order
 from .journal import ChunkResult, Measurements, Staging
 from .metadata import WrittenPartition, cmvn_attributes, finish_partition, finish_root, root_attributes
@@ -56,7 +57,8 @@ class Packing:
         self._measured: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
         self.reused = 0
         self._executor, self._ahead = executor, ahead
-        self._job = Job(staging.path, PackJob(corpus, feature_dim, dim_from, options.dtype, staging.corpus))
+        make_tool = partial(ChunkFiller, corpus, feature_dim, dim_from, options.dtype, staging.corpus)
+        self._job = Job(staging.path, make_tool)
         self.files: dict[str, list[ShardFile]] = {}
         self.plans: dict[str, PartitionPlan] = {}
         for p in corpus.partitions:
