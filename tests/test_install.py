@@ -54,4 +54,5 @@ def test_wheel_is_pure_and_holds_recipes(tmp_path):
     subprocess.run([*pip, "install", "--no-index", "--no-deps", "--target", str(site), str(wheel)], check=True)
     recipes = {path.name for path in (site / "phonetrain" / "recipes").iterdir()}
     assert recipes == {path.name for path in (ROOT / "phonetrain" / "recipes").glob("*.toml")} > {"default.toml"}
-    assert (site / "phonedata" / "py.typed").exists() and (site / "phonetrain" / "py.typed").exists()
+    typed = {f"{package}/{name}" for package in ("phonedata", "phonetrain") for name in ("py.typed", "__init__.pyi")}
+    assert {name for name in typed if not (site / name).exists()} == set()

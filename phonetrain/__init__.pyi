@@ -1,0 +1,31 @@
+"""The public names of phonetrain: what type checkers and editors read, and phonedata/face.py at run time."""
+
+from .config.run_config import RunConfig as RunConfig
+from .config.run_config import load_recipe as load_recipe
+from .config.toml import recipe_names as recipe_names
+from .errors import CheckpointError as CheckpointError
+from .errors import ConfigError as ConfigError
+from .errors import PhonetrainError as PhonetrainError
+from .errors import RunExists as RunExists
+from .errors import RunNotFound as RunNotFound
+from .errors import TrainingStopped as TrainingStopped
+from .planning.doctor import doctor as doctor
+from .planning.find_lr import find_lr as find_lr
+from .planning.sweep import sweep as sweep
+from .reports.handin import handin as handin
+from .reports.report import report as report
+from .reports.run_list import list_runs as list_runs
+from .reports.run_list import prune_runs as prune_runs
+from .results.compare import compare as compare
+from .results.evaluate import evaluate as evaluate
+from .results.export import export as export
+from .results.predict import predict as predict
+from .results.suspects import suspects as suspects
+from .results.trained import open_trained as open_trained
+from .results.transcribe import transcribe as transcribe
+from .runs.directory import Run as Run
+from .runs.explain import explain as explain
+from .runs.upload import upload as upload
+from .training.audit import audit as audit
+from .training.fit import fit as fit
+from .training.resume import resume as resume
