@@ -100,6 +100,19 @@ class PartitionView:
     order: str = "sorted"
     lengths_hint: Sequence[int] | None = None
 
+    @classmethod
+    def of(cls, source: RawPartition, kept: Sequence[int], **changes: Any) -> "PartitionView":
+        """The utterances `kept` (indices) of `source` as they are, but for `changes`: attributes by name."""
+        same = ("name", "labelled", "problems", "stamp", "written", "phonemes", "order")
+        attributes = {name: getattr(source, name) for name in same} | {
+            "utterance_ids": [source.utterance_ids[index] for index in kept],
+            "speakers": [source.speakers[index] for index in kept],
+            "lengths_hint": None if source.lengths_hint is None else [source.lengths_hint[index] for index in kept],
+            "sources": [source],
+            "places": [(0, index) for index in kept],
+        }
+        return cls(**attributes | changes)
+
     def where(self, index: int) -> str:
         source, place = self.places[index]
         return self.sources[source].where(place)
@@ -137,20 +150,8 @@ def fold(corpus: RawCorpus, name: str) -> RawCorpus:
     phonemes, classes = fold_classes(corpus.phonemes.symbols, name)
     stamp = _digest([phonemes.symbols, classes.tolist()])
     views = tuple(
-        PartitionView(
-            p.name,
-            p.labelled,
-            p.utterance_ids,
-            p.speakers,
-            p.problems,
-            _digest([p.stamp, stamp]),
-            p.written,
-            phonemes,
-            [p],
-            [(0, index) for index in range(len(p.utterance_ids))],
-            classes,
-            p.order,
-            p.lengths_hint,
+        PartitionView.of(
+            p, range(len(p.utterance_ids)), stamp=_digest([p.stamp, stamp]), phonemes=phonemes, fold=classes
         )
         for p in corpus.partitions
     )
@@ -273,22 +274,7 @@ def leave_out(corpus: RawCorpus, file: str) -> RawCorpus:
         problems = [problem for problem in p.problems if f"{p.name}/{problem.utterance_id}" not in listed]
         names = sorted(name.partition("/")[2] for name in listed if name.partition("/")[0] == p.name)
         problems += [Problem(name, f"listed in {Path(file).name}", asked=True) for name in names]
-        views.append(
-            PartitionView(
-                p.name,
-                p.labelled,
-                [p.utterance_ids[index] for index in kept],
-                [p.speakers[index] for index in kept],
-                problems,
-                p.stamp,
-                p.written,
-                p.phonemes,
-                [p],
-                [(0, index) for index in kept],
-                order=p.order,
-                lengths_hint=None if p.lengths_hint is None else [p.lengths_hint[index] for index in kept],
-            )
-        )
+        views.append(PartitionView.of(p, kept, problems=problems))
     return replace(corpus, partitions=tuple(views))
 
 
