@@ -30,24 +30,8 @@ _SPLIT = re.compile(
 _CONVERT = "audio is read from .wav and .flac; convert them, as with ffmpeg -i IN OUT.wav"
 _UNREAD = {
     _CONVERT: frozenset(
-        [
-            ".mp3",
-            ".m4a",
-            ".ogg",
-            ".opus",
-            ".aac",
-            ".aif",
-            ".aiff",
-            ".sph",
-            ".wma",
-            ".au",
-            ".mp4",
-            ".webm",
-            ".amr",
-            ".raw",
-            ".pcm",
-            ".wv",
-        ]
+        [".mp3", ".m4a", ".ogg", ".opus", ".aac", ".aif", ".aiff", ".sph", ".wma", ".au", ".mp4", ".webm", ".amr"]
+        + [".raw", ".pcm", ".wv"]
     ),
     "alignments are read from .TextGrid, .phn and .lab": frozenset(
         [".ctm", ".mlf", ".eaf", ".phones", ".phoneme", ".phonemes", ".seg", ".rttm", ".lbl"]
@@ -301,9 +285,7 @@ def read_waveform(path: str, rate_hz: int) -> np.ndarray:
 
     try:
         waveform = soundfile.read(path, dtype="float32")[0]
-    except OSError as error:
-        raise _unreadable(path, error) from None
-    except (RuntimeError, ValueError, TypeError, MemoryError) as error:  # LibsndfileError is a RuntimeError
+    except (OSError, RuntimeError, ValueError, TypeError, MemoryError) as error:  # LibsndfileError is a RuntimeError
         raise _unreadable(path, error) from None
     if waveform.shape != (length,) or not np.isfinite(waveform).all():
         raise RawDataError(f"{path}: {len(waveform)} of {length} samples could be read as numbers; mend or remove it")
