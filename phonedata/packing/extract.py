@@ -92,7 +92,7 @@ def extract(
     if not is_folder(source) or not audio_layout.detect(source):
         raise CorpusNotFound(f"{source}: no audio found; looked for {audio_layout.LOOKS_FOR}")
     _check_absent(target)
-    corpus = audio_layout.open_layout(source, frontend, alignment)
+    corpus = audio_layout.open_layout(source, alignment, frontend)
     problems = [problem for partition in corpus.partitions for problem in partition.problems]
     if problems and not skip_bad:
         raise RawDataError(problems[0].message + (f" ({len(problems)} such files)" if len(problems) > 1 else ""))

@@ -1,9 +1,8 @@
 """Audio with phone alignments (wav, flac; TextGrid, .phn, .lab): features and labels, made while reading."""
 
-import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from ..files import exists, is_folder
 from ..phonemes import ARPABET, PhonemeSet
 from .alignments import SUFFIXES, Intervals, as_arpabet, is_silence, is_unknown, likely_unit, read_alignment
 from .audio_files import AudioFiles, has_audio, list_files, read_header, read_waveform, utterance_id
-from .base import Labelling, Problem, RawCorpus, Stamp, check_name, copy_of, first_said, read_phonemes, seen_file
+from .base import Labelling, Listing, Problem, RawCorpus, check_name, copy_of, first_said, read_phonemes
 from .frontend import FrontEnd, labels_at, num_resampled
 from .hw1p2 import speaker_of
 
@@ -56,22 +55,13 @@ class AlignmentOptions:
         if self.alignments is not None and not is_folder(self.alignments):
             raise SpecError(f"alignments {self.alignments!r} is not a folder; give the root of their tree")
 
-    def arguments(self) -> list[str]:
-        """The words of a command line that say the same."""
-        words = []
-        for option in fields(self):
-            value = getattr(self, option.name)
-            if value != option.default:
-                words += [f"--{option.name.replace('_', '-')}", str(value)]
-        return words
-
 
 def detect(root: Path) -> bool:
     """Whether `root` holds audio, itself or in folders."""
     return has_audio(root)
 
 
-def open_layout(root: Path, frontend: FrontEnd | None = None, options: AlignmentOptions | None = None) -> RawCorpus:
+def open_layout(root: Path, options: AlignmentOptions | None = None, frontend: FrontEnd | None = None) -> RawCorpus:
     """One partition per folder of `root` that holds audio, or one of what lies in `root` itself. Reads every alignment
     and the header of its audio file.
 
@@ -217,10 +207,9 @@ class AudioPartition:
         ids = {path: utterance_id(key) for path, key in audio.items()}
         keys = set(map(str, audio.values()))
         twice = {i for i, count in Counter(ids.values()).items() if count > 1}
-        stamp = Stamp()
+        listing = Listing((frontend, options))
         self.utterance_ids: list[str] = []
         self._files: list[tuple[str, str | None]] = []
-        self._listed: list[tuple[str, int, int]] = []
         self._labels: list[_Labels] = []
         missing = (
             "no alignment beside it (.TextGrid, .phn or .lab)"
@@ -248,8 +237,7 @@ class AudioPartition:
                 self._refuse(utterance, f"{path}: {missing}; add it, or skip_bad=True")
                 continue
             for file in filter(None, (path, partner)):
-                # A link that leads nowhere is refused when it is read.
-                stamp.add(utterance, os.stat(file) if exists(file) else None)
+                listing.add(file, utterance)  # a link that leads nowhere is refused when it is read
             if partner is not None:
                 self._grids = self._grids or partner.lower().endswith(".textgrid")
                 try:
@@ -262,7 +250,6 @@ class AudioPartition:
                 self._labels.append(labels)
             self.utterance_ids.append(utterance)
             self._files.append((path, partner))
-            self._listed.append(seen_file(path, os.stat(path) if exists(path) else None))
         if options.alignments is None:
             for key in sorted(aligned.keys() - keys):
                 copied = copy_of(key, aligned)
@@ -270,8 +257,8 @@ class AudioPartition:
                 if copied is not None:
                     message = f"{aligned[key][0]}: is a second copy of {copied} by its name; remove it"
                 self._refuse(utterance_id(Path(key)), message)
-        stamp.add(repr((frontend, options.arguments())), None)
-        self.stamp, self.written = stamp.digests()
+        self._listed = {path: listing.files[path] for path, _ in self._files}  # alignments are read by now
+        self.stamp, self.written = listing.digests()
         self.speakers = [speaker_of(utterance) for utterance in self.utterance_ids]
 
     def _refuse(self, utterance: str, message: str) -> None:
@@ -375,7 +362,6 @@ class AudioPartition:
         self.utterance_ids = [self.utterance_ids[index] for index in indices]
         self.speakers = [self.speakers[index] for index in indices]
         self._files = [self._files[index] for index in indices]
-        self._listed = [self._listed[index] for index in indices]
         self._labels = [self._labels[index] for index in indices]
 
     def labelling(self) -> Labelling:
@@ -406,7 +392,7 @@ class AudioPartition:
 
     def files_of(self, index: int) -> list[tuple[str, int, int]]:
         """See raw.RawPartition.files_of. Alignments were read when they were listed."""
-        return [self._listed[index]]
+        return [self._listed[self.where(index)]]
 
     def where(self, index: int) -> str:
         return self._files[index][0]

@@ -16,7 +16,7 @@ import numpy as np
 import xxhash
 
 from ..errors import RawDataError, SpecError
-from ..files import is_file, is_folder, unusable_name
+from ..files import exists, is_file, is_folder, unusable_name
 from ..phonemes import END_MARKS, START_MARKS, PhonemeSet
 
 # How file managers and browsers call a second copy: `ID (1)`, `ID copy 2`, `ID - Copy (3)`.
@@ -84,21 +84,21 @@ class RawPartition(Protocol):
         """
 
 
-def seen_file(path: str, status: os.stat_result | None) -> tuple[str, int, int]:
-    """What `RawPartition.files_of` says of a file; `status` None: it is missing."""
-    return (path, status.st_size, status.st_mtime_ns) if status else (path, -1, -1)
+class Listing:
+    """The files of a partition as they were when it was listed; `files[path]` is what `RawPartition.files_of` says of
+    one, `digests` what `RawPartition.stamp` and `RawPartition.written` are."""
 
+    def __init__(self, settings: object = "") -> None:
+        """settings: what else decides what is read from the files."""
+        self.files: dict[str, tuple[str, int, int]] = {}
+        self._sizes, self._times = xxhash.xxh3_128(repr(settings).encode()), xxhash.xxh3_128()
 
-class Stamp:
-    """The digests behind `RawPartition.stamp` and `RawPartition.written`, file by file."""
-
-    def __init__(self) -> None:
-        self._sizes, self._times = xxhash.xxh3_128(), xxhash.xxh3_128()
-
-    def add(self, what: str, status: os.stat_result | None) -> None:
-        """A file under a name that says nothing of where the folder lies; None for one that is missing."""
-        _, size, time = seen_file(what, status)
-        self._sizes.update(f"{what} {size}\n".encode())
+    def add(self, path: str, name: str) -> None:
+        """A file, which may be missing, under a name that says nothing of where the folder lies."""
+        status = os.stat(path) if exists(path) else None
+        size, time = (status.st_size, status.st_mtime_ns) if status else (-1, -1)
+        self.files[path] = path, size, time
+        self._sizes.update(f"{name} {size}\n".encode())
         self._times.update(f"{time}\n".encode())
 
     def digests(self) -> tuple[str, str]:

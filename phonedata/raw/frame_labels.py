@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,13 +31,6 @@ class LabelOptions:
             raise SpecError(f"classes {self.classes!r}, wanted how many there are, 1 to 65535")
         if self.label_shift is not None and not 0 < self.label_shift <= 10_000:
             raise SpecError(f"label shift {self.label_shift}, wanted milliseconds from one label to the next")
-
-    def arguments(self) -> list[str]:
-        """The words of a command line that say the same."""
-        given = [(option.name, getattr(self, option.name)) for option in fields(self)]
-        return [
-            word for name, value in given if value is not None for word in (f"--{name.replace('_', '-')}", str(value))
-        ]
 
     def recorded(self, corpus: RawCorpus) -> RawCorpus:
         """`corpus`, opened with these options, with a note of what they did to its labels."""

@@ -2,7 +2,6 @@
 
 import os
 import re
-import struct
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 from ..errors import MissingReader, RawDataError, SpecError
 from ..files import is_file, is_folder
 from ..phonemes import PhonemeSet
-from .base import Problem, RawCorpus, Stamp, check_name, folders_in, frame_shift_of, numbered, read_frontend, seen_file
+from .base import Listing, Problem, RawCorpus, check_name, folders_in, frame_shift_of, numbered, read_frontend
 from .frame_labels import LabelOptions, numbered_note
 from .label_lines import LabelLines, OpenFile, read_list, text_id
 
@@ -179,16 +178,11 @@ class KaldiPartition:
         self._places = [places[utterance] for utterance in self.utterance_ids]
         self._file = OpenFile()
         self._keys: dict[str, dict[int, bytes]] = {}
-        self._listed: dict[str, tuple[str, int, int]] = {}
-        stamp = Stamp()
+        listing = Listing()
         for file in sorted({ark for ark, _ in self._places} | {str(scp)} | set(lines.files)):
-            try:
-                status = os.stat(file)
-            except OSError:
-                status = None
-            stamp.add(os.path.relpath(file, root), status)
-            self._listed[file] = seen_file(file, status)
-        self.stamp, self.written = stamp.digests()
+            listing.add(file, os.path.relpath(file, root))
+        self._listed = listing.files
+        self.stamp, self.written = listing.digests()
 
     def num_frames(self, index: int) -> int | None:
         """See raw.RawPartition.num_frames."""
@@ -325,17 +319,11 @@ def _read_head(file: OpenFile, ark: str, offset: int) -> tuple[bytes, int, int, 
         raise RawDataError(
             f"{where}: begins with {head[:6]!r}, wanted a binary Kaldi matrix (FM, DM, CM); write it with copy-feats"
         )
-    if token in (b"FM", b"DM"):
-        whole = len(rest) >= 10 and rest[0] == 4 and rest[5] == 4
-        rows, columns = (
-            struct.unpack("<i", rest[1:5])[0] if whole else -1,
-            struct.unpack("<i", rest[6:10])[0] if whole else -1,
-        )
-        start = offset + 2 + len(token) + 1 + 10
-    else:
-        whole = len(rest) >= 16
-        rows, columns = struct.unpack("<ii", rest[8:16]) if whole else (-1, -1)
-        start = offset + 2 + len(token) + 1 + 16 + (8 * columns if token == b"CM" else 0)
+    # Before each of two numbers stands a 4, or before both of them what compression has subtracted and divided by.
+    form = rb"\x04(.{4})\x04(.{4})" if token in (b"FM", b"DM") else rb".{8}(.{4})(.{4})"
+    shape = re.match(form, rest, re.DOTALL)
+    rows, columns = (int.from_bytes(n, "little", signed=True) for n in shape.groups()) if shape else (-1, -1)
+    start = offset + 3 + len(token) + (shape.end() if shape else 0) + (8 * columns if token == b"CM" else 0)
     num_bytes = rows * columns * _VALUE_BYTES[token]
     if rows < 0 or columns < 1 or start + num_bytes > size:
         raise RawDataError(

@@ -12,16 +12,15 @@ from ..errors import MissingReader, RawDataError
 from ..files import is_file, is_folder
 from ..phonemes import PhonemeSet
 from .base import (
+    Listing,
     Problem,
     RawCorpus,
-    Stamp,
     check_name,
     folders_in,
     frame_shift_of,
     numbered,
     read_frontend,
     read_phonemes,
-    seen_file,
 )
 from .frame_labels import LabelOptions
 from .hw1p2 import speaker_of
@@ -102,8 +101,7 @@ class LibriphonePartition:
         listed = [words[0] for words in read_list(root / split)]
         if not listed:
             raise RawDataError(f"{root / split}: lists no utterance, wanted an id a line; fill or remove it")
-        stamp, ids = Stamp(), []
-        self._listed: list[tuple[str, int, int]] = []
+        listing, ids = Listing(), []
         seen: set[str] = set()
         for utterance in sorted(listed) if self.labelled else listed:
             check_name(utterance, "utterance id", root / split)
@@ -111,7 +109,7 @@ class LibriphonePartition:
                 raise RawDataError(f"{root / split}: lists {utterance!r} twice; remove one line")
             seen.add(utterance)
             try:
-                stat = os.stat(self._path(utterance))
+                os.stat(self._path(utterance))
             except OSError as error:
                 self._refuse(utterance, f"{self._path(utterance)}: cannot be read ({error.strerror}); {split} lists it")
                 continue
@@ -119,18 +117,15 @@ class LibriphonePartition:
                 labels = root / "train_labels.txt"
                 self._refuse(utterance, f"{self._path(utterance)}: no line for it in {labels}; add it")
                 continue
-            label = lines.places.get(utterance)
-            stamp.add(f"{utterance} {label}", stat)
+            listing.add(self._path(utterance), f"{utterance} {lines.places.get(utterance)}")
             ids.append(utterance)
-            self._listed.append(seen_file(self._path(utterance), stat))
-        self._label_files: dict[str, tuple[str, int, int]] = {}
         for file in lines.files:
-            stamp.add(os.path.basename(file), os.stat(file))
-            self._label_files[file] = seen_file(file, os.stat(file))
+            listing.add(file, os.path.basename(file))
         self.utterance_ids = ids
         self.speakers = [speaker_of(utterance) for utterance in ids]
         self.lengths_hint: Sequence[int] | None = None
-        self.stamp, self.written = stamp.digests()
+        self._listed = listing.files
+        self.stamp, self.written = listing.digests()
 
     def _refuse(self, utterance: str, message: str) -> None:
         self.refused.append(self._path(utterance))
@@ -148,10 +143,8 @@ class LibriphonePartition:
 
     def files_of(self, index: int) -> list[tuple[str, int, int]]:
         """See raw.RawPartition.files_of."""
-        files = [self._listed[index]]
-        if self.labelled:
-            files.append(self._label_files[self._lines.file_of(self.utterance_ids[index])])
-        return files
+        labels = [self._lines.file_of(self.utterance_ids[index])] if self.labelled else []
+        return [self._listed[path] for path in (self.where(index), *labels)]
 
     def where(self, index: int) -> str:
         return self._path(self.utterance_ids[index])

@@ -7,11 +7,10 @@ import os
 from dataclasses import replace
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 from ..errors import CorpusNotFound, RawDataError, SpecError
 from ..files import exists, is_file, is_folder
-from . import audio
 from .audio import AlignmentOptions
 from .audio_files import unread_audio
 from .base import RawCorpus, first_said
@@ -41,15 +40,11 @@ def _registered() -> dict[str, EntryPoint]:
     return {point.name: point for point in points if point.name not in LAYOUTS and point.name.isprintable()}
 
 
-def _own(name: str) -> Any:
-    """The module of a layout of ours."""
-    return importlib.import_module(f"phonedata.raw.{name}")
-
-
-def _load(name: str, registered: dict[str, EntryPoint]) -> Layout:
-    """The layout `name`. Raises SpecError where a package's own cannot be imported or is none."""
+def _load(name: str, registered: dict[str, EntryPoint]) -> Any:
+    """The layout `name`, a module that is a `Layout`; ours take options too. Raises SpecError where a package's own
+    cannot be imported or is none."""
     if name not in registered:
-        return cast(Layout, _own(name))
+        return importlib.import_module(f"phonedata.raw.{name}")
     point = registered[name]
     package = point.dist.name if point.dist else "a package"
     try:
@@ -61,7 +56,7 @@ def _load(name: str, registered: dict[str, EntryPoint]) -> Layout:
         raise SpecError(
             f"layout {name!r} of {package}: {point.value} has no {', '.join(missing)}; mend or uninstall it"
         )
-    return cast(Layout, layout)
+    return layout
 
 
 def open_raw(
@@ -105,19 +100,19 @@ def open_raw(
             wanted.append(str(error))
             continue
         if module.detect(root):
-            plain = name in LAYOUTS and name != "audio"
-            if name != "audio":
+            taken = alignment if name == "audio" else labels if name in LAYOUTS else None
+            if taken is not alignment:
                 _refuse_option(root, name, alignment, "for audio with alignments")
-            if not plain:
+            if taken is not labels:
                 _refuse_option(root, name, labels, "for labels that stand one a frame in files")
-            if name == "audio":
-                return _with_notes(audio.open_layout(root, options=alignment))
-            if plain and labels is not None and labels.arguments():
-                return _with_notes(_with_labels(_own(name).open_layout(root, labels), labels))
-            corpus = module.open_layout(root)
+            corpus = module.open_layout(root) if taken is None else module.open_layout(root, taken)
             if not isinstance(corpus, RawCorpus):
                 kind = type(corpus).__name__
                 raise SpecError(f"layout {name!r}: its open_layout returns {kind}, wanted phonedata.RawCorpus; mend it")
+            if isinstance(taken, LabelOptions):
+                if not any(partition.labelled for partition in corpus.partitions):
+                    _refuse_option(root, name, labels, "for labels, of which there are none")
+                corpus = taken.recorded(corpus)
             return _with_notes(corpus)
         wanted.append(f"{name}: {module.LOOKS_FOR}")
     _refuse_if_meant(root, [*_folders_below(folders), *Path(os.path.abspath(root)).parents[:2]], wanted, registered)
@@ -131,13 +126,6 @@ def _refuse_option(root: Path, layout: str, options: AlignmentOptions | LabelOpt
     """Raises SpecError for an option that the layout has no use for."""
     if options is not None and (said := first_said(options)):
         raise SpecError(f"{root}: {said} is {meant}, this is the layout {layout}; leave it out")
-
-
-def _with_labels(corpus: RawCorpus, labels: LabelOptions) -> RawCorpus:
-    """`corpus`, opened with `labels`, with what they say recorded. Raises SpecError where it has no labels."""
-    if not any(partition.labelled for partition in corpus.partitions):
-        _refuse_option(corpus.path, corpus.layout, labels, "for labels, of which there are none")
-    return labels.recorded(corpus)
 
 
 def _with_notes(corpus: RawCorpus) -> RawCorpus:
