@@ -82,16 +82,16 @@ class HostLoader(Loader):
         try:
             for index in range(start_batch, stop):
                 yield ring.batch(index % slots, prefetcher.take())
-                ring.release(index % slots)
+                ring.transfer.release(index % slots)
                 prefetcher.release()
         finally:
             prefetcher.close()
-            ring.close()
+            ring.transfer.close()
 
     def _one_batch(self, order: AnyOrder, index: int) -> WindowBatch:
         ring = Ring(self.plan, self.device, 1)
         batch = ring.batch(0, self._produce(order, ring, index, 0))
-        ring.close()
+        ring.transfer.close()
         return batch
 
     def _produce(self, order: AnyOrder, ring: Ring, index: int, slot: int) -> int:
@@ -129,7 +129,7 @@ class Ring:
         memory = torch.empty(slots * size, dtype=torch.uint8, pin_memory=True) if cuda else _plain(slots * size)
         # A page-locked or mapped block begins on a page.
         self._host = memory[: slots * size].view(slots, size)
-        self._transfer = Transfer(device, slots) if cuda else None
+        self.transfer = Transfer(device, slots)
         self._device_side = torch.empty((slots, size), dtype=torch.uint8, device=device) if cuda else self._host
         self._numpy = [
             (part[self._frames_at :].view(np.int64)[:capacity], part[self._labels_at :].view(np.int64)[:capacity])
@@ -143,35 +143,23 @@ class Ring:
 
     def begin(self, slot: int) -> tuple[np.ndarray, np.ndarray]:
         """The slot's frames (B,) and labels (B,) to be written, once its last transfer is over."""
-        if self._transfer is not None:
-            self._transfer.wait(slot)
+        self.transfer.wait(slot)
         return self._numpy[slot]
 
     def send(self, slot: int) -> None:
         """The slot is written: start its transfer."""
-        if self._transfer is not None:
-            self._transfer.send(slot, [(self._device_side[slot], self._host[slot])])
+        both = [] if self._device_side is self._host else [(self._device_side[slot], self._host[slot])]
+        self.transfer.send(slot, both)
 
     def batch(self, slot: int, count: int) -> WindowBatch:
         """The first `count` windows of the slot, on the device."""
-        if self._transfer is not None:
-            self._transfer.receive(slot)
+        self.transfer.receive(slot)
         batch = self._full[slot]
         if count < self._plan.slots:
             batch = batch.apply(lambda part: part[:count])
         if self._device.type not in ("cpu", "cuda"):
             batch = batch.apply(lambda part: part.to(self._device))
         return batch
-
-    def release(self, slot: int) -> None:
-        """The slot's batch is no longer read by anything that is enqueued after this."""
-        if self._transfer is not None:
-            self._transfer.release(slot)
-
-    def close(self) -> None:
-        """Wait for transfers under way, so that the memory can go."""
-        if self._transfer is not None:
-            self._transfer.close()
 
     def _view(self, block: torch.Tensor, count: int) -> WindowBatch:
         width, dim, pitch = self._plan.window.width, self._dim, self.pitch // self.numpy_dtype.itemsize
@@ -182,7 +170,7 @@ class Ring:
 
 
 class Transfer:
-    """Copies of slots to a CUDA device on a stream of their own.
+    """Copies of slots to a device: to CUDA on a stream of their own, elsewhere while `send` runs.
 
     Two events guard a slot. `sent`: the host side is refilled only when its copy is over. `read`: the device side is
     overwritten only when the work that the consumer had enqueued on it is over.
@@ -190,7 +178,9 @@ class Transfer:
 
     def __init__(self, device: torch.device, slots: int):
         self._device = device
-        self._stream = torch.cuda.Stream(device)
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        if self._stream is None:
+            return
         # The allocator may hand out memory that the current stream still reads.
         self._stream.wait_stream(torch.cuda.current_stream(device))
         # Who waits for `sent` sleeps: by default an event is waited for by spinning, a core for each thread.
@@ -199,10 +189,15 @@ class Transfer:
 
     def wait(self, slot: int) -> None:
         """Block until the slot's last copy is over (at once where there was none)."""
-        self._sent[slot].synchronize()
+        if self._stream is not None:
+            self._sent[slot].synchronize()
 
     def send(self, slot: int, copies: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
-        """Copy each (device side, pinned host side) of the slot, after the consumer's last use of it."""
+        """Copy each (device side, host side, on CUDA pinned) of the slot, after the consumer's last use of it."""
+        if self._stream is None:
+            for target, source in copies:
+                target.copy_(source)
+            return
         # A thread starts on device 0; leaving a stream from there would open a context on that device, for every rank.
         with torch.cuda.device(self._stream.device), torch.cuda.stream(self._stream):
             self._stream.wait_event(self._read[slot])
@@ -212,15 +207,18 @@ class Transfer:
 
     def receive(self, slot: int) -> None:
         """Let the current stream wait for the copy; the host does not."""
-        torch.cuda.current_stream(self._device).wait_event(self._sent[slot])
+        if self._stream is not None:
+            torch.cuda.current_stream(self._device).wait_event(self._sent[slot])
 
     def release(self, slot: int) -> None:
         """What the current stream has enqueued so far is the slot's last use."""
-        self._read[slot].record(torch.cuda.current_stream(self._device))
+        if self._stream is not None:
+            self._read[slot].record(torch.cuda.current_stream(self._device))
 
     def close(self) -> None:
-        """Wait for the copies under way."""
-        self._stream.synchronize()
+        """Wait for the copies under way, so that the memory can go."""
+        if self._stream is not None:
+            self._stream.synchronize()
 
 
 def _plain(size: int) -> torch.Tensor:

@@ -6,6 +6,9 @@ is for data that streams: it reads the corpus slab after slab and mixes frames i
 
 from __future__ import annotations
 
+import abc
+from typing import ClassVar
+
 import numpy as np
 
 from ..errors import SpecError
@@ -27,34 +30,65 @@ POOL_SLABS = 128
 """What the frames of one batch are drawn from: 8.4 M frames, 0.5 GB."""
 
 
-class SequentialOrder:
+class Order(abc.ABC):
+    """An order of `num_frames` frames, 1..MAX_NUMBERS; another number is a SpecError."""
+
+    name: ClassVar[str]
+
+    def __init__(self, num_frames: int):
+        if not 1 <= num_frames <= MAX_NUMBERS:
+            raise SpecError(f"an order of {num_frames} frames; wanted 1..{MAX_NUMBERS}; is the selection empty?")
+        self.num_frames = int(num_frames)
+
+    @abc.abstractmethod
+    def into(self, start: int, out: np.ndarray) -> None:
+        """Write the frames at positions `start`, `start + 1`, ... into `out` int64."""
+
+    def frames(self, start: int, stop: int) -> np.ndarray:
+        """The frames (stop - start,) int64 at positions `start..stop-1`."""
+        if not 0 <= start <= stop <= self.num_frames:
+            raise SpecError(
+                f"positions {start}..{stop} asked for; wanted 0 <= start <= stop <= {self.num_frames} frames"
+            )
+        out = np.empty(stop - start, np.int64)
+        self.into(start, out)
+        return out
+
+    def positions(self, frames: np.ndarray) -> np.ndarray:
+        """Where in the epoch each of `frames` comes: the inverse of `frames`."""
+        frames = np.ascontiguousarray(frames, np.int64)
+        outside = (frames < 0) | (frames >= self.num_frames)
+        if outside.any():
+            raise SpecError(f"frame {frames[outside][0]} asked for; wanted 0..{self.num_frames - 1}")
+        out = np.empty(len(frames), np.int64)
+        self._positions(frames, out)
+        return out
+
+    @abc.abstractmethod
+    def _positions(self, frames: np.ndarray, out: np.ndarray) -> None:
+        """Write the positions of `frames` (n,) int64 into `out` (n,) int64."""
+
+
+class SequentialOrder(Order):
     """Frames as they lie: position = frame. For scoring and predicting."""
 
     name = "sequential"
-
-    def __init__(self, num_frames: int):
-        self.num_frames = check_num_frames(num_frames)
 
     def into(self, start: int, out: np.ndarray) -> None:
         """Write the frames at positions `start`, `start + 1`, ... into `out` int64."""
         out[:] = np.arange(start, start + len(out))
 
-    def frames(self, start: int, stop: int) -> np.ndarray:
-        """The frames (stop - start,) int64 at positions `start..stop-1`."""
-        return fill(self, start, stop)
-
-    def positions(self, frames: np.ndarray) -> np.ndarray:
-        """Where in the epoch each of `frames` comes: the inverse of `frames`."""
-        return np.array(check_inside(frames, self.num_frames, "frame"))
+    def _positions(self, frames: np.ndarray, out: np.ndarray) -> None:
+        out[:] = frames
 
 
-class EpochOrder:
+class EpochOrder(Order):
     """All `num_frames` frames in random order: `frames(0, N)` is a permutation of 0..N-1, decided by (seed, epoch)."""
 
     name = "global"
 
     def __init__(self, num_frames: int, seed: int, epoch: int):
-        self.num_frames = check_num_frames(num_frames)
+        super().__init__(num_frames)
         self.keys = epoch_keys(seed, epoch)
         self.cells = rectangle(num_frames)
 
@@ -62,19 +96,11 @@ class EpochOrder:
         """Write the frames at positions `start`, `start + 1`, ... into `out` int64; releases the GIL."""
         shuffle_range(start, out, *self.cells, self.keys)
 
-    def frames(self, start: int, stop: int) -> np.ndarray:
-        """The frames (stop - start,) int64 at positions `start..stop-1`."""
-        return fill(self, start, stop)
-
-    def positions(self, frames: np.ndarray) -> np.ndarray:
-        """Where in the epoch each of `frames` comes: the inverse of `frames`."""
-        frames = check_inside(frames, self.num_frames, "frame")
-        out = np.empty(len(frames), np.int64)
+    def _positions(self, frames: np.ndarray, out: np.ndarray) -> None:
         unshuffle(frames, out, *self.cells, self.keys)
-        return out
 
 
-class SlabOrder:
+class SlabOrder(Order):
     """All frames, such that a pool of `pool_slabs` slabs holds every frame that the next positions need.
 
     The corpus is cut into n slabs of nearly `slab_frames` consecutive frames, put in random sequence. The frames of a
@@ -90,7 +116,7 @@ class SlabOrder:
     def __init__(
         self, num_frames: int, seed: int, epoch: int, slab_frames: int = SLAB_FRAMES, pool_slabs: int = POOL_SLABS
     ):
-        self.num_frames = check_num_frames(num_frames)
+        super().__init__(num_frames)
         if slab_frames < 1 or pool_slabs < 1:
             raise SpecError(f"slab_frames {slab_frames} and pool_slabs {pool_slabs}; wanted 1 or more of each")
         self.num_slabs = n = num_slabs(num_frames, slab_frames)
@@ -121,17 +147,9 @@ class SlabOrder:
         """The step that position belongs to."""
         return int(np.searchsorted(self.step_start, position, side="right")) - 1
 
-    def frames(self, start: int, stop: int) -> np.ndarray:
-        """The frames (stop - start,) int64 at positions `start..stop-1`."""
-        return fill(self, start, stop)
-
-    def positions(self, frames: np.ndarray) -> np.ndarray:
-        """Where in the epoch each of `frames` comes: the inverse of `frames`."""
-        frames = check_inside(frames, self.num_frames, "frame")
+    def _positions(self, frames: np.ndarray, out: np.ndarray) -> None:
         places = np.argsort(self.sequence)[np.searchsorted(self.bounds, frames, side="right") - 1]
-        out = np.empty(len(frames), np.int64)
         unshuffle_slabs(frames, out, places, *self._tables)
-        return out
 
 
 def num_slabs(num_frames: int, slab_frames: int) -> int:
@@ -142,28 +160,3 @@ def num_slabs(num_frames: int, slab_frames: int) -> int:
 def slab_bounds(num_frames: int, slabs: int) -> np.ndarray:
     """Where slabs begin and end: slab i is frames [bounds[i], bounds[i + 1]); sizes differ by at most one."""
     return np.array([i * num_frames // slabs for i in range(slabs + 1)], np.int64)
-
-
-def fill(order, start: int, stop: int) -> np.ndarray:
-    """The frames (stop - start,) int64 at positions `start..stop-1` of any order."""
-    if not 0 <= start <= stop <= order.num_frames:
-        raise SpecError(f"positions {start}..{stop} asked for; wanted 0 <= start <= stop <= {order.num_frames} frames")
-    out = np.empty(stop - start, np.int64)
-    order.into(start, out)
-    return out
-
-
-def check_num_frames(num_frames: int) -> int:
-    """`num_frames`, or SpecError: an order needs 1..MAX_NUMBERS frames."""
-    if not 1 <= num_frames <= MAX_NUMBERS:
-        raise SpecError(f"an order of {num_frames} frames; wanted 1..{MAX_NUMBERS}; is the selection empty?")
-    return int(num_frames)
-
-
-def check_inside(numbers: np.ndarray, limit: int, what: str) -> np.ndarray:
-    """`numbers` as int64 (n,), or SpecError that names the first one outside 0..limit-1."""
-    numbers = np.ascontiguousarray(numbers, np.int64)
-    outside = (numbers < 0) | (numbers >= limit)
-    if outside.any():
-        raise SpecError(f"{what} {numbers[outside][0]} asked for; wanted 0..{limit - 1}")
-    return numbers

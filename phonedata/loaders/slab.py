@@ -66,16 +66,16 @@ class SlabLoader(Loader):
                 start, stop = self.plan.bounds(index)
                 if stop > start:
                     while released + order.num_cells <= order.step_of(start):
-                        pool.release(released % slots)
+                        pool.transfer.release(released % slots)
                         prefetcher.release()
                         released += 1
                     while taken <= order.step_of(stop - 1):
-                        pool.receive(prefetcher.take())
+                        pool.transfer.receive(prefetcher.take())
                         taken += 1
                 yield self._gather(order, pool, notes, start, stop)
         finally:
             prefetcher.close()
-            pool.close()
+            pool.transfer.close()
 
     def _gather(self, order: SlabOrder, pool: Pool, notes: Notes, start: int, stop: int) -> WindowBatch:
         both = notes.take(stop - start)
@@ -153,7 +153,7 @@ class Pool:
         self.slots, self._slab_rows = slots, slab_rows
         self.store = RowStore(joined, slots * slab_rows, plan, device)
         cuda = device.type == "cuda"
-        self._transfer = Transfer(device, slots) if cuda else None
+        self.transfer = Transfer(device, slots)
         # Each with the slot that it was last sent to. Slots are more than two, so that slot's event is of that sending.
         self._staging: deque[tuple[list[torch.Tensor], int | None]] = deque()
         if device.type != "cpu":
@@ -174,29 +174,10 @@ class Pool:
             read(*(part.numpy() for part in targets))
             return
         slab, sent_to = self._staging.popleft()
-        if self._transfer is not None and sent_to is not None:
+        if sent_to is not None:
             # The slab before last: its copy waits for the consumer, and meanwhile the last one was read.
-            self._transfer.wait(sent_to)
+            self.transfer.wait(sent_to)
         sources = [part[:count] for part in slab]
         read(*(part.numpy() for part in sources))
-        if self._transfer is not None:
-            self._transfer.send(slot, list(zip(targets, sources)))
-        else:
-            for target, source in zip(targets, sources):
-                target.copy_(source)
-        self._staging.append((slab, None if self._transfer is None else slot))
-
-    def receive(self, slot: int) -> None:
-        """Let the current stream see what was sent to the slot."""
-        if self._transfer is not None:
-            self._transfer.receive(slot)
-
-    def release(self, slot: int) -> None:
-        """Nothing enqueued after this reads the slot's slab."""
-        if self._transfer is not None:
-            self._transfer.release(slot)
-
-    def close(self) -> None:
-        """Wait for copies under way, so that the memory can go."""
-        if self._transfer is not None:
-            self._transfer.close()
+        self.transfer.send(slot, list(zip(targets, sources)))
+        self._staging.append((slab, slot))

@@ -278,13 +278,13 @@ class LateTransfer:
 def test_a_slab_is_staged_only_when_the_last_one_in_that_memory_has_gone(tiny_corpus):
     with open_tiny(tiny_corpus, "slab", "slab") as loader:
         pool = Pool(loader._joined, 40, 4, loader.plan, torch.device("cpu"))
-        pool._transfer = LateTransfer()
+        pool.transfer = LateTransfer()
         pool._staging.extend((pool._host_slab(False), None) for _ in range(2))
         for load in range(11):
             first = 7 * load
             pool.fill(load % 4, 40, partial(loader._joined.read, first, first + 40))
             # Two may be on the way; the slab before them has arrived, in its own slot.
-            assert set(pool._transfer.copies) == {(load - n) % 4 for n in range(min(load + 1, 2))}
+            assert set(pool.transfer.copies) == {(load - n) % 4 for n in range(min(load + 1, 2))}
             if load >= 2:
                 rows, labels = np.empty((40, 5), np.float16), np.empty(40, np.uint8)
                 loader._joined.read(first - 14, first + 26, rows, labels)
