@@ -73,10 +73,8 @@ def read_exactly(path: Path, size: int) -> bytes:
     found = file_size(path)
     if found != size:
         raise damaged(path, f"{found} bytes, wanted {size}")
-    with open(path, "rb", buffering=0) as file:
-        data = file.read(size + 1) or b""
-        while len(data) < size and (more := file.read(size - len(data))):
-            data += more
+    with open(path, "rb") as file:
+        data = file.read(size + 1)
     if len(data) != size:
         raise damaged(path, "its size changes while it is read")
     return data

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import operator
 from collections.abc import Callable, Iterator
 from functools import cached_property
@@ -203,18 +204,14 @@ class Partition:
             if not np.array_equal(histogram[: len(self.corpus.phonemes)], self.label_histogram):
                 raise damaged(self.path / "zarr.json", "label_histogram does not count the labels")
 
-    def _map(self, name: str, dtype: npt.DTypeLike, count: int, size: int) -> npt.NDArray[Any]:
-        """The first `count` values of a file of `size` bytes."""
-        path = self.path / name
+    def _rows(self, path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
+        """The first values of a shard of the partition."""
+        size = self.attributes["files"][path.relative_to(self.path).as_posix()]["bytes"]
         with self.corpus.unchanged(), readable(path):
             found = file_size(path)
             if found != size:
                 raise damaged(path, f"{found} bytes, wanted {size}")
-            return _map_or_read(path, dtype, count)
-
-    def _rows(self, name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
-        values, size = int(np.prod(shape)), self.attributes["files"][name]["bytes"]
-        return self._map(name, dtype.newbyteorder("<"), values, size).reshape(shape)
+            return _map_or_read(path, dtype.newbyteorder("<"), math.prod(shape)).reshape(shape)
 
     def array(self, name: str, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
         """A small 1-d array of the partition, read as a whole and held to its digest."""
@@ -229,7 +226,7 @@ class Partition:
     @cached_property
     def features(self) -> npt.NDArray[Any]:
         """(R, D) `corpus.dtype`, little-endian, padding rows zero; read-only memory map."""
-        return self._rows("features/c/0/0", self.corpus.dtype, (self.num_rows, self.corpus.feature_dim))
+        return self._rows(self.features_path, self.corpus.dtype, (self.num_rows, self.corpus.feature_dim))
 
     @cached_property
     def labels(self) -> npt.NDArray[Any] | None:
@@ -241,7 +238,7 @@ class Partition:
         if not self.labelled:
             return None
         chunks = num_chunks(self.num_rows) * chunk_rows(self.num_rows)
-        stored = self._rows("labels/c/0", self.corpus.phonemes.label_dtype, (chunks,))
+        stored = self._rows(self.labels_path, self.corpus.phonemes.label_dtype, (chunks,))
         self._check_labels(stored)
         return stored[: self.num_rows]
 

@@ -69,7 +69,7 @@ def _read_file(path: Path, entry: Mapping[str, Any]) -> Iterator[int]:
     size = file_size(path)
     if size != entry["bytes"]:
         raise damaged(path, f"{size} bytes, wanted {entry['bytes']}")
-    with open(path, "rb", buffering=0) as file:
+    with open(path, "rb") as file:
         if "chunks" in entry:
             yield from _read_shard(file, path, entry)
             return
@@ -81,15 +81,12 @@ def _read_file(path: Path, entry: Mapping[str, Any]) -> Iterator[int]:
             raise damaged(path, "its bytes differ from their digest")
 
 
-def _read_shard(file: io.FileIO, path: Path, entry: Mapping[str, Any]) -> Iterator[int]:
+def _read_shard(file: io.BufferedReader, path: Path, entry: Mapping[str, Any]) -> Iterator[int]:
     digests = entry["chunks"]
     chunk_bytes = (entry["bytes"] - len(shard_index(len(digests), 0))) // len(digests)
     buffer = memoryview(bytearray(chunk_bytes))
     for chunk, wanted in enumerate(digests):
-        got = 0
-        while got < chunk_bytes and (count := file.readinto(buffer[got:])):
-            got += count
-        if digest(buffer[:got]) != wanted:
+        if digest(buffer[: file.readinto(buffer)]) != wanted:
             raise damaged(path, f"rows from {chunk * CHUNK_ROWS} on (chunk {chunk}) differ from their digest")
         yield chunk_bytes
     index = file.read()

@@ -311,7 +311,7 @@ def _same_end(a: str, b: str) -> bool:
 
 def _read_head(file: OpenFile, ark: str, offset: int) -> tuple[bytes, int, int, int, int]:
     """Token, rows, columns, where the values begin, and their bytes. Raises RawDataError, OSError."""
-    size, where = file.open(ark), f"{ark}:{offset}"
+    size, where = os.fstat(file.open(ark).fileno()).st_size, f"{ark}:{offset}"
     head = file.read(ark, offset, 32)
     # kaldiio would unpickle an entry that begins with PKL, so that only binary matrices get that far.
     token, _, rest = head[2:].partition(b" ")

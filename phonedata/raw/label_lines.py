@@ -7,7 +7,7 @@ import weakref
 import zlib
 from collections import Counter
 from contextlib import suppress
-from io import FileIO
+from io import BufferedReader, FileIO
 from pathlib import Path
 
 import numpy as np
@@ -30,46 +30,38 @@ class OpenFile:
 
     def __init__(self) -> None:
         self._path: str | None = None
-        self._descriptor = -1
+        self._file: BufferedReader | None = None
 
     def __reduce__(self) -> tuple[type["OpenFile"], tuple[()]]:
         return OpenFile, ()
 
     def __del__(self) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
+        if self._file is not None:
+            self._file.close()
 
-    def open(self, path: str) -> int:
-        """Open `path` unless it is open already; returns its size in bytes. Raises OSError."""
-        if path != self._path:
+    def open(self, path: str) -> BufferedReader:
+        """`path`, opened unless it is open already. Raises OSError."""
+        if path != self._path or self._file is None:
             self.__del__()
-            self._path, self._descriptor = None, -1
-            self._descriptor = os.open(path, READ_FLAGS)
+            self._file = None
+            self._file = open(path, "rb", opener=lambda name, _: os.open(name, READ_FLAGS))  # noqa: SIM115
             self._path = path
-        return os.fstat(self._descriptor).st_size
+        return self._file
 
     def read(self, path: str, offset: int, length: int) -> bytes:
         """Up to `length` bytes from `offset`; fewer at the end of the file. Raises OSError."""
-        self.open(path)
-        os.lseek(self._descriptor, offset, os.SEEK_SET)
-        pieces = []
-        while length and (piece := os.read(self._descriptor, length)):
-            pieces.append(piece)
-            length -= len(piece)
-        return b"".join(pieces)
+        file = self.open(path)
+        file.seek(offset)
+        return file.read(length)
 
     def read_into(self, path: str, offset: int, array: np.ndarray) -> None:
         """Fill a C-order `array` with the bytes from `offset` on. Raises RawDataError if there are fewer, OSError.
 
         The array was made before the first byte is read: what no memory can hold shows at once.
         """
-        self.open(path)
-        os.lseek(self._descriptor, offset, os.SEEK_SET)
-        room = memoryview(array.reshape(-1).view(np.uint8).data)
-        with open(self._descriptor, "rb", buffering=0, closefd=False) as file:
-            while room and (count := file.readinto(room)):
-                room = room[count:]
-        if room:
+        file = self.open(path)
+        file.seek(offset)
+        if file.readinto(array.reshape(-1).view(np.uint8).data) < array.nbytes:
             raise RawDataError(f"{path}: changed while it was read; start again")
 
 
