@@ -85,9 +85,20 @@ def pack(
     if skip is not None:
         corpus = views.leave_out(corpus, os.fspath(skip))
     check_partitions(corpus, options)
-    with disk_errors(target), threads_or(executor, workers) as (pool, ahead):
+    with disk_errors(target), threads_or(executor, workers) as threads:
         try:
-            report = _pack(corpus, options, target, pool, ahead, progress, replace)
+            found_dim = find_feature_dim(corpus)
+            check_target(target, replace)
+            staging = Staging(target, options.fingerprint(corpus, found_dim[0]))
+            try:
+                report = build(corpus, options, found_dim, staging, target, replace, threads, progress)
+            except BaseException as error:
+                if isinstance(error, (KeyboardInterrupt, NoSpace, WorkerError)) or is_disk_full(error):
+                    staging.release()
+                else:
+                    staging.remove()
+                raise
+            staging.remove()
         except StrayLabel as error:
             # Whoever corrects one label wants to know of the others.
             found = list_strays((p, i) for p in corpus.partitions for i in range(len(p.utterance_ids)))
@@ -96,29 +107,21 @@ def pack(
     return report
 
 
-def _pack(
+def build(
     corpus: RawCorpus,
     options: PackOptions,
+    feature_dim: tuple[int, str],
+    staging: Staging,
     target: Path,
-    executor: Executor,
-    ahead: int,
-    progress: Callable[..., None] | None,
     replace: bool,
+    threads: tuple[Executor, int],
+    progress: Callable[..., None] | None,
 ) -> PackReport:
-    feature_dim, dim_from = find_feature_dim(corpus)
+    """Pack a corpus that is listed and checked in `staging`, and give it its name. feature_dim: of `find_feature_dim`;
+    threads: of `threads_or`."""
+    work = Packing(corpus, options, *feature_dim, staging, *threads, progress)
+    work.run()
+    notes = corpus.notes + notes_on_speakers(corpus, options) + work.notes()
     check_target(target, replace)
-    staging = Staging(target, options.fingerprint(corpus, feature_dim))
-    try:
-        work = Packing(corpus, options, feature_dim, dim_from, staging, executor, ahead, progress)
-        work.run()
-        notes = corpus.notes + notes_on_speakers(corpus, options) + work.notes()
-        check_target(target, replace)
-        notes += put_in_place(staging.corpus, target)
-    except BaseException as error:
-        if isinstance(error, (KeyboardInterrupt, NoSpace, WorkerError)) or is_disk_full(error):
-            staging.release()
-        else:
-            staging.remove()
-        raise
-    staging.remove()
+    notes += put_in_place(staging.corpus, target)
     return PackReport.of(PackedCorpus(target), notes=notes, labelling=corpus.labelling, chunks_reused=work.reused)

@@ -19,17 +19,16 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import RawDataError, SpecError
-from ..files import disk_errors, put_in_place, recover, remove_tree
-from ..format.corpus import PackedCorpus
+from ..files import disk_errors, recover, remove_tree
 from ..phonemes import ARPABET, END_MARKS, START_MARKS, PhonemeSet, spellings
 from ..raw.base import Problem, RawCorpus, as_features, check_frontend, check_name, frame_shift_of
 from ..raw.frame_labels import LabelOptions, fit_labels
 from ..raw.label_table import SymbolTable
-from .checks import check_options, check_partitions, check_target, find_feature_dim, notes_on_speakers
+from .checks import check_options, check_partitions, check_target, find_feature_dim
 from .chunk_writer import check_shape
 from .executor import check_workers, threads_or
 from .journal import Staging
-from .packer import Packing
+from .pack import build
 from .plan import PackOptions
 from .report import PackReport
 
@@ -88,14 +87,11 @@ def pack_utterances(
         with disk_errors(target):
             corpus = labels.recorded(stage.corpus(table))
             check_partitions(corpus, options)
-            dim, dim_from = find_feature_dim(corpus)
-            with threads_or(None, workers) as (pool, ahead):
-                Packing(corpus, options, dim, dim_from, staging, pool, ahead, progress).run()
-            check_target(target, replace)
-            notes = corpus.notes + notes_on_speakers(corpus, options) + put_in_place(staging.corpus, target)
+            dim = find_feature_dim(corpus)
+            with threads_or(None, workers) as threads:
+                report = build(corpus, options, dim, staging, target, replace, threads, progress)
     finally:
         staging.remove()
-    report = PackReport.of(PackedCorpus(target), notes=notes)
     report.path, report.seconds = Path(packed), time.perf_counter() - started
     return report
 
