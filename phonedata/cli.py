@@ -4,6 +4,7 @@ import json
 import os
 import re
 import sys
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -22,35 +23,6 @@ _UNSEEN = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u206
 
 Flag = Annotated[bool, Parameter(negative="")]
 Json = Annotated[bool, Parameter("--json", negative="")]
-# How alignments of audio become labels: options of pack and of extract.
-Alignments = Annotated[
-    Path | None,
-    Parameter(
-        help="Folder of a tree that holds the alignments of the audio, paired by id; by default they lie beside it."
-    ),
-]
-Tier = Annotated[
-    str | None,
-    Parameter(
-        help="The TextGrids' tier of phones, by name or number; by default the one named phones, MAU or PhonAlign."
-    ),
-]
-AlignmentUnit = Annotated[
-    float | None,
-    Parameter(
-        help="How many units of the times in .phn and .lab are a second, e.g. 16000, 1000 for milliseconds, 1 for "
-        "seconds; by default .phn counts samples of the audio, HTK's .lab 100 ns, and numbers with a decimal "
-        "point seconds."
-    ),
-]
-Unknown = Annotated[
-    Literal["class", "skip"],
-    Parameter(help="Unknown words (spn, unk, oov) are classes of their own, or their utterances are left out."),
-]
-MaxUncovered = Annotated[
-    float | None,
-    Parameter(help="Largest share of an utterance that no interval covers; by default 0.1, and no stretch above 1 s."),
-]
 Dask = Annotated[
     str | None,
     Parameter(
@@ -58,6 +30,33 @@ Dask = Annotated[
         "They must see the same files under the same paths (docs/CLUSTER.md). Needs pip install 'phonedata[dask]'."
     ),
 ]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Alignment:
+    """How alignments of audio become labels: options of pack and of extract.
+
+    Parameters
+    ----------
+    alignments
+        Folder of a tree that holds the alignments of the audio, paired by id; by default they lie beside it.
+    tier
+        The TextGrids' tier of phones, by name or number; by default the one named phones, MAU or PhonAlign.
+    alignment_unit
+        How many units of the times in .phn and .lab are a second, e.g. 16000, 1000 for milliseconds, 1 for seconds; by
+        default .phn counts samples of the audio, HTK's .lab 100 ns, and numbers with a decimal point seconds.
+    unknown
+        Unknown words (spn, unk, oov) are classes of their own, or their utterances are left out.
+    max_uncovered
+        Largest share of an utterance that no interval covers; by default 0.1, and no stretch above 1 s.
+    """
+
+    alignments: Path | None = None
+    tier: str | None = None
+    alignment_unit: float | None = None
+    unknown: Literal["class", "skip"] = "class"
+    max_uncovered: float | None = None
 
 
 @app.command
@@ -75,11 +74,7 @@ def pack(
     replace: Flag = False,
     workers: int | None = None,
     dask: Dask = None,
-    alignments: Alignments = None,
-    tier: Tier = None,
-    alignment_unit: AlignmentUnit = None,
-    unknown: Unknown = "class",
-    max_uncovered: MaxUncovered = None,
+    alignment: Alignment | None = None,
     classes: int | None = None,
     label_shift: float | None = None,
     split: str | None = None,
@@ -148,7 +143,7 @@ def pack(
             workers=workers,
             progress=line,
             executor=executor,
-            alignment=AlignmentOptions(_text(alignments), tier, alignment_unit, unknown, max_uncovered),
+            alignment=None if alignment is None else AlignmentOptions(**asdict(alignment)),
             classes=classes,
             label_shift=label_shift,
             split=split,
@@ -178,10 +173,6 @@ def _visible(text: str) -> str:
     return _UNSEEN.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
-def _text(path: Path | None) -> str | None:
-    return None if path is None else str(path)
-
-
 @app.command
 def extract(
     audio: Path,
@@ -201,11 +192,7 @@ def extract(
     window: Literal["povey", "hamming", "hanning", "rectangular"] = "povey",
     preemphasis: float = 0.97,
     lifter: float = 22.0,
-    alignments: Alignments = None,
-    tier: Tier = None,
-    alignment_unit: AlignmentUnit = None,
-    unknown: Unknown = "class",
-    max_uncovered: MaxUncovered = None,
+    alignment: Alignment | None = None,
     skip_bad: Flag = False,
     workers: int | None = None,
     dask: Dask = None,
@@ -277,13 +264,12 @@ def extract(
         preemphasis=preemphasis,
         lifter=lifter,
     )
-    alignment = AlignmentOptions(_text(alignments), tier, alignment_unit, unknown, max_uncovered)
     with dask_executor(dask) as executor, ProgressLine() as line:
         report = run(
             audio,
             raw,
             frontend=frontend,
-            alignment=alignment,
+            alignment=None if alignment is None else AlignmentOptions(**asdict(alignment)),
             skip_bad=skip_bad,
             workers=workers,
             executor=executor,

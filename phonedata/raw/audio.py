@@ -1,5 +1,6 @@
 """Audio with phone alignments (wav, flac; TextGrid, .phn, .lab): features and labels, made while reading."""
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ class AlignmentOptions:
     max_uncovered: largest share of an utterance's frames that no interval covers; None: 0.1, and no stretch above 1 s.
     """
 
-    alignments: str | None = None
+    alignments: str | os.PathLike[str] | None = None
     tier: str | None = None
     alignment_unit: float | None = None
     unknown: str = "class"
@@ -52,8 +53,10 @@ class AlignmentOptions:
             raise SpecError(f"max uncovered {self.max_uncovered}, wanted a share of an utterance, 0 to 1")
         if self.alignment_unit is not None and not 1 <= self.alignment_unit <= 1e9:
             raise SpecError(f"alignment unit {self.alignment_unit}, wanted units in a second, 1 to 1e9")
-        if self.alignments is not None and not is_folder(self.alignments):
-            raise SpecError(f"alignments {self.alignments!r} is not a folder; give the root of their tree")
+        if self.alignments is not None:
+            object.__setattr__(self, "alignments", os.fspath(self.alignments))
+            if not is_folder(self.alignments):
+                raise SpecError(f"alignments {self.alignments!r} is not a folder; give the root of their tree")
 
 
 def detect(root: Path) -> bool:

@@ -106,7 +106,7 @@ class AudioFiles(NamedTuple):
     alignments: dict[str, list[Path]]
 
 
-def list_files(root: Path, alignments: str | None, notes: list[str]) -> dict[str, AudioFiles]:
+def list_files(root: Path, alignments: str | os.PathLike[str] | None, notes: list[str]) -> dict[str, AudioFiles]:
     """Partition -> its files; the alignments are beside the audio, or in the tree `alignments`.
 
     `notes` gets a line for each thing that is not read. Raises RawDataError where another folder must be meant.
