@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import google_crc32c
 import numpy as np
 import xxhash
 
@@ -20,21 +21,6 @@ CHUNK_ROWS, SMALL_CHUNK_ROWS = 1 << 16, 1 << 12
 """Rows of an inner chunk; an array of fewer rows is one chunk of its rows, rounded up to a multiple of the second."""
 INDEX_ENTRY, INDEX_CRC = 16, 4
 """Bytes of a chunk's entry in the shard index, and of the crc32c behind the entries."""
-_WRITE = os.O_WRONLY | getattr(os, "O_BINARY", 0)
-
-_CRC32C = []
-for _byte in range(256):
-    for _ in range(8):
-        _byte = (_byte >> 1) ^ (0x82F63B78 if _byte & 1 else 0)
-    _CRC32C.append(_byte)
-
-
-def crc32c(data: bytes) -> int:
-    """Castagnoli's CRC, as zarr's index codec wants it (RFC 3720, appendix B.4)."""
-    crc = 0xFFFFFFFF
-    for byte in data:
-        crc = (crc >> 8) ^ _CRC32C[(crc ^ byte) & 0xFF]
-    return crc ^ 0xFFFFFFFF
 
 
 def digest(data) -> str:
@@ -135,7 +121,7 @@ def shard_index(chunks: int, chunk_bytes: int) -> bytes:
     entries[:, 0] = np.arange(chunks, dtype=np.uint64) * np.uint64(chunk_bytes)
     entries[:, 1] = chunk_bytes
     body = entries.tobytes()
-    return body + crc32c(body).to_bytes(4, "little")
+    return body + google_crc32c.value(body).to_bytes(4, "little")
 
 
 @functools.cache
@@ -165,11 +151,8 @@ class ShardFile(NamedTuple):
         """Make the file, unless it is there, and give it its full length at once: a file-size limit shows now, and a
         longer one of an earlier try is cut."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.path, _WRITE | os.O_CREAT, 0o666)
-        try:
+        with opened(self.path, os.O_CREAT) as descriptor:
             os.ftruncate(descriptor, self.chunks * self.chunk_bytes + INDEX_ENTRY * self.chunks + INDEX_CRC)
-        finally:
-            os.close(descriptor)
 
     def write(self, chunk: int, data: np.ndarray) -> None:
         """Write one whole inner chunk."""
@@ -191,9 +174,9 @@ class ShardFile(NamedTuple):
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[int]:
-    """A descriptor for writing into a file that is there."""
-    descriptor = os.open(path, _WRITE)
+def opened(path: Path, flags: int = 0) -> Iterator[int]:
+    """A descriptor for writing into a file that is there, or is made with `flags` os.O_CREAT."""
+    descriptor = os.open(path, os.O_WRONLY | getattr(os, "O_BINARY", 0) | flags, 0o666)
     try:
         yield descriptor
     finally:
