@@ -1,7 +1,7 @@
 """Finishes the groups of a packed corpus: small arrays, statistics and digests into each zarr.json."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,65 +21,53 @@ from ..format.zarr_files import (
     write_strings,
 )
 from ..phonemes import PhonemeSet
-from ..raw.base import RawCorpus
-from .plan import PackOptions
+from ..raw.base import RawCorpus, RawPartition
+from .journal import ChunkResult
+from .plan import FEATURES, LABELS, PackOptions, PartitionPlan
 from .report import LeftOut
 
 
-@dataclass
-class WrittenPartition:
-    """A partition whose chunks are all written, and what is known of its U utterances.
-
-    `means` and `squares` are the stored moments of every utterance, as pieces (n, D) that end to end are (U, D): one
-    array of them all would be a second copy.
-    """
-
-    name: str
-    labelled: bool
-    order: str
-    utterance_ids: list[str]
-    speakers: list[str]
-    lengths: np.ndarray
-    rows: int
-    features: ShardFile
-    feature_digests: list[str]
-    labels: ShardFile | None
-    label_digests: list[str]
-    histogram: np.ndarray | None
-    means: list[np.ndarray]
-    squares: list[np.ndarray]
-
-
 def finish_partition(
-    root: Path, written: WrittenPartition, dtype: np.dtype, phonemes: PhonemeSet
+    root: Path,
+    raw: RawPartition,
+    plan: PartitionPlan,
+    shards: list[ShardFile],
+    results: list[ChunkResult],
+    dtype: np.dtype,
+    phonemes: PhonemeSet,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Write everything of a partition but its rows; returns its attributes and its entry in the root's."""
-    folder, dim = root / written.name, written.means[0].shape[1]
+    """Write everything of a partition but its rows; returns its attributes and its entry in the root's.
+
+    All its chunks are written into `shards`, features and then labels, with these `results`.
+    """
+    folder, lengths, index = root / raw.name, plan.length, plan.index.tolist()
+    dim = results[0].reading.means.shape[1]
+    # Piece by piece: one array of all utterances' moments would be a second copy of them.
     stored, done = Moments(dim), 0
-    for means, squares in zip(written.means, written.squares):
-        stored.merge(written.lengths[done : done + len(means)], means, squares)
-        done += len(means)
+    for reading in (result.reading for result in results):
+        stored.merge(lengths[done : done + len(reading.means)], reading.means, reading.squares)
+        done += len(reading.means)
     files: dict[str, dict[str, Any]] = {}
-    spec = ArraySpec((written.rows, dim), dtype, 0.0, sharded=True)
+    spec = ArraySpec((plan.rows, dim), dtype, 0.0, sharded=True)
     files["features/zarr.json"] = write_entry(folder / "features/zarr.json", spec.metadata())
-    files["features/c/0/0"] = written.features.finish(written.feature_digests)
-    if written.labels is not None:
-        spec = ArraySpec((written.rows,), phonemes.label_dtype, phonemes.padding_label, sharded=True)
+    files[FEATURES] = shards[0].finish([result.features for result in results])
+    histogram = None
+    if raw.labelled:
+        spec = ArraySpec((plan.rows,), phonemes.label_dtype, phonemes.padding_label, sharded=True)
         files["labels/zarr.json"] = write_entry(folder / "labels/zarr.json", spec.metadata())
-        files["labels/c/0"] = written.labels.finish(written.label_digests)
-    ends = np.cumsum(written.lengths, dtype=np.int64)
-    files |= write_array(folder / "utterance_end", ends)
-    files |= write_strings(folder, "utterance_id", written.utterance_ids)
-    files |= write_strings(folder, "speaker", written.speakers)
-    lengths = written.lengths
+        files[LABELS] = shards[1].finish([result.labels for result in results if result.labels is not None])
+        histogram = np.sum([r.histogram for r in results if r.histogram is not None], axis=0).tolist()
+    files |= write_array(folder / "utterance_end", plan.utterance_end)
+    files |= write_strings(folder, "utterance_id", [raw.utterance_ids[i] for i in index])
+    files |= write_strings(folder, "speaker", [raw.speakers[i] for i in index])
     attributes = {
         "utterances": len(lengths),
-        "frames": int(ends[-1]),
-        "rows": written.rows,
-        "labelled": written.labelled,
-        "order": written.order,
+        "frames": int(plan.utterance_end[-1]),
+        "rows": plan.rows,
+        "labelled": raw.labelled,
+        "order": raw.order,
         "lengths": {"min": int(lengths.min()), "max": int(lengths.max()), "mean": float(lengths.mean())},
-        "label_histogram": None if written.histogram is None else written.histogram.tolist(),
+        "label_histogram": histogram,
         "mean": stored.mean.tolist(),
         "std": stored.std.tolist(),
         "files": dict(sorted(files.items())),
@@ -123,7 +111,7 @@ def root_attributes(
         "cmvn": cmvn,
         "frontend": raw.frontend,
         "partitions": entries,
-        "left_out": [one.to_dict() for one in left_out],
+        "left_out": [asdict(one) for one in left_out],
         **({"derived": raw.derived} if raw.derived else {}),
     }
 

@@ -22,7 +22,7 @@ from .checks import check_space
 from .chunk_writer import ChunkFiller
 from .executor import Job, in_order
 from .journal import ChunkResult, Measurements, Staging
-from .metadata import WrittenPartition, cmvn_attributes, finish_partition, finish_root, root_attributes
+from .metadata import cmvn_attributes, finish_partition, finish_root, root_attributes
 from .plan import FEATURES, LABELS, ChunkTask, MeasureTask, PackOptions, PartitionPlan, Statistics
 from .report import LeftOut, reason_left_out
 
@@ -286,36 +286,15 @@ class Packing:
     def _finish(self) -> None:
         entries, attributes = {}, {}
         for name in self.files:
-            written = self._written(name)
+            plan, raw, dtype = self.plans[name], self.raw[name], np.dtype(self.options.dtype)
+            results = [self.done[name, chunk][1] for chunk in range(plan.chunks)]
             attributes[name], entries[name] = finish_partition(
-                self.staging.corpus, written, np.dtype(self.options.dtype), self.corpus.phonemes
+                self.staging.corpus, raw, plan, self.files[name], results, dtype, self.corpus.phonemes
             )
         left_out = self._left_out()
         cmvn = cmvn_attributes(self.options, self.group_moments.get("train"))
         root = root_attributes(self.corpus, self.options, self.feature_dim, cmvn, entries, left_out)
         finish_root(self.staging.corpus, root, attributes)
-
-    def _written(self, name: str) -> WrittenPartition:
-        plan, raw = self.plans[name], self.raw[name]
-        results = [self.done[name, chunk][1] for chunk in range(plan.chunks)]
-        index = plan.index.tolist()
-        features, *labels = self.files[name]
-        return WrittenPartition(
-            name=name,
-            labelled=raw.labelled,
-            order=raw.order,
-            utterance_ids=[raw.utterance_ids[i] for i in index],
-            speakers=[raw.speakers[i] for i in index],
-            lengths=plan.lengths[plan.index],
-            rows=plan.rows,
-            features=features,
-            feature_digests=[r.features for r in results],
-            labels=labels[0] if labels else None,
-            label_digests=[r.labels for r in results if r.labels is not None],
-            histogram=np.sum([r.histogram for r in results if r.histogram is not None], axis=0) if labels else None,
-            means=[r.reading.means for r in results],
-            squares=[r.reading.squares for r in results],
-        )
 
     def notes(self) -> tuple[str, ...]:
         """What is said of utterances that were left out, beside their own reasons."""
