@@ -61,14 +61,13 @@ class Selection:
         source = np.repeat(np.arange(len(sources)), [p.num_utterances for p in sources])
         start = np.concatenate([p.utterance_start_row for p in sources])
         index = np.concatenate([np.arange(p.num_utterances) for p in sources])
-        if subset < 1.0:
-            keep = max(1, round(subset * len(lengths)))
-            ranks = [
-                xxhash.xxh3_64_intdigest(f"{seed}/{p.name}/{i}".encode()) for p in sources for i in p.utterance_ids
-            ]
-            chosen = np.sort(np.argsort(np.array(ranks, np.uint64), kind="stable")[:keep])
-            lengths, source, start, index = lengths[chosen], source[chosen], start[chosen], index[chosen]
-        return cls(corpus, sources, np.cumsum(lengths), source, start, index, subset, seed)
+        whole = cls(corpus, sources, np.cumsum(lengths), source, start, index, subset, seed)
+        if subset == 1.0:
+            return whole
+        ranks = [xxhash.xxh3_64_intdigest(f"{seed}/{p.name}/{i}".encode()) for p in sources for i in p.utterance_ids]
+        chosen = np.zeros(len(ranks), bool)
+        chosen[np.argsort(np.array(ranks, np.uint64), kind="stable")[: max(1, round(subset * len(ranks)))]] = True
+        return whole.only(chosen)
 
     def only(self, keep: np.ndarray) -> "Selection":
         """The utterances where `keep` (U,) is true, numbered anew. Raises SpecError where that is none."""

@@ -50,10 +50,6 @@ class LeftOut:
         kept = f"; {self.frames:,} frames of zeros keep its place" if self.frames else ""
         return f"left out: {self.partition}/{self.utterance}: {self.reason}{kept}"
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
-
 
 @dataclass(repr=False)
 class PackReport:
@@ -111,7 +107,7 @@ class PackReport:
                 {**{k: p[k] for k in wanted}, "hours": p["frames"] * self.frame_shift_ms / 3.6e6}
                 for p in self.partitions
             ],
-            "left_out": [one.to_dict() for one in self.left_out],
+            "left_out": [asdict(one) for one in self.left_out],
             "labelling": {name: found._asdict() for name, found in self.labelling.items()},
             "notes": list(self.notes),
             "bytes": self.bytes_written,

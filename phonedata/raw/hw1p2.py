@@ -261,21 +261,11 @@ class Hw1p2Partition:
         refused = {p.utterance_id for p in self.problems}
         if texts:
             for i in sorted(features.keys() - labels.keys() - refused):
-                self.problems.append(
-                    Problem(
-                        i,
-                        f"{self._mfcc}/{features[i][0]}: no transcript {self._transcript}/{i}.npy; add it or "
-                        "use skip_bad=True",
-                    )
-                )
+                wrong = f"{self._mfcc}/{features[i][0]}: no transcript {self._transcript}/{i}.npy; add it"
+                self.problems.append(Problem(i, f"{wrong} or use skip_bad=True"))
             for i in sorted(labels.keys() - features.keys() - refused):
-                self.problems.append(
-                    Problem(
-                        i,
-                        f"{self._transcript}/{labels[i][0]}: no features {self._mfcc}/{i}.npy; add them or use "
-                        "skip_bad=True",
-                    )
-                )
+                wrong = f"{self._transcript}/{labels[i][0]}: no features {self._mfcc}/{i}.npy; add them"
+                self.problems.append(Problem(i, f"{wrong} or use skip_bad=True"))
             refused = {p.utterance_id for p in self.problems}
         self.order = "sorted"
         ids = self.utterance_ids = sorted(features.keys() - refused)

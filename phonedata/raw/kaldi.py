@@ -48,17 +48,8 @@ def open_layout(root: Path, labels: LabelOptions | None = None) -> RawCorpus:
     pdf = {"pdf" in name for name in names}
     if len(pdf) > 1:
         raise RawDataError(f"{root}: {sorted(names)} mix phone and pdf alignments; keep one kind")
-    table = next(
-        (
-            f
-            for f in (
-                *(root / place / "phones.txt" for place in ("", "lang", "data/lang")),
-                *(folder / "phones.txt" for folder in folders),
-            )
-            if is_file(f)
-        ),
-        None,
-    )
+    places = (root, root / "lang", root / "data/lang", *folders)
+    table = next(filter(is_file, (place / "phones.txt" for place in places)), None)
     notes: list[str] = []
     if table and pdf != {True}:
         if labels.classes is not None:
