@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from ..errors import SpecError
 
@@ -72,14 +71,3 @@ class WindowBatch(NamedTuple):
         """A batch of what `change` makes of each tensor."""
         labels = None if self.labels is None else change(self.labels)
         return WindowBatch(change(self.windows), labels, change(self.frames))
-
-
-def window_view(rows: npt.NDArray[Any], window: WindowSpec) -> npt.NDArray[Any]:
-    """All windows of `rows` (R, D), as a view (R - W + 1, W, D): `view[r - left] == rows[r - left : r + right + 1]`.
-
-    Row `r` is where `window.left` rows of padding or utterance precede it; nothing is copied.
-    """
-    num_rows, dim = rows.shape
-    step, inner = rows.strides
-    shape = (num_rows - window.width + 1, window.width, dim)
-    return np.lib.stride_tricks.as_strided(rows, shape, (step, step, inner), writeable=False)

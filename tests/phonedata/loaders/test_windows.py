@@ -1,10 +1,9 @@
 """What a window is."""
 
-import numpy as np
 import pytest
 
 from phonedata.errors import SpecError
-from phonedata.loaders.windows import WindowSpec, window_view
+from phonedata.loaders.windows import WindowSpec
 
 
 def test_width_counts_the_frame_itself():
@@ -24,14 +23,3 @@ def test_more_context_than_packed_names_the_command_that_repacks():
     WindowSpec(50, 50).check_fits(50)
     with pytest.raises(SpecError, match=r"packed with context 50; pack it again: .*--context 51 --replace"):
         WindowSpec(10, 51).check_fits(50)
-
-
-@pytest.mark.parametrize(("left", "right"), [(0, 0), (2, 0), (0, 3), (4, 1)])
-def test_window_view_is_the_slice_around_each_row(left, right):
-    rows = np.arange(60, dtype=np.float32).reshape(20, 3)
-    view = window_view(rows, WindowSpec(left, right))
-    assert len(view) == 20 - left - right
-    for row in range(left, 20 - right):
-        np.testing.assert_array_equal(view[row - left], rows[row - left : row + right + 1])
-    with pytest.raises(ValueError, match="read-only"):
-        view[0, 0, 0] = 1
