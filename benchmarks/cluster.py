@@ -97,18 +97,19 @@ class Answering(Executor):
         future.set_result(pickle.loads(pickle.dumps((None, answer, None))))
         return future
 
-    def _moments(self, index, counts) -> Measurements:
-        means, squares = self.random.normal(size=(2, len(index), DIM))
-        return Measurements(index, counts, means, squares**2, {}, {})
+    def _moments(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        means, squares = self.random.normal(size=(2, count, DIM))
+        return means, squares**2
 
     def _measured(self, task) -> Measurements:
-        return self._moments(task.index, self.lengths[task.index])
+        lengths = dict(zip(task.index.tolist(), self.lengths[task.index].tolist()))
+        return Measurements(lengths, {}, *self._moments(len(lengths)))
 
     def _filled(self, task) -> ChunkResult:
         own = task.start_row >= task.chunk * CHUNK_ROWS
         histogram = np.full(len(ARPABET), task.own_frames // len(ARPABET))
         histogram[0] += task.own_frames - histogram.sum()
-        return ChunkResult("0" * 32, "0" * 32, histogram, self._moments(task.index[own], task.length[own]))
+        return ChunkResult("0" * 32, "0" * 32, histogram, *self._moments(int(own.sum())))
 
 
 def plan(hours: float, cmvn: str) -> dict[str, float]:

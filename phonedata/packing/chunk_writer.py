@@ -132,8 +132,7 @@ class ChunkFiller:
                 bad[index] = str(error)
                 continue
             lengths[index] = len(features)
-        index, counts = (np.array(list(part), np.int64) for part in (lengths, lengths.values()))
-        return Measurements(index, counts, means[: len(lengths)], squares[: len(lengths)], lengths, bad)
+        return Measurements(lengths, bad, means[: len(lengths)], squares[: len(lengths)])
 
     def fill(self, task: ChunkTask, attempt: Attempt) -> ChunkResult | Measurements:
         """Write the chunk and return its result; or, if the plan was wrong about it, only what reading has shown."""
@@ -181,15 +180,13 @@ class ChunkFiller:
             if labels is not None:
                 row_labels[a:b] = labels if inside else labels[a - start : b - start]
         if bad or lengths:
-            none, nothing = np.empty(0, np.int64), np.empty((0, dim))
-            return Measurements(none, none, nothing, nothing, lengths, bad)
+            return Measurements(lengths, bad, np.empty((0, dim)), np.empty((0, dim)))
         if given is not None and given.means is not None and given.squares is not None:
             other = ((means != given.means) | (squares != given.squares)).any(axis=1) & ~task.blank
             if other.any():
                 where = self.reader.partitions[task.partition].where(int(task.index[np.argmax(other)]))
                 raise RawDataError(f"{where}: has other values than when statistics were taken; pack again")
         stored = (means[own] - centres[own]) * scales[own], squares[own] * scales[own] ** 2
-        reading = Measurements(task.index[own], task.length[own], *stored, {}, {})
         labelled = self.reader.partitions[task.partition].labelled
         histogram = np.zeros(self._padding + 1, np.int64)
         if labelled:
@@ -206,8 +203,8 @@ class ChunkFiller:
                 if attempt.must_sync:
                     os.fsync(descriptor)
         if not labelled:
-            return ChunkResult(digest(rows), None, None, reading)
-        return ChunkResult(digest(rows), digest(row_labels), histogram[: self.num_classes], reading)
+            return ChunkResult(digest(rows), None, None, *stored)
+        return ChunkResult(digest(rows), digest(row_labels), histogram[: self.num_classes], *stored)
 
     def _pad(self, starts: np.ndarray, lengths: np.ndarray, rows: int) -> None:
         """Padding wherever no utterance lies."""

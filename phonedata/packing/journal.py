@@ -202,63 +202,55 @@ class Measurements:
     """What reading n utterances has shown.
 
     Attributes:
-        index: (n,) int64 index in the raw partition of the good ones.
-        counts: (n,) int64 frames.
-        means: (n, D) float64 means.
-        squares: (n, D) float64 sums of squared deviations.
-        lengths: index -> true frame count, where it matters.
+        lengths: index in the raw partition -> true frame count, of the good ones.
         bad: index -> one line that says why the utterance cannot be packed.
+        means: (n, D) float64 means, in the order of `lengths`; (0, D) where nobody asked.
+        squares: (n, D) float64 sums of squared deviations, or (0, D).
     """
 
-    index: np.ndarray
-    counts: np.ndarray
-    means: np.ndarray
-    squares: np.ndarray
     lengths: dict[int, int]
     bad: dict[int, str]
+    means: np.ndarray
+    squares: np.ndarray
 
     def to_record(self) -> dict:
         """Plain values for JSON."""
-        return {
-            "index": _encode(self.index, "<i8"),
-            "counts": _encode(self.counts, "<i8"),
-            "means": _encode(self.means, "<f8"),
-            "squares": _encode(self.squares, "<f8"),
-            "bad": list(self.bad.items()),
-        }
+        moments = {"means": _encode(self.means), "squares": _encode(self.squares)}
+        return {"lengths": list(self.lengths.items()), "bad": list(self.bad.items()), **moments}
 
     @classmethod
     def from_record(cls, entry: dict, dim: int) -> "Measurements":
-        index, counts = _decode(entry["index"], "<i8"), _decode(entry["counts"], "<i8")
-        means, squares = (_decode(entry[k], "<f8").reshape(-1, dim) for k in ("means", "squares"))
-        lengths = dict(zip(index.tolist(), counts.tolist()))
-        return cls(index, counts, means, squares, lengths, {int(i): m for i, m in entry["bad"]})
+        lengths, bad = ({int(i): value for i, value in entry[what]} for what in ("lengths", "bad"))
+        return cls(lengths, bad, _decode(entry["means"], dim), _decode(entry["squares"], dim))
 
 
 @dataclass
 class ChunkResult:
-    """A written chunk: digests of its features and labels, label counts (C,) int64, and the stored moments of the
-    utterances that begin in it."""
+    """A written chunk: digests of its features and labels, label counts (C,) int64, and the stored moments of the n
+    utterances that begin in it: `means` and `squares` (n, D) float64."""
 
     features: str
     labels: str | None
     histogram: np.ndarray | None
-    reading: Measurements
+    means: np.ndarray
+    squares: np.ndarray
 
     def to_record(self) -> dict:
         """Plain values for JSON."""
+        moments = {"means": _encode(self.means), "squares": _encode(self.squares)}
         histogram = None if self.histogram is None else self.histogram.tolist()
-        return {"features": self.features, "labels": self.labels, "histogram": histogram, **self.reading.to_record()}
+        return {"features": self.features, "labels": self.labels, "histogram": histogram, **moments}
 
     @classmethod
     def from_record(cls, entry: dict, dim: int) -> "ChunkResult":
         histogram = None if entry["histogram"] is None else np.array(entry["histogram"], np.int64)
-        return cls(entry["features"], entry["labels"], histogram, Measurements.from_record(entry, dim))
+        moments = _decode(entry["means"], dim), _decode(entry["squares"], dim)
+        return cls(entry["features"], entry["labels"], histogram, *moments)
 
 
-def _encode(array: np.ndarray, dtype: str) -> str:
-    return base64.b64encode(np.ascontiguousarray(array, dtype).tobytes()).decode()
+def _encode(array: np.ndarray) -> str:
+    return base64.b64encode(np.ascontiguousarray(array, "<f8").tobytes()).decode()
 
 
-def _decode(text: str, dtype: str) -> np.ndarray:
-    return np.frombuffer(base64.b64decode(text), dtype).copy()
+def _decode(text: str, dim: int) -> np.ndarray:
+    return np.frombuffer(base64.b64decode(text), "<f8").reshape(-1, dim).copy()

@@ -41,12 +41,12 @@ def finish_partition(
     All its chunks are written into `shards`, features and then labels, with these `results`.
     """
     folder, lengths, index = root / raw.name, plan.length, plan.index.tolist()
-    dim = results[0].reading.means.shape[1]
+    dim = results[0].means.shape[1]
     # Piece by piece: one array of all utterances' moments would be a second copy of them.
     stored, done = Moments(dim), 0
-    for reading in (result.reading for result in results):
-        stored.merge(lengths[done : done + len(reading.means)], reading.means, reading.squares)
-        done += len(reading.means)
+    for result in results:
+        stored.merge(lengths[done : done + len(result.means)], result.means, result.squares)
+        done += len(result.means)
     files: dict[str, dict[str, Any]] = {}
     spec = ArraySpec((plan.rows, dim), dtype, 0.0, sharded=True)
     files["features/zarr.json"] = write_entry(folder / "features/zarr.json", spec.metadata())

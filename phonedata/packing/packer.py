@@ -101,8 +101,12 @@ class Packing:
         for batch, reading in self._readings(batches):
             if batch.partition in keep:
                 counts, means, squares = self._measured[batch.partition]
-                counts[reading.index], means[reading.index] = reading.counts, reading.means
-                squares[reading.index] = reading.squares
+                good = list(reading.lengths)
+                counts[good], means[good], squares[good] = (
+                    list(reading.lengths.values()),
+                    reading.means,
+                    reading.squares,
+                )
             self._correct(batch.partition, reading)
             done += len(batch.index)
             self.progress("measuring", done, total, "utterances")

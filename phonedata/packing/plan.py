@@ -37,7 +37,7 @@ class PackOptions:
         holds, and the size or time of any file in it."""
         options = asdict(self) | {"train_partition": self.train_partitions}
         written = [p.written for p in raw.partitions]
-        return _digest([__version__, options, feature_dim, raw.frontend, *_contents(raw), written])
+        return _digest([2, __version__, options, feature_dim, raw.frontend, *_contents(raw), written])
 
 
 def _contents(raw: RawCorpus) -> list[Any]:
