@@ -48,6 +48,11 @@ def spread(values: list[float]) -> dict:
     return {"median": statistics.median(values), "low": min(values), "high": max(values), "runs": list(values)}
 
 
+def ratio(found: dict, first: str, second: str, clock: str) -> float:
+    """Median over the rounds of first / second, ways in `found`."""
+    return statistics.median(a / b for a, b in zip(found[first][clock], found[second][clock]))
+
+
 def write_results(path: Path, benchmark: str, results: dict) -> None:
     """Write `results` under the conditions they were measured in."""
     path.parent.mkdir(parents=True, exist_ok=True)

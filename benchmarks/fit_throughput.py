@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 
-from benchmarks.conditions import spread, write_results
+from benchmarks.conditions import ratio, spread, write_results
 from benchmarks.fed_steps import LOADERS, with_loaders
 from benchmarks.launches import tally
 from benchmarks.steps import CLASSES, WAYS, Case, Ours, check, measure
@@ -89,51 +89,18 @@ def run_case(case: Case, names: tuple[str, ...], options: argparse.Namespace) ->
     return result
 
 
-def ratio(found: dict, first: str, second: str, clock: str) -> float:
-    """Median over the rounds of first / second."""
-    return statistics.median(a / b for a, b in zip(found[first][clock], found[second][clock]))
-
-
-PARTS = {
-    "matrix products": ("aten::mm", "aten::addmm"),
+PARTS = {  # words in the names of operations and of CUDA kernels; the first part that has one takes it
     "norm, activation, dropout": (
-        "Batch",
-        "BatchBackward",
-        "Plain",
-        "PlainBackward",
-        "Rows",
-        "RowsBackward",
-        "aten::native_batch_norm",
-        "aten::native_batch_norm_backward",
-        "aten::silu",
-        "aten::silu_backward",
-        "aten::native_dropout",
-        "aten::cudnn_batch_norm",
-        "aten::cudnn_batch_norm_backward",
-        "aten::bernoulli_",
+        *("NormLayer", "ActivationOnly", "batch_norm", "silu", "dropout", "bernoulli"),
+        *("whole_", "columns_", "column_", "masked_scale"),
     ),
-    "optimizer": ("aten::_fused_adamw_", "Optimizer.step#AdamW.step"),
-    "copies and casts": ("aten::copy_", "aten::fill_", "aten::constant_pad_nd", "aten::zero_"),
-    "averaged weights": ("aten::lerp_", "aten::_foreach_lerp_"),
-    "gradient norm": ("aten::linalg_vector_norm", "aten::_foreach_norm"),
-    "loss": (
-        "aten::_log_softmax",
-        "aten::_log_softmax_backward_data",
-        "aten::nll_loss_forward",
-        "aten::nll_loss_backward",
-    ),
-    "metrics": ("aten::argmax",),
-}
-
-
-KERNELS = {  # words in the names of CUDA kernels; the first part that has one takes it
-    "norm, activation, dropout": ("whole_", "columns_", "column_", "batch_norm", "silu", "dropout", "masked_scale"),
-    "optimizer": ("FusedOptimizer", "Adam"),
-    "gradient norm": ("LpNorm", "lpnorm", "NormTwoOps"),
-    "loss": ("frame_losses", "loss_gradients", "softmax", "nll_loss"),
-    "metrics": ("update", "ArgMax"),
-    "matrix products": ("nvjet", "gemm", "cutlass", "splitK", "xmma"),
-    "copies and casts": ("copy", "Copy", "Memcpy", "Memset", "Fill", "CatArray"),
+    "optimizer": ("Adam", "adamw", "FusedOptimizer"),
+    "averaged weights": ("lerp",),
+    "gradient norm": ("vector_norm", "foreach_norm", "LpNorm", "lpnorm", "NormTwoOps"),
+    "loss": ("FrameLoss", "softmax", "nll_loss", "frame_losses", "loss_gradients"),
+    "metrics": ("argmax", "ArgMax", "update"),
+    "matrix products": ("aten::mm", "aten::addmm", "nvjet", "gemm", "cutlass", "splitK", "xmma"),
+    "copies and casts": ("copy", "fill_", "zero_", "pad_nd", "Copy", "Memcpy", "Memset", "Fill", "CatArray"),
 }
 
 
@@ -151,15 +118,11 @@ def profile(ours: Ours, case: Case, steps: int) -> dict[str, float]:
     times = {
         each.key: each.self_device_time_total if on_cuda else each.self_cpu_time_total for each in seen.key_averages()
     }
-    total = sum(times.values()) or 1.0
-    if on_cuda:
-        shares = dict.fromkeys(KERNELS, 0.0)
-        for name, time_ in times.items():
-            part = next((part for part, words in KERNELS.items() if any(word in name for word in words)), None)
-            if part is not None:
-                shares[part] += time_ / total
-    else:
-        shares = {part: sum(times.get(name, 0) for name in names) / total for part, names in PARTS.items()}
+    total, shares = sum(times.values()) or 1.0, dict.fromkeys(PARTS, 0.0)
+    for name, time_ in times.items():
+        part = next((part for part, words in PARTS.items() if any(word in name for word in words)), None)
+        if part is not None:
+            shares[part] += time_ / total
     return shares | {"rest": 1 - sum(shares.values())}
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import ways
-from benchmarks.conditions import spread, write_results
+from benchmarks.conditions import ratio, spread, write_results
 from benchmarks.corpora import PARTITION, make_corpora
 from benchmarks.device import measure_device
 from benchmarks.loader_parts import cold_start, first_batch, lookup_times, profile, start_times
@@ -83,11 +83,6 @@ def slab_way(case: ways.Case):
     run = ways.loader(case, kind="slab", order="slab", slab_frames=1 << 16, pool_slabs=8)
     run.check = lambda: None
     return run
-
-
-def ratio(rates: dict, first: str, second: str, clock: str) -> float:
-    """Median over the rounds of first / second."""
-    return statistics.median(a / b for a, b in zip(rates[first][clock], rates[second][clock]))
 
 
 def show(case: ways.Case, rates: dict) -> None:
