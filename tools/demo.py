@@ -18,7 +18,7 @@ from picture import draw_utterance
 from phonedata.errors import PhonedataError
 from phonedata.phonemes import ARPABET
 
-MADE_HERE = ("raw", "raw.partial", "packed", "packed.parts", "run", "test-labels.csv", "utterance.png")
+MADE_HERE = ("raw", "raw.partial", "packed", "run", "test-labels.csv", "utterance.png")
 TOOLS = Path(__file__).parent
 
 
