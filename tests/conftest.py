@@ -95,6 +95,11 @@ TINY_LENGTHS = {
 }
 
 
+def tree_bytes(root: Path) -> dict[str, bytes]:
+    """Every file below a folder, by its name there."""
+    return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
+
+
 @pytest.fixture(scope="session")
 def tiny_raw(tmp_path_factory) -> Path:
     """A raw folder of 4 partitions (test-clean without transcripts), D = 5, lengths TINY_LENGTHS.

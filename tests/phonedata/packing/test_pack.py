@@ -12,14 +12,10 @@ from hypothesis import strategies as st
 
 from phonedata import ARPABET, PackedCorpus, RawDataError, pack
 from phonedata.format.zarr_files import CHUNK_ROWS
-from tests.conftest import REAL_RAW, TINY_DIM, TINY_LENGTHS, place_features, place_label, write_hw1p2
+from tests.conftest import REAL_RAW, TINY_DIM, TINY_LENGTHS, place_features, place_label, tree_bytes, write_hw1p2
 from tests.reference import cmvn_truth, packed_rows
 
 SYMBOLS = np.array(ARPABET.symbols)
-
-
-def tree_bytes(root):
-    return {p.relative_to(root): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
 
 
 def random_utterances(seed, lengths, dim, dtype=np.float32):

@@ -15,11 +15,7 @@ from phonedata import CorpusNotFound, PackedCorpus, PhonedataError, files, pack
 from phonedata.files import put_in_place, replaced_path, staging_path
 from phonedata.packing.journal import Staging
 from phonedata.packing.plan import PartitionPlan
-from tests.conftest import write_hw1p2
-
-
-def tree_bytes(root):
-    return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
+from tests.conftest import tree_bytes, write_hw1p2
 
 
 @pytest.fixture(scope="module")

@@ -15,11 +15,7 @@ from phonedata.packing.checks import LARGEST_DIM, find_feature_dim
 from phonedata.packing.chunk_writer import copy_for_worker
 from phonedata.packing.plan import PartitionPlan
 from phonedata.raw.open import open_raw
-from tests.conftest import place_features, place_label, write_hw1p2
-
-
-def tree_bytes(root):
-    return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
+from tests.conftest import place_features, place_label, tree_bytes, write_hw1p2
 
 
 @pytest.fixture
