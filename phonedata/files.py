@@ -351,6 +351,7 @@ def write_folder(target: Path) -> Iterator[Path]:
     made: list[Path] = []
     try:
         made += make_folder(target.parent)
+        remove_tree(partial)  # of a process that was killed; in containers the next one often has its number
         partial.mkdir()
         yield partial
         sync_tree(partial)

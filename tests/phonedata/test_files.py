@@ -98,6 +98,15 @@ def test_folder_that_is_not_finished_leaves_the_old_one_and_none_that_was_made_f
     assert [path.name for path in target.parent.rglob("*")] == ["folder", "new"]
 
 
+def test_folder_begins_empty_though_a_killed_process_of_the_same_number_left_one(tmp_path):
+    killed = tmp_path / f".folder.{os.getpid()}.partial"
+    killed.mkdir()
+    (killed / "half").touch()
+    with files.write_folder(tmp_path / "folder") as folder:
+        (folder / "whole").touch()
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["folder", "folder/whole"]
+
+
 def test_disk_that_fails_is_not_taken_for_a_file_that_is_not_there(tmp_path, monkeypatch):
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder/file").touch()
