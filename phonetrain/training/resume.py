@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ..checkpoints import checkpoint, series
-from ..checkpoints.mirror import fetch, home_of, place_of
+from ..checkpoints.mirror import fetch, home_of, open_mirror, place_of
 from ..checkpoints.state import Progress
 from ..config.changes import diff, extension_question, stage_diff
 from ..config.overrides import parsed
@@ -255,6 +255,11 @@ def resume_here(
         only_the_end = saved.progress.finished and not changes and where.status not in ("finished", "early_stopped")
         if saved.progress.epoch >= config.plans[-1].stop and not only_the_end:
             done = saved.progress.epoch
+            copies = open_mirror(where, as_found)  # which a cut after the end may have left without the last one
+            copies.offer()
+            copies.finish()
+            for said in copies.problems():
+                shown.say(said)
             more = next_commands.longer(where, old, max(old.epochs, done) + 10)
             raise ConfigError(
                 f"{where.path}: {counted(done, 'epoch')} of {config.epochs} wanted are done; `{more}` trains longer"

@@ -107,6 +107,15 @@ def test_a_damaged_copy_replaces_nothing(learnable_corpus, tmp_path):
     assert not list(run.checkpoints.glob(".step*"))
 
 
+def test_a_run_that_is_done_completes_its_copy(learnable_corpus, tmp_path):
+    run = fit_tiny(learnable_corpus, tmp_path / "runs/a-1", f"checkpoint.mirror={tmp_path}/drive", "epochs=1")
+    copy = tmp_path / "drive/a-1"
+    (copy / f"checkpoints/step-{run.read_pointer('last')}/state.json").write_bytes(b"")  # the power was cut
+    with pytest.raises(ConfigError, match="are done"):
+        resume_tiny(run)
+    same(run, copy)
+
+
 def test_a_place_that_dies_costs_one_warning(learnable_corpus, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
