@@ -124,12 +124,20 @@ class Mirror(NoMirror):
             about = b'{"what": "a copy of a run; phonetrain resume takes it from here"}\n'
             write_in_place(self.place / MARKER, [about])
         sync_folder(self.place)
+        failed: list[Exception] = []
         for step in kept[::-1]:  # the newest first: it is what a resume wants
-            copy_checkpoint(self.run.checkpoint_dir(step), target.checkpoint_dir(step), self._note, self.whole)
+            try:
+                copy_checkpoint(self.run.checkpoint_dir(step), target.checkpoint_dir(step), self._note, self.whole)
+            except (CheckpointError, FileNotFoundError) as error:
+                if step == kept[-1]:
+                    raise
+                failed.append(error)  # half removed when the power was cut, perhaps: the others are copied all the same
         sync_folder(target.checkpoints)
         for step in series.saved_steps(target):
             if step not in kept:
                 remove_tree(target.checkpoint_dir(step))
+        if failed:
+            raise failed[0]
 
     def _note(self) -> None:
         self.moved = time.monotonic()

@@ -220,7 +220,7 @@ def end(trainer: Trainer, reason: str, request: StopRequest, **fields: Any) -> N
     try:
         # Before the tracker is waited for, up to a minute in which the machine may be taken away.
         trainer.event("run_finished" if reason == "finished" else "segment_ended", reason=reason, **fields)
-        if trainer.saved is not None:
+        if trainer.saved is not None or trainer.progress.finished:
             trainer.mirror.offer()
         trainer.mirror.finish()
         for problem in trainer.mirror.problems():

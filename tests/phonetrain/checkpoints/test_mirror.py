@@ -116,6 +116,21 @@ def test_a_run_that_is_done_completes_its_copy(learnable_corpus, tmp_path):
     same(run, copy)
 
 
+def test_a_checkpoint_that_is_damaged_here_keeps_no_other_from_its_copy(learnable_corpus, tmp_path):
+    setting = f"checkpoint.mirror={tmp_path}/drive"
+    run = fit_tiny(learnable_corpus, tmp_path / "runs/a-1", setting, "epochs=1")
+    events = run.events_path.read_text().splitlines(keepends=True)
+    run.events_path.write_text("".join(line for line in events if "run_finished" not in line))  # the power was cut
+    (run.checkpoint_dir(0) / "state.json").unlink()
+    copies = tmp_path / "drive/a-1/checkpoints"
+    shutil.rmtree(copies / f"step-{run.read_pointer('last')}")
+    (copies / "step-0").rename(copies / "step-1")
+    resume_tiny(run)  # only the end was not recorded
+    assert series.saved_steps(Run(tmp_path / "drive/a-1")) == [run.read_pointer("last")]
+    checkpoint.read(copies / f"step-{run.read_pointer('last')}")
+    assert "step-0" in run.events("warning")[-1]["message"]
+
+
 def test_a_place_that_dies_costs_one_warning(learnable_corpus, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
