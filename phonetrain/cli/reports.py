@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Literal
 
@@ -102,4 +103,7 @@ def upload(run: OneRun = None, *, to: Literal["wandb", "tensorboard", "trackio"]
     from ..runs.upload import upload
 
     sent = upload(run, to)
-    print_result(sent, f"{sent['where']}: {sent['added']:,} of {sent['lines']:,} lines added", json)
+    text = f"{sent['where']}: {sent['added']:,} of {sent['lines']:,} lines added"
+    if sent["offline"]:
+        text += f"\nnext: wandb sync {shlex.quote(sent['where'])}    # or upload again without WANDB_MODE"
+    print_result(sent, text, json)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -31,6 +32,7 @@ from ..runs.directory import Run
 from ..text import percent
 from ..training.fit import fit
 from ..training.resume import resume
+from ..training.stopping import StopRequest, noticed_signals
 from .search_space import SearchSpace, same_command, told
 
 SWEEPS = Path("sweeps")
@@ -104,26 +106,33 @@ def gpus() -> list[str]:
 def in_processes(words: Sequence[str], jobs: int, devices: Sequence[str]) -> None:
     """Let `jobs` processes work on the sweep, each on a GPU of its own where there are several.
 
-    Ctrl-C reaches all of them; each saves, and all are waited for.
+    A signal that asks to end is passed on; each saves, all are waited for, and then the signal does what it does.
     """
-    started = []
+    started: list[subprocess.Popen[bytes]] = []
     for job in range(jobs):
         place = {"CUDA_VISIBLE_DEVICES": devices[job % len(devices)]} if devices else {}
         command = [sys.executable, "-m", "phonetrain", "sweep", *words]
         started.append(subprocess.Popen(command, env={**os.environ, **place}, stdout=subprocess.DEVNULL))
-    codes: list[int] = []
-    interrupted = False
-    for process in started:
-        while True:
-            try:
-                codes.append(process.wait())
-                break
-            except KeyboardInterrupt:
-                interrupted = True
-    if interrupted:
-        raise KeyboardInterrupt
+    with noticed_signals(PassedOn(started)) as request:
+        codes = [process.wait() for process in started]
+    if request.reason:
+        signal.raise_signal(getattr(signal, request.reason))
     if all(codes):
         raise PhonetrainError(f"sweep: all {jobs} processes failed; their messages stand above")
+
+
+class PassedOn(StopRequest):
+    """Sends signals on to processes."""
+
+    def __init__(self, processes: Sequence[subprocess.Popen[bytes]]) -> None:
+        super().__init__()
+        self.processes = processes
+
+    def receive(self, number: int, frame: object) -> None:
+        self.reason = signal.Signals(number).name
+        # Ctrl-C reaches all processes of a terminal, and a second one would end them unsaved.
+        for process in self.processes if number != signal.SIGINT else ():
+            process.send_signal(number)
 
 
 class Sweep:
@@ -207,8 +216,8 @@ class Sweep:
                 console = Watching(run, trial, order * self.space.config.epochs, scores, end)
                 self.trained(run, settings | {"seed": seed}, console)
                 best = run.best()
-                if run.status == "SIGINT":
-                    raise KeyboardInterrupt
+                if run.status.startswith("SIG"):
+                    signal.raise_signal(getattr(signal, run.status))  # the run only saved: it is meant for the sweep
                 if run.status == "pruned":
                     study.tell(trial, state=states.PRUNED)
                     self.say(settings, f"pruned after epoch {len(run.metrics('epoch'))}")

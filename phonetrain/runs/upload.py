@@ -1,7 +1,8 @@
 """metrics.jsonl, replayed as one continuous curve into wandb, TensorBoard's event files or trackio.
 
 What a tracker recorded live is one piece a segment, and abandoned steps with it; the lines of the run's life are not. A
-second call adds only lines that are new; where the run has gone back since, another curve is begun.
+second call adds only lines that are new; where the run has gone back since, another curve is begun. Files that
+wandb writes offline hold the whole curve each time: nothing says whether those before were ever synced.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import xxhash
@@ -34,7 +36,7 @@ def upload(run: RunName = None, to: Target = "wandb") -> dict[str, Any]:
     WANDB_MODE=offline writes files to sync later), "tensorboard" (event files in RUN/tensorboard) or "trackio" (a
     local database).
 
-    Returns to, where (an address or a folder), lines (of the whole life) and added.
+    Returns to, where (an address or a folder), lines (of the whole life), added, and offline (wandb's files, unsent).
     Raises RunNotFound, ConfigError for another target, PhonetrainError where it cannot be sent: nothing counts as sent
     then.
     """
@@ -47,10 +49,12 @@ def upload(run: RunName = None, to: Target = "wandb") -> dict[str, Any]:
     told = run.read_json(run.tracker_path)
     known = (told.get("uploaded") or {}).get(to) or {}
     there = int(known.get("lines", 0))
-    goes_on = 0 < there <= len(lines) and known.get("digest") == digest(lines[:there])
+    offline = to == "wandb" and wandb_mode() == "offline"
+    held = known.get("offline") == offline and 0 < there <= len(lines) and known["digest"] == digest(lines[:there])
+    if held and there == len(lines):
+        return {"to": to, "where": known["where"], "lines": there, "added": 0, "offline": offline}
+    goes_on = held and not offline
     new = lines[there:] if goes_on else lines
-    if not new:
-        return {"to": to, "where": known["where"], "lines": len(lines), "added": 0}
     curve = int(known.get("curve", 0)) + (0 if goes_on else 1)
     config = RunConfig.from_toml(run.config_path)
     try:
@@ -63,18 +67,22 @@ def upload(run: RunName = None, to: Target = "wandb") -> dict[str, Any]:
         reason = opening_line(error)
         raise PhonetrainError(f"{to}: could not be written ({reason}); the same command tries again") from error
     told = run.read_json(run.tracker_path)  # a sender may have made the id
-    sent = {"lines": len(lines), "digest": digest(lines), "curve": curve, "where": where}
+    sent = {"lines": len(lines), "digest": digest(lines), "curve": curve, "where": where, "offline": offline}
     run.write_json(run.tracker_path, told | {"uploaded": (told.get("uploaded") or {}) | {to: sent}}
                    | ({"url": where} if to == "wandb" and where.startswith("http") else {}))  # fmt: skip
-    return {"to": to, "where": where, "lines": len(lines), "added": len(new)}
+    return {"to": to, "where": where, "lines": len(lines), "added": len(new), "offline": offline}
 
 
 def digest(lines: Lines) -> str:
     return xxhash.xxh3_64_hexdigest(to_json(list(lines), indent=None).encode())
 
 
+def wandb_mode() -> Mode:
+    return "offline" if os.environ.get("WANDB_MODE", "").strip().lower() in ("offline", "dryrun") else "online"
+
+
 def to_wandb(run: Run, config: RunConfig, lines: Lines, curve: int, goes_on: bool) -> str:
-    mode: Mode = "offline" if os.environ.get("WANDB_MODE", "").strip().lower() in ("offline", "dryrun") else "online"
+    mode = wandb_mode()
     if mode == "online" and not logged_in():
         raise PhonetrainError(
             "wandb: nobody is logged in; `wandb login` does that, and --to tensorboard or trackio need no account"
@@ -89,7 +97,7 @@ def to_wandb(run: Run, config: RunConfig, lines: Lines, curve: int, goes_on: boo
         best = run.best()
         if best is not None:
             sent.summary.update({"best_dev_accuracy": best["dev_accuracy"], "best_epoch": best["epoch"]})
-        return sent.url or f"{run.path}{os.sep}wandb"
+        return sent.url or str(Path(sent.dir).parent)
     finally:
         sent.finish()
 

@@ -1,6 +1,7 @@
 """sweep: what is tried, that it goes on where it was stopped, and that its trials are ordinary runs."""
 
 import os
+import signal
 
 import pytest
 
@@ -15,6 +16,7 @@ from phonetrain.planning.sweep import sweep
 from phonetrain.reports.report import report
 from phonetrain.runs.directory import Run
 from tests.forked import Forked
+from tests.phonetrain.test_distributed import wait_for
 from tests.training import TINY, fit_tiny, numbers, resume_tiny, weights
 
 SMALL = [setting for setting in TINY if not setting.startswith(("epochs", "model.depth"))]
@@ -140,3 +142,19 @@ def test_two_processes_share_the_trials(learnable_corpus, tmp_path, capsys):
     out = capsys.readouterr().out
     assert out.count("complete") == 2 and "mean of 2 seeds" in out
     assert all(len(Run(path).events("run_started")) == 1 for path in (tmp_path / "s").glob("c*-t*"))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_a_request_to_end_ends_the_sweep_and_its_jobs_with_their_runs_saved(learnable_corpus, tmp_path):
+    words = ["sweep", "default", *SMALL, "seed=0", "model.norm=batch,none", "epochs=4000", "--jobs", "2"]
+    place = ["--corpus", str(learnable_corpus.path), "--out", str(tmp_path / "s")]
+    process = Forked(main, [*words, *place], output=tmp_path / "words.txt")
+    runs = [Run(tmp_path / "s" / f"c{number}-t0-s0") for number in range(2)]
+    try:
+        wait_for(lambda: all(run.has_trained for run in runs), process, process.output)
+        process.terminate()
+        assert process.wait() == -signal.SIGTERM
+    finally:
+        process.kill()
+    assert [run.status for run in runs] == ["SIGTERM", "SIGTERM"]
+    assert all(len(run.events("segment_ended")) == 1 and list(run.checkpoints.glob("step-*")) for run in runs)

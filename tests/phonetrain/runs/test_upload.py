@@ -13,7 +13,7 @@ from phonetrain.cli.main import exit_code
 from phonetrain.config.run_config import RunConfig
 from phonetrain.errors import ConfigError, PhonetrainError
 from phonetrain.runs.directory import Run
-from phonetrain.runs.upload import upload
+from phonetrain.runs.upload import SENDERS, upload
 from tests.phonetrain.runs.test_tracker import written
 from tests.training import StopAt, fit_tiny, resume_tiny
 
@@ -120,6 +120,28 @@ def test_trackio_keeps_one_run_on_this_machine(run, tmp_path, monkeypatch):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [str(len(run.metrics())), "0", str(len(run.metrics("train")))]
+
+
+def test_what_wandb_wrote_offline_is_whole_each_time_and_counts_as_sent_only_offline(run, monkeypatch):
+    sent = []
+
+    def sender(run, config, lines, curve, goes_on):
+        sent.append((len(lines), curve, goes_on))
+        return f"place {curve}"
+
+    monkeypatch.setitem(SENDERS, "wandb", sender)
+    whole = len(run.metrics())
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert upload(run)["offline"] and upload(run)["added"] == 0
+    resume_tiny(run, "epochs=4", "schedule.on_extend=hold")
+    longer = len(run.metrics())
+    assert upload(run)["added"] == longer > whole
+    monkeypatch.delenv("WANDB_MODE")
+    assert not upload(run)["offline"] and upload(run)["added"] == 0
+    resume_tiny(run, "epochs=5", "schedule.on_extend=hold")
+    added = len(run.metrics()) - longer
+    assert upload(run)["added"] == added
+    assert sent == [(whole, 1, False), (longer, 2, False), (longer, 3, False), (added, 3, True)]
 
 
 def test_without_a_login_or_numbers_one_sentence_says_so(run, tmp_path, monkeypatch):
