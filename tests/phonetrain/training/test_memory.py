@@ -144,7 +144,8 @@ def cepstra(tmp_path_factory):
 
 def most_at_once(work: Callable[[], None]) -> int:
     """The most bytes of tensors made by `work` that are there at one time."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as done:
+    # acc_events: torch 2.11 warns that it might drop events without it.
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as done:
         work()
     events = (event for event in done.profiler.kineto_results.events() if event.name() == "[memory]")
     changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
