@@ -11,7 +11,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from phonedata.files import read_file, write_files
+from phonedata.files import is_folder, read_file, write_files
 
 from ..console.open import show_picture
 from ..display.plots import as_png, draw_run, draw_runs
@@ -73,8 +73,10 @@ def sealed(content: bytes) -> bytes:
 def refuse_edited(path: Path) -> None:
     """Raise PhonetrainError where `path` is not as `sealed` left it."""
     try:
-        found = read_file(path)
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):  # writing says what is wrong
+        found = None if is_folder(path) else read_file(path)
+    except (FileNotFoundError, NotADirectoryError):
+        found = None
+    if found is None:  # writing says what is wrong; to read a folder, Windows says, is not allowed
         return
     size = len(SEAL % (b"0" * 64))
     if sealed(found[:-size]) != found:

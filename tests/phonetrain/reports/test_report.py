@@ -168,6 +168,7 @@ def test_a_page_that_cannot_be_read_is_not_taken_for_none(tmp_path, monkeypatch)
 
     refuse_edited(tmp_path / "absent.html")
     monkeypatch.setattr("phonetrain.reports.report.read_file", fail)
+    refuse_edited(tmp_path)  # a folder: writing says that it is one
     with pytest.raises(OSError, match="Input/output"):
         refuse_edited(tmp_path / "page.html")
 
