@@ -28,7 +28,7 @@ def locate(name_or_path: str | os.PathLike[str]) -> Path:
     text, names = os.fspath(name_or_path), recipe_names()
     if text in names:
         return FOLDER / f"{text}.toml"
-    # os.path answers False for what can be no name, as one that is too long; Path would raise.
+    # is_file answers False for what can be no name, as one that is too long.
     if is_file(text) or (len(text) < LONGEST and (text.endswith(".toml") or "/" in text or os.sep in text)):
         return Path(text)
     if len(text) >= LONGEST:
