@@ -44,7 +44,9 @@ class OpenFile:
         if path != self._path or self._file is None:
             self.__del__()
             self._file = None
-            self._file = open(path, "rb", opener=lambda name, _: os.open(name, READ_FLAGS))  # noqa: SIM115
+            # Lines and heads of matrices are short and lie far apart. By default a buffer is what the file system likes
+            # to hand over, on a network a megabyte or more, and each of them would cost as much.
+            self._file = BufferedReader(FileIO(path, opener=lambda name, _: os.open(name, READ_FLAGS)), 4096)
             self._path = path
         return self._file
 
