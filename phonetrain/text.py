@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shlex
 import sys
 from typing import Any
@@ -46,11 +47,17 @@ def opening_line(error: BaseException) -> str:
     return lines[0].strip()[:200] if lines else type(error).__name__
 
 
+IN_NOTEBOOK = "PHONETRAIN_IN_NOTEBOOK"
+
+
 def in_notebook() -> bool:
-    """Whether an IPython kernel shows our output (Jupyter, Colab, Kaggle, VS Code); IPython in a terminal is none."""
+    """Whether an IPython kernel shows our output (Jupyter, Colab, Kaggle, VS Code); IPython in a terminal is none.
+
+    A process that a kernel started for `devices` has IN_NOTEBOOK set: what it says is shown there.
+    """
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
-    return getattr(shell, "kernel", None) is not None
+    return getattr(shell, "kernel", None) is not None or IN_NOTEBOOK in os.environ
 
 
 def command(verb: str, *words: object, **options: object) -> str:

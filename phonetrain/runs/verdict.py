@@ -79,7 +79,8 @@ class Scores:
 
     @property
     def gain_in_words(self) -> str:
-        return f"{100 * self.gained:+.2f} points of dev accuracy in the last {counted(self.looked_back, 'epoch')}"
+        last = "epoch" if self.looked_back == 1 else counted(self.looked_back, "epoch")
+        return f"{100 * self.gained:+.2f} points of dev accuracy in the last {last}"
 
 
 def overfitting(scores: Scores) -> str | None:

@@ -30,7 +30,7 @@ from ..console.open import open_console
 from ..distributed import launched_size
 from ..errors import ConfigError, TrainingStopped
 from ..runs.directory import Run
-from ..text import counted, short
+from ..text import IN_NOTEBOOK, counted, in_notebook, short
 from .session import show_curves
 from .stopping import StopRequest, noticed_signals
 
@@ -172,9 +172,9 @@ def shown(stream: IO[bytes], console: Console) -> Iterator[Any]:
 
 
 def environment(processes: int) -> dict[str, str]:
-    """Of the processes to start: this one's modules, and a share of the cores each."""
+    """Of the processes to start: this one's modules, a share of the cores each, and where their words are shown."""
     path = [str(Path(__file__).parents[2]), *filter(None, sys.path)]
-    own = {"PYTHONPATH": os.pathsep.join(dict.fromkeys(path))}
+    own = {"PYTHONPATH": os.pathsep.join(dict.fromkeys(path))} | ({IN_NOTEBOOK: "1"} if in_notebook() else {})
     return {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // processes)), **os.environ, **own}
 
 

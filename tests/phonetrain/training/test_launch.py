@@ -15,6 +15,7 @@ from phonetrain.console.base import Console
 from phonetrain.distributed import from_slurm, launched_size
 from phonetrain.errors import ConfigError, RunExists, TrainingStopped
 from phonetrain.runs.directory import Run
+from phonetrain.text import command
 from phonetrain.training import launch
 from phonetrain.training.fit import fit
 from phonetrain.training.resume import resume
@@ -92,6 +93,16 @@ def test_a_killed_process_is_one_sentence(learnable_corpus, tmp_path):
     made = config("devices=2").replaced({"model.factory": f"{tmp_path / 'mymodel.py'}:build"})
     with pytest.raises(TrainingStopped, match="devices = 2: one of the processes was ended by SIGKILL, as the system"):
         fit(config=made, corpus=learnable_corpus.path, run=tmp_path / "run", console=Console())
+
+
+@pytest.mark.parametrize(("notebook", "told"), [
+    (True, "phonetrain.resume('runs/a')"), (False, "phonetrain resume runs/a")
+])  # fmt: skip
+def test_what_processes_advise_is_written_for_whoever_started_them(notebook, told, monkeypatch):
+    monkeypatch.setattr(launch, "in_notebook", lambda: notebook)
+    for name, value in launch.environment(2).items():
+        monkeypatch.setenv(name, value)
+    assert command("resume", "runs/a") == told
 
 
 def test_an_error_of_somebody_elses_keeps_its_traceback(learnable_corpus, tmp_path):
