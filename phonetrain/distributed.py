@@ -10,6 +10,8 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import sys
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -27,6 +29,7 @@ from .text import counted
 # Why a rank wants to pause; the last one wins.
 REASONS = (None, "checkpoint", "pruned", "deadline", "SIGHUP", "SIGUSR1", "SIGTERM", "SIGINT")
 BUCKET_BYTES = 25 << 20  # of gradients that are sent together
+LONG_WAIT_S = 20.0  # for the other processes of a launch, after which that is said
 PATIENCE = timedelta(minutes=30)  # for a rank that packs, compiles or reads a cold corpus
 
 
@@ -209,9 +212,11 @@ def init(device: str = "auto") -> Iterator[ProcessGroup]:
             )
         torch.cuda.set_device(local)
     # torchrun's store outlives processes: without a prefix of its own, an attempt finds addresses of dead ones.
-    store = dist.PrefixStore(f"phonetrain attempt {restarts}", next(dist.rendezvous("env://", timeout=PATIENCE))[0])
-    dist.init_process_group("nccl" if on_cuda else "gloo", store=store, rank=rank, world_size=size, timeout=PATIENCE)
-    _hosts[:] = [dist.new_group(backend="gloo", timeout=PATIENCE) if on_cuda else dist.group.WORLD]
+    backend = "nccl" if on_cuda else "gloo"
+    with told_if_waiting(rank, size):
+        store = dist.PrefixStore(f"phonetrain attempt {restarts}", next(dist.rendezvous("env://", timeout=PATIENCE))[0])
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
+        _hosts[:] = [dist.new_group(backend="gloo", timeout=PATIENCE) if on_cuda else dist.group.WORLD]
     _current = ProcessGroup(rank, size, local, restarts)
     try:
         yield _current
@@ -219,6 +224,23 @@ def init(device: str = "auto") -> Iterator[ProcessGroup]:
         _current = ProcessGroup()
         _hosts.clear()
         dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def told_if_waiting(rank: int, size: int) -> Iterator[None]:
+    """Say once on stderr where others are waited for, if the block takes longer than they need to start."""
+    others = "another process" if size == 2 else f"{size - 1} other processes"
+    address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    said = (
+        f"RANK {rank} of WORLD_SIZE {size}: waiting for {others} at {address}, up to {PATIENCE.seconds // 60} minutes"
+    )
+    timer = threading.Timer(LONG_WAIT_S, print, [said], {"file": sys.stderr, "flush": True})
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 class GradientSums:

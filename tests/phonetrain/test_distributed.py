@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 from torch import nn
 
 from phonedata import PackedCorpus
+from phonetrain import distributed
 from phonetrain.config.run_config import load_recipe
 from phonetrain.console.base import Console
 from phonetrain.distributed import ProcessGroup, current, init, reduce_norms
@@ -275,6 +277,23 @@ def test_norm_that_cannot_be_summed_over_ranks_is_refused_by_name(monkeypatch, n
 
 def test_norm_over_ranks_equals_torch_on_the_whole_batch(tmp_path):
     call_ranks(2, check_norm, output=tmp_path / "told.txt")
+
+
+def test_process_that_waits_long_for_the_others_says_where(monkeypatch, capsys):
+    monkeypatch.setenv("MASTER_ADDR", "node1")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    with distributed.told_if_waiting(0, 2):
+        pass
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(distributed, "LONG_WAIT_S", 0.0)
+    with distributed.told_if_waiting(0, 2):
+        for timer in threading.enumerate():
+            if isinstance(timer, threading.Timer):
+                timer.join()
+    assert (
+        capsys.readouterr().err
+        == "RANK 0 of WORLD_SIZE 2: waiting for another process at node1:29500, up to 30 minutes\n"
+    )
 
 
 def test_more_processes_than_gpus_are_refused_in_one_sentence(monkeypatch):
