@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import os
 import re
@@ -33,7 +34,7 @@ from .smoothing import LabelCounts, count_labels
 
 
 @dataclass(frozen=True, kw_only=True)
-class Net:
+class Net(abc.ABC):
     """Whatever gives logits for windows of a corpus: a run's checkpoint, or an exported model.
 
     Attributes:
@@ -70,13 +71,13 @@ class Net:
         """Why features of the corpus at hand may not be like those of training."""
         return [] if self.other_corpus is None else frontend_doubts(self.known, self.corpus)
 
+    @abc.abstractmethod
     def logits(self, windows: Tensor) -> Tensor:
         """(B, C) float32 of windows (B, W, D) float32; with n neighbours (B, 2n + 1, C)."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def label_counts(self) -> LabelCounts:
         """Counts of the training labels. Raises ConfigError where they are not to be had."""
-        raise NotImplementedError
 
 
 def warn_of_other_corpus(nets: Iterable[Net]) -> None:
