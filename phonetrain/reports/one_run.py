@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -138,6 +139,7 @@ def worst(run: Run, scores: dict[str, Any]) -> list[str]:
         net = open_trained(run, scores["checkpoint"])
         features, labels, rows = utterance_posteriors(net, scores["partition"], name)
     except (PhonetrainError, PhonedataError) as error:
+        print(f"warning: the worst utterance could not be drawn: {error}", file=sys.stderr)
         return [page.paragraph(f"It could not be drawn: {error}")]
     symbols, shift = net.corpus.phonemes.symbols, net.corpus.frame_shift_ms
     shown_frames = slice(0, int(MOST_SECONDS * 1000 / shift))
